@@ -1,0 +1,218 @@
+"""The Python interface, `intone.load` and `intone.train`, and the verbs that are a thin coat over it.
+
+torch is imported inside the functions that compute: `intone tune --facts` and a mistyped run answer without it.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from intone import jobs
+from intone.config import TrainJob
+from intone.data.chat import Message, parse_messages
+from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, EXIT_STOPPED, Damaged, UserError
+from intone.hardware import load_facts
+from intone.paths import home, read_json, write_json
+from intone.records import Answer, read_choices
+from intone.runs import Place, find_stage
+from intone.settings import ChatSettings, EvalSettings, Layer, Resolved, TrainSettings, TuneSettings, resolve
+
+if TYPE_CHECKING:
+    from intone.data.tokenizer import Tokenizer
+    from intone.engine.engine import Engine
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class LoadedModel:
+    """A trained model with its tokenizer and a running engine. Close it after use: the engine owns a thread."""
+
+    def __init__(self, engine: "Engine", tokenizer: "Tokenizer", place: Place) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.place = place
+
+    def chat(
+        self, messages: str | Sequence[Message] | Sequence[Mapping[str, Any]], *, max_tokens: int | None = 256,
+        temperature: float = 0.0, top_k: int | None = None, top_p: float = 1.0, seed: int | None = None,
+        tools: bool = True,
+    ) -> str:  # fmt: skip
+        """The readable answer to a question, or to a list of {"role", "content"} that ends with the user's turn.
+
+        Raises UserError for a conversation that is none or does not fit, RuntimeError where the model fails.
+        """
+        from intone.engine.requests import Request
+
+        request = Request(
+            conversation(messages), max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            seed=seed, tools=tools,
+        )  # fmt: skip
+        completion = self.engine.generate([request])[0][0]
+        if completion.reason == "error":
+            raise RuntimeError(completion.error)
+        return completion.text
+
+    def close(self) -> None:
+        """Ends the engine; harmless when called twice."""
+        self.engine.close()
+
+    def __enter__(self) -> "LoadedModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load(
+    run: str = "latest", *, device: Device = "auto", dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+) -> LoadedModel:
+    """The model of a run, ready to generate. run: NAME, NAME/STAGE, a path, or latest.
+
+    dtype auto: the one it was trained in. Raises UserError where there is no such run, stage or save.
+    """
+    place = find_stage(run)
+    job = read_job(place.folder)
+
+    import torch
+
+    from intone.data.tokenizer import Tokenizer
+    from intone.engine.engine import Engine
+    from intone.engine.load import load_model
+    from intone.tune.settle import settle_device
+
+    chosen = settle_device(Resolved(device, "default" if device == "auto" else "flag", "intone.load"), load_facts())
+    tokenizer = Tokenizer.load(Path(job.tokenizer))
+    if tokenizer.hash != job.tokenizer_hash:
+        raise Damaged(
+            f"the tokenizer in {job.tokenizer} is not the one that {place.folder} was trained with",
+            value=tokenizer.hash,
+            fix="restore that folder, or train again",
+        )
+    trained_in = read_choices(place.folder).segments[-1].dtype
+    model = load_model(place.folder, dtype=trained_in if dtype == "auto" else dtype, device=torch.device(chosen.value))
+    return LoadedModel(Engine(model, tokenizer), tokenizer, place)
+
+
+def train(stage: str, **settings: Any) -> Answer:
+    """`intone train STAGE` from Python: settings as the flags of that verb -> its result, run and path.
+
+    Raises UserError for an unknown setting (with the nearest name) and wherever training needs the person.
+    """
+    from intone.pipeline import run_train
+
+    asked, origins = resolve(TrainSettings, [Layer("flag", "intone.train", {"stage": stage, **settings})])
+    return run_train(asked, origins)
+
+
+def conversation(messages: str | Sequence[Message] | Sequence[Mapping[str, Any]]) -> list[Message]:
+    """A question, messages, or their JSON form -> messages. Raises UserError."""
+    if isinstance(messages, str):
+        return [Message("user", messages)]
+    if all(isinstance(message, Message) for message in messages):
+        return list(messages)  # type: ignore[arg-type]
+    return parse_messages([dict(message) if isinstance(message, Mapping) else message for message in messages])
+
+
+def read_job(folder: Path) -> TrainJob:
+    """The recipe of a training job. Raises UserError where the folder is no such job."""
+    return TrainJob.from_json(read_json(folder / "config.json"))
+
+
+def chat(settings: ChatSettings, _origins: Mapping[str, Resolved]) -> Answer:
+    """`intone chat`: one answer for --prompt or piped text, else a conversation in the terminal."""
+    from intone.serve.terminal import answer_once, chat_loop, piped_prompt
+
+    find_stage(settings.from_run)  # a mistyped run is said before anything is loaded
+    prompt = settings.prompt if settings.prompt is not None else piped_prompt(sys.stdin)
+    if prompt is None and settings.json:
+        raise UserError("--json needs a question", fix='add --prompt "..." or pipe a text in')
+    with load(settings.from_run, device=settings.device) as model:
+        run, path = model.place.run.name if model.place.run else None, str(model.place.folder)
+        if prompt is not None:
+            out = None if settings.json else sys.stdout
+            answer = answer_once(model.engine, prompt, settings=settings, out=out)
+            return Answer({"prompt": prompt, "answer": answer}, run=run, path=path)
+        code = chat_loop(model.engine, model.tokenizer, settings=settings)
+    outcomes = {EXIT_DONE: "done", EXIT_STOPPED: "stopped"}
+    return Answer({}, run=run, path=path, outcome=outcomes.get(code, "error"), exit=code)
+
+
+def evaluate(settings: EvalSettings, _origins: Mapping[str, Resolved]) -> Answer:
+    """`intone eval RUN`: the evaluation job in a worker of its own -> bits per byte and skills as tables."""
+    from intone.pipeline import skills_table
+
+    place = find_stage(settings.run)
+    config = evaluation_config(place, settings)
+    choices = read_choices(place.folder)
+    with jobs.trial_folder(home() / "trials") as folder:
+        write_json(folder / "config.json", config)
+        outcome = jobs.start(folder, choices.environment).wait()
+        result = read_json(folder / "eval.json") if outcome.outcome == "done" else {}
+    if outcome.outcome == "stopped":
+        raise KeyboardInterrupt
+    run, path = place.run.name if place.run else None, str(place.folder)
+    if outcome.outcome != "done":
+        failure = UserError(f"the evaluation ended as {outcome.outcome}: {outcome.message}", fix=outcome.fix)
+        return Answer(
+            {},
+            str(failure),
+            run=run,
+            path=path,
+            outcome=outcome.outcome,
+            exit=EXIT_CHECK_FAILED,
+            error=failure.as_json(),
+        )
+    result.pop("format", None)
+    lines = [f"run {run or path}, stage {place.stage}"]
+    if bpb := result.get("bpb"):
+        lines.append(
+            f"{bpb['value']:.4f} bits per byte [{bpb['low']:.4f}, {bpb['high']:.4f}], {bpb['num_bytes']:,} bytes"
+        )
+    if starter := result.get("starter"):
+        lines.append(skills_table(starter))
+    return Answer(result, "\n".join(lines), run=run, path=path)
+
+
+def evaluation_config(place: Place, settings: EvalSettings) -> dict[str, Any]:
+    """config.json of the evaluation job: the stage's own dtype; the run's validation text unless --val names another."""
+    from intone.data.tokenizer import Tokenizer
+    from intone.prepare import ensure_part, find_source
+
+    job = read_job(place.folder)
+    segment = read_choices(place.folder).segments[-1]
+    text_job = job
+    if place.run is not None and (place.run.stage_folder("base") / "config.json").exists():
+        text_job = read_job(place.run.stage_folder("base"))
+    val = text_job.val
+    if settings.val:
+        source = find_source("documents", settings.val, ())
+        as_validation = type(source)("documents", source.files, (*source.files, *source.val_files))
+        tokenizer = Tokenizer.load(Path(job.tokenizer))
+        val = str(ensure_part(as_validation, tokenizer, part="validation", num_starter=0, name="base val").folder)
+    if "bpb" in settings.tasks and val is None:
+        raise UserError("this run has no validation text", value=str(place.folder), fix="name one: --val PATH")
+    return {
+        "format": 1,
+        "job": "evaluate",
+        "from": str(place.folder),
+        "tokenizer": job.tokenizer,
+        "dtype": segment.dtype,
+        "threads": segment.threads,
+        "tasks": list(settings.tasks),
+        "val": val,
+        "val_tokens": text_job.eval_tokens,
+        "context": text_job.context,
+        "num_items": settings.num_items,
+        "seed": 0,
+    }
+
+
+def tune(settings: TuneSettings, _origins: Mapping[str, Resolved]) -> Answer:
+    """`intone tune --facts`: what is known about this machine, with sources."""
+    from intone.tune.facts import facts_json, facts_text
+
+    if not settings.facts:
+        raise UserError("say what to tune", fix="intone tune --facts prints what this machine can do")
+    facts = load_facts(again=settings.fresh)
+    return Answer(facts_json(facts), facts_text(facts), path=str(facts.folder))

@@ -1,0 +1,1 @@
+"""Measurements anyone can repeat; each writes rows to bench/results."""

@@ -1,0 +1,66 @@
+"""Asks a child process of this package one question in JSON, so that torch, crashes and hangs stay out of ours."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PACKAGE_PARENT = Path(__file__).resolve().parents[1]
+
+
+class ChildFailed(Exception):
+    """The child gave no answer; the text says why in words for a reason or a log line."""
+
+
+def ask_child(
+    module: str, question: dict[str, Any], *, timeout_s: float, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The answer of `python -m module`, which reads question from stdin and prints one JSON object as its last line.
+
+    environment is added to ours. The child has its own process group, which is killed after timeout_s, and when
+    we are interrupted. Raises ChildFailed where it ends with an error, a signal, too late or without an answer.
+    """
+    variables = {**os.environ, **(environment or {})}
+    search = [str(PACKAGE_PARENT), variables.get("PYTHONPATH", "")]
+    variables["PYTHONPATH"] = os.pathsep.join(part for part in search if part)
+    child = subprocess.Popen(
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=variables,
+        start_new_session=True,
+    )
+    try:
+        output, errors = child.communicate(json.dumps(question).encode(), timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise ChildFailed(f"no answer within {timeout_s:g} s") from None
+    finally:
+        end_group(child)
+    if child.returncode < 0:
+        raise ChildFailed(f"ended by {signal.Signals(-child.returncode).name}")
+    if child.returncode > 0:
+        raise ChildFailed(last_line(errors) or f"ended with exit code {child.returncode}")
+    try:
+        answer = json.loads(last_line(output))
+    except ValueError:
+        raise ChildFailed("its answer was not JSON") from None
+    assert isinstance(answer, dict), "a child answers with one JSON object"
+    return answer
+
+
+def end_group(child: subprocess.Popen[bytes]) -> None:
+    """Kills what is left of the child and its own children, and waits for it."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+
+
+def last_line(output: bytes) -> str:
+    """The last line that is not empty, decoded; empty where there is none."""
+    lines = output.decode(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else ""

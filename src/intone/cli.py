@@ -1,0 +1,314 @@
+"""The command line: flags to settings with their origins, and one readable end for every command.
+
+The only module that imports tyro, and only once a verb's flags must be read.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import intone
+from intone import settings as settings_module
+from intone.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_CHECK_FAILED,
+    EXIT_DONE,
+    EXIT_STOPPED,
+    DiskFull,
+    UserError,
+    nearest,
+    unknown_name,
+)
+from intone.fields import flag_of, help_of, kind, metavar, shown
+from intone.log import say
+from intone.paths import home, write_atomic
+from intone.records import FORMAT, Answer
+from intone.settings import Checked, Layer, Resolved, inherited, named_fields, preset_rows, resolve, show_table
+from intone.verbs import VERBS, static_answer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line -> exit code: 0 done, 1 a check or we failed, 2 the person's input, 130 stopped.
+
+    With --json the last line on stdout is the result object, however the command ends.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    static = static_answer(words)
+    if static is not None:
+        print(static)
+        return EXIT_DONE
+    ours, theirs = split_argv(words)
+    verb, as_json = ours[0], "--json" in ours
+    try:
+        answer = run_verb(verb, ours[1:], theirs)
+        if answer is None:
+            return EXIT_DONE
+        if answer.text and not as_json:
+            print(answer.text)
+    except UserError as error:
+        answer = _failed("disk_full" if isinstance(error, DiskFull) else "bad_input", EXIT_BAD_INPUT, error)
+        say(f"intone {verb}: {error}")
+    except KeyboardInterrupt:
+        answer = _failed(
+            "stopped", EXIT_STOPPED, UserError("stopped", fix="the same command goes on from the last save")
+        )
+        say(f"\nintone {verb}: stopped")
+    except BrokenPipeError:
+        # the reader of stdout went away (`| head`): nobody is left to tell, and Python must not try again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_STOPPED
+    except Exception as error:
+        answer = _crashed(verb, words, error)
+    if as_json:
+        print(json_line(verb, answer), flush=True)
+    return answer.exit
+
+
+def split_argv(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """(what is for us, the foreign command after the first `--` or None)."""
+    words = list(argv)
+    if "--" not in words:
+        return words, None
+    cut = words.index("--")
+    return words[:cut], words[cut + 1 :]
+
+
+def run_verb(verb: str, args: list[str], theirs: list[str] | None) -> Answer | None:
+    """Reads the flags and calls the verb; None where only help was printed. Raises UserError."""
+    if verb not in VERBS:
+        raise unknown_name("verb", verb, VERBS)
+    if theirs is not None:
+        raise UserError(f"intone {verb} takes no command after --", value=" ".join(theirs), fix="leave out the --")
+    cls: type[Checked] = getattr(settings_module, VERBS[verb].settings)
+    given = parse_flags(verb, cls, args)
+    if given is None:
+        return None
+    settings, origins = resolve(cls, layers(cls, given))
+    if getattr(settings, "show", False):
+        return _show(verb, settings, origins)
+    answer = _call(VERBS[verb].target, settings, origins)
+    assert isinstance(answer, Answer), f"{VERBS[verb].target} returned no Answer"
+    return answer
+
+
+def layers(cls: type[Checked], given: Mapping[str, Any]) -> list[Layer]:
+    """What overlays the defaults: settings of `--from RUN` where this verb inherits them, then the flags."""
+    fields = named_fields(cls)
+    stronger = [Layer("flag", flag_of(fields[name]), {name: value}) for name, value in given.items()]
+    inherits = any(entry.metadata.get("inherit") for entry in fields.values())
+    if not inherits or not isinstance(given.get("from_run"), str):
+        return stronger
+    from intone.runs import find_run
+
+    run = find_run(given["from_run"])
+    return [Layer("from", f"run {run.name}", inherited(cls, run.settings)), *stronger]
+
+
+def parse_flags(verb: str, cls: type[Checked], args: list[str]) -> dict[str, Any] | None:
+    """The settings that the words name, and only those; None where help was asked and printed.
+
+    Raises UserError for an unknown flag (with the nearest), a flag given twice, or a value of the wrong kind.
+    """
+    import tyro
+
+    fields = named_fields(cls)
+    words, named = _known_flags(verb, fields, args)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed: Any = tyro.cli(
+                _parser_class(cls), prog=f"intone {verb}", description=VERBS[verb].summary, args=words
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            return None
+        raise _explained(verb, fields, words, said.getvalue()) from None
+    values = dataclasses.asdict(parsed)
+    for name, flag in named.items():
+        if values[name] == ():
+            raise UserError(f"{flag} needs at least one value", value=flag, fix=f"see intone {verb} --help")
+    for name, entry in fields.items():
+        if values[name] == () and entry.default is dataclasses.MISSING:
+            raise _missing(verb, entry)
+    return {
+        name: values[name] for name, entry in fields.items() if name in named or _is_given_word(entry, values[name])
+    }
+
+
+def _known_flags(
+    verb: str, fields: Mapping[str, dataclasses.Field[Any]], args: list[str]
+) -> tuple[list[str], dict[str, str]]:
+    """The words made ready for tyro, and {setting: flag as written}. Raises UserError for unknown or repeated flags."""
+    spellings = {flag_of(entry): name for name, entry in fields.items()}
+    spellings |= {f"--no-{flag[2:]}": name for flag, name in spellings.items() if fields[name].default is True}
+    words: list[str] = []
+    named: dict[str, str] = {}
+    current: str | None = None
+    for word in args:
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        if not word.startswith("--"):
+            words.append(_plain(word, fields[current]) if current else word)
+            continue
+        if flag == "--help":
+            words.append(flag)
+            continue
+        if flag not in spellings:
+            guess = nearest(flag, spellings)
+            fix = f"did you mean {guess}?" if guess else f"intone {verb} --help lists the flags"
+            raise UserError(f"unknown flag {flag} of intone {verb}", value=flag, fix=fix)
+        current = spellings[flag]
+        if current in named and fields[current].type is not bool:
+            raise UserError(f"{flag} is given twice", value=flag, fix="give it once; several values follow one flag")
+        named[current] = flag
+        words.append(f"{flag}={_plain(value, fields[current])}" if equals else flag)
+    return words, named
+
+
+def _plain(word: str, entry: dataclasses.Field[Any]) -> str:
+    """32,768 -> 32768 and none -> None, where the setting is a number."""
+    if "number" not in kind(entry.type):
+        return word
+    if word.lower() == "none":
+        return "None"
+    return word.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", word) else word
+
+
+def _is_given_word(entry: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a setting without a flag was given: it then differs from its default."""
+    return bool(entry.metadata.get("positional")) and value != entry.default
+
+
+def _parser_class(cls: type[Checked]) -> type:
+    """The settings class as tyro reads it: with help from the comments, flags as we spell them, and no checks."""
+    import tyro
+
+    helps = help_of(cls)
+    members: list[tuple[str, Any, Any]] = []
+    for name, entry in named_fields(cls).items():
+        positional = bool(entry.metadata.get("positional"))
+        argument = tyro.conf.arg(
+            name=None if positional else flag_of(entry)[2:],
+            help=helps[name],
+            metavar=name.upper() if positional else metavar(entry.type),
+            help_behavior_hint=_default_hint(entry),
+        )
+        marks: list[Any] = [argument, *([tyro.conf.Positional] if positional else [])]
+        if entry.type is bool and entry.default is False:
+            marks.append(tyro.conf.FlagCreatePairsOff)
+        default = (
+            dataclasses.field() if entry.default is dataclasses.MISSING else dataclasses.field(default=entry.default)
+        )
+        members.append((name, Annotated[(entry.type, *marks)], default))
+    return dataclasses.make_dataclass(cls.__name__, members, kw_only=True)
+
+
+def _default_hint(entry: dataclasses.Field[Any]) -> str:
+    """What `--help` says about leaving a setting out."""
+    if entry.default is dataclasses.MISSING:
+        return "(required)"
+    return "" if entry.default in (None, (), False) else f"(default: {shown(entry.default)})"
+
+
+def _explained(verb: str, fields: Mapping[str, dataclasses.Field[Any]], words: list[str], said: str) -> UserError:
+    """tyro's boxed complaint as one of our errors."""
+    text = " ".join(re.sub(r"[─│╭╮╰╯]", " ", said).split())
+    spellings = {flag_of(entry): entry for entry in fields.values()}
+    by_word = {entry.name: entry for entry in fields.values() if entry.metadata.get("positional")}
+    found = re.search(r"(?:parsing |argument ')(--[\w-]+|\w+)", text)
+    entry = spellings.get(found[1]) or by_word.get(found[1].lower()) if found else None
+    if text.startswith("Required options"):
+        missing = [entry for entry in by_word.values() if entry.default is dataclasses.MISSING]
+        return _missing(verb, missing[0])
+    if text.startswith("Unrecognized options"):
+        extra = text.partition("Unrecognized options: ")[2].split()[0].rstrip(",")
+        return UserError(f"unexpected {extra!r}", value=extra, fix=f"see intone {verb} --help")
+    if entry is None:
+        return UserError(text, fix=f"see intone {verb} --help")
+    flag, allowed = flag_of(entry), kind(entry.type)
+    if text.startswith("Missing argument"):
+        return UserError(f"{flag} needs a value: {allowed}", value=flag, fix=f"see intone {verb} --help")
+    value = _value_of(flag, words, text)
+    guess = nearest(value, [word.strip(",") for word in allowed.split()]) if value else None
+    fix = f"did you mean {guess!r}?" if guess else f"see intone {verb} --help"
+    return UserError(f"{flag} {value!r} is not {allowed}", value=value, fix=fix)
+
+
+def _missing(verb: str, entry: dataclasses.Field[Any]) -> UserError:
+    name = flag_of(entry)
+    return UserError(f"{name} is missing after intone {verb}", fix=f"{name} is {kind(entry.type)}")
+
+
+def _value_of(flag: str, words: list[str], text: str) -> str:
+    """The value that was refused: what the complaint quotes first, or, where that is broken, what follows the flag."""
+    values = [word.partition("=")[2] if word.startswith("--") else word for word in words]
+    quoted = re.search(r"""'([^']*)'|"([^"]*)\"""", text)
+    value = (quoted[1] or quoted[2] or "") if quoted else ""
+    return values[words.index(flag) + 1] if value not in values and flag in words[:-1] else value
+
+
+def _show(verb: str, settings: Checked, origins: Mapping[str, Resolved]) -> Answer:
+    """`--show`: the forecast where the verb has one, and every value with its origin and reason."""
+    rows = {name: entry for name, entry in origins.items() if name not in ("show", "json")}
+    rows |= preset_rows(rows["preset"].value)
+    values = {name: dataclasses.asdict(entry) for name, entry in rows.items()}
+    result: dict[str, Any] = {"settings": values}
+    text = show_table(rows)
+    forecast = VERBS[verb].forecast
+    if forecast is not None:
+        lines, result["forecast"] = _call(forecast, settings, origins)
+        text = f"{lines}\n\n{text}"
+    return Answer(result, text)
+
+
+def _call(target: str, settings: Checked, origins: Mapping[str, Resolved]) -> Any:
+    module, _, function = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)(settings, origins)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "intone":
+            raise
+        raise UserError(
+            f"the package {error.name} is not installed",
+            value=error.name,
+            fix="install intone with what it needs: .venv/bin/pip install .",
+        ) from error
+
+
+def _failed(outcome: str, code: int, error: UserError) -> Answer:
+    return Answer({}, outcome=outcome, exit=code, error=error.as_json())
+
+
+def _crashed(verb: str, words: list[str], error: Exception) -> Answer:
+    """Our own mistake: one line for the person, the traceback in a file under INTONE_HOME."""
+    report = f"intone {intone.__version__}: {' '.join(words)}\n\n{''.join(traceback.format_exception(error))}"
+    path = home() / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    message = f"{type(error).__name__}: {error}"
+    try:
+        write_atomic(path, report)
+        fix = f"this is a fault in intone; the details are in {path}"
+    except (OSError, UserError):
+        say(report)
+        fix = "this is a fault in intone; the details are above, since no file could be written"
+    failure = UserError(message, value=type(error).__name__, fix=fix)
+    say(f"intone {verb}: {failure}")
+    return _failed("error", EXIT_CHECK_FAILED, failure)
+
+
+def json_line(verb: str, answer: Answer) -> str:
+    """The result object of `--json`: one line."""
+    value: dict[str, Any] = {"format": FORMAT, "verb": verb, "outcome": answer.outcome, "exit": answer.exit}
+    if answer.error is None or answer.result:
+        value |= {"run": answer.run, "path": answer.path, "result": dict(answer.result)}
+    if answer.error is not None:
+        value["error"] = dict(answer.error)
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)

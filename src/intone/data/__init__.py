@@ -1,0 +1,1 @@
+"""Text and conversations on their way from files to packed rows of token ids."""

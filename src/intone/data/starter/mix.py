@@ -1,0 +1,85 @@
+"""Training conversations mixed from all skills, and the held-out items that measure them."""
+
+from collections.abc import Callable, Iterator
+from itertools import count, islice
+from random import Random
+
+from intone.data.chat import Message
+from intone.data.starter.calculating import arithmetic, units
+from intone.data.starter.dates import dates
+from intone.data.starter.facts import facts
+from intone.data.starter.item import SKILLS, Item
+from intone.data.starter.letters import counting, reversing, sorting, spelling
+from intone.data.starter.story import story
+from intone.data.starter.talk import identity, smalltalk
+from intone.errors import UserError
+
+_MAKERS: dict[str, Callable[..., Item]] = {
+    "identity": identity,
+    "smalltalk": smalltalk,
+    "arithmetic": arithmetic,
+    "spelling": spelling,
+    "counting": counting,
+    "sorting": sorting,
+    "reversing": reversing,
+    "dates": dates,
+    "units": units,
+    "facts": facts,
+    "story": story,
+}
+
+# share of the turns; guess: harder skills more often
+_SHARES = {
+    "identity": 4,
+    "smalltalk": 6,
+    "arithmetic": 9,
+    "spelling": 10,
+    "counting": 8,
+    "sorting": 13,
+    "reversing": 11,
+    "dates": 11,
+    "units": 7,
+    "facts": 10,
+    "story": 13,
+}
+_NUM_TURNS = (1, 2, 3, 4)
+_TURN_SHARES = (50, 25, 15, 10)
+
+
+def conversation_items(seed: int) -> Iterator[list[Item]]:
+    """The items of each training conversation, without end."""
+    rng = Random(f"starter conversations {seed}")
+    makers = [_MAKERS[skill] for skill in SKILLS]
+    shares = [_SHARES[skill] for skill in SKILLS]
+    for _ in count():
+        num_turns = rng.choices(_NUM_TURNS, _TURN_SHARES)[0]
+        yield [make(rng, held_out=False) for make in rng.choices(makers, shares, k=num_turns)]
+
+
+def conversations(seed: int, num: int | None = None) -> Iterator[list[Message]]:
+    """Training conversations of 1-4 turns, half of them of one; num of them or without end."""
+    for items in islice(conversation_items(seed), num):
+        yield [message for item in items for message in item.messages]
+
+
+def training_items(seed: int, num: int) -> Iterator[Item]:
+    """The first num items inside conversations(seed)."""
+    return islice((item for items in conversation_items(seed) for item in items), num)
+
+
+def eval_items(skill: str, seed: int = 0, num: int = 200) -> list[Item]:
+    """Up to num held-out items, no two with the same key; fewer only if the skill has no more.
+
+    Raises UserError for an unknown skill.
+    """
+    if skill not in _MAKERS:
+        raise UserError(f"unknown skill {skill!r}", value=skill, fix=f"known skills: {', '.join(SKILLS)}")
+    rng = Random(f"starter evaluation {seed} {skill}")
+    found: dict[tuple, Item] = {}
+    # 100 draws for each item: where that is not enough there are hardly any more keys
+    for _ in range(100 * num):
+        if len(found) == num:
+            break
+        item = _MAKERS[skill](rng, held_out=True)
+        found.setdefault(item.key, item)
+    return list(found.values())

@@ -1,0 +1,128 @@
+"""The bytes of a text file, whatever its compression and encoding, as UTF-8 that is read piece by piece."""
+
+import bz2
+import codecs
+import contextlib
+import errno
+import gzip
+import io
+import lzma
+import re
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, cast
+
+from intone.errors import Damaged, DiskFull, UserError
+
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+
+# A larger .txt or .md file is read as several documents, so that memory stays flat, a book can be shuffled, and
+# one file is enough to have something for validation. Sizes: guess.
+LARGE_TEXT_BYTES = 64 * 1024
+PIECE_BYTES = 16 * 1024  # a piece ends at the first blank line after so many bytes
+LONGEST_PIECE_BYTES = 1 << 20  # without a blank line it ends at a line, or else here
+BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
+
+# longest first: the mark of UTF-32 begins with that of UTF-16
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """The file's content, decompressed while it is read."""
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    if suffix == ".bz2":
+        return cast(IO[bytes], bz2.open(path, "rb"))
+    if suffix == ".xz":
+        return cast(IO[bytes], lzma.open(path, "rb"))
+    if suffix == ".zst":
+        import pyarrow
+
+        stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+        return io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20)  # adds reading by lines
+    return open(path, "rb")
+
+
+@contextlib.contextmanager
+def open_utf8(path: Path) -> Iterator[IO[bytes]]:
+    """The content as UTF-8 without a byte order mark; UTF-16 and UTF-32 are recognised by theirs and recoded."""
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open_binary(path))
+        head = stream.read(4)
+        stack.close()
+        stream = stack.enter_context(open_binary(path))
+        encoding = next((name for mark, name in BYTE_ORDER_MARKS if head.startswith(mark)), None)
+        if encoding == "utf-8-sig":
+            stream.read(len(codecs.BOM_UTF8))
+        elif encoding:
+            recoded = stack.enter_context(tempfile.TemporaryFile())
+            decoder = codecs.getincrementaldecoder(encoding)()
+            while data := stream.read(1 << 20):
+                recoded.write(decoder.decode(data).encode())
+            recoded.write(decoder.decode(b"", True).encode())
+            recoded.seek(0)
+            stream = recoded
+        yield stream
+
+
+@contextlib.contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """What a truncated or damaged file raises, as one error that names the file."""
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError) as error:
+        raise unreadable(path, str(error)) from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"no space left in {tempfile.gettempdir()} to unpack {path}",
+                value=str(path),
+                fix="set TMPDIR to a larger disk, or unpack the file yourself",
+            ) from None
+        if isinstance(error, gzip.BadGzipFile) or error.errno is None:  # a decoder's complaint, not the disk's
+            raise unreadable(path, str(error)) from None
+        raise UserError(f"cannot read {path}: {error.strerror}", value=str(path)) from None
+
+
+def unreadable(path: Path, detail: str) -> Damaged:
+    return Damaged(
+        f"{path} is damaged: {detail}", value=str(path), fix="fetch or make the file again, or leave it out of the data"
+    )
+
+
+def pieces(stream: IO[bytes]) -> Iterator[bytes]:
+    buffer = stream.read(LARGE_TEXT_BYTES + 1)
+    if len(buffer) <= LARGE_TEXT_BYTES:
+        yield buffer
+        return
+    while buffer:
+        blank = BLANK_LINE.search(buffer, PIECE_BYTES)
+        if blank:
+            end = blank.end()
+        elif more := stream.read(LARGE_TEXT_BYTES) if len(buffer) < LONGEST_PIECE_BYTES else b"":
+            buffer += more
+            continue
+        else:
+            end = len(buffer) if len(buffer) < LONGEST_PIECE_BYTES else _last_break(buffer)
+        yield buffer[:end]
+        buffer = buffer[end:]
+
+
+def _last_break(buffer: bytes) -> int:
+    """Behind the last line or word of a text without blank lines, at least never inside a UTF-8 character."""
+    end = max(buffer.rfind(b"\n"), 0) or max(buffer.rfind(b" "), 0)
+    if not end:
+        end = len(buffer) - 1
+        while end > 1 and buffer[end] & 0xC0 == 0x80:
+            end -= 1
+        return end
+    return end + 1

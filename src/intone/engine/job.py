@@ -1,0 +1,33 @@
+"""The worker's "generate" job: prompts of a job folder in, completions out, in a process of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from intone.data.tokenizer import Tokenizer
+from intone.engine.engine import Engine
+from intone.engine.load import load_model
+from intone.engine.requests import Request
+from intone.paths import append_line
+from intone.records import Outcome
+
+
+def generate_job(folder: Path, config: dict[str, Any]) -> Outcome:
+    """Completes config["prompts"] (texts or lists of ids) with the model of config["from"] -> completions.jsonl.
+
+    config: from (job folder of a training), tokenizer (folder), prompts, dtype (fp32 | bf16), sampling (fields of
+    Request). One line per prompt: prompt, completions [{text, ids, reason}].
+    """
+    model = load_model(Path(config["from"]), dtype=config.get("dtype", "fp32"), device=torch.device("cpu"))
+    tokenizer = Tokenizer.load(Path(config["tokenizer"]))
+    requests = [Request(prompt=prompt, **config.get("sampling", {})) for prompt in config["prompts"]]
+    engine = Engine(model, tokenizer)
+    (folder / "completions.jsonl").unlink(missing_ok=True)
+    try:
+        for prompt, completions in zip(config["prompts"], engine.generate(requests), strict=True):
+            found = [{"text": c.text, "ids": list(c.ids), "reason": c.reason} for c in completions]
+            append_line(folder / "completions.jsonl", {"prompt": prompt, "completions": found})
+    finally:
+        engine.close()
+    return Outcome("done", None)

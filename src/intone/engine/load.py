@@ -1,0 +1,23 @@
+"""A trained model, ready to generate: weights of a job's newest good save in the dtype they are used in."""
+
+from pathlib import Path
+
+import torch
+
+from intone.errors import unknown_name
+from intone.model.checkpoint import load_weights
+from intone.model.gpt import GPT
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_model(job_folder: Path, *, dtype: str, device: torch.device) -> GPT:
+    """The model of a training job in evaluation mode. Raises UserError where it has no save, Damaged where bad."""
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    config, weights, _ = load_weights(job_folder)
+    model = GPT(config)
+    model.load_state_dict(weights)
+    model.to(device).eval().requires_grad_(False)
+    model.compute_dtype = DTYPES[dtype]
+    return model

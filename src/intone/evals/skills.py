@@ -1,0 +1,76 @@
+"""The starter skills: does the model give the one right answer to questions it has never seen?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from intone.data.chat import Message, render_prompt
+from intone.engine.engine import Engine
+from intone.engine.requests import Completion, Request
+from intone.errors import UserError
+from intone.evals.intervals import mean_of, proportion
+
+NUM_EXAMPLES = 3  # wrong answers kept per skill: enough to see a pattern, short enough to read (guess)
+
+
+class Item(Protocol):
+    """A question with its one right answer: messages end with the assistant's reply, answer is its visible text."""
+
+    @property
+    def messages(self) -> list[Message]: ...
+
+    @property
+    def answer(self) -> str: ...
+
+
+def evaluate_skills(
+    engine: Engine, items_by_skill: Mapping[str, Sequence[Item]], max_tokens: int | None = None
+) -> dict[str, Any]:
+    """-> {"mean", "low", "high", "skills": {NAME: {"score", "low", "high", "num_items"}}, "wrong": [...]}.
+
+    Greedy answers, right if equal to the item's after trimming, tool calls left out. The mean over skills is
+    unweighted. All questions are generated together. wrong: a few {"skill", "question", "expected", "got", "reason"}.
+    max_tokens None: as many as the context leaves. Raises UserError for a skill without items; a question that is
+    too long for the context counts as wrong.
+    """
+    for skill, items in items_by_skill.items():
+        if not items:
+            raise UserError(f"there are no questions for the skill {skill!r}", value=skill)
+    asked = [(skill, item) for skill, items in items_by_skill.items() for item in items]
+    answers = _answers(engine, [item for _, item in asked], max_tokens)
+    num_right = dict.fromkeys(items_by_skill, 0)
+    num_shown = dict.fromkeys(items_by_skill, 0)
+    wrong: list[dict[str, str]] = []
+    for (skill, item), (got, reason) in zip(asked, answers, strict=True):
+        if got.strip() == item.answer.strip():
+            num_right[skill] += 1
+        elif num_shown[skill] < NUM_EXAMPLES:
+            num_shown[skill] += 1
+            question = item.messages[-2].visible
+            wrong.append({"skill": skill, "question": question, "expected": item.answer, "got": got, "reason": reason})
+    shares = {skill: proportion(num_right[skill], len(items)) for skill, items in items_by_skill.items()}
+    mean = mean_of(list(shares.values()))
+    skills = {
+        skill: {"score": share.value, "low": share.low, "high": share.high, "num_items": len(items_by_skill[skill])}
+        for skill, share in shares.items()
+    }
+    return {"mean": mean.value, "low": mean.low, "high": mean.high, "skills": skills, "wrong": wrong}
+
+
+def _answers(engine: Engine, items: Sequence[Item], max_tokens: int | None) -> list[tuple[str, str]]:
+    """Visible text and reason of the end for every item. Raises RuntimeError where the model failed."""
+    requests, places = [], []
+    answers = [("", "question longer than the context")] * len(items)
+    for place, item in enumerate(items):
+        ids = render_prompt(item.messages[:-1], engine.tokenizer)
+        if len(ids) < engine.context:
+            requests.append(Request(ids, max_tokens=max_tokens, temperature=0.0))
+            places.append(place)
+    for place, (completion,) in zip(places, engine.generate(requests), strict=True):
+        answers[place] = _checked(completion)
+    return answers
+
+
+def _checked(completion: Completion) -> tuple[str, str]:
+    if completion.reason == "error":
+        raise RuntimeError(f"the model failed while answering: {completion.error}")
+    return completion.text, completion.reason

@@ -1,0 +1,70 @@
+"""What a run would take, told before anything starts and without torch: minutes, memory, disk, and the likely size."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from intone import recipe
+from intone.config import model_config
+from intone.hardware import Facts, load_facts
+from intone.log import human_bytes, three_digits
+from intone.model.cost import training_state_bytes, weight_bytes
+from intone.settings import NAMED_DATA, Resolved, RunSettings
+from intone.tune import memory
+
+NUM_STAGES = 3  # base, mid, sft
+PASS_TOKENS = 2048  # of a micro-batch on a CPU, where a larger one is no faster
+SUPERVISOR_BYTES = 2**29  # the command itself beside its worker (guess)
+TEXT_BYTES = 2**26  # token sets and tokenizer of starter: 20 to 60 MiB
+
+
+def forecast(settings: RunSettings, _origins: Mapping[str, Resolved]) -> tuple[str, dict[str, Any]]:
+    """Minutes, memory and disk of `intone run` with these settings -> (line of text, the same as JSON).
+
+    Estimates by arithmetic from the machine's facts, which are measured once where they are not known yet.
+    """
+    facts = load_facts()
+    minutes = run_minutes(settings.minutes, facts)
+    is_starter = uses_starter(settings)
+    depth, reason = likely_depth(settings, facts)
+    context = recipe.auto_context(is_starter=is_starter) if settings.context == "auto" else settings.context
+    vocab = settings.vocab_size
+    if vocab == "auto":
+        vocab = recipe.auto_vocab_size(depth, is_starter=is_starter)
+    config = model_config(settings.preset, depth=depth, vocab_size=vocab, context=context)
+    dtype = "fp32" if settings.dtype == "auto" else settings.dtype  # the larger one, until it is measured
+    rows = max(1, PASS_TOKENS // context) if settings.device_batch == "auto" else settings.device_batch
+    memory_bytes = memory.training_bytes(config, rows, dtype=dtype, compiled=settings.compile != "off")
+    save_bytes = training_state_bytes(config) - weight_bytes(config)  # weights and moments, no gradients
+    values = {
+        "minutes": minutes,
+        "memory_bytes": memory_bytes + SUPERVISOR_BYTES,
+        # a save that is being written stands beside those kept and the best one
+        "disk_bytes": NUM_STAGES * (settings.keep + 2) * save_bytes + TEXT_BYTES,
+        "depth": depth,
+        "context": context,
+        "vocab_size": vocab,
+    }
+    text = (
+        f"about {three_digits(minutes)} minutes, {human_bytes(values['memory_bytes'])} of memory, "
+        f"{human_bytes(values['disk_bytes'])} of disk\n"
+        f"depth {depth} ({reason}), context {context:,}, {vocab:,} vocabulary entries"
+    )
+    return text, values
+
+
+def run_minutes(asked: float | str, facts: Facts) -> float:
+    """The minutes of a run: those asked for, or what suits the device."""
+    return recipe.default_minutes(facts.device or "cpu") if isinstance(asked, str) else float(asked)
+
+
+def likely_depth(settings: RunSettings, facts: Facts) -> tuple[int, str]:
+    """The depth asked for, or the one that planning will settle on before it has measured a step, and why."""
+    if settings.depth != "auto":
+        return settings.depth, "asked for"
+    rates = [rate for rate in (facts.fp32_flops_per_s, facts.bf16_flops_per_s, facts.fp16_flops_per_s) if rate]
+    training_s = 60 * run_minutes(settings.minutes, facts)
+    return recipe.auto_depth(max(rates, default=None), training_s, is_starter=uses_starter(settings))
+
+
+def uses_starter(settings: RunSettings) -> bool:
+    return any(name in NAMED_DATA for name in settings.data)

@@ -1,0 +1,154 @@
+"""The only code that starts workers: a job folder becomes a child process, and however it ends becomes an outcome."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from intone.child import PACKAGE_PARENT
+from intone.errors import UserError
+from intone.paths import read_lines
+from intone.records import Outcome, read_outcome, write_outcome
+
+GRACE_S = 20.0  # from a polite signal to SIGKILL: a save of the largest model we train on a CPU takes under 5 s
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a job may use. data_bytes: RLIMIT_DATA of the worker; seconds: it is killed after them."""
+
+    data_bytes: int | None = None
+    seconds: float | None = None
+
+
+class Job:
+    """A running worker. wait() must be called; it returns exactly one outcome, also on disk."""
+
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes], limits: Limits, pipe: int | None) -> None:
+        self.folder = folder
+        self.process = process
+        self._limits = limits
+        self._pipe = pipe
+        self._oom_kills = kernel_oom_kills()
+
+    def wait(self) -> Outcome:
+        """Blocks until the worker ended -> its outcome, written by the worker or derived from its exit status.
+
+        A KeyboardInterrupt is handed to the worker, which saves and ends; the outcome is then `stopped`.
+        """
+        timed_out = interrupted = False
+        try:
+            self.process.wait(self._limits.seconds)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+            self._end(signal.SIGKILL)
+        except KeyboardInterrupt:
+            interrupted = True
+            self._end(signal.SIGTERM)
+        if self._pipe is not None:
+            os.close(self._pipe)
+        outcome = read_outcome(self.folder)
+        if outcome is None:
+            outcome = self._derived(timed_out)
+            if interrupted:
+                outcome = Outcome("stopped", outcome.step, "stopped; the same command goes on from the last save")
+            with contextlib.suppress(UserError):  # a full disk must not hide how the worker ended
+                write_outcome(self.folder, outcome)
+        return outcome
+
+    def stop(self) -> None:
+        """Asks the worker to save and end; wait() still has to be called."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+        try:
+            self.process.wait(GRACE_S)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            self.process.kill()
+            self.process.wait()
+
+    def _derived(self, timed_out: bool) -> Outcome:
+        step = last_step(self.folder)
+        code = self.process.returncode
+        if timed_out:
+            return Outcome("killed", step, f"the worker did not end within {self._limits.seconds:g} s and was killed")
+        if code < 0 and kernel_oom_kills() > self._oom_kills:
+            return Outcome(
+                "out_of_memory", step, "the kernel killed the worker because the machine's memory ran out",
+                "close other programs, or use a smaller --device-batch, --context or --depth",
+            )  # fmt: skip
+        if code < 0:
+            return Outcome("killed", step, f"the worker was ended by {signal.Signals(-code).name}")
+        return Outcome("error", step, f"the worker ended with exit code {code} and wrote no outcome")
+
+
+def start(folder: Path, env: Mapping[str, str] | None = None, limits: Limits | None = None) -> Job:
+    """Starts the worker of a job folder with env added to this process's variables; its output goes to our stderr.
+
+    An outcome.json of an earlier try is removed: a job has one outcome, that of its last try.
+    """
+    limits = limits or Limits()
+    (folder / "outcome.json").unlink(missing_ok=True)
+    variables = {**os.environ, **(env or {}), "INTONE_PARENT": str(os.getpid())}
+    search = [str(PACKAGE_PARENT), variables.get("PYTHONPATH", "")]
+    variables["PYTHONPATH"] = os.pathsep.join(part for part in search if part)
+    if limits.data_bytes is not None:
+        variables["INTONE_LIMIT_DATA"] = str(limits.data_bytes)
+    ours, theirs = None, ()
+    if sys.platform != "linux":
+        read_end, ours = os.pipe()
+        variables["INTONE_PARENT_PIPE"] = str(read_end)
+        theirs = (read_end,)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "intone.worker", str(folder)],
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr.fileno() if has_stderr() else subprocess.DEVNULL,
+        stderr=None if has_stderr() else subprocess.DEVNULL,
+        pass_fds=theirs,
+    )
+    for descriptor in theirs:
+        os.close(descriptor)
+    return Job(folder, process, limits, ours)
+
+
+def has_stderr() -> bool:
+    """False where stderr is no real file (captured in a test or closed)."""
+    try:
+        sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def trial_folder(parent: Path) -> Iterator[Path]:
+    """A throw-away job folder below parent, deleted at the end."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=parent) as name:
+        yield Path(name)
+
+
+def last_step(folder: Path) -> int | None:
+    """The last optimizer step in the job's log, None where there is none."""
+    with contextlib.suppress(UserError):
+        steps = [row["step"] for row in read_lines(folder / "log.jsonl") if row.get("kind") == "step"]
+        return steps[-1] if steps else None
+    return None
+
+
+def kernel_oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory since boot; 0 where it does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0

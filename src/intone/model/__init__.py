@@ -1,0 +1,1 @@
+"""The GPT: its blocks, attention, optimizer, cost in FLOPs and bytes, and its checkpoints."""

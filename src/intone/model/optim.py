@@ -1,0 +1,249 @@
+"""The optimizer: Muon for the blocks' matrices, AdamW for tables, head and scalars, both batched by shape."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from intone.config import OptimConfig
+from intone.model.gpt import GPT
+
+# Quintic coefficients, one triple per iteration. Source: Amsel et al. 2025, "The Polar Express"
+# (arXiv 2505.16932), five iterations, safety factor 2e-2
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+# Source: Jordan 2024, "Muon: an optimizer for hidden layers", the same triple at every iteration
+NEWTON_SCHULZ = ((3.4445, -4.775, 2.0315),) * 5
+
+
+@dataclass(frozen=True)
+class StepScale:
+    """What the schedule says at one step: factors on the learning rates and decay, and Muon's momentum."""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+
+
+@dataclass
+class Group:
+    """Parameters that share constants. For Muon they also share their shape and are updated as one stack."""
+
+    kind: str  # "muon" or "adamw"
+    names: list[str]
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.8, 0.95)
+    eps: float = 1e-10
+    state: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+class Optimizer:
+    """Muon and AdamW over a model's parameter groups; step() consumes p.grad and clears it.
+
+    All hyper-parameters enter the update functions as 0-d tensors, so that compiling them never recompiles.
+    """
+
+    def __init__(self, model: GPT, config: OptimConfig, *, compiled: bool = False) -> None:
+        self.config = config
+        self.groups = parameter_groups(model, config)
+        self.num_steps = 0
+        self.orthogonalise_dtype = torch.bfloat16 if model.compute_dtype == torch.bfloat16 else torch.float32
+        self._muon: Callable[..., None] = torch.compile(muon_update, dynamic=False) if compiled else muon_update
+        self._adamw: Callable[..., None] = torch.compile(adamw_update, dynamic=False) if compiled else adamw_update
+        for group in self.groups:
+            group.state = initial_state(group, config)
+
+    @torch.no_grad()
+    def step(self, scale: StepScale, finite: Tensor | None = None) -> None:
+        """One update from the accumulated gradients, which are freed. A parameter without gradient stays.
+
+        finite () bool on the gradients' device, False: nothing changes but the step count. It is not read by
+        the host, so a device queue never waits for it.
+        """
+        self.num_steps += 1
+        apply = torch.ones(()) if finite is None else finite.to(torch.float32)
+        for group in self.groups:
+            if any(p.grad is None for p in group.params):
+                continue
+            if finite is not None:
+                for p in group.params:
+                    p.grad = torch.where(finite, p.grad, 0.0)  # type: ignore[arg-type]
+            if group.kind == "muon":
+                self._step_muon(group, scale, apply)
+            else:
+                self._step_adamw(group, scale, apply)
+            for p in group.params:
+                p.grad = None
+
+    def _step_muon(self, group: Group, scale: StepScale, apply: Tensor) -> None:
+        grads = torch.stack([p.grad for p in group.params])  # type: ignore[misc]
+        params = torch.stack(list(group.params))
+        self._muon(
+            params, grads, group.state["momentum"], group.state.get("second_moment"),
+            scalar(group.lr * scale.lr), scalar(scale.momentum), scalar(group.weight_decay * scale.weight_decay),
+            scalar(self.config.second_moment), apply, self.orthogonalise_dtype, self.config.plain_muon,
+        )  # fmt: skip
+        for p, new in zip(group.params, params, strict=True):
+            p.copy_(new)
+
+    def _step_adamw(self, group: Group, scale: StepScale, apply: Tensor) -> None:
+        """The scale's decay factor does not apply: tables and head keep their small constant decay."""
+        steps = scalar(self.num_steps)
+        for i, p in enumerate(group.params):
+            self._adamw(
+                p, p.grad, group.state[f"first.{i}"], group.state[f"second.{i}"], steps,
+                scalar(group.lr * scale.lr), scalar(group.betas[0]), scalar(group.betas[1]), scalar(group.eps),
+                scalar(group.weight_decay), apply,
+            )  # fmt: skip
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything a bitwise resume needs, by stable names; the tensors are live, not copies."""
+        tensors = {"num_steps": torch.tensor(self.num_steps)}
+        for group in self.groups:
+            for key, value in group.state.items():
+                tensors[f"{group.names[0]}:{group.kind}:{key}"] = value
+        return tensors
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restores state_tensors(). Raises KeyError or RuntimeError where names or shapes differ."""
+        for group in self.groups:
+            for key, value in group.state.items():
+                value.copy_(tensors[f"{group.names[0]}:{group.kind}:{key}"])
+        self.num_steps = int(tensors["num_steps"])
+
+
+def parameter_groups(model: GPT, config: OptimConfig) -> list[Group]:
+    """Every parameter in exactly one group; AdamW rates of tables and head scale with width ** -0.5."""
+    by_width = (model.config.width / 768) ** -0.5
+    named = dict(model.named_parameters())
+    groups: list[Group] = []
+
+    def adamw(names: Iterable[str], lr: float, betas: tuple[float, float], decay: float, eps: float = 1e-10) -> None:
+        present = [name for name in names if name in named]
+        if present:
+            groups.append(Group("adamw", present, [named[n] for n in present], lr, decay, betas, eps))
+
+    adamw(["head.weight"], config.head_lr * by_width, (0.8, 0.96), 0.01)
+    adamw(["embedding.weight"], config.embedding_lr * by_width, (0.8, 0.995), 0.001)
+    tables = [name for name in named if name.startswith("value_embeddings.")]
+    adamw(tables, config.value_embedding_lr * by_width, (0.8, 0.995), 0.01)
+    # at the start the stream is normed right after these scalars, so their true gradient is near zero:
+    # an eps of 1e-10 turned that rounding noise into full-size updates (reference measurement, d4 bf16)
+    adamw(["residual_scale"], config.residual_scale_lr, (0.8, 0.95), 0.05, eps=1e-8)
+    adamw(["embedding_scale"], config.embedding_scale_lr, (0.96, 0.95), 0.0, eps=1e-8)
+    adamw(["smear_gate.weight", "smear_scale", "backout_scale"], config.gate_lr, (0.8, 0.95), 0.0, eps=1e-8)
+
+    matrices = dict(model.matrices())
+    for shape in sorted({tuple(p.shape) for p in matrices.values()}):
+        names = [name for name, p in matrices.items() if tuple(p.shape) == shape]
+        lr = config.matrix_lr * max(1.0, shape[0] / shape[1]) ** 0.5
+        groups.append(Group("muon", names, [matrices[n] for n in names], lr, config.weight_decay))
+    placed = sum(len(group.names) for group in groups)
+    assert placed == len(named), f"{len(named) - placed} parameters are in no optimizer group"
+    return groups
+
+
+def initial_state(group: Group, config: OptimConfig) -> dict[str, Tensor]:
+    """Zero moments in float32; Muon's second moment is factored: one value per row or column."""
+    if group.kind == "adamw":
+        moments = {f"first.{i}": torch.zeros_like(p) for i, p in enumerate(group.params)}
+        return moments | {f"second.{i}": torch.zeros_like(p) for i, p in enumerate(group.params)}
+    first = group.params[0]
+    rows, columns = first.shape
+    state = {"momentum": first.new_zeros(len(group.params), rows, columns)}
+    if not config.plain_muon:
+        factored = (rows, 1) if rows >= columns else (1, columns)
+        state["second_moment"] = first.new_zeros(len(group.params), *factored)
+    return state
+
+
+def scalar(value: float) -> Tensor:
+    """A 0-d float32 CPU tensor: a changing Python float would recompile the update at every step."""
+    return torch.tensor(value, dtype=torch.float32)
+
+
+def adamw_update(
+    p: Tensor, grad: Tensor, first: Tensor, second: Tensor, steps: Tensor, lr: Tensor, beta1: Tensor, beta2: Tensor,
+    eps: Tensor, decay: Tensor, apply: Tensor,
+) -> None:  # fmt: skip
+    """AdamW (Loshchilov & Hutter 2019) in place on p, first, second; all float32, the same shape.
+
+    apply () is 1, or 0 to leave everything as it is.
+    """
+    first.lerp_(grad, (1 - beta1) * apply)
+    second.lerp_(grad.square(), (1 - beta2) * apply)
+    lr = lr * apply
+    size = lr / (1 - beta1**steps)
+    root = (second / (1 - beta2**steps)).sqrt_().add_(eps)
+    p.mul_(1 - lr * decay).sub_(size * (first / root))
+
+
+def orthogonalise(x: Tensor, coefficients: tuple[tuple[float, float, float], ...]) -> Tensor:
+    """x (K, m, n) of Frobenius norm <= 1 -> its nearest semi-orthogonal matrices, approximately."""
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    for a, b, c in coefficients:
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x
+
+
+def muon_update(
+    params: Tensor, grads: Tensor, momentum_buffer: Tensor, second_moment: Tensor | None, lr: Tensor, momentum: Tensor,
+    decay: Tensor, beta2: Tensor, apply: Tensor, dtype: torch.dtype, plain: bool,
+) -> None:  # fmt: skip
+    """One Muon step on a stack of equal shapes (K, m, n), in place on params and both moments.
+
+    Nesterov momentum -> row equilibration (arXiv 2603.28254) -> Polar Express in dtype -> Frobenius norm
+    snapped to sqrt(min(m, n)) (arXiv 2602.21545) -> factored second moment (arXiv 2510.05491) -> decay only
+    where update and weight agree in sign. plain: momentum -> Newton-Schulz -> plain decay.
+    apply () is 1, or 0 to leave everything as it is.
+    """
+    lr = lr * apply
+    momentum_buffer.lerp_(grads, (1 - momentum) * apply)
+    update = grads.lerp(momentum_buffer, momentum)
+    if plain:
+        x = update.to(dtype)
+        x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+        update = orthogonalise(x, NEWTON_SCHULZ).to(params.dtype)
+        params.mul_(1 - lr * decay).sub_(lr * update)
+        return
+    rows = update.shape[-2]
+    row_norm = update.norm(dim=-1, keepdim=True)
+    whole_norm = row_norm.square().sum(dim=-2, keepdim=True).sqrt()
+    # after equilibration every row has norm whole / sqrt(m), so the stack's norm is unchanged: divide by it at once
+    x = (update / (row_norm.clamp_min(1e-6) * (1.01 * rows**0.5) + 1e-12)).to(dtype)
+    x = torch.where(whole_norm > 0, x, torch.zeros_like(x))
+    update = orthogonalise(x, POLAR_EXPRESS).to(params.dtype)
+    update = normalised_update(update, second_moment, (1 - beta2) * apply)
+    agree = (update * params) >= 0
+    params.sub_(lr * update + (lr * decay) * params * agree)
+
+
+def normalised_update(update: Tensor, second_moment: Tensor | None, weight: Tensor) -> Tensor:
+    """update (K, m, n) scaled per row or column by its running second moment, its norm kept.
+
+    Frobenius norm sqrt(min(m, n)); weight () is the share of the new square in the running one.
+    """
+    assert second_moment is not None, "only plain Muon has no second moment"
+    smaller = min(update.shape[-2:])
+    snap = smaller**0.5 / update.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
+    along = -1 if update.shape[-2] >= update.shape[-1] else -2
+    mean_square = update.square().mean(dim=along, keepdim=True) * snap.square()
+    second_moment.lerp_(mean_square, weight)
+    step_size = second_moment.clamp_min(1e-10).rsqrt()
+    # the norm after scaling, from the factored moments alone: sum over rows of n * mean square * size squared
+    width = update.shape[along]
+    scaled_norm = (mean_square * width * step_size.square()).sum(dim=(-2, -1), keepdim=True).sqrt()
+    return update * (snap * step_size * (smaller**0.5 / scaled_norm.clamp_min(1e-10)))

@@ -1,0 +1,424 @@
+"""The order of settling: from what a person asked to complete job folders, every open value with its reason."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from intone import recipe
+from intone.config import ModelConfig, OptimConfig, ScheduleConfig, TrainJob, model_config
+from intone.data.shards import TokenSet
+from intone.data.tokenizer import Tokenizer
+from intone.errors import UserError
+from intone.hardware import Facts, environment, load_facts
+from intone.log import human_count, human_duration, say
+from intone.model.checkpoint import load_weights
+from intone.model.cost import train_flops_per_token
+from intone.paths import read_json
+from intone.prepare import STARTER_VAL, Source, ensure_part, ensure_sets, ensure_tokenizer, find_source
+from intone.records import Choice, Choices, Segment, choice
+from intone.runs import find_stage
+from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings
+from intone.tune import compiling
+from intone.tune.precision import NoTrial
+from intone.tune.settle import (
+    compile_key,
+    fallbacks,
+    settle_compile,
+    settle_device,
+    settle_device_batch,
+    settle_dtype,
+    settle_threads,
+)
+from intone.tune.trial import TrialRunner, attention_for
+from intone.tune.trials import Trials
+
+SPEED_STEPS = 8  # of the speed trial: two warm, six timed
+GATE_STEPS = 12  # of the loss-trajectory gate, tune/precision.py
+# seconds of a worker from start to first step and from last step to its end, measured on two cores: 3.4 and 0.8
+WORKER_S = 4.5
+WARM_COMPILE_S = 6.0  # a stage that finds its compiled code in the cache, measured 5-7 s
+# an evaluation of 11 x 200 questions costs about as much as training on this many tokens (measured, LOG.md)
+EVALUATION_TOKENS = 300_000
+VAL_TOKENS = 65_536
+STARTER_PROMPTS = {
+    "base": ("One day Anna walked to the", "Words in order:", "One metre is"),
+    "mid": ("Who are you?", "What is 12 + 30?", "How do you spell garden?"),
+    "sft": ("Who are you?", "What is 12 + 30?", "How do you spell garden?", "What is the capital of France?"),
+}
+TEXT_PROMPTS = {
+    "base": ("The most important", "In the year", "Water is"),
+    "mid": ("Who are you?", "What is water?"),
+    "sft": ("Who are you?", "What is water?", "Give me a tip for learning."),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What planning hands over: a job and its choices per stage, in order; the evaluation's config; a forecast."""
+
+    stages: dict[str, tuple[TrainJob, Choices]]
+    evaluation: dict[str, Any] | None
+    forecast: dict[str, Any]
+
+
+@dataclass
+class Settled:
+    """Values settled so far, with their reasons, for choices.json."""
+
+    facts: Facts
+    choices: dict[str, Choice]
+
+    def put(self, name: str, settled: Choice) -> Any:
+        """Keeps a choice, says it if the machine decided, and returns its value."""
+        self.choices[name] = settled
+        if settled.origin in ("measured", "cached") or "auto" in settled.reason:
+            say(f"{name} {settled.value}: {settled.reason}")
+        return settled.value
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What every stage shares: the model, the tokenizer, how to compute, and how fast that is."""
+
+    config: ModelConfig
+    tokenizer_folder: Path
+    tokenizer: Tokenizer
+    device: str
+    dtype: str
+    threads: int
+    compiled: bool
+    device_batch: int
+    rows_per_step: int
+    step_s: float  # measured seconds per optimizer step as planned
+    eager_step_s: float
+    environment: dict[str, str]
+
+
+def plan_run(
+    settings: RunSettings, origins: Mapping[str, Resolved], run_folder: Path, *, started_s: float
+) -> Plan:
+    """The three stages of `intone run`, sized to this machine and the minutes. Raises UserError."""
+    facts = load_facts()
+    settled = Settled(facts, {name: choice(value) for name, value in origins.items()})
+    device = settled.put("device", settle_device(origins["device"], facts))
+    text = find_source("documents", settings.data, settings.val)
+    talk = find_source("conversations", settings.sft, settings.sft_val)
+    minutes = settled.put("minutes", settle_minutes(origins["minutes"], device))
+    depth, context, vocab = settle_size(settled, origins, facts, minutes, is_starter=text.is_starter)
+    tokenizer_folder, tokenizer = ensure_tokenizer([text, talk], vocab)
+    config = model_config(settings.preset, depth=depth, vocab_size=tokenizer.vocab_size, context=context)
+    small_text, small_talk = (ensure_small_set(s, tokenizer, name) for s, name in ((text, "base"), (talk, "sft")))
+    rates = expected_tokens(facts, config, minutes)
+    batch_tokens = settled.put("batch_tokens", settle_batch_tokens(origins["batch_tokens"], context, rates))
+    ground = settle_ground(
+        settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=small_text.folder,
+        rows_per_step=batch_tokens // context, device=device, expected_steps=int(rates / batch_tokens),
+    )  # fmt: skip
+    left_s = 60 * minutes - (time.monotonic() - started_s) - fixed_seconds(ground)
+    steps = max(30, int(left_s / ground.step_s))
+    plans = recipe.stage_plans(steps, is_starter=text.is_starter, lr_scale=recipe.rate_scale(batch_tokens))
+    say(
+        f"{steps:,} steps of {human_count(batch_tokens)} tokens at {human_count(batch_tokens / ground.step_s)} tokens/s "
+        f"fill {human_duration(steps * ground.step_s)} of the {minutes:g} minutes"
+    )
+    tokens = {plan.stage: plan.steps * batch_tokens for plan in plans}
+    base_set, base_val = ensure_sets(text, tokenizer, num_starter=enough(tokens["base"] + tokens["mid"]), name="base")
+    sft_set, sft_val = ensure_sets(talk, tokenizer, num_starter=enough(tokens["mid"] + tokens["sft"]), name="sft")
+    data = {
+        "base": ((base_set.folder,), None, base_val.folder),
+        "mid": ((base_set.folder, sft_set.folder), mid_weights(base_set, sft_set), base_val.folder),
+        "sft": ((sft_set.folder,), None, sft_val.folder),
+    }
+    stages: dict[str, tuple[TrainJob, Choices]] = {}
+    prompts = STARTER_PROMPTS if text.is_starter else TEXT_PROMPTS
+    before: Path | None = None
+    for plan in plans:
+        sets, weights, val = data[plan.stage]
+        job = replace(
+            stage_job(settings, ground, plan.stage, plan.steps, plan.schedule),
+            data=tuple(map(str, sets)),
+            weights=weights,
+            val=str(val),
+            learn_all=plan.stage == "mid",
+            init_from=None if before is None else str(before),
+            keep_optimizer=before is not None,
+            samples=prompts[plan.stage],
+        )
+        stages[plan.stage] = (job, stage_choices(settled, ground))
+        before = run_folder / plan.stage
+    check_enough(base_set, tokens["base"], settings)
+    evaluation = evaluation_config(ground, run_folder / "sft", sft_val.folder)
+    return Plan(stages, evaluation, {"format": 1, "steps": steps, "step_s": ground.step_s, "minutes": minutes})
+
+
+def plan_stage(
+    settings: TrainSettings, origins: Mapping[str, Resolved], run_folder: Path, *, started_s: float
+) -> Plan:
+    """One stage of `intone train`, from the start or from another run's weights. Raises UserError."""
+    facts = load_facts()
+    settled = Settled(facts, {name: choice(value) for name, value in origins.items()})
+    device = settled.put("device", settle_device(origins["device"], facts))
+    kind = "conversations" if settings.stage == "sft" else "documents"
+    source = find_source(kind, settings.data, settings.val)  # type: ignore[arg-type]
+    minutes = settled.put("minutes", settle_minutes(origins["minutes"], device))
+    before = find_stage(settings.from_run).folder if settings.from_run else None
+    if before is not None:
+        config, _, start = load_weights(before)
+        tokenizer_folder = Path(read_json(before / "config.json")["tokenizer"])
+        tokenizer = Tokenizer.load(tokenizer_folder)
+        if tokenizer.hash != start.tokenizer_hash:
+            raise UserError(f"{tokenizer_folder} is no longer the tokenizer of {settings.from_run}")
+    else:
+        depth, context, vocab = settle_size(settled, origins, facts, minutes, is_starter=source.is_starter)
+        tokenizer_folder, tokenizer = ensure_tokenizer([source], vocab)
+        config = model_config(settings.preset, depth=depth, vocab_size=tokenizer.vocab_size, context=context)
+    small = ensure_small_set(source, tokenizer, "base" if kind == "documents" else "sft")
+    rates = expected_tokens(facts, config, minutes)
+    batch_tokens = settled.put("batch_tokens", settle_batch_tokens(origins["batch_tokens"], config.context, rates))
+    ground = settle_ground(
+        settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=small.folder,
+        rows_per_step=batch_tokens // config.context, device=device, expected_steps=int(rates / batch_tokens),
+    )  # fmt: skip
+    if isinstance(settings.steps, int):
+        steps = settings.steps
+    else:
+        left_s = 60 * minutes - (time.monotonic() - started_s) - WORKER_S
+        steps = max(10, int(left_s / ground.step_s))
+    name = "base" if kind == "documents" else "sft"
+    train_set, val_set = ensure_sets(source, tokenizer, num_starter=enough(steps * batch_tokens), name=name)  # type: ignore[arg-type]
+    schedule = ScheduleConfig() if before is None else ScheduleConfig(warmup_steps=0, momentum_from=0.95, momentum_steps=0)
+    job = replace(
+        stage_job(settings, ground, settings.stage, steps, schedule),
+        data=(str(train_set.folder),),
+        val=str(val_set.folder),
+        learn_all=settings.stage == "mid",
+        init_from=None if before is None else str(before),
+        keep_optimizer=before is not None,
+        samples=(STARTER_PROMPTS if source.is_starter else TEXT_PROMPTS)[settings.stage],
+    )
+    forecast = {"format": 1, "steps": steps, "step_s": ground.step_s, "minutes": minutes}
+    return Plan({settings.stage: (job, stage_choices(settled, ground))}, None, forecast)
+
+
+# --- one value after the other --------------------------------------------------------------------------------------
+
+
+def settle_minutes(asked: Resolved, device: str) -> Choice:
+    if asked.value != "auto":
+        return choice(asked)
+    return Choice(recipe.default_minutes(device), f"what suits a {device} when nobody says", "default")
+
+
+def settle_size(
+    settled: Settled, origins: Mapping[str, Resolved], facts: Facts, minutes: float, *, is_starter: bool
+) -> tuple[int, int, int]:
+    """(depth, context, vocab_size): the recipe's values for this machine and time, unless the person gave them."""
+    depth_asked, context_asked, vocab_asked = (origins[name] for name in ("depth", "context", "vocab_size"))
+    depth = choice(depth_asked)
+    if depth.value == "auto":
+        value, reason = recipe.auto_depth(fastest_rate(facts), 45 * minutes, is_starter=is_starter)
+        depth = Choice(value, reason, "default")
+    settled.put("depth", depth)
+    context = choice(context_asked)
+    if context.value == "auto":
+        context = Choice(recipe.auto_context(is_starter=is_starter), "what the documents of this data need", "default")
+    settled.put("context", context)
+    vocab = choice(vocab_asked)
+    if vocab.value == "auto":
+        value = recipe.auto_vocab_size(depth.value, is_starter=is_starter)
+        vocab = Choice(value, f"a larger one would dominate the cost at depth {depth.value}", "default")
+    settled.put("vocab_size", vocab)
+    return depth.value, context.value, vocab.value
+
+
+def fastest_rate(facts: Facts) -> float | None:
+    """The fastest measured matrix-product rate, FLOP/s; None where nothing was measured."""
+    rates = (facts.fp32_flops_per_s, facts.bf16_flops_per_s, facts.fp16_flops_per_s)
+    return max((rate for rate in rates if rate), default=None)
+
+
+def expected_tokens(facts: Facts, config: ModelConfig, minutes: float) -> float:
+    """Tokens that fit into the time by the machine's rate, before anything was timed."""
+    rate = fastest_rate(facts) or 5e10  # guess for a machine that could not be measured: one old core
+    return 60 * minutes * 0.75 * rate * recipe.USUAL_MFU / train_flops_per_token(config, config.context)
+
+
+def settle_batch_tokens(asked: Resolved, context: int, total_tokens: float) -> Choice:
+    """Tokens per optimizer step. Raises UserError where the asked number is no multiple of the context."""
+    if asked.value == "auto":
+        value = max(recipe.auto_batch_tokens(total_tokens), context)
+        return Choice(value // context * context, recipe.auto_batch_reason(value, total_tokens), "default")
+    if asked.value % context:
+        below = max(context, asked.value // context * context)
+        raise UserError(
+            f"batch_tokens {asked.value:,} is not a multiple of the context {context:,}",
+            value=asked.value,
+            fix=f"use a context that divides it, or --batch-tokens {below}",
+        )
+    return choice(asked)
+
+
+def settle_ground(
+    settled: Settled, settings: TrainingSettings, origins: Mapping[str, Resolved], config: ModelConfig,
+    tokenizer_folder: Path, tokenizer: Tokenizer, *, trial_data: Path, rows_per_step: int, device: str,
+    expected_steps: int,
+) -> Ground:  # fmt: skip
+    """dtype, threads, attention, compile and micro-batch, in this order, with the step time they lead to."""
+    facts, trials = settled.facts, Trials(settled.facts)
+    dtype_guess = "bf16" if origins["dtype"].value == "auto" else origins["dtype"].value
+    threads = settled.put("threads", settle_threads(origins["threads"], facts, config, trials, dtype=dtype_guess))
+    variables = {name: variable.value for name, variable in environment(facts, threads=threads).items()}
+    first_batch = settle_device_batch(
+        origins["device_batch"], facts, config, rows_per_step=rows_per_step, dtype=dtype_guess, compiled=False
+    )
+    trial_job = TrainJob(
+        stage="base", model=config, tokenizer=str(tokenizer_folder), tokenizer_hash=tokenizer.hash,
+        data=(str(trial_data),), val=None, context=config.context, steps=1, rows_per_step=rows_per_step,
+        optim=OptimConfig(), schedule=ScheduleConfig(), seed=settings.seed, keep=0,
+    )  # fmt: skip
+    runner = TrialRunner(trial_job, device, threads, first_batch.value, variables, facts.folder / "trials")
+    dtype = settled.put(
+        "dtype", settle_dtype(origins["dtype"], facts, config, trials, run_steps=runner.run_steps)
+    )
+    eager_s = timed_step(runner, dtype, compiled=False)
+    compile_choice = settle_compile(
+        origins["compile"], facts, config, trials, dtype=dtype, steps=expected_steps, eager_step_s=eager_s,
+        run_steps=runner.run_steps,
+    )  # fmt: skip
+    compiled = settled.put("compile", compile_choice) == "on"
+    step_s = eager_s
+    if compiled:
+        step_s = timed_step(runner, dtype, compiled=True)
+        if origins["compile"].value == "auto":
+            first_s = next(r.first_step_s for key, r in runner.known.items() if key[1])
+            cost_s = max(WARM_COMPILE_S, first_s)
+            if cost_s > 2 * WARM_COMPILE_S:  # a warm start says nothing about what a cold one costs
+                compiling.remember(
+                    trials, compile_key(facts, config, dtype), eager_step_s=eager_s, compiled_step_s=step_s, compile_s=cost_s
+                )
+            if step_s >= eager_s:
+                reason = f"compiled steps took {step_s:.3f} s, eager ones {eager_s:.3f} s"
+                compiled, step_s = False, eager_s
+                settled.put("compile", Choice("off", reason, "measured"))
+    attention = attention_for(device, compiled)
+    settled.put("attention", Choice(attention, "the faster one for this device and code, by rule (LOG.md)", "default"))
+    batch = settle_device_batch(
+        origins["device_batch"], facts, config, rows_per_step=rows_per_step, dtype=dtype, compiled=compiled
+    )
+    settled.put("device_batch", batch)
+    return Ground(
+        config, tokenizer_folder, tokenizer, device, dtype, threads, compiled, batch.value, rows_per_step, step_s,
+        eager_s, variables,
+    )  # fmt: skip
+
+
+def timed_step(runner: TrialRunner, dtype: str, *, compiled: bool) -> float:
+    """Seconds per optimizer step of the real worker; the gate's trial serves where it ran already."""
+    attention = attention_for(runner.device, compiled)
+    ran = runner.known.get((dtype, compiled, attention, GATE_STEPS))
+    if ran is not None:
+        return ran.step_s
+    try:
+        return runner.run(dtype, compiled=compiled, attention=attention, num_steps=SPEED_STEPS).step_s
+    except NoTrial as error:
+        raise UserError(
+            f"a trial of {SPEED_STEPS} steps did not run: {error}",
+            fix="use a smaller --depth, --context or --device-batch, or --dtype fp32 --compile off",
+        ) from None
+
+
+def fixed_seconds(ground: Ground) -> float:
+    """Seconds of a run outside optimizer steps: starts of workers, evaluations, the final questions."""
+    starts = 4 * WORKER_S + (3 * WARM_COMPILE_S if ground.compiled else 0.0)
+    tokens_per_s = ground.rows_per_step * ground.config.context / ground.eager_step_s
+    return starts + (EVALUATION_TOKENS + 3 * VAL_TOKENS / 3) / tokens_per_s
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def enough(tokens: float) -> int:
+    """Documents or conversations the generator should make for this many tokens, in steps so that sets are reused.
+
+    A document has about 79 tokens, a conversation 69, at 2,048 entries; repeated text is worse than new text.
+    """
+    wanted = tokens / 60
+    size = 10_000
+    while size < wanted:
+        size *= 2
+    return size
+
+
+def ensure_small_set(source: Source, tokenizer: Tokenizer, name: str) -> TokenSet:
+    """The validation set of a source: enough tokens for a trial, made before the run's length is known."""
+    return ensure_part(source, tokenizer, part="validation", num_starter=STARTER_VAL, name=f"{name} val")
+
+
+def mid_weights(base: TokenSet, sft: TokenSet) -> tuple[float, float]:
+    """Weights that bring text and conversations in equal parts, never one document twice in an epoch."""
+    ratio = sft.num_tokens / base.num_tokens
+    return (min(1.0, ratio), min(1.0, 1 / ratio))
+
+
+def check_enough(base: TokenSet, tokens: int, settings: TrainingSettings) -> None:
+    """Warns of many epochs; raises UserError where the text is far too little for the run that was asked for."""
+    epochs = tokens / base.num_tokens
+    if epochs > 100:
+        raise UserError(
+            f"{base.num_tokens:,} tokens of text would be seen {epochs:,.0f} times in this run",
+            value=base.num_tokens,
+            fix="give more text, or fewer --minutes",
+        )
+    if epochs > 4:
+        say(f"the text is seen {epochs:.1f} times: beyond 4 times a model starts to learn it by heart")
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+def stage_job(
+    settings: TrainingSettings, ground: Ground, stage: str, steps: int, schedule: ScheduleConfig
+) -> TrainJob:
+    """The parts of a stage's job that do not depend on its data."""
+    save_every_s = 60.0 if settings.save_every_s == "auto" else float(settings.save_every_s)
+    return TrainJob(
+        stage=stage, model=ground.config, tokenizer=str(ground.tokenizer_folder), tokenizer_hash=ground.tokenizer.hash,
+        data=(), val=None, context=ground.config.context, steps=steps, rows_per_step=ground.rows_per_step,
+        optim=OptimConfig(), schedule=schedule, seed=settings.seed, deterministic=settings.deterministic,
+        eval_every=None if settings.eval_every in (None, "auto") else int(settings.eval_every),
+        eval_tokens=VAL_TOKENS, save_every_s=save_every_s, keep=settings.keep, peak_flops=ground_rate(ground),
+    )  # fmt: skip
+
+
+def ground_rate(ground: Ground) -> float | None:
+    """The measured matrix-product rate in the run's dtype, for MFU."""
+    facts = load_facts()
+    return {
+        "fp32": facts.fp32_flops_per_s, "bf16": facts.bf16_flops_per_s, "fp16": facts.fp16_flops_per_s
+    }[ground.dtype]  # fmt: skip
+
+
+def stage_choices(settled: Settled, ground: Ground) -> Choices:
+    """choices.json of a stage: one segment, the fall-backs of its micro-batch, the worker's variables."""
+    segment = Segment(
+        from_step=0,
+        device_batch=ground.device_batch,
+        compiled=ground.compiled,
+        dtype=ground.dtype,  # type: ignore[arg-type]
+        attention=settled.choices["attention"].value,
+        reason="settled at the start of the run",
+        threads=ground.threads,
+    )
+    return Choices(settled.choices, (segment,), {"device_batch": fallbacks(ground.device_batch)}, ground.environment)
+
+
+def evaluation_config(ground: Ground, stage_folder: Path, val: Path) -> dict[str, Any]:
+    """config.json of the evaluation at the end of a run."""
+    return {
+        "format": 1, "job": "evaluate", "from": str(stage_folder), "tokenizer": str(ground.tokenizer_folder),
+        "dtype": ground.dtype, "threads": ground.threads, "tasks": ["starter"], "val": str(val),
+        "val_tokens": VAL_TOKENS, "context": ground.config.context, "num_items": 200, "seed": 0,
+    }  # fmt: skip
+

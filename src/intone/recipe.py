@@ -1,0 +1,124 @@
+"""The recipe: how big a model, how many tokens and which rates for which stage. The machine only decides how fast."""
+
+from dataclasses import dataclass
+
+from intone.config import ScheduleConfig, model_config
+from intone.settings import Stage
+
+# all measured on two cores with depth 4, see LOG.md "starter recipe"
+STARTER_SHARES: dict[Stage, float] = {"base": 0.15, "mid": 0.15, "sft": 0.70}
+TEXT_SHARES: dict[Stage, float] = {"base": 0.70, "mid": 0.10, "sft": 0.20}
+
+STARTER_CONTEXT = 256  # the longest starter conversation has about 330 tokens, the mean 70
+TEXT_CONTEXT = 512
+MAX_DEPTH = 24
+MIN_DEPTH = 4
+# a closed world of 2,800 words and eleven skills: deeper models only learn it slower
+MAX_STARTER_DEPTH = 8
+# share of the measured matrix-product rate that training a small model reaches (0.35-0.5 on two cores, LOG.md)
+USUAL_MFU = 0.4
+# tokens per parameter of matrices and head that a run should see before a deeper model pays; nanochat trains to 12,
+# time-boxed runs of minutes do better with wider models seen less often (reference: autoresearch)
+STARTER_RATIO = 0.6
+TEXT_RATIO = 2.0
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a run: its optimizer steps and how rates move over them."""
+
+    stage: Stage
+    steps: int
+    schedule: ScheduleConfig
+
+
+def default_minutes(device: str) -> float:
+    """Minutes of a run when nobody says: about 8 on a small CPU, where a reader waits for it."""
+    return 8.0 if device == "cpu" else 10.0
+
+
+def auto_vocab_size(depth: int, *, is_starter: bool) -> int:
+    """Entries of the tokenizer. A large one dominates the cost of a small model (reference training.md 4.2)."""
+    if is_starter:
+        return 2048
+    return 4096 if depth <= 4 else 8192 if depth <= 8 else 32768
+
+
+def auto_context(*, is_starter: bool) -> int:
+    return STARTER_CONTEXT if is_starter else TEXT_CONTEXT
+
+
+def auto_depth(flops_per_s: float | None, training_s: float, *, is_starter: bool) -> tuple[int, str]:
+    """The deepest model that sees enough tokens per parameter in this time -> (depth, reason).
+
+    flops_per_s None (rate unknown): the smallest depth.
+    """
+    if flops_per_s is None:
+        return MIN_DEPTH, "the rate of this machine is unknown"
+    budget = flops_per_s * USUAL_MFU * training_s
+    ratio = STARTER_RATIO if is_starter else TEXT_RATIO
+    deepest = MIN_DEPTH
+    for depth in range(MIN_DEPTH, (MAX_STARTER_DEPTH if is_starter else MAX_DEPTH) + 1):
+        if ratio * scaling_parameters(depth, is_starter=is_starter) * flops_per_token(depth, is_starter) <= budget:
+            deepest = depth
+    tokens = budget / flops_per_token(deepest, is_starter)
+    seen = tokens / scaling_parameters(deepest, is_starter=is_starter)
+    return deepest, f"about {tokens / 1e6:,.1f}M tokens fit in the time, {seen:.1f} per parameter"
+
+
+def scaling_parameters(depth: int, *, is_starter: bool) -> int:
+    """Parameters of the blocks' matrices and the head at a depth, nanochat's measure of size."""
+    config = model_config("modern", depth=depth, vocab_size=auto_vocab_size(depth, is_starter=is_starter), context=512)
+    return config.depth * 12 * config.width**2 + config.padded_vocab * config.width
+
+
+def flops_per_token(depth: int, is_starter: bool) -> float:
+    """Training operations per token, attention left out: 6 per parameter in a product."""
+    return 6.0 * scaling_parameters(depth, is_starter=is_starter)
+
+
+def auto_batch_tokens(total_tokens: float) -> int:
+    """Tokens per optimizer step, a power of two: small runs need many steps more than smooth ones.
+
+    A run should have about 1,000 steps or more; between 2,048 tokens (below, Muon costs more than the model) and
+    524,288 (nanochat's batch at depth 12).
+    """
+    size = 2048
+    while size < 524_288 and total_tokens / (2 * size) >= 1500:
+        size *= 2
+    return size
+
+
+def auto_batch_reason(batch_tokens: int, total_tokens: float) -> str:
+    return f"about {total_tokens / batch_tokens:,.0f} steps in the time"
+
+
+def rate_scale(batch_tokens: int) -> float:
+    """Factor on the learning rates for a batch: square-root law, anchored where we measured (LOG.md).
+
+    At 2,048 tokens the full rates of nanochat's 524,288-token recipe still train best on short runs.
+    """
+    return 1.0
+
+
+def stage_plans(total_steps: int, *, is_starter: bool, lr_scale: float) -> list[StagePlan]:
+    """The three stages of a run: one warm-up, one constant stretch, one fall to the end across all of them."""
+    shares = STARTER_SHARES if is_starter else TEXT_SHARES
+    base = max(1, round(total_steps * shares["base"]))
+    mid = max(1, round(total_steps * shares["mid"]))
+    sft = max(1, total_steps - base - mid)
+    # the decay factor falls linearly over the run as a whole
+    at_mid, at_sft = 1 - base / total_steps, 1 - (base + mid) / total_steps
+    first = ScheduleConfig(
+        lr_scale=lr_scale, warmup_steps=10, warmdown_share=0.0 if is_starter else 0.5,
+        final_share=1.0 if is_starter else 0.3, momentum_steps=200, decay_from=1.0, decay_to=at_mid,
+    )  # fmt: skip
+    late = dict(warmup_steps=0, momentum_from=0.95, momentum_to=0.95, momentum_steps=0)
+    middle_scale = lr_scale if is_starter else 0.5 * lr_scale
+    middle = ScheduleConfig(
+        lr_scale=middle_scale, warmdown_share=0.0, final_share=1.0, decay_from=at_mid, decay_to=at_sft, **late
+    )  # type: ignore[arg-type]
+    last = ScheduleConfig(
+        lr_scale=middle_scale, warmdown_share=0.85, final_share=0.03, decay_from=at_sft, decay_to=0.0, **late
+    )  # type: ignore[arg-type]
+    return [StagePlan("base", base, first), StagePlan("mid", mid, middle), StagePlan("sft", sft, last)]

@@ -1,0 +1,1 @@
+"""How people talk to a model: the terminal chat."""

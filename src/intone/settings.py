@@ -1,0 +1,330 @@
+"""What a person can ask of each verb: one flat dataclass per verb, and where every value came from.
+
+The comment above a field is its help. "auto" is a word that tuning replaces, None means off.
+Only the standard library is used here, so that `--help` and `--show` answer at once.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from intone.config import ModelConfig, Preset, model_config
+from intone.errors import UserError, unknown_name
+from intone.fields import check_value, kind, setting, shown
+from intone.log import table
+
+Auto = Literal["auto"]
+Stage = Literal["base", "mid", "sft"]
+NAMED_DATA = ("starter",)  # words that mean data of ours, also where a file of that name exists
+Origin = Literal["default", "preset", "from", "flag", "measured", "cached"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Every settings class checks its values, whichever way they came in. Raises UserError."""
+
+    # print the result as JSON on the last line
+    json: bool = setting(False, aside=True)
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            check_value(entry, getattr(self, entry.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Checked):
+    """What `run` and `train` have in common."""
+
+    # name of the run; without one it is d{depth}-{n}
+    name: str | None = setting(None, aside=True)
+    # start a new run even where an unfinished one with these settings could go on
+    new: bool = setting(False, aside=True)
+    # start afresh with the settled settings of this run
+    like: str | None = None
+    # minutes of the whole run by the clock; auto: what suits the machine
+    minutes: float | Auto = setting("auto", least=0.05)
+    # number of blocks, the one dial for the size of the model
+    depth: int | Auto = setting("auto", least=1, inherit=True)
+    # longest row in tokens
+    context: int | Auto = setting("auto", least=16, inherit=True)
+    # entries of the tokenizer: 256 bytes, 9 special tokens and the merges
+    vocab_size: int | Auto = setting("auto", least=265, inherit=True)
+    # architecture: modern (mid-2026 nanochat) or classic (the one transformers knows as NanoChat)
+    preset: Preset = setting("modern", inherit=True)
+    # the same seed gives the same data order and the same starting weights
+    seed: int = setting(1337, least=0, inherit=True)
+    # where to compute
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    # number format of the matrix products; auto: the fastest that trains rightly, by measurement
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # CPU threads; auto: the fastest number, by measurement
+    threads: int | Auto = setting("auto", least=1)
+    # compile the training step; auto: where it saves more than it costs
+    compile: Literal["auto", "on", "off"] = "auto"
+    # rows that go through the model at once; never changes the mathematics
+    device_batch: int | Auto = setting("auto", least=1)
+    # tokens per optimizer step, a power of two; part of the recipe
+    batch_tokens: int | Auto = setting("auto", least=1)
+    # bitwise repeatable on a GPU too, slower
+    deterministic: bool = False
+    # seconds between saves
+    save_every_s: float | Auto = setting("auto", least=0.1)
+    # steps between evaluations; none: only at the end of a stage
+    eval_every: int | Auto | None = setting("auto", least=1)
+    # saved states kept per stage, besides the best
+    keep: int = setting(2, least=1)
+    # print every value with its origin and reason, and stop
+    show: bool = setting(False, aside=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tokens = self.batch_tokens
+        if isinstance(tokens, int) and tokens & (tokens - 1):
+            below = 1 << (tokens.bit_length() - 1)
+            raise UserError(
+                f"batch_tokens {tokens:,} is not a power of two",
+                value=tokens,
+                fix=f"use --batch-tokens {below} or {2 * below}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(TrainingSettings):
+    """`intone run`: text -> tokenizer -> base -> mid -> SFT -> evaluation."""
+
+    # text: starter (made here), or files and folders of .txt .md .jsonl .parquet
+    data: tuple[str, ...] = ("starter",)
+    # validation text; none given: val* files of the data, or its last 1 %
+    val: tuple[str, ...] = ()
+    # conversations: starter, or files with messages
+    sft: tuple[str, ...] = ("starter",)
+    # validation conversations; none given: as for val
+    sft_val: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(TrainingSettings):
+    """`intone train STAGE`: one stage by itself."""
+
+    # stage to train: base (text), mid (text and conversations) or sft (conversations)
+    stage: Stage = setting(positional=True)
+    # run whose weights and model settings this stage starts from
+    from_run: str | None = setting(None, flag="from")
+    # text or conversations of this stage: starter, or files and folders
+    data: tuple[str, ...] = ("starter",)
+    # validation data; none given: val* files of the data, or its last 1 %
+    val: tuple[str, ...] = ()
+    # optimizer steps; auto: from minutes
+    steps: int | Auto = setting("auto", least=1)
+    # write the job folder, say how to start it, and stop
+    prepare: bool = setting(False, aside=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps != "auto" and self.minutes != "auto":
+            raise UserError(
+                f"both steps {self.steps:,} and minutes {self.minutes} are given",
+                value=self.steps,
+                fix="keep one of --steps and --minutes",
+            )
+        if self.stage != "base" and self.from_run is None and self.like is None:
+            raise UserError(
+                f"train {self.stage} needs a run to start from",
+                value=self.stage,
+                fix="add --from RUN; `intone runs` lists them",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings(Checked):
+    """`intone chat`: talk to a run in the terminal."""
+
+    # run to talk to: NAME, NAME/STAGE, a path, or latest
+    from_run: str = setting("latest", flag="from")
+    # answer this once and stop; text piped in does the same
+    prompt: str | None = None
+    # 0: always the likeliest token; higher: more varied
+    temperature: float = setting(0.6, least=0)
+    # sample among this many of the likeliest tokens; none: all
+    top_k: int | None = setting(50, least=1)
+    # sample among the likeliest tokens that make up this share; none: all
+    top_p: float | None = setting(None, least=0.0, most=1)
+    # longest answer in tokens
+    max_tokens: int = setting(256, least=1)
+    # the same seed gives the same answers
+    seed: int = setting(0, least=0)
+    # let the model use its calculator
+    tools: bool = True
+    # where to compute
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings(Checked):
+    """`intone eval RUN`: bits per byte and starter skills of a run."""
+
+    # run to evaluate: NAME, NAME/STAGE, a path, or latest
+    run: str = setting("latest", positional=True)
+    # what to measure
+    tasks: tuple[Literal["bpb", "starter"], ...] = ("bpb", "starter")
+    # text for bits per byte; none given: the validation text of the run
+    val: tuple[str, ...] = ()
+    # held-out questions per skill
+    num_items: int = setting(200, least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings(Checked):
+    """`intone tune`: what this machine can do."""
+
+    # print the facts of this machine with their sources
+    facts: bool = False
+    # measure again instead of reading the cache
+    fresh: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings(Checked):
+    """`intone tokenizer train|inspect`: make a tokenizer, or look at one."""
+
+    # train: learn one from text; inspect: show what one does
+    action: Literal["train", "inspect"] = setting(positional=True)
+    # text to learn from, or to measure on: starter, or files and folders
+    data: tuple[str, ...] = ("starter",)
+    # entries: 256 bytes, 9 special tokens and the merges
+    vocab_size: int = setting(4096, least=265)
+    # tokenizer to inspect: a folder, or a run
+    from_run: str = setting("latest", flag="from")
+    # folder to write the tokenizer to; none given: under INTONE_HOME
+    out: str | None = None
+    # show the tokens of this text
+    text: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Checked):
+    """`intone data check|prepare`: look at data before training, or tokenise it ahead of time."""
+
+    # check: read every row and say what is wrong; prepare: tokenise into shards
+    action: Literal["check", "prepare"] = setting(positional=True)
+    # files and folders of .txt .md .jsonl .parquet, compressed or not
+    data: tuple[str, ...] = setting(positional=True)
+    # tokenizer for prepare: a folder, or a run
+    tokenizer: str = "latest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsSettings(Checked):
+    """`intone runs [RUN]`: what is on disk."""
+
+    # show this run in full: NAME, NAME/STAGE, a path, or latest
+    run: str | None = setting(None, positional=True)
+
+
+S = TypeVar("S", bound=Checked)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One setting after resolution: its value, the layer that gave it, and why."""
+
+    value: Any
+    origin: Origin
+    reason: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values of one origin, in the order default < preset < from < flag."""
+
+    origin: Origin
+    reason: str
+    values: Mapping[str, Any]
+
+
+def resolve(cls: type[S], layers: Sequence[Layer]) -> tuple[S, dict[str, Resolved]]:
+    """Defaults overlaid with the layers, the later the stronger -> (settings, where each value came from).
+
+    Raises UserError for a name the class does not have (with the nearest), and for a value of the wrong kind.
+    """
+    resolved: dict[str, Resolved] = {}
+    for name, entry in named_fields(cls).items():
+        if entry.default is not dataclasses.MISSING:
+            reason = "settled for this machine at the start" if entry.default == "auto" else "default"
+            resolved[name] = Resolved(entry.default, "default", reason)
+    for layer in layers:
+        for name, value in checked_values(cls, layer.values).items():
+            resolved[name] = Resolved(value, layer.origin, layer.reason)
+    missing = [name for name in named_fields(cls) if name not in resolved]
+    if missing:
+        raise UserError(
+            f"{missing[0]} is missing", value=missing[0], fix=f"give {kind(named_fields(cls)[missing[0]].type)}"
+        )
+    settings = cls(**{name: entry.value for name, entry in resolved.items()})
+    return settings, {name: resolved[name] for name in named_fields(cls)}
+
+
+def named_fields(cls: type[Checked]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a settings class in the order people see them: its own before the shared ones."""
+    shared = {entry.name for base in cls.__mro__[1:] if issubclass(base, Checked) for entry in dataclasses.fields(base)}
+    entries = dataclasses.fields(cls)
+    own_first = [e for e in entries if e.name not in shared] + [
+        e for e in entries if e.name in shared and e.name != "json"
+    ]
+    return {e.name: e for e in [*own_first, *(e for e in entries if e.name == "json")]}
+
+
+def checked_values(cls: type[Checked], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values with lists as tuples, every name and kind checked. Raises UserError."""
+    fields = named_fields(cls)
+    checked = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise unknown_name("setting", name, fields)
+        value = tuple(value) if isinstance(value, list) else value
+        check_value(fields[name], value)
+        checked[name] = value
+    return checked
+
+
+def inherited(cls: type[Checked], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of an earlier run that `--from RUN` hands on to this verb."""
+    fields = named_fields(cls)
+    return {name: value for name, value in values.items() if name in fields and fields[name].metadata.get("inherit")}
+
+
+def as_json(settings: Checked) -> dict[str, Any]:
+    """Every setting as JSON holds it: tuples become lists."""
+    values = {name: getattr(settings, name) for name in named_fields(type(settings))}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def identity(settings: Checked) -> dict[str, Any]:
+    """The settings that make two runs the same run, as JSON; paths that exist are absolute.
+
+    Equal identities: the same command given again goes on with the unfinished run.
+    """
+    fields = named_fields(type(settings))
+    kept = {name: value for name, value in as_json(settings).items() if not fields[name].metadata.get("aside")}
+    return {name: [_absolute(v) for v in value] if isinstance(value, list) else value for name, value in kept.items()}
+
+
+def preset_rows(preset: Preset) -> dict[str, Resolved]:
+    """What the architecture preset decides, for the table of `--show`."""
+    config = model_config(preset, depth=1, vocab_size=1, context=1)
+    shape = {"vocab_size", "context", "depth", "width", "num_heads", "num_kv_heads", "head_width"}
+    names = [entry.name for entry in dataclasses.fields(ModelConfig) if entry.name not in shape]
+    return {name: Resolved(getattr(config, name), "preset", f"architecture {preset}") for name in names}
+
+
+def show_table(resolved: Mapping[str, Resolved]) -> str:
+    """One line per setting: name, value, origin, reason."""
+    rows = [[name, shown(entry.value), entry.origin, entry.reason] for name, entry in resolved.items()]
+    return table(rows, header=["setting", "value", "origin", "reason"], left=4)
+
+
+def _absolute(text: str) -> str:
+    path = Path(text).expanduser()
+    return str(path.absolute()) if text not in NAMED_DATA and path.exists() else text

@@ -1,0 +1,1 @@
+"""The training loop that base, mid and SFT share: it executes a plan and decides nothing."""

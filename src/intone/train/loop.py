@@ -1,0 +1,325 @@
+"""The training loop of base, mid and SFT: executes config.json and choices.json of a job folder, decides nothing."""
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from intone.config import TrainJob
+from intone.data.loader import Batch, Prefetcher, Rows
+from intone.data.shards import TokenSet
+from intone.data.tokenizer import Tokenizer
+from intone.errors import Damaged, UserError
+from intone.log import human_bytes, human_count, human_duration, say
+from intone.model.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    newest_checkpoint,
+    prune,
+    remove_leftovers,
+    save_checkpoint,
+    step_folder,
+)
+from intone.model.cost import train_flops_per_token
+from intone.model.gpt import GPT
+from intone.model.optim import Optimizer
+from intone.paths import read_json, write_json
+from intone.records import Choices, EventRow, Outcome, Segment, StepRow, cut_log, log_row, read_choices
+from intone.train.evaluation import evaluate_stage
+from intone.train.memory import peak_bytes, reset_peak
+from intone.train.schedule import scale_at
+from intone.train.step import DTYPES, StepResult, TrainStep
+
+MAX_NOT_FINITE = 3  # skipped steps in a row that end the run
+PROGRESS_EVERY_S = 5.0
+
+
+@dataclass
+class Progress:
+    """What a resumed loop must know besides weights and moments; state.json of a save."""
+
+    step: int = 0  # optimizer steps done
+    tokens: int = 0
+    num_skipped: int = 0
+    num_not_finite: int = 0  # in a row, up to now
+    elapsed_s: float = 0.0  # training time of all processes that worked on the stage
+    best_step: int | None = None
+    best_bpb: float | None = None
+    loss_scale: float = 1.0
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@dataclass
+class Trainer:
+    """One stage in one process. run() is called once and returns how it ended."""
+
+    folder: Path
+    should_stop: Callable[[], bool]
+    job: TrainJob = field(init=False)
+    choices: Choices = field(init=False)
+    progress: Progress = field(init=False, default_factory=Progress)
+
+    def run(self) -> Outcome:
+        """Trains from the newest save, or the start, to the last step of the job, and evaluates.
+
+        Raises UserError for a job that cannot run here; MemoryError and torch's out-of-memory errors pass through.
+        """
+        self.job = TrainJob.from_json(read_json(self.folder / "config.json"))
+        self.choices = read_choices(self.folder)
+        self.device = pick_device(self.choices)
+        self._open_data()
+        self._build_model()
+        self._restore()
+        gc.collect()
+        gc.freeze()  # everything alive now stays: collections in the loop need not look at it
+        try:
+            stopped = self._steps()
+        finally:
+            gc.unfreeze()
+        if stopped is not None:
+            return stopped
+        if self.job.keep:
+            self._save()
+            if self.should_stop():
+                return Outcome("stopped", self.progress.step, "stopped before the last evaluation")
+            self._evaluate()
+            prune(self.folder, keep=self.job.keep, best_step=self.progress.best_step)
+        return Outcome("done", self.progress.step)
+
+    # --- setting up -------------------------------------------------------------------------------------------
+
+    def _open_data(self) -> None:
+        job = self.job
+        self.tokenizer = Tokenizer.load(Path(job.tokenizer))
+        if self.tokenizer.hash != job.tokenizer_hash:
+            raise Damaged(
+                f"the tokenizer in {job.tokenizer} is not the one this job was written for",
+                value=job.tokenizer,
+                fix="restore the folder, or start a new run",
+            )
+        sets = [TokenSet.open(Path(folder)) for folder in job.data]
+        weights = list(job.weights) if job.weights else None
+        self.rows = Rows(sets, job.context, job.seed, weights=weights, learn_all=job.learn_all)
+        self.val = TokenSet.open(Path(job.val)) if job.val else None
+
+    def _build_model(self) -> None:
+        job = self.job
+        first = self.choices.segments[0]
+        if self.device.type == "cpu":
+            # compiled embedding gradients on two threads otherwise differ on every repeat; not slower (CONTRACTS)
+            torch.use_deterministic_algorithms(True)
+        elif job.deterministic:
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+        if first.threads:
+            torch.set_num_threads(first.threads)
+        self.model = GPT(job.model).to(self.device)
+        self.model.ensure_positions(max(job.context, job.model.context))
+        self.model.init_weights(job.seed)
+        self.model.compute_dtype = DTYPES[first.dtype]
+        self.optimizer = Optimizer(self.model, job.optim)
+
+    def _restore(self) -> None:
+        """The newest good save of this job, else the weights it starts from, else the random start."""
+        remove_leftovers(self.folder)
+        checkpoint, problems = newest_checkpoint(self.folder)
+        for problem in problems:
+            self._event("damaged save skipped", problem)
+        if checkpoint is not None:
+            self._check(checkpoint)
+            self.model.load_state_dict(checkpoint.weights)
+            self.optimizer.load_state_tensors(checkpoint.optimizer)
+            self.progress = Progress(**checkpoint.state)
+            say(f"going on from the save at step {checkpoint.step:,}")
+        elif self.job.init_from:
+            start, _ = newest_checkpoint(Path(self.job.init_from), optimizer=self.job.keep_optimizer)
+            if start is None:
+                raise UserError(f"{self.job.init_from} has no save to start from", value=self.job.init_from)
+            self._check(start)
+            self.model.load_state_dict(start.weights)
+            if self.job.keep_optimizer:
+                self.optimizer.load_state_tensors(start.optimizer)
+        for name in ("log.jsonl", "samples.jsonl"):
+            cut_log(self.folder / name, self.progress.step)
+
+    def _check(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.model != self.job.model or checkpoint.tokenizer_hash != self.job.tokenizer_hash:
+            raise UserError(
+                f"the save {checkpoint.folder} has another model or tokenizer than this job",
+                value=str(checkpoint.folder),
+                fix="give the job the settings of the run it starts from",
+            )
+
+    # --- steps ------------------------------------------------------------------------------------------------
+
+    def _steps(self) -> Outcome | None:
+        """All steps that are left; an outcome where they end early."""
+        job, progress = self.job, self.progress
+        self.started_s = self.last_save_s = time.monotonic()
+        self.base_elapsed_s = progress.elapsed_s
+        self.last_line_s = 0.0
+        self.recent_step_s: float | None = None
+        segment: Segment | None = None
+        step_runner: TrainStep | None = None
+        reset_peak(self.device)
+        with Prefetcher(self.rows, job.rows_per_step, progress.step) as batches:
+            while progress.step < job.steps:
+                begin_s = time.perf_counter()
+                planned = self.choices.segment_at(progress.step)
+                if step_runner is None or planned is not segment:
+                    step_runner, segment = self._runner(planned), planned
+                step, batch = next(batches)
+                data_s = time.perf_counter() - begin_s
+                scale = scale_at(job.schedule, step, job.steps)
+                result = step_runner.run(batch, scale)
+                outcome = self._finish_step(step_runner, result, batch, scale.lr, begin_s, data_s)
+                if outcome is not None:
+                    return outcome
+                self._between_steps()
+                if self.should_stop() and progress.step < job.steps:
+                    if job.keep:
+                        self._save()
+                    return Outcome("stopped", progress.step, "stopped by a signal; the same command goes on from here")
+        return None
+
+    def _runner(self, segment: Segment) -> TrainStep:
+        """The step function of a segment. A new one means other code, never another computation."""
+        self.model.compute_dtype = DTYPES[segment.dtype]
+        self.model.attention_backend = segment.attention  # type: ignore[assignment]
+        if segment.threads:
+            torch.set_num_threads(segment.threads)
+        if segment.from_step:
+            self._event("segment", segment.reason)
+        runner = TrainStep(
+            self.model,
+            self.optimizer,
+            device=self.device,
+            dtype=segment.dtype,
+            device_batch=segment.device_batch,
+            compiled=segment.compiled,
+        )
+        if segment.dtype == "fp16" and self.progress.loss_scale > 1.0:
+            runner.loss_scale = self.progress.loss_scale
+        return runner
+
+    def _finish_step(
+        self, runner: TrainStep, result: StepResult, batch: Batch, lr: float, begin_s: float, data_s: float
+    ) -> Outcome | None:
+        """Counts, logs and prints a step; an outcome where too many in a row were not finite."""
+        progress = self.progress
+        loss = result.sync_loss()
+        applied = bool(result.finite)
+        runner.note_finite(applied)
+        progress.loss_scale = runner.loss_scale
+        progress.step += 1
+        progress.tokens += batch.ids.size
+        step_s = time.perf_counter() - begin_s
+        progress.elapsed_s = self.base_elapsed_s + time.monotonic() - self.started_s
+        progress.num_skipped += not applied
+        not_finite = loss is None and result.num_supervised > 0
+        progress.num_not_finite = progress.num_not_finite + 1 if not_finite else 0
+        row = StepRow(
+            step=progress.step,
+            tokens=progress.tokens,
+            loss=loss,
+            lr=lr,
+            step_s=step_s,
+            data_s=data_s,
+            tokens_per_s=batch.ids.size / step_s,
+            peak_bytes=peak_bytes(self.device),
+            skipped=not applied,
+        )
+        log_row(self.folder / "log.jsonl", row)
+        self._progress_line(row)
+        if progress.num_not_finite < MAX_NOT_FINITE:
+            return None
+        return self._not_finite(batch)
+
+    def _not_finite(self, batch: Batch) -> Outcome:
+        step = self.progress.step
+        first_row = (step - 1) * self.job.rows_per_step
+        address = {"step": step, "first_row": first_row, "num_rows": len(batch), "in_a_row": MAX_NOT_FINITE}
+        write_json(self.folder / "not_finite.json", address)
+        return Outcome(
+            "not_finite",
+            step,
+            f"the loss was not finite in {MAX_NOT_FINITE} steps in a row, the last of rows {first_row:,} to "
+            f"{first_row + len(batch) - 1:,}",
+            "the rows are named in not_finite.json; try --dtype fp32, or look at that text",
+        )
+
+    def _between_steps(self) -> None:
+        """Saves and evaluations that are due."""
+        job, step = self.job, self.progress.step
+        if not job.keep or step == job.steps:
+            return
+        evaluation_due = job.eval_every is not None and step % job.eval_every == 0
+        if evaluation_due or time.monotonic() - self.last_save_s >= job.save_every_s:
+            self._save()
+        if evaluation_due:
+            self._evaluate()
+
+    def _save(self) -> None:
+        progress = self.progress
+        folder = step_folder(self.folder, progress.step)
+        if folder in list_checkpoints(self.folder):
+            return  # nothing was trained since
+        save_checkpoint(
+            self.folder,
+            progress.step,
+            model=self.job.model,
+            weights=self.model.state_dict(),
+            optimizer=self.optimizer.state_tensors(),
+            state=progress.as_json(),
+            tokenizer_hash=self.job.tokenizer_hash,
+        )
+        self.last_save_s = time.monotonic()
+        prune(self.folder, keep=self.job.keep, best_step=progress.best_step)
+
+    def _evaluate(self) -> None:
+        """bpb on the fixed validation rows, and samples; the save was made before."""
+        bpb = evaluate_stage(self.folder, self.job, self.model, self.tokenizer, self.val, self.progress.step)
+        if bpb is not None and (self.progress.best_bpb is None or bpb < self.progress.best_bpb):
+            self.progress.best_bpb, self.progress.best_step = bpb, self.progress.step
+
+    # --- what people see --------------------------------------------------------------------------------------
+
+    def _progress_line(self, row: StepRow) -> None:
+        """One line at most every few seconds: loss, rate, MFU, memory, time left."""
+        recent = self.recent_step_s
+        self.recent_step_s = row.step_s if recent is None else 0.9 * recent + 0.1 * row.step_s
+        now = time.monotonic()
+        if row.step not in (1, self.job.steps) and now - self.last_line_s < PROGRESS_EVERY_S:
+            return
+        self.last_line_s = now
+        rate = row.tokens / row.step / self.recent_step_s
+        mfu = "unknown"
+        if self.job.peak_flops:
+            share = rate * train_flops_per_token(self.job.model, self.job.context) / self.job.peak_flops
+            mfu = f"{100 * share:.1f}%"
+        loss = "not finite" if row.loss is None else f"{row.loss:.3f}"
+        left = human_duration((self.job.steps - row.step) * self.recent_step_s)
+        width = len(f"{self.job.steps:,}")
+        say(
+            f"{self.job.stage:<4} step {row.step:>{width},}/{self.job.steps:,}   loss {loss}   "
+            f"{human_count(rate)} tok/s   MFU {mfu}   peak {human_bytes(row.peak_bytes)}   left {left}"
+        )
+
+    def _event(self, event: str, message: str) -> None:
+        say(f"{event}: {message}")
+        log_row(self.folder / "log.jsonl", EventRow(self.progress.step, event, message))
+
+
+def pick_device(choices: Choices) -> torch.device:
+    """The device that was settled for the job. Raises UserError where it is not here."""
+    name = choices.settings["device"].value if "device" in choices.settings else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("this job was settled for a CUDA device and there is none here", value=name)
+    return torch.device(name)
+

@@ -1,0 +1,1 @@
+"""Every "auto" becomes a value with a reason, by measuring on this machine."""

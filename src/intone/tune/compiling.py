@@ -1,0 +1,85 @@
+"""Decides whether compiling the training step pays within a run: seconds saved against seconds spent."""
+
+from dataclasses import dataclass
+
+from intone.hardware import COMPILE_FIX
+from intone.log import human_duration
+from intone.records import Choice
+from intone.tune.trials import Trials
+
+NO_COMPILER = f"torch.compile needs a C++ compiler and the Python headers: {COMPILE_FIX}"
+
+
+@dataclass(frozen=True)
+class CompileFacts:
+    """What compiling did to a training step: compiled step time over eager step time, and what it cost once."""
+
+    ratio: float
+    compile_s: float
+    is_measured: bool = False
+
+
+# a d4 step in bf16 went from 380 to 210 ms; cold compiles 8-25 s on two cores (reference training.md 4.3)
+CPU_GUESS = CompileFacts(ratio=0.55, compile_s=25)
+# step time -40 %, cold compile 30-90 s for d12-d24; an estimate of the same section
+GPU_GUESS = CompileFacts(ratio=0.6, compile_s=60)
+
+
+def decide(
+    compile_possible: bool,
+    steps: int,
+    eager_step_s: float,
+    compiled_step_s: float | None,
+    compile_s: float,
+    *,
+    ratio: float | None = None,
+    obstacle: str = NO_COMPILER,
+) -> Choice:
+    """ "on" where the planned steps save more seconds than compiling costs, else "off".
+
+    compiled_step_s None: predicted as ratio (compiled / eager step time, from an earlier run or a guess) times
+    eager_step_s. obstacle is the reason given where compiling is not possible.
+    """
+    if not compile_possible:
+        return Choice("off", obstacle, "default")
+    is_predicted = compiled_step_s is None
+    if compiled_step_s is None:
+        compiled_step_s = eager_step_s * (CPU_GUESS.ratio if ratio is None else ratio)
+    saved_per_step_s = eager_step_s - compiled_step_s
+    measured = {"eager_step_s": eager_step_s, "compiled_step_s": compiled_step_s, "compile_s": compile_s}
+    origin = "default" if is_predicted else "measured"
+    word = "predicted" if is_predicted else "measured"
+    speed = f"{eager_step_s / compiled_step_s:.2f}x per step {word}"
+    if saved_per_step_s <= 0:
+        beat = ({"value": "on", "why": f"{speed}, and {human_duration(compile_s)} to compile"},)
+        return Choice("off", f"compiled steps are not faster ({speed})", origin, beat, measured)  # type: ignore[arg-type]
+    saved_s = steps * saved_per_step_s
+    sums = f"{steps:,} steps save {human_duration(saved_s)}, compiling costs {human_duration(compile_s)}"
+    even = f"even at {compile_s / saved_per_step_s:,.0f} steps"
+    value, other = ("on", "off") if saved_s > compile_s else ("off", "on")
+    beat = ({"value": other, "why": f"{abs(saved_s - compile_s):,.0f} s slower over {steps:,} steps"},)
+    return Choice(value, f"{sums}, {even} ({speed})", origin, beat, measured)  # type: ignore[arg-type]
+
+
+def expect(trials: Trials, key: dict[str, object], device: str) -> CompileFacts:
+    """What compiling did the last time under this key on this machine, else the guess for the device."""
+    kept = trials.find("compile", key)
+    if kept is None or kept.measured is None:
+        return GPU_GUESS if device == "cuda" else CPU_GUESS
+    return CompileFacts(kept.measured["ratio"], kept.measured["compile_s"], is_measured=True)
+
+
+def remember(
+    trials: Trials, key: dict[str, object], *, eager_step_s: float, compiled_step_s: float, compile_s: float
+) -> None:
+    """Keeps what a run has seen, for expect(). Call it after a compiled run whose eager step was timed too."""
+    ratio = compiled_step_s / eager_step_s
+    measured = {
+        "ratio": ratio,
+        "compile_s": compile_s,
+        "eager_step_s": eager_step_s,
+        "compiled_step_s": compiled_step_s,
+    }
+    trials.record(
+        "compile", key, Choice(ratio, f"compiled steps took {ratio:.2f} of eager ones", "measured", measured=measured)
+    )

@@ -1,0 +1,36 @@
+"""Estimates what a training step needs, from the shape alone: enough to avoid what cannot fit.
+
+The numbers come from the growth of resident memory over one forward and backward pass on a 2-core CPU with
+torch 2.13 (preset modern, packed rows; tests/tune/test_memory.py holds the points and how far off this is).
+"""
+
+from intone.config import ModelConfig
+from intone.model.cost import num_parameters, training_state_bytes
+
+BASE_BYTES = 400 * 2**20  # interpreter and torch, before the model; CUDA's context is about as large
+# bytes per token and block width, and per token and vocabulary entry, at the worst moment (measured as said above)
+BYTES_PER_CHANNEL = {("fp32", False): 105, ("bf16", False): 80, ("fp32", True): 70, ("bf16", True): 35}
+BYTES_PER_LOGIT = {("fp32", False): 38, ("bf16", False): 38, ("fp32", True): 7, ("bf16", True): 6}
+OUTER_BLOCKS = 1.2  # embedding, first and middle streams and final norm, counted in blocks
+MASK_BYTES = 8  # per query and key of a row: boolean masks of two window sizes and the kernel's float copy
+STACK_BYTES = 8  # per matrix parameter: the optimizer stacks weights and gradients of one shape
+
+
+def training_bytes(config: ModelConfig, device_batch: int, *, dtype: str, compiled: bool) -> int:
+    """Bytes at the worst moment of a training step with rows of config.context tokens, compiling left out.
+
+    dtype fp32, bf16 or fp16.
+    """
+    return fixed_bytes(config) + int(device_batch * config.context * bytes_per_token(config, dtype, compiled))
+
+
+def bytes_per_token(config: ModelConfig, dtype: str, compiled: bool) -> float:
+    """Activations and their gradients at the worst moment, per token of a pass."""
+    case = ("fp32" if dtype == "fp32" else "bf16", compiled)
+    blocks = (config.depth + OUTER_BLOCKS) * config.width * BYTES_PER_CHANNEL[case]
+    return blocks + config.padded_vocab * BYTES_PER_LOGIT[case] + config.context * MASK_BYTES
+
+
+def fixed_bytes(config: ModelConfig) -> int:
+    """The part that does not depend on the micro-batch: process, weights, gradients, optimizer."""
+    return BASE_BYTES + training_state_bytes(config) + STACK_BYTES * num_parameters(config)["matrices"]

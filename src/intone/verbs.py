@@ -1,0 +1,60 @@
+"""The verbs as a static table, so that `intone --help` answers without importing anything else."""
+
+from typing import NamedTuple
+
+import intone
+
+
+class Verb(NamedTuple):
+    """One verb: its line in `--help`, its settings class, and the function that does it.
+
+    target and forecast are "module:function", imported when called with (settings, origins). target returns
+    records.Answer; forecast returns (text, object for JSON) and is what `--show` prints before the settings.
+    """
+
+    summary: str
+    settings: str
+    target: str
+    forecast: str | None = None
+
+
+# a verb stands here when it works
+VERBS = {
+    "run": Verb(
+        "text -> tokenizer -> base -> mid -> SFT -> evaluation",
+        "RunSettings",
+        "intone.pipeline:run_pipeline",
+        "intone.forecast:forecast",
+    ),
+    "train": Verb("one stage: base, mid or sft", "TrainSettings", "intone.pipeline:run_train"),
+    "chat": Verb("talk to a run", "ChatSettings", "intone.api:chat"),
+    "eval": Verb("bits per byte and starter skills of a run", "EvalSettings", "intone.api:evaluate"),
+    "tune": Verb("what this machine can do, measured", "TuneSettings", "intone.api:tune"),
+    "tokenizer": Verb("train or inspect a tokenizer", "TokenizerSettings", "intone.corpus:tokenizer_verb"),
+    "data": Verb("check data, or tokenise it ahead of time", "DataSettings", "intone.corpus:data_verb"),
+    "runs": Verb("what is on disk", "RunsSettings", "intone.runs:runs_verb"),
+}
+
+
+def static_answer(words: list[str]) -> str | None:
+    """What `intone`, `intone --help` and `intone --version` print; None where a verb has work to do."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        return help_text()
+    return f"intone {intone.__version__}" if words[0] == "--version" else None
+
+
+def help_text() -> str:
+    """The verbs with one line each, and where to go on."""
+    width = max(map(len, VERBS))
+    lines = [
+        "usage: intone VERB [flags]",
+        "",
+        "Trains, measures and talks to small language models, fitted to this machine.",
+        "",
+        *(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()),
+        "",
+        "intone VERB --help lists the flags of a verb; --json ends stdout with one line for machines.",
+        "First steps: intone run, then intone chat.",
+        "Exit codes: 0 done, 1 a check failed, 2 your input, 130 stopped.",
+    ]
+    return "\n".join(lines)

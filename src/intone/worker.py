@@ -1,0 +1,153 @@
+"""One process of one job folder: `python -m intone.worker FOLDER` does what config.json says, writes outcome.json."""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from intone.errors import DiskFull, UserError
+from intone.log import say
+from intone.paths import FolderLock, read_json, write_atomic
+from intone.records import Outcome, write_outcome
+
+EXIT_CODES = {"done": 0, "bad_input": 2, "stopped": 130}  # every other outcome: 1
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class StopFlag:
+    """Set by SIGTERM and the first SIGINT: the loop ends after the step it is in. A second SIGINT ends at once."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_signal)
+            signal.signal(signal.SIGINT, self._on_signal)
+
+    def __call__(self) -> bool:
+        return self.is_set
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if self.is_set and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.is_set = True
+        say("stopping after this step; Ctrl-C again stops at once, from the last save")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the job in the one folder of argv; returns the exit code."""
+    if len(argv) != 1:
+        say("usage: python -m intone.worker FOLDER")
+        return 2
+    folder = Path(argv[0]).absolute()
+    die_with_parent()
+    limit_memory()
+    stop = StopFlag()
+    try:
+        lock = FolderLock(folder / "lock", what="this job folder")
+    except UserError as error:
+        say(str(error))
+        return 2
+    with lock:
+        outcome = run_guarded(folder, stop)
+        with contextlib.suppress(DiskFull):  # the parent then derives the outcome from the exit status
+            write_outcome(folder, outcome)
+    if outcome.outcome not in ("done", "stopped"):
+        say(f"{outcome.outcome}: {outcome.message}")
+    return EXIT_CODES.get(outcome.outcome, 1)
+
+
+def run_guarded(folder: Path, stop: StopFlag) -> Outcome:
+    """The job, with every way to fail turned into its one outcome."""
+    try:
+        return run_job(folder, stop)
+    except DiskFull as error:
+        return Outcome("disk_full", None, error.message, error.fix)
+    except UserError as error:
+        return Outcome("bad_input", None, error.message, error.fix)
+    except KeyboardInterrupt:
+        return Outcome("stopped", None, "stopped at once; the same command goes on from the last save")
+    except Exception as error:  # whatever it is, it must end in one outcome that a person can read
+        if is_out_of_memory(error):
+            return Outcome("out_of_memory", None, short(error), "use a smaller --device-batch, --context or --depth")
+        with contextlib.suppress(UserError):
+            write_atomic(folder / "traceback.txt", traceback.format_exc())
+        say(traceback.format_exc())
+        return Outcome("error", None, short(error), f"the full trace is in {folder / 'traceback.txt'}")
+
+
+def run_job(folder: Path, stop: StopFlag) -> Outcome:
+    """Dispatches on config.json's "job". The verbs' code is imported here so that a wrong folder fails fast."""
+    config: dict[str, Any] = read_json(folder / "config.json")
+    kind = config.get("job")
+    if kind == "train":
+        from intone.train.loop import Trainer
+
+        return Trainer(folder, stop).run()
+    if kind == "evaluate":
+        from intone.evals.job import evaluate_job
+
+        return evaluate_job(folder, config)
+    if kind == "generate":
+        from intone.engine.job import generate_job
+
+        return generate_job(folder, config)
+    raise UserError(f"unknown job {kind!r} in {folder / 'config.json'}", value=kind, fix="train, evaluate or generate")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out, in Python, PyTorch's CPU allocator or on the device."""
+    names = {type(entry).__name__ for entry in chain(error)}
+    if names & {"OutOfMemoryError", "MemoryError"}:
+        return True
+    text = " ".join(str(entry) for entry in chain(error))
+    return "can't allocate memory" in text or "Cannot allocate memory" in text or "out of memory" in text
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and what caused it."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def short(error: BaseException) -> str:
+    """Type and first line of an exception."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+
+
+def limit_memory() -> None:
+    """Applies INTONE_LIMIT_DATA (bytes) to this process: allocations beyond it fail cleanly (RLIMIT_DATA)."""
+    text = os.environ.get("INTONE_LIMIT_DATA")
+    if text:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(text), int(text)))
+
+
+def die_with_parent() -> None:
+    """Makes the kernel kill this process when the one that started it dies; elsewhere a thread watches a pipe."""
+    parent = os.environ.get("INTONE_PARENT")
+    if parent is None:
+        return  # started by hand: it belongs to the shell
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(parent):
+            os._exit(1)  # it died before the call above
+        return
+    pipe = int(os.environ["INTONE_PARENT_PIPE"])
+    threading.Thread(target=_exit_at_end_of, args=(pipe,), daemon=True).start()
+
+
+def _exit_at_end_of(pipe: int) -> None:
+    os.read(pipe, 1)  # nothing is ever written: this returns when the parent's end closes
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

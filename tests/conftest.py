@@ -1,0 +1,48 @@
+"""The surroundings of every test: a home of its own, no network, one compile cache per run of the tests."""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SCRATCH = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets what must stand before torch is imported, here and in child processes."""
+    scratch = Path(tempfile.mkdtemp(prefix="intone-tests-"))
+    config.stash[SCRATCH] = scratch
+    os.environ["INTONE_HOME"] = str(scratch / "home")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch / "inductor")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    source = str(REPOSITORY / "src")
+    known = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [known])])
+    if source not in sys.path:
+        sys.path.insert(0, source)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leaves nothing behind."""
+    shutil.rmtree(config.stash[SCRATCH], ignore_errors=True)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An INTONE_HOME of this test alone."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("INTONE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real texts and references, or a skip with the reason."""
+    folder = os.environ.get("INTONE_TEST_DATA")
+    if not folder:
+        pytest.skip("INTONE_TEST_DATA is not set: no real data here")
+    return Path(folder)

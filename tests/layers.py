@@ -1,0 +1,29 @@
+"""The order of the layers, low to high: the law of imports, and the order of docs/MAP.md."""
+
+# modules or packages directly under intone; a line may import itself and the lines before it
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("__init__",),
+    ("errors", "paths", "log", "config", "verbs"),
+    ("fields", "settings", "records", "runs", "recipe"),
+    ("report",),
+    ("system", "child", "rates", "hardware", "dist", "peak"),
+    ("model", "data"),
+    ("prepare",),
+    ("engine",),
+    ("evals",),
+    ("train",),
+    ("worker", "jobs", "supervisor"),
+    ("prove",),
+    ("tune",),
+    ("serve",),
+    ("optimise",),
+    ("bench",),
+    ("pipeline", "planning", "forecast"),
+    ("api", "corpus"),
+    ("cli",),
+    ("__main__",),
+)
+# on one line, and yet strangers to each other
+STRANGERS = {("model", "data"), ("data", "model")}
+# `intone.load` reaches up, at its first use only
+LAZY_DOORS = {("__init__", "api")}

@@ -1,0 +1,45 @@
+"""Questions to child processes: every way of not answering becomes one error with a reason."""
+
+import pytest
+
+from intone.child import ChildFailed, ask_child
+
+ANSWERS = {
+    "good": "import json, sys; q = json.load(sys.stdin); print('noise'); print(json.dumps({'twice': q['n'] * 2}))",
+    "raises": "raise ValueError('no tea')",
+    "dies": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "hangs": "import time; time.sleep(60)",
+    "mumbles": "print('hello')",
+    "environment": "import os, json; print(json.dumps({'x': os.environ['INTONE_X']}))",
+}
+
+
+@pytest.fixture
+def answers(tmp_path, monkeypatch):
+    """Modules of these names, importable by a child."""
+    for name, source in ANSWERS.items():
+        (tmp_path / f"child_{name}.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def test_the_answer_is_the_last_line(answers):
+    assert ask_child("child_good", {"n": 21}, timeout_s=30) == {"twice": 42}
+
+
+def test_variables_are_added_to_the_childs_environment(answers):
+    assert ask_child("child_environment", {}, timeout_s=30, environment={"INTONE_X": "7"}) == {"x": "7"}
+
+
+@pytest.mark.parametrize(
+    ("module", "timeout_s", "words"),
+    [
+        ("child_raises", 30, "no tea"),
+        ("child_dies", 30, "SIGKILL"),
+        ("child_hangs", 0.3, "no answer within 0.3 s"),
+        ("child_mumbles", 30, "not JSON"),
+        ("child_missing", 30, "No module named"),
+    ],
+)
+def test_a_child_without_an_answer_says_why(answers, module, timeout_s, words):
+    with pytest.raises(ChildFailed, match=words):
+        ask_child(module, {}, timeout_s=timeout_s)

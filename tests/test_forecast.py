@@ -1,0 +1,42 @@
+"""The forecast of `intone run --show`: plausible, and it follows what is asked."""
+
+import pytest
+
+from intone import forecast as module
+from intone.forecast import forecast
+from intone.hardware import load_facts
+from intone.settings import RunSettings
+
+RATES = {"device": "cpu", "fp32_flops_per_s": 1e11, "bf16_flops_per_s": 3e11}
+
+
+@pytest.fixture(autouse=True)
+def known_machine(home, monkeypatch):
+    monkeypatch.setattr(module, "load_facts", lambda: load_facts(measure=lambda _: RATES))
+
+
+def test_what_is_asked_is_not_guessed():
+    text, values = forecast(RunSettings(depth=3, context=96, vocab_size=777, minutes=4), {})
+    assert (values["depth"], values["context"], values["vocab_size"], values["minutes"]) == (3, 96, 777, 4)
+    assert text.splitlines()[0].startswith("about 4 minutes, ")
+    assert text.splitlines()[1] == "depth 3 (asked for), context 96, 777 vocabulary entries"
+
+
+def test_what_is_open_gets_a_value_and_a_reason():
+    text, values = forecast(RunSettings(), {})
+    assert values["minutes"] == 8
+    assert values["depth"] >= 1
+    assert "tokens fit in the time" in text
+
+
+def test_a_deeper_model_needs_more_memory_and_disk():
+    small, large = (forecast(RunSettings(depth=depth), {})[1] for depth in (3, 9))
+    assert small["memory_bytes"] < large["memory_bytes"]
+    assert small["disk_bytes"] < large["disk_bytes"]
+    assert 2**28 < small["memory_bytes"] < 2**32
+
+
+def test_more_kept_saves_need_more_disk_and_larger_micro_batches_more_memory():
+    default = forecast(RunSettings(depth=3), {})[1]
+    assert forecast(RunSettings(depth=3, keep=5), {})[1]["disk_bytes"] > default["disk_bytes"]
+    assert forecast(RunSettings(depth=3, device_batch=99), {})[1]["memory_bytes"] > default["memory_bytes"]

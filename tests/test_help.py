@@ -1,0 +1,74 @@
+"""What the command line says about itself."""
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+import intone
+from intone import settings
+from intone.cli import main
+from intone.fields import flag_of
+from intone.settings import named_fields
+from intone.verbs import VERBS
+
+HELP = """\
+usage: intone VERB [flags]
+
+Trains, measures and talks to small language models, fitted to this machine.
+
+  run        text -> tokenizer -> base -> mid -> SFT -> evaluation
+  train      one stage: base, mid or sft
+  chat       talk to a run
+  eval       bits per byte and starter skills of a run
+  tune       what this machine can do, measured
+  tokenizer  train or inspect a tokenizer
+  data       check data, or tokenise it ahead of time
+  runs       what is on disk
+
+intone VERB --help lists the flags of a verb; --json ends stdout with one line for machines.
+First steps: intone run, then intone chat.
+Exit codes: 0 done, 1 a check failed, 2 your input, 130 stopped.
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]], ids=str)
+def test_help_lists_every_verb_with_one_line(words, capsys):
+    assert main(words) == 0
+    assert capsys.readouterr() == (HELP, "")
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"intone {intone.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_lists_its_flags_with_their_comments(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    cls = getattr(settings, VERBS[verb].settings)
+    assert [flag_of(entry) for entry in named_fields(cls).values() if flag_of(entry) not in out] == []
+    assert VERBS[verb].summary in out
+    assert not re.search(r"default: (None|\)|\()", out)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_in_help_has_its_function(verb):
+    """Only what works stands in the table."""
+    for target in filter(None, (VERBS[verb].target, VERBS[verb].forecast)):
+        module, _, name = target.partition(":")
+        assert callable(getattr(pytest.importorskip(module, reason=f"{module} does not exist yet"), name))
+
+
+def test_help_answers_at_once():
+    """Under 0.3 s as a command, interpreter start included; the fastest of five, since others share the machine."""
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "intone", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.3
