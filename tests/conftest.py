@@ -5,8 +5,12 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from intone.config import TrainJob
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRATCH = pytest.StashKey[Path]()
@@ -37,6 +41,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("INTONE_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_job(tmp_path_factory: pytest.TempPathFactory) -> "TrainJob":
+    """A training job of nine steps, with its tokenizer and token sets on disk; see tests/tiny_jobs.py."""
+    from tests.tiny_jobs import make_data
+
+    return make_data(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,8 @@ def verb(monkeypatch, home):
     """Every verb calls `remember`; the returned function puts another one in its place."""
     stand_in = types.ModuleType("stand_in")
     monkeypatch.setitem(sys.modules, "stand_in", stand_in)
-    monkeypatch.setattr(cli, "VERBS", {name: entry._replace(target="stand_in:called", forecast=None) for name, entry in VERBS.items()})
+    changed = {name: entry._replace(target="stand_in:called", forecast=None) for name, entry in VERBS.items()}
+    monkeypatch.setattr(cli, "VERBS", changed)
 
     def use(function):
         stand_in.called = function

@@ -29,6 +29,16 @@ def test_what_is_open_gets_a_value_and_a_reason():
     assert "tokens fit in the time" in text
 
 
+def test_the_depth_is_the_one_that_the_run_is_named_after():
+    pipeline = pytest.importorskip("intone.pipeline")
+    facts = load_facts(measure=lambda _: RATES)
+    for minutes in (1, 8, 90):
+        settings = RunSettings(minutes=minutes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "load_facts", lambda: facts)
+            assert forecast(settings, {})[1]["depth"] == pipeline.guess_depth(settings)
+
+
 def test_a_deeper_model_needs_more_memory_and_disk():
     small, large = (forecast(RunSettings(depth=depth), {})[1] for depth in (3, 9))
     assert small["memory_bytes"] < large["memory_bytes"]

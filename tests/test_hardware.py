@@ -149,8 +149,9 @@ def test_the_child_measures_real_rates(still):
 def test_only_one_process_measures_at_a_time(home):
     folder = home / "machine" / "x"
     code = f"from pathlib import Path; from intone.hardware import quiet; quiet(Path({str(folder)!r})); print('mine')"
+    pipe = subprocess.PIPE
     with quiet(folder):
-        other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        other = subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True)
         assert other.stderr.readline() == "waiting for another measurement on this machine to end\n"
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(0.2)

@@ -35,7 +35,7 @@ def test_version_2_limits_are_the_tightest_of_all_levels(tmp_path):
     assert limits == system.GroupLimits(1.5, 700 * MIB, 500 * MIB)
 
 
-def test_version_1_limits_are_read_and_near_infinite_ones_are_no_limit(tmp_path):
+def test_version_1_limits_are_read(tmp_path):
     root = machine(
         tmp_path,
         {
@@ -45,7 +45,6 @@ def test_version_1_limits_are_read_and_near_infinite_ones_are_no_limit(tmp_path)
             "sys/fs/cgroup/memory/box/memory.limit_in_bytes": f"{900 * MIB}\n",
             "sys/fs/cgroup/memory/box/memory.usage_in_bytes": f"{950 * MIB}\n",
             "sys/fs/cgroup/memory/box/memory.stat": f"total_inactive_file {100 * MIB}\n",
-            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
         },
     )
     assert system.group_limits(root) == system.GroupLimits(3.0, 900 * MIB, 50 * MIB)
@@ -61,6 +60,11 @@ def test_a_container_that_sees_only_the_mount_of_its_group_still_finds_its_limit
         },
     )
     assert system.group_limits(root) == system.GroupLimits(None, 512 * MIB, 500 * MIB)
+
+
+def test_a_memory_limit_near_infinity_is_no_limit(tmp_path):
+    files = {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}
+    assert system.group_limits(machine(tmp_path, files)) == system.GroupLimits(None, None, None)
 
 
 def test_a_quota_of_minus_one_and_a_missing_proc_mean_no_limit(tmp_path):

@@ -3,6 +3,7 @@
 import signal
 import sys
 
+from intone.errors import EXIT_STOPPED
 from intone.verbs import static_answer
 
 
@@ -12,10 +13,14 @@ def entry() -> None:
     if static is not None:
         print(static)
         return
-    signal.signal(signal.SIGTERM, _stop)
-    from intone.cli import main  # here: it takes longer to import than the help to print
+    try:
+        signal.signal(signal.SIGTERM, _stop)
+        from intone.cli import main  # here: it takes longer to import than the help to print
 
-    sys.exit(main())
+        code = main()
+    except KeyboardInterrupt:  # before or after main, which ends its own interrupts with words
+        code = EXIT_STOPPED
+    sys.exit(code)
 
 
 def _stop(*_: object) -> None:

@@ -175,7 +175,7 @@ def evaluate(settings: EvalSettings, _origins: Mapping[str, Resolved]) -> Answer
 
 
 def evaluation_config(place: Place, settings: EvalSettings) -> dict[str, Any]:
-    """config.json of the evaluation job: the stage's own dtype; the run's validation text unless --val names another."""
+    """config.json of the evaluation job: the stage's own dtype, the run's validation text unless --val is given."""
     from intone.data.tokenizer import Tokenizer
     from intone.prepare import ensure_part, find_source
 

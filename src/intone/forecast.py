@@ -13,6 +13,7 @@ from intone.tune import memory
 
 NUM_STAGES = 3  # base, mid, sft
 PASS_TOKENS = 2048  # of a micro-batch on a CPU, where a larger one is no faster
+TRAINING_SHARE = 0.75  # of the minutes goes into optimizer steps; planning.py reckons with the same
 SUPERVISOR_BYTES = 2**29  # the command itself beside its worker (guess)
 TEXT_BYTES = 2**26  # token sets and tokenizer of starter: 20 to 60 MiB
 
@@ -62,7 +63,7 @@ def likely_depth(settings: RunSettings, facts: Facts) -> tuple[int, str]:
     if settings.depth != "auto":
         return settings.depth, "asked for"
     rates = [rate for rate in (facts.fp32_flops_per_s, facts.bf16_flops_per_s, facts.fp16_flops_per_s) if rate]
-    training_s = 60 * run_minutes(settings.minutes, facts)
+    training_s = TRAINING_SHARE * 60 * run_minutes(settings.minutes, facts)
     return recipe.auto_depth(max(rates, default=None), training_s, is_starter=uses_starter(settings))
 
 

@@ -1,6 +1,7 @@
 """The only code that starts workers: a job folder becomes a child process, and however it ends becomes an outcome."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -12,9 +13,11 @@ from pathlib import Path
 
 from intone.child import PACKAGE_PARENT
 from intone.errors import UserError
-from intone.paths import read_lines
+from intone.paths import FolderLock, read_lines
 from intone.records import Outcome, read_outcome, write_outcome
 
+# a worker's exit status says what its outcome.json could not where the disk is full; every other outcome: 1
+EXIT_CODES = {"done": 0, "bad_input": 2, "disk_full": errno.ENOSPC, "stopped": 130}
 GRACE_S = 20.0  # from a polite signal to SIGKILL: a save of the largest model we train on a CPU takes under 5 s
 
 
@@ -39,7 +42,9 @@ class Job:
     def wait(self) -> Outcome:
         """Blocks until the worker ended -> its outcome, written by the worker or derived from its exit status.
 
-        A KeyboardInterrupt is handed to the worker, which saves and ends; the outcome is then `stopped`.
+        A KeyboardInterrupt is handed to the worker, which saves and ends; the outcome is then `stopped`. It is raised
+        again where the worker ended in another way meanwhile. Where another worker holds the folder, ours did nothing:
+        that is the outcome returned, and none is written.
         """
         timed_out = interrupted = False
         try:
@@ -52,6 +57,9 @@ class Job:
             self._end(signal.SIGTERM)
         if self._pipe is not None:
             os.close(self._pipe)
+        held = lock_problem(self.folder) if self.process.returncode == EXIT_CODES["bad_input"] else None
+        if held is not None:
+            return Outcome("bad_input", None, held.message, held.fix)
         outcome = read_outcome(self.folder)
         if outcome is None:
             outcome = self._derived(timed_out)
@@ -59,6 +67,8 @@ class Job:
                 outcome = Outcome("stopped", outcome.step, "stopped; the same command goes on from the last save")
             with contextlib.suppress(UserError):  # a full disk must not hide how the worker ended
                 write_outcome(self.folder, outcome)
+        if interrupted and outcome.outcome != "stopped":
+            raise KeyboardInterrupt
         return outcome
 
     def stop(self) -> None:
@@ -87,6 +97,9 @@ class Job:
             )  # fmt: skip
         if code < 0:
             return Outcome("killed", step, f"the worker was ended by {signal.Signals(-code).name}")
+        if code == EXIT_CODES["disk_full"]:
+            fix = "free some space, or set INTONE_HOME to a larger disk; the same command goes on from the last save"
+            return Outcome("disk_full", step, f"no space left on the disk of {self.folder}", fix)
         return Outcome("error", step, f"the worker ended with exit code {code} and wrote no outcome")
 
 
@@ -102,13 +115,14 @@ def start(folder: Path, env: Mapping[str, str] | None = None, limits: Limits | N
     variables["PYTHONPATH"] = os.pathsep.join(part for part in search if part)
     if limits.data_bytes is not None:
         variables["INTONE_LIMIT_DATA"] = str(limits.data_bytes)
-    ours, theirs = None, ()
+    ours: int | None = None
+    theirs: tuple[int, ...] = ()
     if sys.platform != "linux":
         read_end, ours = os.pipe()
         variables["INTONE_PARENT_PIPE"] = str(read_end)
         theirs = (read_end,)
     process = subprocess.Popen(
-        [sys.executable, "-m", "intone.worker", str(folder)],
+        [sys.executable, "-P", "-m", "intone.worker", str(folder)],  # -P: no module comes from where the person stands
         env=variables,
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr.fileno() if has_stderr() else subprocess.DEVNULL,
@@ -135,6 +149,15 @@ def trial_folder(parent: Path) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="trial-", dir=parent) as name:
         yield Path(name)
+
+
+def lock_problem(folder: Path) -> UserError | None:
+    """Why a worker cannot have this folder: another one holds it, or its lock cannot be made; None: it can."""
+    try:
+        FolderLock(folder / "lock", what="this job folder").close()
+    except UserError as error:
+        return error
+    return None
 
 
 def last_step(folder: Path) -> int | None:

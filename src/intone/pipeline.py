@@ -3,62 +3,65 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from intone import recipe
-from intone.config import ModelConfig, TrainJob, model_config
-from intone.errors import UserError
+from intone.config import TrainJob
+from intone.errors import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, DiskFull, UserError
+from intone.fields import flag_of, shown
 from intone.hardware import load_facts
 from intone.log import human_bytes, human_count, human_duration, say, table, three_digits
 from intone.paths import FolderLock, read_json, write_json
-from intone.peak import PeakWatch
+from intone.peak import CostWatch
 from intone.planning import Plan, fastest_rate, plan_run, plan_stage
+from intone.prepare import find_source
 from intone.records import Answer, Choices, Outcome, read_choices, read_log, read_outcome, write_choices
-from intone.runs import Run, check_same, create_run, find_run, list_runs, unfinished_run, with_state
-from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings, identity
+from intone.runs import UNFINISHED, Run, check_same, create_run, find_run, list_runs, unfinished_run, with_state
+from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings, identity, named_fields
 from intone.supervisor import supervise
-from intone.tune import memory
 
 STAGES = ("base", "mid", "sft")
 EVAL_FOLDER = "eval"
+SPENT = "spent.json"  # what the run cost so far
 
 
 def run_pipeline(settings: RunSettings, origins: Mapping[str, Resolved]) -> Answer:
     """Text -> tokenizer -> base -> mid -> SFT -> evaluation, or what is left of it. Raises UserError."""
-    with claimed_run("run", settings, STAGES) as run, PeakWatch() as peak:
-        started_s = time.monotonic()
-        if not is_planned(run):
-            say(f"run {run.name} in {run.folder}")
-            write_plan(run, plan_run(settings, origins, run.folder, started_s=started_s))
-        else:
-            say(f"going on with run {run.name}")
-        for stage in run.stages:
-            if run.stage_state(stage) != "done":
-                run_stage(run, stage)
-        run_evaluation(run)
-        result = collect_result(run, seconds=spent(run, time.monotonic() - started_s), peak_bytes=peak.peak_bytes)
+    started_s = time.monotonic()
+    with claimed_run("run", settings, origins, STAGES) as run, CostWatch(run.folder / SPENT) as cost:
+        plan_once(run, settings.like, lambda: plan_run(settings, origins, run.folder, started_s=started_s))
+        try:
+            for stage in run.stages:
+                if run.stage_state(stage) != "done":
+                    run_stage(run, stage)
+            run_evaluation(run)
+        except StageFailed as failure:
+            return failed_answer(run, failure)
+        result = collect_result(run, seconds=cost.seconds, peak_bytes=cost.peak_bytes)
         run = with_state(run, "done", result=result)
         return Answer(result, run_text(run, result), run=run.name, path=str(run.folder))
 
 
 def run_train(settings: TrainSettings, origins: Mapping[str, Resolved]) -> Answer:
     """One stage by itself: `intone train base|mid|sft`. With prepare it only writes the job folder."""
-    with claimed_run("train", settings, (settings.stage,)) as run, PeakWatch() as peak:
-        started_s = time.monotonic()
-        if not is_planned(run):
-            write_plan(run, plan_stage(settings, origins, run.folder, started_s=started_s))
+    started_s = time.monotonic()
+    with claimed_run("train", settings, origins, (settings.stage,)) as run, CostWatch(run.folder / SPENT) as cost:
+        plan_once(run, settings.like, lambda: plan_stage(settings, origins, run.folder, started_s=started_s))
         folder = run.stage_folder(settings.stage)
         if settings.prepare:
             text = f"the job is in {folder}\nnext: python -m intone.worker {folder}"
             return Answer({"folder": str(folder)}, text, run=run.name, path=str(run.folder))
-        if run.stage_state(settings.stage) != "done":
-            run_stage(run, settings.stage)
+        try:
+            if run.stage_state(settings.stage) != "done":
+                run_stage(run, settings.stage)
+        except StageFailed as failure:
+            return failed_answer(run, failure)
         result: dict[str, Any] = {
-            "minutes": spent(run, time.monotonic() - started_s) / 60,
-            "peak_bytes": peak.peak_bytes,
+            "minutes": cost.seconds / 60,
+            "peak_bytes": cost.peak_bytes,
             "bpb": stage_bpb(run, settings.stage),
             "stages": [stage_summary(run, settings.stage)],
         }
@@ -71,14 +74,24 @@ def run_train(settings: TrainSettings, origins: Mapping[str, Resolved]) -> Answe
 
 
 @contextlib.contextmanager
-def claimed_run(verb: str, settings: TrainingSettings, stages: tuple[str, ...]) -> Iterator[Run]:
-    """The run to work on, new or to be gone on with, locked against a second process."""
+def claimed_run(
+    verb: str, settings: TrainingSettings, origins: Mapping[str, Resolved], stages: tuple[str, ...]
+) -> Iterator[Run]:
+    """The run to work on, new or to be gone on with, locked against a second process.
+
+    However it ends before its plan is complete: the run is forgotten, there is nothing to go on with.
+    """
+    check_like(settings, origins)
     run = choose_run(verb, settings, stages)
-    lock = FolderLock(run.folder / "lock", what=f"run {run.name}")
+    try:
+        lock = FolderLock(run.folder / "lock", what=f"run {run.name}")
+    except DiskFull:
+        forget_if_empty(run)
+        raise
     with lock:
         try:
-            yield run
-        except UserError:
+            yield run if run.state == UNFINISHED else with_state(run, UNFINISHED)
+        except BaseException:
             forget_if_empty(run)
             raise
 
@@ -86,11 +99,6 @@ def claimed_run(verb: str, settings: TrainingSettings, stages: tuple[str, ...]) 
 def choose_run(verb: str, settings: TrainingSettings, stages: tuple[str, ...]) -> Run:
     """--name: that run, if its settings are equal; else the newest unfinished equal one; else a new one."""
     asked = identity(settings)
-    if settings.like is not None:
-        like = find_run(settings.like)
-        run = create_run(asked, verb=verb, stages=like.stages, name=settings.name, depth=depth_of(like))
-        copy_plan(like, run)
-        return run
     if settings.name is not None and any(run.name == settings.name for run in list_runs()[0]):
         run = find_run(settings.name)
         if settings.new:
@@ -107,21 +115,68 @@ def choose_run(verb: str, settings: TrainingSettings, stages: tuple[str, ...]) -
         found = unfinished_run(verb, asked)
         if found is not None and not is_locked(found):
             return found
-    depth = settings.depth if isinstance(settings.depth, int) else guess_depth(settings)
+    if settings.like is not None:
+        depth = depth_of(find_like(settings.like, stages))
+    else:
+        check_sources(settings)
+        depth = settings.depth if isinstance(settings.depth, int) else guess_depth(settings)
     return create_run(asked, verb=verb, stages=stages, name=settings.name, depth=depth)
 
 
 def guess_depth(settings: TrainingSettings) -> int:
     """The depth that planning will settle on: the name of a run is given before."""
     if isinstance(settings, TrainSettings) and settings.from_run is not None:
-        return depth_of(find_run(settings.from_run.split("/")[0]))
+        return depth_of(find_run(settings.from_run))
     facts = load_facts()
     minutes = recipe.default_minutes(facts.device or "cpu") if settings.minutes == "auto" else settings.minutes
     return recipe.auto_depth(fastest_rate(facts), 45 * minutes, is_starter="starter" in settings.data)[0]  # type: ignore[attr-defined]
 
 
+def check_sources(settings: TrainingSettings) -> None:
+    """Raises UserError for data that is not there, before a run is made and the machine measured."""
+    if isinstance(settings, RunSettings):
+        find_source("documents", settings.data, settings.val)
+        find_source("conversations", settings.sft, settings.sft_val)
+    elif isinstance(settings, TrainSettings):
+        find_source("documents", settings.data, settings.val)
+
+
+def check_like(settings: TrainingSettings, origins: Mapping[str, Resolved]) -> None:
+    """Raises UserError for a setting that is asked for beside --like, which brings all of them."""
+    if settings.like is None:
+        return
+    fields = named_fields(type(settings))
+    for name, entry in origins.items():
+        is_aside = name in ("like", "stage") or fields[name].metadata.get("aside")
+        if entry.origin == "flag" and not is_aside:
+            raise UserError(
+                f"{flag_of(fields[name])} cannot be given with --like: run {settings.like} brings its own {name}",
+                value=shown(entry.value),
+                fix=f"leave out {flag_of(fields[name])}, or --like",
+            )
+
+
+def find_like(reference: str, stages: tuple[str, ...]) -> Run:
+    """The run of --like. Raises UserError where it lacks one of these stages, or a plan."""
+    like = find_run(reference)
+    missing = [stage for stage in stages if stage not in like.stages]
+    if missing:
+        raise UserError(
+            f"run {like.name} has no stage {missing[0]}, it has: {', '.join(like.stages)}",
+            value=reference,
+            fix=f"name another run, or use intone train {like.stages[0]} --like {like.name}",
+        )
+    if not is_planned(like):
+        raise UserError(
+            f"run {like.name} has no settled plan yet",
+            value=reference,
+            fix="let it get to its first step, with the command that started it, or name another run",
+        )
+    return like
+
+
 def depth_of(run: Run) -> int:
-    """The depth of a planned run. Raises UserError where nothing is planned yet."""
+    """The depth of a planned run."""
     return TrainJob.from_json(read_json(run.stage_folder(run.stages[0]) / "config.json")).model.depth
 
 
@@ -135,8 +190,8 @@ def is_locked(run: Run) -> bool:
 
 
 def forget_if_empty(run: Run) -> None:
-    """Removes the folder of a run that failed on the person's input before anything was planned."""
-    if not any((run.folder / stage).exists() for stage in run.stages):
+    """Removes the folder of a run whose plan is not complete and that never saved anything."""
+    if not is_planned(run) and not any(run.folder.glob("*/checkpoints/step_*")):
         shutil.rmtree(run.folder, ignore_errors=True)
 
 
@@ -158,26 +213,53 @@ def write_plan(run: Run, plan: Plan) -> None:
         write_json(run.stage_folder(stage) / "config.json", job.as_json())
 
 
-def copy_plan(like: Run, run: Run) -> None:
-    """The same settled plan for a new run: only the folders that stages start from are renamed."""
-    for stage in like.stages:
-        source, target = like.stage_folder(stage), run.stage_folder(stage)
+def plan_once(run: Run, like: str | None, make_plan: Callable[[], Plan]) -> None:
+    """Writes the plan of a run that has none yet, a copy where it shall be like another; says which run is at work."""
+    if is_planned(run):
+        say(f"going on with run {run.name}")
+        return
+    say(f"run {run.name} in {run.folder}")
+    write_plan(run, make_plan() if like is None else copy_plan(find_run(like), run))
+
+
+def copy_plan(like: Run, run: Run) -> Plan:
+    """The settled plan of like for the stages of run: only the folders that stages start from are renamed."""
+    stages = {}
+    for stage in run.stages:
+        source = like.stage_folder(stage)
         job = TrainJob.from_json(read_json(source / "config.json"))
-        if job.init_from and Path(job.init_from).parent == like.folder:
-            job = replace(job, init_from=str(run.folder / Path(job.init_from).name))
-        write_choices(target, read_choices(source))
-        write_json(target / "config.json", job.as_json())
-    if (like.folder / EVAL_FOLDER / "config.json").exists():
+        before = Path(job.init_from) if job.init_from else None
+        if before is not None and before.parent == like.folder and before.name in run.stages:
+            job = replace(job, init_from=str(run.folder / before.name))
+        stages[stage] = (job, read_choices(source))
+    evaluation = None
+    if (like.folder / EVAL_FOLDER / "config.json").exists() and run.stages == like.stages:
         evaluation = read_json(like.folder / EVAL_FOLDER / "config.json")
         evaluation["from"] = str(run.folder / Path(evaluation["from"]).name)
-        write_json(run.folder / EVAL_FOLDER / "config.json", evaluation)
+    return Plan(stages, evaluation, read_json(like.folder / "forecast.json"))
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
 
 
-class StageFailed(UserError):
-    """A stage ended in another outcome than done; the message is that outcome's."""
+class StageFailed(Exception):
+    """A stage ended in another outcome than done or stopped."""
+
+    def __init__(self, stage: str, outcome: Outcome) -> None:
+        super().__init__(f"{stage} ended as {outcome.outcome}: {outcome.message}")
+        self.outcome = outcome
+
+
+def failed_answer(run: Run, failure: StageFailed) -> Answer:
+    """What a verb returns after a stage failed: that outcome; exit 2 where the person's data or disk was the cause."""
+    outcome = failure.outcome
+    fix = outcome.fix or "the same command goes on from the last save"
+    error = UserError(str(failure), value=outcome.outcome, fix=fix)
+    say(f"intone {run.verb}: {error}")
+    code = EXIT_BAD_INPUT if outcome.outcome in ("bad_input", "disk_full") else EXIT_CHECK_FAILED
+    return Answer(
+        {}, run=run.name, path=str(run.folder), outcome=outcome.outcome, exit=code, error=error.as_json()
+    )
 
 
 def run_stage(run: Run, stage: str) -> None:
@@ -193,11 +275,11 @@ def check_outcome(run: Run, stage: str, outcome: Outcome) -> None:
     """Records how a stage ended. Raises where that was not `done`."""
     if outcome.outcome == "done":
         return
-    with_state(run, outcome.outcome)
+    with contextlib.suppress(DiskFull):  # that the disk is full must not hide how the stage ended
+        with_state(run, outcome.outcome)
     if outcome.outcome == "stopped":
         raise KeyboardInterrupt
-    fix = outcome.fix or "the same command goes on from the last save"
-    raise StageFailed(f"{stage} ended as {outcome.outcome}: {outcome.message}", value=outcome.outcome, fix=fix)
+    raise StageFailed(stage, outcome)
 
 
 def run_evaluation(run: Run) -> None:
@@ -212,14 +294,6 @@ def run_evaluation(run: Run) -> None:
 
 
 # --- result ---------------------------------------------------------------------------------------------------------
-
-
-def spent(run: Run, seconds: float) -> float:
-    """Adds the seconds of this call to those of earlier ones -> seconds of the whole run."""
-    path = run.folder / "spent.json"
-    before = read_json(path)["seconds"] if path.exists() else 0.0
-    write_json(path, {"format": 1, "seconds": before + seconds})
-    return float(before + seconds)
 
 
 def collect_result(run: Run, *, seconds: float, peak_bytes: int) -> dict[str, Any]:
@@ -294,12 +368,16 @@ def stages_table(result: Mapping[str, Any]) -> str:
 
 def skills_table(starter: Mapping[str, Any]) -> str:
     rows = [
-        [name, f"{100 * skill['score']:.1f}%", f"[{100 * skill['low']:.0f}, {100 * skill['high']:.0f}]", str(skill["num_items"])]
+        [name, f"{100 * skill['score']:.1f}%", interval(skill), str(skill["num_items"])]
         for name, skill in starter["skills"].items()
     ]
-    mean = f"[{100 * starter['low']:.0f}, {100 * starter['high']:.0f}]"
-    rows.append(["mean", f"{100 * starter['mean']:.1f}%", mean, ""])
+    rows.append(["mean", f"{100 * starter['mean']:.1f}%", interval(starter), ""])
     return table(rows, header=["held-out skill", "right", "interval", "questions"])
+
+
+def interval(score: Mapping[str, Any]) -> str:
+    """The ends of a score's interval in percent: [81, 93]."""
+    return f"[{100 * score['low']:.0f}, {100 * score['high']:.0f}]"
 
 
 def honest_word(starter: Mapping[str, Any]) -> str:
@@ -317,26 +395,3 @@ def honest_word(starter: Mapping[str, Any]) -> str:
         parts.append(f"It is mostly wrong at {', '.join(poor)}: train longer (--minutes).")
     parts.append("It knows a small world only: other topics get confident nonsense.")
     return " ".join(parts)
-
-
-def forecast(settings: RunSettings, origins: Mapping[str, Resolved]) -> tuple[str, dict[str, Any]]:
-    """Minutes, memory and disk of `intone run` with these settings, without starting anything."""
-    facts = load_facts()
-    minutes = recipe.default_minutes(facts.device or "cpu") if settings.minutes == "auto" else float(settings.minutes)
-    is_starter = "starter" in settings.data
-    depth = settings.depth if isinstance(settings.depth, int) else guess_depth(settings)
-    context = recipe.auto_context(is_starter=is_starter) if settings.context == "auto" else settings.context
-    vocab = recipe.auto_vocab_size(depth, is_starter=is_starter) if settings.vocab_size == "auto" else settings.vocab_size
-    config: ModelConfig = model_config(settings.preset, depth=depth, vocab_size=vocab, context=context)
-    rows = max(1, 2048 // context)
-    dtype = "bf16" if settings.dtype == "auto" else settings.dtype
-    memory_bytes = memory.training_bytes(config, rows, dtype=dtype, compiled=settings.compile != "off") + 2**29
-    # the newest keep + best saves of three stages, each weights and moments: three times the weights
-    disk_bytes = len(STAGES) * (settings.keep + 1) * 3 * memory.weight_bytes(config) + 64 * 2**20
-    values = {"minutes": minutes, "depth": depth, "memory_bytes": memory_bytes, "disk_bytes": disk_bytes}
-    text = (
-        f"forecast: about {three_digits(minutes)} minutes, {human_bytes(memory_bytes)} of memory, "
-        f"{human_bytes(disk_bytes)} of disk; depth {depth}"
-    )
-    return text, values
-

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from intone import recipe
-from intone.config import ModelConfig, OptimConfig, ScheduleConfig, TrainJob, model_config
+from intone.config import ModelConfig, ScheduleConfig, TrainJob, model_config
 from intone.data.shards import TokenSet
 from intone.data.tokenizer import Tokenizer
 from intone.errors import UserError
@@ -42,6 +42,9 @@ WARM_COMPILE_S = 6.0  # a stage that finds its compiled code in the cache, measu
 # an evaluation of 11 x 200 questions costs about as much as training on this many tokens (measured, LOG.md)
 EVALUATION_TOKENS = 300_000
 VAL_TOKENS = 65_536
+# times that a text is seen: repeating is nearly as good as new text up to 4 times (Muennighoff et al. 2023, abstract)
+MANY_EPOCHS = 4
+MAX_EPOCHS = 100  # guess: by then nothing but the text itself is learned
 STARTER_PROMPTS = {
     "base": ("One day Anna walked to the", "Words in order:", "One metre is"),
     "mid": ("Who are you?", "What is 12 + 30?", "How do you spell garden?"),
@@ -120,8 +123,8 @@ def plan_run(
     steps = max(30, int(left_s / ground.step_s))
     plans = recipe.stage_plans(steps, is_starter=text.is_starter, lr_scale=recipe.rate_scale(batch_tokens))
     say(
-        f"{steps:,} steps of {human_count(batch_tokens)} tokens at {human_count(batch_tokens / ground.step_s)} tokens/s "
-        f"fill {human_duration(steps * ground.step_s)} of the {minutes:g} minutes"
+        f"{steps:,} steps of {human_count(batch_tokens)} tokens at "
+        f"{human_count(batch_tokens / ground.step_s)} tokens/s fill {human_duration(steps * ground.step_s)} of the {minutes:g} minutes"
     )
     tokens = {plan.stage: plan.steps * batch_tokens for plan in plans}
     base_set, base_val = ensure_sets(text, tokenizer, num_starter=enough(tokens["base"] + tokens["mid"]), name="base")
@@ -148,7 +151,8 @@ def plan_run(
         )
         stages[plan.stage] = (job, stage_choices(settled, ground))
         before = run_folder / plan.stage
-    check_enough(base_set, tokens["base"], settings)
+    check_enough(base_set, tokens["base"])
+    check_enough(sft_set, tokens["sft"])
     evaluation = evaluation_config(ground, run_folder / "sft", sft_val.folder)
     return Plan(stages, evaluation, {"format": 1, "steps": steps, "step_s": ground.step_s, "minutes": minutes})
 
@@ -188,7 +192,10 @@ def plan_stage(
         steps = max(10, int(left_s / ground.step_s))
     name = "base" if kind == "documents" else "sft"
     train_set, val_set = ensure_sets(source, tokenizer, num_starter=enough(steps * batch_tokens), name=name)  # type: ignore[arg-type]
-    schedule = ScheduleConfig() if before is None else ScheduleConfig(warmup_steps=0, momentum_from=0.95, momentum_steps=0)
+    check_enough(train_set, steps * batch_tokens)
+    schedule = ScheduleConfig()
+    if before is not None:
+        schedule = replace(schedule, warmup_steps=0, momentum_from=0.95, momentum_steps=0)
     job = replace(
         stage_job(settings, ground, settings.stage, steps, schedule),
         data=(str(train_set.folder),),
@@ -246,16 +253,20 @@ def expected_tokens(facts: Facts, config: ModelConfig, minutes: float) -> float:
 
 
 def settle_batch_tokens(asked: Resolved, context: int, total_tokens: float) -> Choice:
-    """Tokens per optimizer step. Raises UserError where the asked number is no multiple of the context."""
+    """Tokens per optimizer step. Raises UserError where the asked number is no multiple of the context.
+
+    A number that was asked for is a power of two, checked by settings.py.
+    """
     if asked.value == "auto":
         value = max(recipe.auto_batch_tokens(total_tokens), context)
         return Choice(value // context * context, recipe.auto_batch_reason(value, total_tokens), "default")
     if asked.value % context:
-        below = max(context, asked.value // context * context)
+        is_power = context & (context - 1) == 0
+        advice = f"--batch-tokens {context} or more" if is_power else "--batch-tokens auto, or a power of two for --context"
         raise UserError(
             f"batch_tokens {asked.value:,} is not a multiple of the context {context:,}",
             value=asked.value,
-            fix=f"use a context that divides it, or --batch-tokens {below}",
+            fix=f"use {advice}",
         )
     return choice(asked)
 
@@ -276,7 +287,7 @@ def settle_ground(
     trial_job = TrainJob(
         stage="base", model=config, tokenizer=str(tokenizer_folder), tokenizer_hash=tokenizer.hash,
         data=(str(trial_data),), val=None, context=config.context, steps=1, rows_per_step=rows_per_step,
-        optim=OptimConfig(), schedule=ScheduleConfig(), seed=settings.seed, keep=0,
+        optim=recipe.RUN_OPTIM, schedule=recipe.TRIAL_SCHEDULE, seed=settings.seed, keep=0,
     )  # fmt: skip
     runner = TrialRunner(trial_job, device, threads, first_batch.value, variables, facts.folder / "trials")
     dtype = settled.put(
@@ -295,9 +306,8 @@ def settle_ground(
             first_s = next(r.first_step_s for key, r in runner.known.items() if key[1])
             cost_s = max(WARM_COMPILE_S, first_s)
             if cost_s > 2 * WARM_COMPILE_S:  # a warm start says nothing about what a cold one costs
-                compiling.remember(
-                    trials, compile_key(facts, config, dtype), eager_step_s=eager_s, compiled_step_s=step_s, compile_s=cost_s
-                )
+                key = compile_key(facts, config, dtype)
+                compiling.remember(trials, key, eager_step_s=eager_s, compiled_step_s=step_s, compile_s=cost_s)
             if step_s >= eager_s:
                 reason = f"compiled steps took {step_s:.3f} s, eager ones {eager_s:.3f} s"
                 compiled, step_s = False, eager_s
@@ -362,17 +372,18 @@ def mid_weights(base: TokenSet, sft: TokenSet) -> tuple[float, float]:
     return (min(1.0, ratio), min(1.0, 1 / ratio))
 
 
-def check_enough(base: TokenSet, tokens: int, settings: TrainingSettings) -> None:
-    """Warns of many epochs; raises UserError where the text is far too little for the run that was asked for."""
-    epochs = tokens / base.num_tokens
-    if epochs > 100:
+def check_enough(data: TokenSet, tokens: int) -> None:
+    """Warns of many epochs; raises UserError where the data is far too little for the run that was asked for."""
+    epochs = tokens / data.num_tokens
+    what = "text" if data.kind == "documents" else "conversations"
+    if epochs > MAX_EPOCHS:
         raise UserError(
-            f"{base.num_tokens:,} tokens of text would be seen {epochs:,.0f} times in this run",
-            value=base.num_tokens,
-            fix="give more text, or fewer --minutes",
+            f"{data.num_tokens:,} tokens of {what} would be seen {epochs:,.0f} times in this run",
+            value=data.num_tokens,
+            fix=f"give more {what}, or fewer --minutes",
         )
-    if epochs > 4:
-        say(f"the text is seen {epochs:.1f} times: beyond 4 times a model starts to learn it by heart")
+    if epochs > MANY_EPOCHS:
+        say(f"the {what} would be seen {epochs:.1f} times: beyond {MANY_EPOCHS} a model starts to learn by heart")
 
 
 # --- records --------------------------------------------------------------------------------------------------------
@@ -386,7 +397,7 @@ def stage_job(
     return TrainJob(
         stage=stage, model=ground.config, tokenizer=str(ground.tokenizer_folder), tokenizer_hash=ground.tokenizer.hash,
         data=(), val=None, context=ground.config.context, steps=steps, rows_per_step=ground.rows_per_step,
-        optim=OptimConfig(), schedule=schedule, seed=settings.seed, deterministic=settings.deterministic,
+        optim=recipe.RUN_OPTIM, schedule=schedule, seed=settings.seed, deterministic=settings.deterministic,
         eval_every=None if settings.eval_every in (None, "auto") else int(settings.eval_every),
         eval_tokens=VAL_TOKENS, save_every_s=save_every_s, keep=settings.keep, peak_flops=ground_rate(ground),
     )  # fmt: skip

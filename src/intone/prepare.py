@@ -150,9 +150,8 @@ def ensure_part(
         folder, tokenizer, kind=source.kind, documents=documents, files=files, options=options
     )
     if reason != "reused":
-        say(
-            f"{name}: {human_count(made.num_tokens)} tokens in {human_count(made.num_documents)} {source.kind}, {reason}"
-        )
+        size = f"{human_count(made.num_tokens)} tokens in {human_count(made.num_documents)} {source.kind}"
+        say(f"{name}: {size}, {reason}")
     report = made.manifest.get("report") or {}
     if report.get("num_damaged"):
         say(f"{name}: {report['num_damaged']:,} damaged rows were left out, the first: {report['first'][0]}")
@@ -168,7 +167,7 @@ def check_disk(files: Sequence[Path]) -> None:
     free = shutil.disk_usage(parent).free
     if text_bytes > free:  # token sets take about 0.6 bytes per byte of text, compressed text more
         raise UserError(
-            f"{human_bytes(text_bytes)} of text will not fit on the disk of {home()}, which has {human_bytes(free)} free",
+            f"{human_bytes(text_bytes)} of text will not fit on the disk of {home()}: {human_bytes(free)} are free",
             value=text_bytes,
             fix="free some space, or set INTONE_HOME to a larger disk",
         )

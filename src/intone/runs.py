@@ -6,6 +6,7 @@ runs/NAME/run.json says what was asked and how it stands; how a stage ended is i
 import datetime
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +86,11 @@ def create_run(
                 continue  # taken since it was looked up
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")  # orders runs of one second
         run = Run(folder, verb, tuple(stages), UNFINISHED, created, dict(settings))
-        save_run(run)
+        try:
+            save_run(run)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # a full disk must not leave a folder that is no run
+            raise
         return run
     raise UserError(f"run {name!r} exists already", value=name, fix="choose another --name")
 

@@ -1,18 +1,19 @@
 """Keeps one job going: starts its worker, reads how it ended, goes down a size or starts again, until it is over."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from intone import jobs
 from intone.log import say
-from intone.model.checkpoint import list_checkpoints
-from intone.records import Choices, EventRow, Outcome, Segment, log_row, read_choices, read_outcome, write_choices
+from intone.model.checkpoint import list_checkpoints, saved_step
+from intone.records import EventRow, Outcome, log_row, read_choices, read_outcome, write_choices
 
 MAX_RESTARTS = 3  # in a row without a new save in between
 
 
 def supervise(folder: Path, env: Mapping[str, str], *, limits: jobs.Limits | None = None) -> Outcome:
-    """Runs a training job to its end and returns its last outcome.
+    """Runs a job to its end and returns its last outcome.
 
     A worker that was killed starts again from the last save. One that ran out of memory starts again with a new
     segment and the next smaller micro-batch of choices.json. Without progress this is given up after three tries.
@@ -41,28 +42,28 @@ def supervise(folder: Path, env: Mapping[str, str], *, limits: jobs.Limits | Non
 def last_save(folder: Path) -> int:
     """The step of the newest complete save, 0 where there is none."""
     saves = list_checkpoints(folder)
-    return int(saves[-1].name.split("_")[1]) if saves else 0
+    return saved_step(saves[-1]) if saves else 0
 
 
 def go_smaller(folder: Path, from_step: int, outcome: Outcome) -> bool:
-    """Appends a segment with the next fall-back micro-batch to choices.json; False where there is none left."""
-    choices: Choices = read_choices(folder)
-    current: Segment = choices.segment_at(max(from_step, choices.segments[-1].from_step))
-    smaller = choices.next_fallback("device_batch", current.device_batch)
+    """Adds a segment with the next fall-back micro-batch from from_step on; False where there is none left.
+
+    Segments that were planned for later steps stay, with at most that micro-batch. A job without a plan (an
+    evaluation) has nothing to go down.
+    """
+    if not (folder / "choices.json").exists():
+        return False
+    choices = read_choices(folder)
+    failed = choices.segment_at(max(from_step, jobs.last_step(folder) or 0))
+    smaller = choices.next_fallback("device_batch", failed.device_batch)
     if smaller is None:
         return False
-    reason = f"device_batch {current.device_batch} -> {smaller}: {outcome.message}"
-    segment = Segment(
-        from_step=from_step,
-        device_batch=smaller,
-        compiled=current.compiled,
-        dtype=current.dtype,
-        attention=current.attention,
-        reason=reason,
-        threads=current.threads,
-    )
-    kept = tuple(entry for entry in choices.segments if entry.from_step <= from_step)
-    write_choices(folder, Choices(choices.settings, (*kept, segment), choices.fallbacks, choices.environment))
+    reason = f"device_batch {failed.device_batch} -> {smaller}: {outcome.message}"
+    before = [segment for segment in choices.segments if segment.from_step <= from_step]
+    later = [segment for segment in choices.segments if segment.from_step > from_step]
+    added = replace(before[-1], from_step=from_step, device_batch=min(before[-1].device_batch, smaller), reason=reason)
+    later = [replace(segment, device_batch=min(segment.device_batch, smaller)) for segment in later]
+    write_choices(folder, replace(choices, segments=(*before, added, *later)))
     note(folder, from_step, "smaller micro-batch", reason)
     return True
 

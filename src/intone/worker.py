@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -13,19 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from intone.errors import DiskFull, UserError
+from intone.jobs import EXIT_CODES, last_step
 from intone.log import say
 from intone.paths import FolderLock, read_json, write_atomic
 from intone.records import Outcome, write_outcome
 
-EXIT_CODES = {"done": 0, "bad_input": 2, "stopped": 130}  # every other outcome: 1
 PR_SET_PDEATHSIG = 1  # prctl(2)
+# what PyTorch's CPU allocator, the system, CUDA and Python (which cannot map a thread's stack) say
+OUT_OF_MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "can't start new thread")
 
 
 class StopFlag:
-    """Set by SIGTERM and the first SIGINT: the loop ends after the step it is in. A second SIGINT ends at once."""
+    """Set by SIGTERM and the first SIGINT: the loop ends after the step it is in. A second SIGINT ends at once.
+
+    at_once: the first signal does, in a job that has nothing to save.
+    """
 
     def __init__(self) -> None:
-        self.is_set = False
+        self.is_set = self.at_once = False
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_signal)
             signal.signal(signal.SIGINT, self._on_signal)
@@ -34,7 +40,7 @@ class StopFlag:
         return self.is_set
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        if self.is_set and number == signal.SIGINT:
+        if self.at_once or (self.is_set and number == signal.SIGINT):
             raise KeyboardInterrupt
         self.is_set = True
         say("stopping after this step; Ctrl-C again stops at once, from the last save")
@@ -53,7 +59,7 @@ def main(argv: list[str]) -> int:
         lock = FolderLock(folder / "lock", what="this job folder")
     except UserError as error:
         say(str(error))
-        return 2
+        return EXIT_CODES["disk_full" if isinstance(error, DiskFull) else "bad_input"]
     with lock:
         outcome = run_guarded(folder, stop)
         with contextlib.suppress(DiskFull):  # the parent then derives the outcome from the exit status
@@ -68,18 +74,21 @@ def run_guarded(folder: Path, stop: StopFlag) -> Outcome:
     try:
         return run_job(folder, stop)
     except DiskFull as error:
-        return Outcome("disk_full", None, error.message, error.fix)
+        return Outcome("disk_full", last_step(folder), error.message, error.fix)
     except UserError as error:
-        return Outcome("bad_input", None, error.message, error.fix)
+        return Outcome("bad_input", last_step(folder), error.message, error.fix)
     except KeyboardInterrupt:
-        return Outcome("stopped", None, "stopped at once; the same command goes on from the last save")
+        return Outcome("stopped", last_step(folder), "stopped at once; the same command goes on from the last save")
     except Exception as error:  # whatever it is, it must end in one outcome that a person can read
+        step = last_step(folder)
         if is_out_of_memory(error):
-            return Outcome("out_of_memory", None, short(error), "use a smaller --device-batch, --context or --depth")
+            return Outcome("out_of_memory", step, short(error), "use a smaller --device-batch, --context or --depth")
+        if is_disk_full(error):
+            return Outcome("disk_full", step, short(error), "free some space; the same command goes on from there")
         with contextlib.suppress(UserError):
             write_atomic(folder / "traceback.txt", traceback.format_exc())
         say(traceback.format_exc())
-        return Outcome("error", None, short(error), f"the full trace is in {folder / 'traceback.txt'}")
+        return Outcome("error", step, short(error), f"the full trace is in {folder / 'traceback.txt'}")
 
 
 def run_job(folder: Path, stop: StopFlag) -> Outcome:
@@ -90,6 +99,7 @@ def run_job(folder: Path, stop: StopFlag) -> Outcome:
         from intone.train.loop import Trainer
 
         return Trainer(folder, stop).run()
+    stop.at_once = True
     if kind == "evaluate":
         from intone.evals.job import evaluate_job
 
@@ -103,11 +113,18 @@ def run_job(folder: Path, stop: StopFlag) -> Outcome:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, in Python, PyTorch's CPU allocator or on the device."""
-    names = {type(entry).__name__ for entry in chain(error)}
-    if names & {"OutOfMemoryError", "MemoryError"}:
-        return True
-    text = " ".join(str(entry) for entry in chain(error))
-    return "can't allocate memory" in text or "Cannot allocate memory" in text or "out of memory" in text
+    for entry in chain(error):
+        text = str(entry)
+        if isinstance(entry, MemoryError) or type(entry).__name__ == "OutOfMemoryError":
+            return True
+        if any(words in text.lower() for words in OUT_OF_MEMORY_WORDS):
+            return True
+    return False
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception that nobody translated means that the disk is full."""
+    return any(isinstance(entry, OSError) and entry.errno in (errno.ENOSPC, errno.EDQUOT) for entry in chain(error))
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

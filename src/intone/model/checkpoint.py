@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from intone.config import ModelConfig
 from intone.errors import Damaged, UserError
+from intone.log import say
 from intone.paths import disk_errors, file_sha256, read_json, sync_folder, write_json
 
 FORMAT = 1
@@ -107,22 +109,43 @@ def _file_facts(path: Path) -> dict[str, Any]:
 
 
 def remove_leftovers(job_folder: Path) -> None:
-    """Deletes half-written saves of killed processes. Only the holder of the job's lock may call it."""
-    for path in (job_folder / "checkpoints").glob(".step_*.tmp"):
+    """Deletes half-written and half-deleted saves of killed processes. Only for the holder of the job's lock."""
+    folder = job_folder / "checkpoints"
+    incomplete = [path for path in folder.glob("step_*") if is_save(path) and not (path / "manifest.json").exists()]
+    for path in [*folder.glob(".step_*.tmp"), *incomplete]:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def list_checkpoints(job_folder: Path) -> list[Path]:
     """Folders of complete saves, oldest first; complete means that the manifest is there."""
-    found = [path for path in (job_folder / "checkpoints").glob("step_*") if (path / "manifest.json").exists()]
-    return sorted(found, key=lambda path: int(path.name.split("_")[1]))
+    folders = filter(is_save, (job_folder / "checkpoints").glob("step_*"))
+    return sorted((path for path in folders if (path / "manifest.json").exists()), key=saved_step)
+
+
+def is_save(folder: Path) -> bool:
+    """Whether a folder has the name of a save: step_ and digits, no copy that somebody put beside it."""
+    return re.fullmatch(r"step_\d+", folder.name) is not None
+
+
+def saved_step(folder: Path) -> int:
+    """The step in the name of a save's folder."""
+    return int(folder.name.removeprefix("step_"))
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a save whose every file has its size and checksum. Raises Damaged that names the file."""
+    """The manifest of a save whose every file has its size and checksum.
+
+    Raises Damaged that names the file, UserError for a save of another format, which is not damaged.
+    """
     manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise Damaged(f"{folder} is not a save of format {FORMAT}", value=str(folder))
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+        raise Damaged(f"{folder / 'manifest.json'} is not the manifest of a save", value=str(folder))
+    if manifest["format"] != FORMAT:
+        raise UserError(
+            f"the save {folder} has format {manifest['format']}, this version reads {FORMAT}",
+            value=manifest["format"],
+            fix="read it with the version of intone that wrote it",
+        )
     for name, facts in manifest["files"].items():
         path = folder / name
         size = path.stat().st_size if path.exists() else None
@@ -134,12 +157,16 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(folder: Path, *, optimizer: bool = True, rank: int = 0) -> Checkpoint:
-    """A save, verified. Raises Damaged."""
+    """A save, verified. Raises Damaged, or UserError for another format."""
     manifest = verify(folder)
+    try:
+        model = ModelConfig.from_json(manifest["model"])
+    except UserError as error:
+        raise Damaged(f"{folder / 'manifest.json'}: {error.message}", value=str(folder), fix=error.fix) from None
     return Checkpoint(
         folder=folder,
         step=manifest["step"],
-        model=ModelConfig.from_json(manifest["model"]),
+        model=model,
         weights=load_file(folder / WEIGHTS),
         optimizer=load_file(folder / optimizer_file(rank)) if optimizer else {},
         state=read_json(folder / STATE),
@@ -150,13 +177,13 @@ def read_checkpoint(folder: Path, *, optimizer: bool = True, rank: int = 0) -> C
 def newest_checkpoint(job_folder: Path, *, optimizer: bool = True) -> tuple[Checkpoint | None, list[str]]:
     """The newest save that verifies, and what was wrong with the newer ones that do not.
 
-    None where the job has no save. Raises Damaged where it has some and none verifies.
+    None where the job has no save. Raises Damaged where it has some and none verifies, UserError for another format.
     """
     problems: list[str] = []
     for folder in reversed(list_checkpoints(job_folder)):
         try:
             return read_checkpoint(folder, optimizer=optimizer), problems
-        except (Damaged, SafetensorError, KeyError, OSError) as error:
+        except (Damaged, SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             problems.append(error.message if isinstance(error, Damaged) else f"{folder}: {error}")
     if problems:
         raise Damaged(
@@ -168,8 +195,13 @@ def newest_checkpoint(job_folder: Path, *, optimizer: bool = True) -> tuple[Chec
 
 
 def load_weights(job_folder: Path) -> tuple[ModelConfig, dict[str, Tensor], Checkpoint]:
-    """Model and weights of a job's newest good save. Raises UserError where it has none."""
-    checkpoint, _ = newest_checkpoint(job_folder, optimizer=False)
+    """Model and weights of a job's newest good save; says so where a newer one is damaged.
+
+    Raises UserError where it has none, Damaged where all are damaged.
+    """
+    checkpoint, problems = newest_checkpoint(job_folder, optimizer=False)
+    for problem in problems:
+        say(f"damaged save skipped: {problem}")
     if checkpoint is None:
         raise UserError(
             f"{job_folder} has no save yet", value=str(job_folder), fix="train it first, or choose another run"
@@ -179,9 +211,20 @@ def load_weights(job_folder: Path) -> tuple[ModelConfig, dict[str, Tensor], Chec
 
 def prune(job_folder: Path, *, keep: int, best_step: int | None) -> None:
     """Deletes old saves: the newest keep and the best one stay. A failure to delete is not an error."""
-    folders = list_checkpoints(job_folder)
-    for folder in folders[:-keep]:
-        if best_step is None or folder.name != step_folder(job_folder, best_step).name:
-            with contextlib.suppress(OSError):
-                (folder / "manifest.json").unlink()  # incomplete from here on, whatever happens next
-                shutil.rmtree(folder)
+    assert keep >= 1, f"keep {keep}: the newest save always stays"
+    for folder in list_checkpoints(job_folder)[:-keep]:
+        if best_step is None or saved_step(folder) != best_step:
+            _delete(folder)
+
+
+def discard_after(job_folder: Path, step: int) -> None:
+    """Deletes the saves after this step: a job that goes on from here because they are damaged writes them anew."""
+    for folder in list_checkpoints(job_folder):
+        if saved_step(folder) > step:
+            _delete(folder)
+
+
+def _delete(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        (folder / "manifest.json").unlink()  # incomplete from here on, whatever happens next
+        shutil.rmtree(folder)

@@ -123,6 +123,9 @@ class GPT(nn.Module):
     Weights are zero or random garbage until init_weights() or load_state_dict().
     """
 
+    cos: Tensor  # (positions, C / 2) float32, like sin: the rotary tables, no part of the weights
+    sin: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -178,6 +181,7 @@ class GPT(nn.Module):
         else:
             self.head.weight.zero_()
         for block in self.blocks:
+            assert isinstance(block, Block), "only blocks are in blocks"
             for linear in (block.attention.q, block.attention.k, block.attention.v):
                 uniform(linear.weight, -bound, bound)
             uniform(block.mlp.up.weight, *((-0.4 * bound, 0.4 * bound) if modern else (-bound / 2, bound / 2)))
@@ -186,6 +190,7 @@ class GPT(nn.Module):
             if block.attention.value_gate is not None:
                 uniform(block.attention.value_gate.weight, 0.0, 0.02)
         for table in self.value_embeddings.values():
+            assert isinstance(table, nn.Embedding), "only tables are in value_embeddings"
             uniform(table.weight, -bound, bound)
         if config.residual_scalars:
             ramp = torch.arange(config.depth) / max(config.depth - 1, 1)

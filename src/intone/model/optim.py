@@ -1,7 +1,7 @@
 """The optimizer: Muon for the blocks' matrices, AdamW for tables, head and scalars, both batched by shape."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -145,11 +145,16 @@ def parameter_groups(model: GPT, config: OptimConfig) -> list[Group]:
     matrices = dict(model.matrices())
     for shape in sorted({tuple(p.shape) for p in matrices.values()}):
         names = [name for name, p in matrices.items() if tuple(p.shape) == shape]
-        lr = config.matrix_lr * max(1.0, shape[0] / shape[1]) ** 0.5
+        lr = config.matrix_lr * shape_factor(shape)
         groups.append(Group("muon", names, [matrices[n] for n in names], lr, config.weight_decay))
     placed = sum(len(group.names) for group in groups)
     assert placed == len(named), f"{len(named) - placed} parameters are in no optimizer group"
     return groups
+
+
+def shape_factor(shape: Sequence[int]) -> float:
+    """The factor on Muon's rate for a matrix (..., m, n): tall ones move further (Jordan 2024, "Muon")."""
+    return max(1.0, shape[-2] / shape[-1]) ** 0.5
 
 
 def initial_state(group: Group, config: OptimConfig) -> dict[str, Tensor]:
@@ -208,7 +213,8 @@ def muon_update(
     Nesterov momentum -> row equilibration (arXiv 2603.28254) -> Polar Express in dtype -> Frobenius norm
     snapped to sqrt(min(m, n)) (arXiv 2602.21545) -> factored second moment (arXiv 2510.05491) -> decay only
     where update and weight agree in sign. plain: momentum -> Newton-Schulz -> plain decay.
-    apply () is 1, or 0 to leave everything as it is.
+    apply () is 1, or 0 to leave everything as it is. lr holds the factor for tall matrices; plain decay is without
+    it, as in torch.optim.Muon.
     """
     lr = lr * apply
     momentum_buffer.lerp_(grads, (1 - momentum) * apply)
@@ -217,7 +223,7 @@ def muon_update(
         x = update.to(dtype)
         x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
         update = orthogonalise(x, NEWTON_SCHULZ).to(params.dtype)
-        params.mul_(1 - lr * decay).sub_(lr * update)
+        params.mul_(1 - lr / shape_factor(params.shape) * decay).sub_(lr * update)
         return
     rows = update.shape[-2]
     row_norm = update.norm(dim=-1, keepdim=True)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -13,22 +13,22 @@ from intone.config import TrainJob
 from intone.data.loader import Batch, Prefetcher, Rows
 from intone.data.shards import TokenSet
 from intone.data.tokenizer import Tokenizer
-from intone.errors import Damaged, UserError
+from intone.errors import Damaged, UserError, unknown_name
 from intone.log import human_bytes, human_count, human_duration, say
+from intone.model.attention import BACKENDS, Backend
 from intone.model.checkpoint import (
     Checkpoint,
-    list_checkpoints,
+    discard_after,
     newest_checkpoint,
     prune,
     remove_leftovers,
     save_checkpoint,
-    step_folder,
 )
 from intone.model.cost import train_flops_per_token
 from intone.model.gpt import GPT
 from intone.model.optim import Optimizer
 from intone.paths import read_json, write_json
-from intone.records import Choices, EventRow, Outcome, Segment, StepRow, cut_log, log_row, read_choices
+from intone.records import Choices, EventRow, Outcome, Segment, StepRow, cut_log, log_row, read_choices, read_log
 from intone.train.evaluation import evaluate_stage
 from intone.train.memory import peak_bytes, reset_peak
 from intone.train.schedule import scale_at
@@ -50,6 +50,7 @@ class Progress:
     best_step: int | None = None
     best_bpb: float | None = None
     loss_scale: float = 1.0
+    good_steps: int = 0  # since the loss scale changed
 
     def as_json(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -64,6 +65,8 @@ class Trainer:
     job: TrainJob = field(init=False)
     choices: Choices = field(init=False)
     progress: Progress = field(init=False, default_factory=Progress)
+    saved_step: int | None = field(init=False, default=None)  # of the newest save that is known to be good
+    evaluated_step: int = field(init=False, default=0)
 
     def run(self) -> Outcome:
         """Trains from the newest save, or the start, to the last step of the job, and evaluates.
@@ -72,6 +75,7 @@ class Trainer:
         """
         self.job = TrainJob.from_json(read_json(self.folder / "config.json"))
         self.choices = read_choices(self.folder)
+        check_segments(self.choices)
         self.device = pick_device(self.choices)
         self._open_data()
         self._build_model()
@@ -129,24 +133,42 @@ class Trainer:
         """The newest good save of this job, else the weights it starts from, else the random start."""
         remove_leftovers(self.folder)
         checkpoint, problems = newest_checkpoint(self.folder)
-        for problem in problems:
-            self._event("damaged save skipped", problem)
         if checkpoint is not None:
             self._check(checkpoint)
             self.model.load_state_dict(checkpoint.weights)
             self.optimizer.load_state_tensors(checkpoint.optimizer)
             self.progress = Progress(**checkpoint.state)
+            self.saved_step = checkpoint.step
             say(f"going on from the save at step {checkpoint.step:,}")
         elif self.job.init_from:
-            start, _ = newest_checkpoint(Path(self.job.init_from), optimizer=self.job.keep_optimizer)
-            if start is None:
-                raise UserError(f"{self.job.init_from} has no save to start from", value=self.job.init_from)
-            self._check(start)
-            self.model.load_state_dict(start.weights)
-            if self.job.keep_optimizer:
-                self.optimizer.load_state_tensors(start.optimizer)
-        for name in ("log.jsonl", "samples.jsonl"):
-            cut_log(self.folder / name, self.progress.step)
+            problems = self._start_from(Path(self.job.init_from))
+        self._restore_logs()
+        for problem in problems:
+            self._event("damaged save skipped", problem)
+        if checkpoint is not None and problems:
+            discard_after(self.folder, checkpoint.step)
+
+    def _start_from(self, before: Path) -> list[str]:
+        """Takes over the weights of another job's newest good save; returns what was wrong with newer ones."""
+        start, problems = newest_checkpoint(before, optimizer=self.job.keep_optimizer)
+        if start is None:
+            raise UserError(f"{before} has no save to start from", value=str(before), fix="train that stage first")
+        self._check(start)
+        self.model.load_state_dict(start.weights)
+        if self.job.keep_optimizer:
+            self.optimizer.load_state_tensors(start.optimizer)
+        return problems
+
+    def _restore_logs(self) -> None:
+        """Cuts what was written after the restored step. Evaluations come after the save of their step, so the log,
+        not the save, knows whether that step was evaluated and which was the best."""
+        progress, log = self.progress, self.folder / "log.jsonl"
+        cut_log(log, progress.step)
+        rows = read_log(log, "eval")
+        self.evaluated_step = rows[-1]["step"] if rows else 0
+        cut_log(self.folder / "samples.jsonl", self.evaluated_step)
+        scores = [(row["values"]["bpb"], row["step"]) for row in rows if "bpb" in row["values"]]
+        progress.best_bpb, progress.best_step = min(scores, default=(None, None))
 
     def _check(self, checkpoint: Checkpoint) -> None:
         if checkpoint.model != self.job.model or checkpoint.tokenizer_hash != self.job.tokenizer_hash:
@@ -168,6 +190,8 @@ class Trainer:
         segment: Segment | None = None
         step_runner: TrainStep | None = None
         reset_peak(self.device)
+        if progress.step:
+            self._between_steps()  # an evaluation that was due after the restored save may be missing
         with Prefetcher(self.rows, job.rows_per_step, progress.step) as batches:
             while progress.step < job.steps:
                 begin_s = time.perf_counter()
@@ -191,7 +215,7 @@ class Trainer:
     def _runner(self, segment: Segment) -> TrainStep:
         """The step function of a segment. A new one means other code, never another computation."""
         self.model.compute_dtype = DTYPES[segment.dtype]
-        self.model.attention_backend = segment.attention  # type: ignore[assignment]
+        self.model.attention_backend = cast(Backend, segment.attention)
         if segment.threads:
             torch.set_num_threads(segment.threads)
         if segment.from_step:
@@ -205,7 +229,7 @@ class Trainer:
             compiled=segment.compiled,
         )
         if segment.dtype == "fp16" and self.progress.loss_scale > 1.0:
-            runner.loss_scale = self.progress.loss_scale
+            runner.loss_scale, runner.good_steps = self.progress.loss_scale, self.progress.good_steps
         return runner
 
     def _finish_step(
@@ -216,7 +240,7 @@ class Trainer:
         loss = result.sync_loss()
         applied = bool(result.finite)
         runner.note_finite(applied)
-        progress.loss_scale = runner.loss_scale
+        progress.loss_scale, progress.good_steps = runner.loss_scale, runner.good_steps
         progress.step += 1
         progress.tokens += batch.ids.size
         step_s = time.perf_counter() - begin_s
@@ -267,8 +291,7 @@ class Trainer:
 
     def _save(self) -> None:
         progress = self.progress
-        folder = step_folder(self.folder, progress.step)
-        if folder in list_checkpoints(self.folder):
+        if progress.step == self.saved_step:
             return  # nothing was trained since
         save_checkpoint(
             self.folder,
@@ -279,12 +302,15 @@ class Trainer:
             state=progress.as_json(),
             tokenizer_hash=self.job.tokenizer_hash,
         )
-        self.last_save_s = time.monotonic()
+        self.saved_step, self.last_save_s = progress.step, time.monotonic()
         prune(self.folder, keep=self.job.keep, best_step=progress.best_step)
 
     def _evaluate(self) -> None:
-        """bpb on the fixed validation rows, and samples; the save was made before."""
+        """bpb on the fixed validation rows, and samples, once per step; the save was made before."""
+        if self.progress.step == self.evaluated_step:
+            return
         bpb = evaluate_stage(self.folder, self.job, self.model, self.tokenizer, self.val, self.progress.step)
+        self.evaluated_step = self.progress.step
         if bpb is not None and (self.progress.best_bpb is None or bpb < self.progress.best_bpb):
             self.progress.best_bpb, self.progress.best_step = bpb, self.progress.step
 
@@ -314,6 +340,17 @@ class Trainer:
     def _event(self, event: str, message: str) -> None:
         say(f"{event}: {message}")
         log_row(self.folder / "log.jsonl", EventRow(self.progress.step, event, message))
+
+
+def check_segments(choices: Choices) -> None:
+    """Raises UserError for a segment that no code here can compute: a typing error must not become another plan."""
+    for segment in choices.segments:
+        if segment.dtype not in DTYPES:
+            raise unknown_name("dtype", segment.dtype, DTYPES)
+        if segment.attention not in BACKENDS:
+            raise unknown_name("attention backend", segment.attention, BACKENDS)
+        if segment.device_batch < 1:
+            raise UserError(f"device_batch is {segment.device_batch}, it must be at least 1", value=segment.device_batch)
 
 
 def pick_device(choices: Choices) -> torch.device:

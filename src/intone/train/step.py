@@ -46,7 +46,7 @@ class TrainStep:
         self.device_batch = device_batch
         self.compiled = compiled
         self.loss_scale = FIRST_LOSS_SCALE if dtype == "fp16" else 1.0
-        self._good_steps = 0
+        self.good_steps = 0  # since the loss scale last changed
         self._device = device
         self._optimizer = optimizer
         self._parameters = list(model.parameters())
@@ -74,11 +74,12 @@ class TrainStep:
         """Adapts the fp16 loss scale to a step that is known by now; nothing to do for other dtypes."""
         if self.loss_scale == 1.0:
             return
-        self._good_steps = self._good_steps + 1 if applied else 0
+        self.good_steps = self.good_steps + 1 if applied else 0
         if not applied:
             self.loss_scale = max(2.0, self.loss_scale / 2)
-        elif self._good_steps % GROW_EVERY == 0:
+        elif self.good_steps == GROW_EVERY:
             self.loss_scale *= 2
+            self.good_steps = 0
 
     def _unscale(self) -> Tensor:
         grads = [p.grad for p in self._parameters if p.grad is not None]
@@ -96,7 +97,7 @@ class TrainStep:
 def micro_batches(batch: Batch, device_batch: int, *, padded: bool) -> list[Batch]:
     """The rows of a step in balanced parts of at most device_batch rows.
 
-    10 rows by 4 make 4 + 3 + 3. padded: every part gets the size of the largest, filled with rows in which
+    10 rows by 4 make 3 + 3 + 4. padded: every part gets the size of the largest, filled with rows in which
     nothing is learned, because compiled code knows one shape only.
     """
     rows = len(batch)

@@ -114,7 +114,9 @@ def test_answers_are_the_visible_text_and_follow_from_the_question(training, hel
     for item in chain(training, *held_out.values()):
         assert item.answer == item.messages[-1].visible.strip()
         assert item.answer
-        assert answers.setdefault(asked(item), item.answer) == item.answer
+        # a later question about a story stands behind it, without telling it again
+        told = item.key[1] if item.skill == "story" else ""
+        assert answers.setdefault(f"{told} {asked(item)}", item.answer) == item.answer
 
 
 def test_every_conversation_alternates_and_half_have_one_turn():
@@ -123,7 +125,7 @@ def test_every_conversation_alternates_and_half_have_one_turn():
     for talk in talks:
         normalised(talk)
         assert talk[-1].role == "assistant"
-        assert 2 <= len(talk) <= 8
+        assert 2 <= len(talk) <= 14
     assert 0.4 < sum(len(talk) == 2 for talk in talks) / len(talks) < 0.6
 
 

@@ -1,0 +1,47 @@
+"""Where measured rows are kept, and the facts that every row carries: machine and code revision."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import intone
+from intone.hardware import load_facts
+
+ROOT = Path(__file__).resolve().parents[3]
+FACTS = (
+    "cpu_name",
+    "cores_physical",
+    "has_avx512_bf16",
+    "has_amx_bf16",
+    "memory_bytes",
+    "gpu_name",
+    "torch_version",
+    "python_version",
+    "fp32_flops_per_s",
+    "bf16_flops_per_s",
+)
+
+
+def row_path(suite: str) -> Path:
+    """bench/results/SUITE.jsonl of this checkout."""
+    return ROOT / "bench" / "results" / f"{suite}.jsonl"
+
+
+def machine_facts() -> dict[str, Any]:
+    """The facts of this machine that explain a number."""
+    facts = load_facts()
+    return {name: getattr(facts, name) for name in FACTS if getattr(facts, name) is not None}
+
+
+def code_revision() -> str:
+    """The git revision with "+" where files differ from it; outside a checkout the version."""
+    try:
+        revision = _git("rev-parse", "--short=12", "HEAD")
+        return revision + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return f"intone {intone.__version__}"
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()

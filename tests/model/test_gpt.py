@@ -1,0 +1,234 @@
+"""The model computes the function its config names: the published one, whatever else is packed into a row."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from intone.model.gpt import GPT, norm
+
+PRESETS = ("modern", "classic")
+LENGTHS = (5, 19, 1, 13)  # of the documents in a packed row of 45: two are longer than the short window of 7
+
+
+def documents_of(lengths, positions):
+    """Segment numbers (1, positions) of documents of these lengths; the rest of the row is padding."""
+    numbers = torch.full((1, positions), len(lengths), dtype=torch.int32)
+    begin = 0
+    for number, length in enumerate(lengths):
+        numbers[0, begin : begin + length] = number
+        begin += length
+    return numbers
+
+
+def gradients(model):
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+# --- against the published model ----------------------------------------------------------------------------------
+
+THEIR_NAMES = {
+    "embedding": "model.embed_tokens",
+    "blocks": "model.layers",
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.out": "self_attn.o_proj",
+    "mlp.up": "mlp.fc1",
+    "mlp.down": "mlp.fc2",
+    "head": "lm_head",
+}
+
+
+def their_name(name):
+    """transformers' name of one of our parameters."""
+    for ours, theirs in THEIR_NAMES.items():
+        name = name.replace(f"{ours}.", f"{theirs}.")
+    return name
+
+
+@pytest.mark.parametrize("heads_per_key", [1, 3])
+def test_classic_gives_the_logits_of_transformers_nanochat(random_model, ids_of, heads_per_key):
+    transformers = pytest.importorskip("transformers", reason="transformers is the reference for classic")
+    model = random_model("classic", heads_per_key=heads_per_key)
+    config = model.config
+    theirs = transformers.NanoChatForCausalLM(
+        transformers.NanoChatConfig(
+            vocab_size=config.padded_vocab,
+            hidden_size=config.width,
+            intermediate_size=config.mlp_ratio * config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            max_position_embeddings=config.context,
+            rms_norm_eps=config.norm_eps,
+            final_logit_softcapping=config.softcap,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
+        )
+    ).eval()
+    theirs.load_state_dict({their_name(name): value for name, value in model.state_dict().items()})
+    ids = ids_of(3, 37)
+    with torch.no_grad():
+        expected = theirs(ids.long()).logits[..., : config.vocab_size]
+        assert expected.std() > 0.1  # the weights are large enough to tell two functions apart
+        assert_close(model.logits(ids), expected, atol=1e-4, rtol=0)
+
+
+# --- packed rows --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("backend", ["sdpa", "products"])
+@torch.no_grad()
+def test_a_document_in_a_packed_row_gives_the_logits_it_gives_alone(random_model, ids_of, preset, backend):
+    model = random_model(preset, dtype=torch.float64)
+    model.attention_backend = backend
+    ids = ids_of(1, 45)
+    packed = model.logits(ids, documents=documents_of(LENGTHS, 45))
+    begin = 0
+    for length in LENGTHS:
+        alone = model.logits(ids[:, begin : begin + length])
+        assert_close(packed[:, begin : begin + length], alone, atol=1e-11, rtol=0)
+        begin += length
+
+
+@torch.no_grad()
+def test_padding_and_other_documents_change_nothing(random_model, ids_of):
+    model = random_model(dtype=torch.float64)
+    documents = documents_of(LENGTHS, 45)
+    ids, others = ids_of(1, 45), ids_of(1, 45, seed=1)
+    others[:, 5:24] = ids[:, 5:24]  # only the second document is the same
+    first, second = (model.logits(row, documents=documents)[:, 5:24] for row in (ids, others))
+    assert torch.equal(first, second)
+
+
+def test_smear_restarts_at_the_start_of_a_document(random_model, ids_of):
+    model = random_model()
+    x = norm(model.embedding(ids_of(1, 45)), model.config.norm_eps)
+    changed = (model.smeared(x, documents_of(LENGTHS, 45), None) != x).any(-1)[0]
+    assert [i for i in range(45) if not changed[i]] == [0, 5, 24, 25, 38]
+    assert not (model.smeared(x, None, None) != x).any(-1)[0, 0]
+
+
+@torch.no_grad()
+def test_a_short_window_is_the_token_and_short_window_before_it(random_model, ids_of):
+    model = random_model(smear=False, value_embeddings=False)
+    heard = {}
+    for number in (0, 2):
+        model.blocks[number].attention.register_forward_hook(lambda _m, _i, out, n=number: heard.update({n: out}))
+    ids = ids_of(1, 45)
+    model.logits(ids)
+    before = dict(heard)
+    ids[0, 20] = (ids[0, 20] + 1) % 61
+    model.logits(ids)
+    changed = (heard[0] != before[0]).any(-1)[0].nonzero().flatten().tolist()
+    assert changed == list(range(20, 28))
+    assert (heard[2] != before[2]).any(-1)[0].nonzero().flatten().tolist() == list(range(20, 45))
+
+
+@pytest.mark.parametrize("heads_per_key", [1, 3])
+def test_both_attention_backends_give_the_same_loss_and_gradients(random_model, ids_of, heads_per_key):
+    model = random_model(dtype=torch.float64, heads_per_key=heads_per_key)
+    ids, targets, documents = ids_of(1, 45), ids_of(1, 45, seed=1), documents_of(LENGTHS, 45)
+    seen = []
+    for backend in ("sdpa", "products"):
+        model.attention_backend = backend
+        loss, _ = model(ids, targets, documents)
+        loss.backward()
+        seen.append((loss, gradients(model)))
+        model.zero_grad()
+    assert_close(seen[0], seen[1], atol=1e-10, rtol=1e-10)
+
+
+# --- loss ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_loss_is_the_sum_over_supervised_tokens(random_model, ids_of, preset):
+    model = random_model(preset, dtype=torch.float64)
+    ids, targets = ids_of(2, 45), ids_of(2, 45, seed=1)
+    targets[:, ::3] = -1
+    loss, count = model(ids, targets)
+    logs = F.log_softmax(model.logits(ids), -1).gather(-1, targets.clamp(min=0).long()[..., None])[..., 0]
+    assert_close(loss, -logs[targets >= 0].sum())
+    assert count == 60
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_row_with_nothing_to_learn_adds_exactly_nothing(random_model, ids_of, preset):
+    model = random_model(preset)
+    ids, targets = ids_of(3, 45), ids_of(3, 45, seed=1)
+    targets[1] = -1
+    documents = documents_of(LENGTHS, 45).repeat(3, 1)
+    seen = []
+    for _ in range(2):
+        loss, count = model(ids, targets, documents)
+        loss.backward()
+        seen.append((loss.item(), count.item(), gradients(model)))
+        model.zero_grad()
+        ids[1] = ids_of(1, 45, seed=2)[0]  # whatever stands in it
+    assert seen[0][:2] == seen[1][:2] and seen[0][1] == 90
+    assert all(torch.equal(seen[0][2][name], seen[1][2][name]) for name in seen[0][2])
+
+
+def test_a_batch_with_nothing_to_learn_has_loss_zero_and_gradients_zero(random_model, ids_of):
+    model = random_model()
+    loss, count = model(ids_of(2, 45), torch.full((2, 45), -1))
+    loss.backward()
+    assert (loss.item(), count.item()) == (0.0, 0)
+    assert not any(gradient.any() for gradient in gradients(model).values())
+
+
+# --- the rest of the contract ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_last_picks_one_position_of_each_row(random_model, ids_of):
+    model = random_model(dtype=torch.float64)
+    ids, last = ids_of(3, 17), torch.tensor([16, 0, 9])
+    assert_close(model.logits(ids, last=last)[:, 0], model.logits(ids)[torch.arange(3), last])
+
+
+@torch.no_grad()
+def test_logits_are_float32_within_the_softcap_and_cover_the_vocabulary_only(random_model, ids_of):
+    model = random_model()
+    model.head.weight.mul_(1000)
+    model.compute_dtype = torch.bfloat16
+    logits = model.logits(ids_of(2, 17))
+    assert (logits.dtype, logits.shape) == (torch.float32, (2, 17, 61))
+    assert 14.0 < logits.abs().max() <= 15.0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_init_weights_depends_on_the_seed_alone(random_model, preset):
+    model = random_model(preset)
+    model.init_weights(5)
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    other = GPT(model.config)
+    torch.set_rng_state(state)
+    other.init_weights(5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], value) for name, value in other.state_dict().items())
+    other.init_weights(6)
+    assert not torch.equal(first["embedding.weight"], other.embedding.weight)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_fresh_model_knows_nothing(random_model, ids_of, preset):
+    """Its loss is that of guessing: ln 61 = 4.11 nats a token, within what a head of std 0.001 moves."""
+    model = random_model(preset)
+    model.init_weights(0)
+    loss, count = model(ids_of(3, 45), ids_of(3, 45, seed=1))
+    assert_close(loss / count, torch.tensor(61.0).log(), atol=0.01, rtol=0)
+
+
+@torch.no_grad()
+def test_the_rotary_tables_grow_and_leave_earlier_positions_alone(random_model, ids_of):
+    model = random_model("classic")
+    ids = ids_of(1, 61)
+    before = model.logits(ids[:, :45])
+    model.ensure_positions(61)
+    assert model.cos.shape == (61, 16)
+    assert_close(model.logits(ids)[:, :45], before, atol=1e-5, rtol=1e-5)
+    assert "cos" not in model.state_dict()
