@@ -1,40 +1,61 @@
-"""The largest memory of a process tree: proportional set sizes, summed five times a second."""
+"""What a run costs: its seconds, and the largest memory of its processes (PSS, looked at five times a second)."""
 
 import contextlib
 import os
 import threading
+import time
 from pathlib import Path
 
 import psutil
 
+from intone.errors import UserError
+from intone.paths import read_json, write_json
+
 INTERVAL_S = 0.2
+KEEP_EVERY_S = 5.0
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 GROWTH = 1.005  # of the resident sum since it was last looked at closely: the peak is at most this much higher
 
 
-class PeakWatch:
-    """Watches this process and its children in a thread; peak_bytes holds the largest sum so far.
+class CostWatch:
+    """Seconds and peak memory of a run over all processes that worked on it, kept in a file every few seconds.
 
-    Pages shared by several processes count once (PSS). Where the platform has no PSS, resident sizes are summed.
+    Watches this process and its children in a thread. What an earlier process wrote is added to (seconds) or
+    kept (peak), so that a run that was killed does not look cheaper than it was. Pages shared by several
+    processes count once (PSS).
     """
 
-    def __init__(self) -> None:
-        self.peak_bytes = 0
+    def __init__(self, path: Path) -> None:
+        before = read_json(path) if path.exists() else {"seconds": 0.0, "peak_bytes": 0}
+        self.peak_bytes = int(before["peak_bytes"])
+        self._path = path
+        self._seconds_before = float(before["seconds"])
+        self._started_s = time.monotonic()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peak", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="cost", daemon=True)
 
-    def __enter__(self) -> "PeakWatch":
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole run up to now."""
+        return self._seconds_before + time.monotonic() - self._started_s
+
+    def __enter__(self) -> "CostWatch":
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+        self._keep()
 
     def _watch(self) -> None:
         known: list[int] = []
         measured_at_bytes = 0  # resident sum when the proportional one was last read
+        kept_s = time.monotonic()
         while not self._ended.wait(INTERVAL_S):
+            if time.monotonic() - kept_s > KEEP_EVERY_S:
+                kept_s = time.monotonic()
+                self._keep()
             tree = process_tree(os.getpid())
             resident_bytes = sum(map(resident, tree))
             # the kernel walks every page for a proportional size, 14 ms per GiB: only read where it may be a new peak
@@ -42,6 +63,12 @@ class PeakWatch:
                 continue
             known, measured_at_bytes = tree, resident_bytes
             self.peak_bytes = max(self.peak_bytes, sum(map(proportional_bytes, tree)))
+
+    def _keep(self) -> None:
+        """A full disk or a deleted folder must not end a run for the sake of its cost."""
+        if self._path.parent.exists():
+            with contextlib.suppress(UserError, OSError):
+                write_json(self._path, {"format": 1, "seconds": self.seconds, "peak_bytes": self.peak_bytes})
 
 
 def process_tree(pid: int) -> list[int]:

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import resource
 import signal
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 from intone.errors import DiskFull, UserError
 from intone.jobs import EXIT_CODES, last_step
-from intone.log import say
+from intone.log import human_bytes, say
 from intone.paths import FolderLock, read_json, write_atomic
 from intone.records import Outcome, write_outcome
 
@@ -82,7 +83,8 @@ def run_guarded(folder: Path, stop: StopFlag) -> Outcome:
     except Exception as error:  # whatever it is, it must end in one outcome that a person can read
         step = last_step(folder)
         if is_out_of_memory(error):
-            return Outcome("out_of_memory", step, short(error), "use a smaller --device-batch, --context or --depth")
+            fix = "use a smaller --device-batch, --context or --depth"
+            return Outcome("out_of_memory", step, out_of_memory_message(error), fix)
         if is_disk_full(error):
             return Outcome("disk_full", step, short(error), "free some space; the same command goes on from there")
         with contextlib.suppress(UserError):
@@ -120,6 +122,15 @@ def is_out_of_memory(error: BaseException) -> bool:
         if any(words in text.lower() for words in OUT_OF_MEMORY_WORDS):
             return True
     return False
+
+
+def out_of_memory_message(error: BaseException) -> str:
+    """What a person should read of an out-of-memory error: how much was wanted, where PyTorch says so."""
+    found = re.search(r"tried to allocate ([\d.]+) (\w+)", str(error), re.IGNORECASE)
+    if found is None:
+        return f"memory ran out ({short(error)})"
+    size = human_bytes(int(found[1])) if found[2] == "bytes" else f"{found[1]} {found[2]}"
+    return f"memory ran out: {size} more could not be had"
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -1,11 +1,9 @@
 """Tiny models for the model tests."""
 
-import dataclasses
-
 import pytest
 import torch
 
-from intone.config import model_config
+from intone.config import ModelConfig, model_config
 from intone.model.gpt import GPT
 
 CONTEXT = 45
@@ -17,11 +15,11 @@ def build_random_model(preset="modern", *, dtype=torch.float32, heads_per_key=1,
 
     changes: further fields of its ModelConfig. In float64 the rotary tables are exact too.
     """
-    config = model_config(preset, depth=3, vocab_size=61, context=CONTEXT, head_width=32)
-    changes = {"num_kv_heads": config.num_heads // heads_per_key, **changes}
+    shape = {"width": 96, "num_heads": 3, "num_kv_heads": 3 // heads_per_key, "head_width": 32}
     if preset == "modern":
-        changes = {"short_window": SHORT_WINDOW, **changes}
-    model = GPT(dataclasses.replace(config, **changes))
+        shape["short_window"] = SHORT_WINDOW
+    usual = model_config(preset, depth=3, vocab_size=61, context=CONTEXT).as_json()
+    model = GPT(ModelConfig(**{**usual, **shape, **changes}))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -48,3 +46,12 @@ def random_model():
 @pytest.fixture(scope="session")
 def ids_of():
     return sample_ids
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread():
+    """Products this small gain nothing from a second thread, and lose much where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -116,7 +116,7 @@ def test_tables_head_and_scalars_are_trained_as_by_torchs_adamw(random_model):
 @pytest.mark.parametrize("shape", [(17, 40), (40, 17), (23, 23)])
 @pytest.mark.parametrize(
     ("coefficients", "low", "high"),
-    [(POLAR_EXPRESS, 0.9, 1.05), (NEWTON_SCHULZ, 0.65, 1.25)],  # Newton-Schulz stops between 0.7 and 1.2 by design
+    [(POLAR_EXPRESS, 0.8, 1.2), (NEWTON_SCHULZ, 0.65, 1.25)],  # five steps each: both stop near one by design
 )
 def test_orthogonalise_gives_singular_values_near_one(shape, coefficients, low, high):
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
@@ -146,7 +146,7 @@ def test_a_muon_step_has_the_size_of_its_rate_whatever_the_gradients_size(random
                 for name, parameter in zip(group.names, group.params, strict=True):
                     moved = (parameter.detach() - begin[name]).norm()
                     expected = group.lr * SCALE.lr * min(parameter.shape) ** 0.5
-                    assert_close(moved, torch.tensor(expected), rtol=0.15 if plain else 1e-4, atol=0)
+                    assert_close(moved, torch.tensor(expected), rtol=0.3 if plain else 1e-4, atol=0)
 
 
 def test_decay_is_cautious():
