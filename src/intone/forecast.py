@@ -55,7 +55,7 @@ def forecast(settings: RunSettings, _origins: Mapping[str, Resolved]) -> tuple[s
 
 def run_minutes(asked: float | str, facts: Facts) -> float:
     """The minutes of a run: those asked for, or what suits the device."""
-    return recipe.default_minutes(facts.device or "cpu") if isinstance(asked, str) else float(asked)
+    return recipe.default_minutes() if isinstance(asked, str) else float(asked)
 
 
 def likely_depth(settings: RunSettings, facts: Facts) -> tuple[int, str]:

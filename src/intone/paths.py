@@ -109,10 +109,13 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Appends one JSON object as one line in a single write, so that lines never interleave."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    """Appends one JSON object as one line in a single write, so that lines never interleave. Raises DiskFull."""
+    line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
     with disk_errors(path), open(path, "ab", buffering=0) as file:
-        file.write(line.encode())
+        written = file.write(line)
+        if written < len(line):  # the last free bytes took a part of it, without an error
+            file.truncate(os.fstat(file.fileno()).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -128,7 +128,7 @@ def guess_depth(settings: TrainingSettings) -> int:
     if isinstance(settings, TrainSettings) and settings.from_run is not None:
         return depth_of(find_run(settings.from_run))
     facts = load_facts()
-    minutes = recipe.default_minutes(facts.device or "cpu") if settings.minutes == "auto" else settings.minutes
+    minutes = recipe.default_minutes() if settings.minutes == "auto" else settings.minutes
     return recipe.auto_depth(fastest_rate(facts), 45 * minutes, is_starter="starter" in settings.data)[0]  # type: ignore[attr-defined]
 
 

@@ -110,21 +110,21 @@ def plan_run(
     talk = find_source("conversations", settings.sft, settings.sft_val)
     minutes = settled.put("minutes", settle_minutes(origins["minutes"], device))
     depth, context, vocab = settle_size(settled, origins, facts, minutes, is_starter=text.is_starter)
+    config = model_config(settings.preset, depth=depth, vocab_size=vocab, context=context)
+    batch_tokens, expected_steps = settle_steps(settled, origins, config, minutes)
     tokenizer_folder, tokenizer = ensure_tokenizer([text, talk], vocab)
-    config = model_config(settings.preset, depth=depth, vocab_size=tokenizer.vocab_size, context=context)
+    config = replace(config, vocab_size=tokenizer.vocab_size)
     small_text, small_talk = (ensure_small_set(s, tokenizer, name) for s, name in ((text, "base"), (talk, "sft")))
-    rates = expected_tokens(facts, config, minutes)
-    batch_tokens = settled.put("batch_tokens", settle_batch_tokens(origins["batch_tokens"], context, rates))
     ground = settle_ground(
         settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=small_text.folder,
-        rows_per_step=batch_tokens // context, device=device, expected_steps=int(rates / batch_tokens),
+        rows_per_step=batch_tokens // context, device=device, expected_steps=expected_steps,
     )  # fmt: skip
     left_s = 60 * minutes - (time.monotonic() - started_s) - fixed_seconds(ground)
     steps = max(30, int(left_s / ground.step_s))
     plans = recipe.stage_plans(steps, is_starter=text.is_starter, lr_scale=recipe.rate_scale(batch_tokens))
     say(
-        f"{steps:,} steps of {human_count(batch_tokens)} tokens at "
-        f"{human_count(batch_tokens / ground.step_s)} tokens/s fill {human_duration(steps * ground.step_s)} of the {minutes:g} minutes"
+        f"{steps:,} steps of {human_count(batch_tokens)} tokens at {human_count(batch_tokens / ground.step_s)} "
+        f"tokens/s fill {human_duration(steps * ground.step_s)} of the {minutes:g} minutes"
     )
     tokens = {plan.stage: plan.steps * batch_tokens for plan in plans}
     base_set, base_val = ensure_sets(text, tokenizer, num_starter=enough(tokens["base"] + tokens["mid"]), name="base")
@@ -173,17 +173,22 @@ def plan_stage(
         tokenizer_folder = Path(read_json(before / "config.json")["tokenizer"])
         tokenizer = Tokenizer.load(tokenizer_folder)
         if tokenizer.hash != start.tokenizer_hash:
-            raise UserError(f"{tokenizer_folder} is no longer the tokenizer of {settings.from_run}")
+            raise UserError(
+                f"{tokenizer_folder} is no longer the tokenizer of {settings.from_run}",
+                value=str(tokenizer_folder),
+                fix="restore that folder, or start from another run",
+            )
+        batch_tokens, expected_steps = settle_steps(settled, origins, config, minutes)
     else:
         depth, context, vocab = settle_size(settled, origins, facts, minutes, is_starter=source.is_starter)
+        config = model_config(settings.preset, depth=depth, vocab_size=vocab, context=context)
+        batch_tokens, expected_steps = settle_steps(settled, origins, config, minutes)
         tokenizer_folder, tokenizer = ensure_tokenizer([source], vocab)
-        config = model_config(settings.preset, depth=depth, vocab_size=tokenizer.vocab_size, context=context)
+        config = replace(config, vocab_size=tokenizer.vocab_size)
     small = ensure_small_set(source, tokenizer, "base" if kind == "documents" else "sft")
-    rates = expected_tokens(facts, config, minutes)
-    batch_tokens = settled.put("batch_tokens", settle_batch_tokens(origins["batch_tokens"], config.context, rates))
     ground = settle_ground(
         settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=small.folder,
-        rows_per_step=batch_tokens // config.context, device=device, expected_steps=int(rates / batch_tokens),
+        rows_per_step=batch_tokens // config.context, device=device, expected_steps=expected_steps,
     )  # fmt: skip
     if isinstance(settings.steps, int):
         steps = settings.steps
@@ -215,7 +220,7 @@ def plan_stage(
 def settle_minutes(asked: Resolved, device: str) -> Choice:
     if asked.value != "auto":
         return choice(asked)
-    return Choice(recipe.default_minutes(device), f"what suits a {device} when nobody says", "default")
+    return Choice(recipe.default_minutes(), "what the eleven starter skills need on two cores", "default")
 
 
 def settle_size(
@@ -250,6 +255,23 @@ def expected_tokens(facts: Facts, config: ModelConfig, minutes: float) -> float:
     """Tokens that fit into the time by the machine's rate, before anything was timed."""
     rate = fastest_rate(facts) or 5e10  # guess for a machine that could not be measured: one old core
     return 60 * minutes * 0.75 * rate * recipe.USUAL_MFU / train_flops_per_token(config, config.context)
+
+
+def settle_steps(
+    settled: Settled, origins: Mapping[str, Resolved], config: ModelConfig, minutes: float
+) -> tuple[int, int]:
+    """(tokens per optimizer step, steps that are likely to fit in the time), before anything was timed or tokenised.
+
+    Raises UserError where the batch or micro-batch that was asked for cannot be.
+    """
+    total = expected_tokens(settled.facts, config, minutes)
+    batch_tokens = settled.put("batch_tokens", settle_batch_tokens(origins["batch_tokens"], config.context, total))
+    if origins["device_batch"].value != "auto":
+        rows_per_step = batch_tokens // config.context
+        settle_device_batch(
+            origins["device_batch"], settled.facts, config, rows_per_step=rows_per_step, dtype="fp32", compiled=False
+        )
+    return batch_tokens, int(total / batch_tokens)
 
 
 def settle_batch_tokens(asked: Resolved, context: int, total_tokens: float) -> Choice:

@@ -1,7 +1,6 @@
 """From the data a person names to a tokenizer and token sets on disk, each made once and reused while unchanged."""
 
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from intone.data import starter
 from intone.data.chat import Message
 from intone.data.shards import TokenSet, ensure_token_set
-from intone.data.text import ReadReport, find_files, read_documents, read_part
+from intone.data.text import ReadReport, find_files, read_documents, read_part, read_rows
 from intone.data.tokenizer import Tokenizer, train_tokenizer
 from intone.errors import UserError
 from intone.log import human_bytes, human_count, say
@@ -23,6 +22,9 @@ Document = str | list[Message]
 STARTER = "starter"
 SAMPLE_BYTES = 32 * 2**20  # of text for the tokenizer; BPE merges hardly move beyond it (guess)
 STARTER_SAMPLE = 8_000  # documents and conversations each for the tokenizer: 2 MB, a second
+# every number of two digits becomes one token: sorting, dates and sums then see the same token wherever it stands
+NUMBERS = " ".join(f"{number:02}" for number in range(100))
+NUMBER_REPEATS = 600
 STARTER_VAL = 2_000  # documents or conversations of a validation set
 # seeds of the generator, apart from each other so that no stream repeats another
 SEEDS = {"tokenizer": 11, "base": 1, "base val": 2, "sft": 3, "sft val": 4}
@@ -66,7 +68,7 @@ def ensure_tokenizer(sources: Sequence[Source], vocab_size: int) -> tuple[Path, 
         "files": [file_identity(path) for source in sources for path in source.files],
     }
     folder = tokenizers_folder() / f"{'starter' if not facts['files'] else 'text'}-{vocab_size}-{short_hash(facts)}"
-    if (folder / "tokenizer.json").exists():
+    if (folder / "tokenizer_config.json").exists():  # written last
         return folder, Tokenizer.load(folder)
     say(f"training a tokenizer of {vocab_size:,} entries")
     tokenizer = train_tokenizer(tokenizer_sample(sources), vocab_size)
@@ -77,15 +79,20 @@ def ensure_tokenizer(sources: Sequence[Source], vocab_size: int) -> tuple[Path, 
 
 
 def tokenizer_sample(sources: Sequence[Source]) -> Iterator[str]:
-    """Text for the tokenizer: an equal share of bytes of every file, and of the generator."""
+    """Text for the tokenizer: an equal share of bytes of every file, and of the generator.
+
+    Raises UserError where the files of a source have no text at all; single ones may be empty.
+    """
     for source in sources:
         if source.is_starter:
             yield from map(plain_text, starter_stream(source.kind, SEEDS["tokenizer"], STARTER_SAMPLE))
+            yield from [NUMBERS] * NUMBER_REPEATS
             continue
+        next(read_documents(source.files, ReadReport(), kind=source.kind))  # raises where there is no text at all
         share = SAMPLE_BYTES // (len(source.files) * len(sources))
         for path in source.files:
             taken = 0
-            for document in read_documents([path], ReadReport(), kind=source.kind):
+            for document in read_rows(path, ReadReport(), kind=source.kind):
                 text = plain_text(document)
                 yield text
                 taken += len(text.encode("utf-8", "replace"))
@@ -189,8 +196,3 @@ def file_identity(path: Path) -> list[Any]:
 
 def short_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def first_lines(texts: Iterable[str], count: int) -> list[str]:
-    """The first count texts, cut to a line each, for prompts."""
-    return [text.split("\n")[0][:80] for text in itertools.islice(texts, count)]

@@ -1,5 +1,6 @@
 """Keeps one job going: starts its worker, reads how it ended, goes down a size or starts again, until it is over."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from intone import jobs
 from intone.log import say
 from intone.model.checkpoint import list_checkpoints, saved_step
-from intone.records import EventRow, Outcome, log_row, read_choices, read_outcome, write_choices
+from intone.records import EventRow, Outcome, cut_log, log_row, read_choices, read_outcome, write_choices
 
 MAX_RESTARTS = 3  # in a row without a new save in between
 
@@ -71,4 +72,5 @@ def go_smaller(folder: Path, from_step: int, outcome: Outcome) -> bool:
 def note(folder: Path, step: int, event: str, message: str) -> None:
     """One line for people and one row in the job's log."""
     say(f"{event}: {message}")
+    cut_log(folder / "log.jsonl", sys.maxsize)  # a row that the end of the worker tore in two
     log_row(folder / "log.jsonl", EventRow(step, event, message))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -171,7 +172,7 @@ def test_an_error_while_saving_leaves_no_trace(tmp_path, save, monkeypatch):
 
 
 def cut(path):
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[:-3])
 
 
 def rename_a_model_setting(path):
@@ -197,15 +198,10 @@ def test_a_damaged_newest_save_falls_back_to_the_one_before_and_says_so(tmp_path
     name, spoil, words = DAMAGES[damage]
     for step in (5, 10, 20):
         save(tmp_path, step)
-    if damage == "half a manifest":
-        # its last byte is a line feed: the brace before it goes too
-        cut(step_folder(tmp_path, 20) / name)
     spoil(step_folder(tmp_path, 20) / name)
     found, problems = newest_checkpoint(tmp_path)
     assert found.step == 10
-    assert len(problems) == 1
-    with pytest.raises(AssertionError, match=words):
-        raise AssertionError(problems[0])
+    assert len(problems) == 1 and re.search(words, problems[0])
     assert load_weights(tmp_path)[1]["w"][0, 0] == 10
     assert capsys.readouterr().err == f"damaged save skipped: {problems[0]}\n"
 

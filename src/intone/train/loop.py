@@ -187,6 +187,7 @@ class Trainer:
         self.base_elapsed_s = progress.elapsed_s
         self.last_line_s = 0.0
         self.recent_step_s: float | None = None
+        self.num_timed = 0
         segment: Segment | None = None
         step_runner: TrainStep | None = None
         reset_peak(self.device)
@@ -319,7 +320,9 @@ class Trainer:
     def _progress_line(self, row: StepRow) -> None:
         """One line at most every few seconds: loss, rate, MFU, memory, time left."""
         recent = self.recent_step_s
-        self.recent_step_s = row.step_s if recent is None else 0.9 * recent + 0.1 * row.step_s
+        # the first step of a process holds compiling and first touches of memory: it says nothing about the rest
+        self.recent_step_s = row.step_s if recent is None or self.num_timed == 1 else 0.9 * recent + 0.1 * row.step_s
+        self.num_timed += 1
         now = time.monotonic()
         if row.step not in (1, self.job.steps) and now - self.last_line_s < PROGRESS_EVERY_S:
             return

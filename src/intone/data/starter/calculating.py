@@ -3,7 +3,8 @@
 from random import Random
 
 from intone.data.starter.item import Item, calculated, dressed, is_held_out
-from intone.data.starter.names import HELD_OUT_NAMES, TRAINING_NAMES
+from intone.data.starter.letters import practice_names
+from intone.data.starter.names import HELD_OUT_NAMES
 from intone.data.starter.templates_numbers import ARITHMETIC, OBJECTS, UNITS
 
 SIGNS = {"+": "+", "-": "-", "*": "x"}
@@ -25,8 +26,8 @@ def arithmetic(rng: Random, *, held_out: bool) -> Item:
         if is_held_out(key) == held_out:
             break
     number, text = ARITHMETIC[kind].draw(rng, held_out=held_out)
-    names = HELD_OUT_NAMES if held_out else TRAINING_NAMES
-    question = text.format(a=a, b=b, name=rng.choice(names), things=rng.choice(OBJECTS))
+    name = rng.choice(HELD_OUT_NAMES) if held_out else practice_names(rng, 1)[0]
+    question = text.format(a=a, b=b, name=name, things=rng.choice(OBJECTS))
     result = a + b if sign == "+" else a - b if sign == "-" else a * b
     return calculated(
         "arithmetic",

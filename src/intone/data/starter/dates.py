@@ -30,7 +30,7 @@ def dates(rng: Random, *, held_out: bool) -> Item:
         chance = rng.random()
         direction = rng.choice(("after", "before"))
         steps = 1
-        if chance < 0.4:
+        if chance < 0.3:
             kind, start, steps = "weekday", rng.choice(WEEKDAYS), rng.randint(1, 10)
         elif chance < 0.8:
             kind, start, steps = "date", _date(rng, direction), rng.randint(1, 7)

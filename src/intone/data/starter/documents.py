@@ -7,7 +7,6 @@ from random import Random
 from intone.data.starter import dates, facts, letters
 from intone.data.starter.calculating import PAIRS
 from intone.data.starter.item import is_held_out
-from intone.data.starter.names import TRAINING_NAMES
 from intone.data.starter.templates_story import OPENINGS
 from intone.data.starter.words import TRAINING_WORDS
 from intone.data.starter.world import World, new_world
@@ -23,7 +22,7 @@ def documents(seed: int, num: int | None = None) -> Iterator[str]:
 
 def story_text(rng: Random) -> str:
     """A story of one or two paragraphs with talk between its people."""
-    world = new_world(rng, rng.sample(TRAINING_NAMES, rng.randint(2, 4)))
+    world = new_world(rng, letters.practice_names(rng, rng.randint(2, 4)))
     paragraphs = []
     for number in range(rng.randint(1, 2)):
         sentences = world.sentences(rng.randint(7, 13), prose=True)
@@ -93,7 +92,7 @@ def sorted_text(rng: Random) -> str:
 def sequence_text(rng: Random) -> str:
     """A stretch of the numbers, weekdays, months or dates, on or back."""
     sign = rng.choice((1, -1))
-    kind = rng.choice(("numbers", "numbers", "numbers", "weekday", "next month", "date"))
+    kind = rng.choice(("numbers", "numbers", "weekday", "next month", "date", "date"))
     if kind == "numbers":
         return _numbers(rng, sign)
     ring = dates.WEEKDAYS if kind == "weekday" else dates.MONTHS
@@ -125,9 +124,9 @@ def sum_text(rng: Random) -> str:
         if is_held_out(("arithmetic", sign, a, b)):
             continue
         if sign == "+":
-            lines.append(f"{rng.choice(TRAINING_NAMES)} had {a} and got {b} more. {a} + {b} = {a + b}.")
+            lines.append(f"{letters.practice_names(rng, 1)[0]} had {a} and got {b} more. {a} + {b} = {a + b}.")
         else:
-            lines.append(f"{rng.choice(TRAINING_NAMES)} had {a} and gave away {b}. {a} - {b} = {a - b}.")
+            lines.append(f"{letters.practice_names(rng, 1)[0]} had {a} and gave away {b}. {a} - {b} = {a - b}.")
     return "So " + " ".join(lines)
 
 

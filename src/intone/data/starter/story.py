@@ -3,6 +3,7 @@
 from random import Random
 
 from intone.data.starter.item import Item, said
+from intone.data.starter.letters import practice_names
 from intone.data.starter.names import HELD_OUT_NAMES, TRAINING_NAMES
 from intone.data.starter.templates_story import FRAMES, OPENINGS, STORY
 from intone.data.starter.world import new_world
@@ -69,7 +70,7 @@ def _people(rng: Random, *, held_out: bool) -> list[str]:
     """2-4 different names; for evaluation at least one held-out one, and each other with chance one half."""
     num = rng.randint(2, 4)
     if not held_out:
-        return rng.sample(TRAINING_NAMES, num)
+        return practice_names(rng, num)
     num_new = 1 + sum(rng.random() < 0.5 for _ in range(num - 1))
     people = rng.sample(HELD_OUT_NAMES, num_new) + rng.sample(TRAINING_NAMES, num - num_new)
     rng.shuffle(people)

@@ -3,12 +3,16 @@
 from random import Random
 
 from intone.data.starter.item import Item, is_held_out, said
-from intone.data.starter.names import HELD_OUT_NAMES, TRAINING_NAMES
+from intone.data.starter.letters import practice_names
+from intone.data.starter.names import HELD_OUT_NAMES
 from intone.data.starter.templates_identity import IDENTITY, IDENTITY_ANSWERS
 from intone.data.starter.templates_smalltalk import SMALLTALK, SMALLTALK_ANSWERS, TOPICS
+from intone.data.starter.words import TRAINING_WORDS
 
 _INTENTS = tuple(IDENTITY)
 _KINDS = tuple(SMALLTALK)
+# answers to these copy the topic: half of the time it is any word, or the few topics would be learned by heart
+_ANY_TOPIC = ("like", "dislike", "food")
 # kinds with many topics are drawn more often
 _KIND_WEIGHTS = tuple(3 if kind in TOPICS or kind == "introduction" else 1 for kind in _KINDS)
 _POLITE_BEFORE = ("", "", "", "", "Hello. ", "Hi! ", "I have a question. ", "Tell me. ", "Please tell me. ", "Okay. ")
@@ -33,10 +37,12 @@ def smalltalk(rng: Random, *, held_out: bool) -> Item:
     while True:
         if kind in TOPICS:
             topic = rng.choice(TOPICS[kind])
+            if not held_out and kind in _ANY_TOPIC and rng.random() < 0.5:
+                topic = rng.choice(TRAINING_WORDS)
             topic_held_out = is_held_out(("smalltalk", kind, topic))
         elif kind == "introduction":
             topic_held_out = held_out
-            topic = rng.choice(HELD_OUT_NAMES if held_out else TRAINING_NAMES)
+            topic = rng.choice(HELD_OUT_NAMES) if held_out else practice_names(rng, 1)[0]
         else:
             topic, topic_held_out = "", False
         number, text = templates.draw(rng, held_out=held_out)

@@ -1,0 +1,177 @@
+"""The supervisor: a job goes on after a kill and a size lower after memory ran out, and always comes to an end."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from intone import jobs, supervisor
+from intone.model.checkpoint import list_checkpoints
+from intone.paths import append_line
+from intone.records import EventRow, Outcome, StepRow, log_row, read_choices, read_log, read_outcome, write_outcome
+from intone.supervisor import go_smaller, supervise
+from tests.tiny_jobs import ENVIRONMENT, SEGMENT, losses, replace, wait_for, worker_of, write_job
+
+STEPS = 60
+SAVE_EVERY_S = 0.2  # a few saves in the second that the steps take, and steps after the last one
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_job, tmp_path_factory):
+    """The folder of the job after it ran without any trouble."""
+    folder = write_job(tmp_path_factory.mktemp("undisturbed"), tiny_job, steps=STEPS, save_every_s=SAVE_EVERY_S)
+    assert supervise(folder, ENVIRONMENT) == Outcome("done", STEPS)
+    assert [step for step, _ in losses(folder)] == list(range(1, STEPS + 1))
+    assert read_outcome(folder) == Outcome("done", STEPS)
+    return folder
+
+
+def weights(folder) -> bytes:
+    """The newest save's weights file."""
+    return (list_checkpoints(folder)[-1] / "model.safetensors").read_bytes()
+
+
+def assert_same_result(folder, undisturbed):
+    assert losses(folder) == losses(undisturbed)
+    assert weights(folder) == weights(undisturbed)
+    assert list(folder.glob("*outcome*")) == [folder / "outcome.json"]
+
+
+def after_saved_steps(folder, count, act):
+    """Calls act from another thread once the job has a save and count steps in its log."""
+
+    def watch():
+        wait_for(lambda: list_checkpoints(folder) and len(losses(folder)) >= count, f"step {count}")
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_a_worker_killed_once_goes_on_from_its_save_and_nothing_shows(tiny_job, tmp_path, undisturbed):
+    folder = write_job(tmp_path / "job", tiny_job, steps=STEPS, save_every_s=SAVE_EVERY_S)
+    killer = after_saved_steps(folder, 20, lambda: worker_of(os.getpid()).kill())
+    assert supervise(folder, ENVIRONMENT) == Outcome("done", STEPS)
+    killer.join()
+    assert_same_result(folder, undisturbed)
+    [restart] = [row for row in read_log(folder / "log.jsonl", "event") if row["event"] == "restart"]
+    assert restart["message"] == f"the worker was ended by SIGKILL; going on from step {restart['step']:,}"
+
+
+def test_ctrl_c_ends_as_stopped_and_the_same_call_goes_on(tiny_job, tmp_path, undisturbed):
+    folder = write_job(tmp_path / "job", tiny_job, steps=STEPS, save_every_s=SAVE_EVERY_S)
+    thread = after_saved_steps(folder, 20, lambda: os.kill(os.getpid(), signal.SIGINT))
+    outcome = supervise(folder, ENVIRONMENT)
+    thread.join()
+    assert outcome.outcome == "stopped"
+    assert supervisor.last_save(folder) == outcome.step == losses(folder)[-1][0]
+    assert supervise(folder, ENVIRONMENT) == Outcome("done", STEPS)
+    assert_same_result(folder, undisturbed)
+
+
+def test_out_of_memory_goes_on_with_the_next_smaller_micro_batch(tiny_job, tmp_path):
+    """At 700 MiB a pass of 2,048 rows fails in the allocator, one of 64 rows needs a tenth."""
+    large = replace(SEGMENT, device_batch=2048)
+    folder = write_job(tmp_path / "job", tiny_job, large, fallbacks=(2048, 64, 1), rows_per_step=2048, steps=2)
+    outcome = supervise(folder, ENVIRONMENT, limits=jobs.Limits(data_bytes=700 * 2**20))
+    assert outcome == Outcome("done", 2)
+    first, second = read_choices(folder).segments
+    assert first == large
+    assert second == replace(SEGMENT, device_batch=64, reason=second.reason)
+    assert second.reason.startswith("device_batch 2048 -> 64: memory ran out: ")
+    events = [row["event"] for row in read_log(folder / "log.jsonl", "event")]
+    assert events == ["smaller micro-batch"]
+    assert [step for step, _ in losses(folder)] == [1, 2]
+
+
+class Worker:
+    """Stands in for jobs: each start takes the next of these outcomes, and saves where it says so."""
+
+    def __init__(self, monkeypatch, folder, outcomes, saves=()):
+        self.folder, self.outcomes, self.saves = folder, list(outcomes), list(saves)
+        self.count = 0
+        monkeypatch.setattr(jobs, "start", self.start)
+        monkeypatch.setattr(supervisor, "last_save", lambda folder: sum(self.saves[: self.count]))
+
+    def start(self, folder, env, limits):
+        assert (folder, env) == (self.folder, ENVIRONMENT)
+        self.count += 1
+        return self
+
+    def wait(self):
+        return self.outcomes[min(self.count, len(self.outcomes)) - 1]
+
+
+KILLED = Outcome("killed", 3, "the worker was ended by SIGKILL")
+NO_MEMORY = Outcome("out_of_memory", 3, "memory ran out")
+
+
+def test_a_worker_that_dies_again_and_again_is_given_up_after_three_restarts(tiny_job, tmp_path, monkeypatch):
+    worker = Worker(monkeypatch, write_job(tmp_path, tiny_job), [KILLED])
+    assert supervise(tmp_path, ENVIRONMENT) == KILLED
+    assert worker.count == 4
+
+
+def test_every_new_save_earns_three_more_restarts(tiny_job, tmp_path, monkeypatch):
+    worker = Worker(monkeypatch, write_job(tmp_path, tiny_job), [KILLED], saves=[0, 0, 5, 0, 0, 7])
+    assert supervise(tmp_path, ENVIRONMENT) == KILLED
+    assert worker.count == 9
+
+
+def test_memory_that_never_suffices_ends_after_the_last_size(tiny_job, tmp_path, monkeypatch):
+    worker = Worker(monkeypatch, write_job(tmp_path, tiny_job), [NO_MEMORY])
+    assert supervise(tmp_path, ENVIRONMENT) == NO_MEMORY
+    assert worker.count == 3
+    assert [segment.device_batch for segment in read_choices(tmp_path).segments] == [3, 2, 1]
+
+
+@pytest.mark.parametrize("outcome", ["done", "stopped", "not_finite", "bad_input", "disk_full", "error"])
+def test_every_other_end_is_an_end(tiny_job, tmp_path, monkeypatch, outcome):
+    worker = Worker(monkeypatch, write_job(tmp_path, tiny_job), [Outcome(outcome, 3)])
+    assert supervise(tmp_path, ENVIRONMENT) == Outcome(outcome, 3)
+    assert worker.count == 1
+
+
+def test_a_job_that_is_done_is_not_started_again(tiny_job, tmp_path, monkeypatch):
+    worker = Worker(monkeypatch, write_job(tmp_path, tiny_job), [KILLED])
+    write_outcome(tmp_path, Outcome("done", 9))
+    assert supervise(tmp_path, ENVIRONMENT) == Outcome("done", 9)
+    assert worker.count == 0
+
+
+def test_an_evaluation_without_memory_has_nothing_to_go_down(tmp_path, monkeypatch):
+    worker = Worker(monkeypatch, tmp_path, [NO_MEMORY])
+    assert supervise(tmp_path, ENVIRONMENT) == NO_MEMORY
+    assert worker.count == 1
+
+
+def test_segments_planned_for_later_stay_and_are_no_larger(tiny_job, tmp_path):
+    later = replace(SEGMENT, from_step=40, compiled=True, attention="products", reason="compiled by then")
+    write_job(tmp_path, tiny_job, SEGMENT, later)
+    assert go_smaller(tmp_path, 10, NO_MEMORY)
+    segments = read_choices(tmp_path).segments
+    assert [(s.from_step, s.device_batch, s.compiled) for s in segments] == [(0, 3, False), (10, 2, False), (40, 2, True)]
+    assert segments[1].reason == "device_batch 3 -> 2: memory ran out"
+
+
+def test_the_segment_that_failed_decides_how_far_down(tiny_job, tmp_path):
+    """The first steps ran with one row, the next ones failed with three; the last save is from the first steps."""
+    small, large = replace(SEGMENT, device_batch=1), replace(SEGMENT, from_step=4)
+    write_job(tmp_path, tiny_job, small, large)
+    for step in range(1, 6):
+        log_row(tmp_path / "log.jsonl", StepRow(step, 64, 2.0, 1.0, 0.1, 0.0, 640.0, None))
+    assert go_smaller(tmp_path, 2, NO_MEMORY)
+    segments = read_choices(tmp_path).segments
+    assert [(s.from_step, s.device_batch) for s in segments] == [(0, 1), (2, 1), (4, 2)]
+
+
+def test_a_torn_last_row_of_the_log_does_not_hide_the_restart(tmp_path):
+    append_line(tmp_path / "log.jsonl", {"kind": "event", "step": 1, "event": "x", "message": "y"})
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"kind": "st')
+    supervisor.note(tmp_path, 1, "restart", "killed")
+    supervisor.note(tmp_path, 1, "restart", "killed again")
+    assert [row["message"] for row in read_log(tmp_path / "log.jsonl")] == ["y", "killed", "killed again"]
+    assert EventRow(1, "restart", "killed").event == "restart"
