@@ -1,10 +1,11 @@
-"""The shape of a model: presets, windows, and what is refused."""
+"""The shape of a model and the recipe of a job: presets, windows, JSON, and what is refused."""
 
 import dataclasses
+import json
 
 import pytest
 
-from intone.config import ModelConfig, model_config
+from intone.config import ModelConfig, OptimConfig, ScheduleConfig, TrainJob, model_config
 from intone.errors import UserError
 
 SMALL = model_config("modern", depth=3, vocab_size=301, context=600)
@@ -53,3 +54,66 @@ def test_an_impossible_shape_is_refused(change, message):
         dataclasses.replace(SMALL, **change)
     with pytest.raises(UserError, match="unknown preset 'moden'"):
         model_config("moden", depth=1, vocab_size=301, context=64)
+
+
+JOB = TrainJob(
+    stage="mid", model=SMALL, tokenizer="/t", tokenizer_hash="ab", data=("/a", "/b"), val="/v", context=96, steps=7,
+    rows_per_step=5, optim=OptimConfig(matrix_lr=0.03), schedule=ScheduleConfig(warmup_steps=3), seed=11,
+    weights=(0.5, 1.0), learn_all=True, init_from="/base", keep_optimizer=True, eval_every=20, samples=("Hi", "Ho"),
+    peak_flops=1e11,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("job", [JOB, dataclasses.replace(JOB, weights=None, val=None, samples=(), eval_every=None)])
+def test_a_job_survives_json(job):
+    value = json.loads(json.dumps(job.as_json()))
+    assert (value["format"], value["job"]) == (1, "train")
+    read = TrainJob.from_json(value)
+    assert read == job
+    assert isinstance(read.data, tuple) and isinstance(read.model, ModelConfig)
+
+
+def test_what_a_job_does_not_say_has_its_default():
+    value = JOB.as_json()
+    for name in ("weights", "samples", "keep", "save_every_s", "init_from", "deterministic"):
+        del value[name]
+    read = TrainJob.from_json(value)
+    assert (read.weights, read.samples, read.keep, read.save_every_s) == (None, (), 2, 60.0)
+    assert (read.init_from, read.deterministic) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "message", "fix"),
+    [
+        ((), "step", "unknown job setting 'step'", "did you mean 'steps'?"),
+        (("model",), "dept", "unknown model setting 'dept'", "did you mean 'depth'?"),
+        (("optim",), "matrix_rate", "unknown optimizer setting 'matrix_rate'", "did you mean 'matrix_lr'?"),
+        (("schedule",), "warmup", "unknown schedule setting 'warmup'", "did you mean 'warmup_steps'?"),
+    ],
+)
+def test_an_unknown_key_at_any_level_of_a_job_raises(path, key, message, fix):
+    value = JOB.as_json()
+    place = value
+    for name in path:
+        place = place[name]
+    place[key] = 1
+    with pytest.raises(UserError, match=message) as caught:
+        TrainJob.from_json(value)
+    assert caught.value.fix == fix
+
+
+@pytest.mark.parametrize("key", ["schedule", "model", "seed", "data"])
+def test_a_job_that_lacks_something_says_what(key):
+    value = JOB.as_json()
+    del value[key]
+    with pytest.raises(UserError, match=f"job setting '{key}' is missing"):
+        TrainJob.from_json(value)
+
+
+def test_a_model_that_is_no_object_or_lacks_a_field_is_refused():
+    value = SMALL.as_json()
+    del value["depth"]
+    with pytest.raises(UserError, match="model setting 'depth' is missing"):
+        ModelConfig.from_json(value)
+    with pytest.raises(UserError, match="model settings are 3, they must be an object"):
+        TrainJob.from_json({**JOB.as_json(), "model": 3})

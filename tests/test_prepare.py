@@ -6,7 +6,7 @@ import os
 import pytest
 
 from intone import prepare
-from intone.data.chat import Message, ToolCall
+from intone.data.chat import Message, Part
 from intone.data.text import read_documents
 from intone.errors import UserError
 from intone.prepare import Source, ensure_part, ensure_sets, ensure_tokenizer, find_source, plain_text, tokenizer_sample
@@ -93,8 +93,8 @@ def test_files_without_any_text_are_named(texts):
 
 
 def test_a_conversation_is_sampled_with_its_tool_calls():
-    call = Message("assistant", (ToolCall("3+4", "7"),)) if False else Message("assistant", "7")
-    assert plain_text([Message("user", "3+4?"), call]) == "3+4?\n7"
+    answer = Message("assistant", (Part("text", "It is "), Part("call", "3+4"), Part("output", "7"), Part("text", "7.")))
+    assert plain_text([Message("user", "3+4?"), answer]) == "3+4?\nIt is \n3+4\n7\n7."
     assert plain_text("as it is") == "as it is"
 
 

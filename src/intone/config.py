@@ -1,6 +1,7 @@
 """The shape of a model and the two architecture presets, as plain data that needs no torch."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -77,7 +78,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelConfig":
-        """Raises UserError for a key that no ModelConfig has: an unknown key would change the function."""
+        """Raises UserError for a missing key, and for one that no ModelConfig has: it would change the function."""
         return strict(cls, value, "model setting")
 
 
@@ -195,22 +196,31 @@ class TrainJob:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "TrainJob":
-        """Raises UserError for unknown keys at any level."""
+        """Raises UserError for unknown and missing keys at any level."""
         value = {key: entry for key, entry in value.items() if key not in ("format", "job")}
-        value["model"] = ModelConfig.from_json(value["model"])
-        value["optim"] = OptimConfig.from_json(value["optim"])
-        value["schedule"] = ScheduleConfig.from_json(value["schedule"])
-        for name in ("data", "samples"):
-            value[name] = tuple(value.get(name, ()))
-        if value.get("weights") is not None:
-            value["weights"] = tuple(value["weights"])
+        readers: dict[str, Callable[[Any], Any]] = {
+            "model": ModelConfig.from_json,
+            "optim": OptimConfig.from_json,
+            "schedule": ScheduleConfig.from_json,
+            "data": tuple,
+            "samples": tuple,
+            "weights": tuple,
+        }
+        for name, read in readers.items():
+            if value.get(name) is not None:
+                value[name] = read(value[name])
         return strict(cls, value, "job setting")
 
 
 def strict(cls: Any, value: dict[str, Any], what: str) -> Any:
-    """cls(**value), but an unknown key raises UserError with the nearest known name."""
-    known = {field.name for field in dataclasses.fields(cls)}
+    """cls(**value), but an unknown key raises UserError with the nearest known name, and so does a missing one."""
+    if not isinstance(value, dict):
+        raise UserError(f"{what}s are {value!r}, they must be an object of names and values", value=value)
+    known = {field.name: field for field in dataclasses.fields(cls)}
     for key in value:
         if key not in known:
             raise unknown_name(what, key, known)
+    for name, entry in known.items():
+        if name not in value and entry.default is entry.default_factory is dataclasses.MISSING:
+            raise UserError(f"{what} {name!r} is missing", value=name)
     return cls(**value)

@@ -24,7 +24,7 @@ def forecast(settings: RunSettings, _origins: Mapping[str, Resolved]) -> tuple[s
     Estimates by arithmetic from the machine's facts, which are measured once where they are not known yet.
     """
     facts = load_facts()
-    minutes = run_minutes(settings.minutes, facts)
+    minutes = run_minutes(settings.minutes)
     is_starter = uses_starter(settings)
     depth, reason = likely_depth(settings, facts)
     context = recipe.auto_context(is_starter=is_starter) if settings.context == "auto" else settings.context
@@ -53,8 +53,8 @@ def forecast(settings: RunSettings, _origins: Mapping[str, Resolved]) -> tuple[s
     return text, values
 
 
-def run_minutes(asked: float | str, facts: Facts) -> float:
-    """The minutes of a run: those asked for, or what suits the device."""
+def run_minutes(asked: float | str) -> float:
+    """The minutes of a run: those asked for, or the recipe's."""
     return recipe.default_minutes() if isinstance(asked, str) else float(asked)
 
 
@@ -63,7 +63,7 @@ def likely_depth(settings: RunSettings, facts: Facts) -> tuple[int, str]:
     if settings.depth != "auto":
         return settings.depth, "asked for"
     rates = [rate for rate in (facts.fp32_flops_per_s, facts.bf16_flops_per_s, facts.fp16_flops_per_s) if rate]
-    training_s = TRAINING_SHARE * 60 * run_minutes(settings.minutes, facts)
+    training_s = TRAINING_SHARE * 60 * run_minutes(settings.minutes)
     return recipe.auto_depth(max(rates, default=None), training_s, is_starter=uses_starter(settings))
 
 

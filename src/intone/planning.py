@@ -108,7 +108,7 @@ def plan_run(
     device = settled.put("device", settle_device(origins["device"], facts))
     text = find_source("documents", settings.data, settings.val)
     talk = find_source("conversations", settings.sft, settings.sft_val)
-    minutes = settled.put("minutes", settle_minutes(origins["minutes"], device))
+    minutes = settled.put("minutes", settle_minutes(origins["minutes"]))
     depth, context, vocab = settle_size(settled, origins, facts, minutes, is_starter=text.is_starter)
     config = model_config(settings.preset, depth=depth, vocab_size=vocab, context=context)
     batch_tokens, expected_steps = settle_steps(settled, origins, config, minutes)
@@ -166,7 +166,7 @@ def plan_stage(
     device = settled.put("device", settle_device(origins["device"], facts))
     kind = "conversations" if settings.stage == "sft" else "documents"
     source = find_source(kind, settings.data, settings.val)  # type: ignore[arg-type]
-    minutes = settled.put("minutes", settle_minutes(origins["minutes"], device))
+    minutes = settled.put("minutes", settle_minutes(origins["minutes"]))
     before = find_stage(settings.from_run).folder if settings.from_run else None
     if before is not None:
         config, _, start = load_weights(before)
@@ -217,7 +217,7 @@ def plan_stage(
 # --- one value after the other --------------------------------------------------------------------------------------
 
 
-def settle_minutes(asked: Resolved, device: str) -> Choice:
+def settle_minutes(asked: Resolved) -> Choice:
     if asked.value != "auto":
         return choice(asked)
     return Choice(recipe.default_minutes(), "what the eleven starter skills need on two cores", "default")
@@ -284,7 +284,8 @@ def settle_batch_tokens(asked: Resolved, context: int, total_tokens: float) -> C
         return Choice(value // context * context, recipe.auto_batch_reason(value, total_tokens), "default")
     if asked.value % context:
         is_power = context & (context - 1) == 0
-        advice = f"--batch-tokens {context} or more" if is_power else "--batch-tokens auto, or a power of two for --context"
+        other = "--batch-tokens auto, or a power of two for --context"
+        advice = f"--batch-tokens {context} or more" if is_power else other
         raise UserError(
             f"batch_tokens {asked.value:,} is not a multiple of the context {context:,}",
             value=asked.value,

@@ -87,7 +87,7 @@ def test_saves_are_listed_by_step_and_other_folders_are_left_out(tmp_path, save)
     assert list_checkpoints(tmp_path / "nothing") == []
 
 
-# --- a process that ends while it saves -----------------------------------------------------------------------------
+# --- a process that ends while it saves -----------------------------------------------------------
 
 KILLED = """
 import os, signal, sys
@@ -96,55 +96,53 @@ import torch
 from intone.config import model_config
 from intone.model import checkpoint
 
-name, folder = sys.argv[1], Path(sys.argv[2])
-config = model_config("classic", depth=1, vocab_size=61, context=45)
-
-def save(step):
+def save(folder, step):
     checkpoint.save_checkpoint(
-        folder, step, model=config, weights={"w": torch.zeros(3)}, optimizer={"m": torch.zeros(3)},
-        state={"step": step}, tokenizer_hash="abc",
+        folder, step, model=model_config("classic", depth=1, vocab_size=61, context=45),
+        weights={"w": torch.zeros(3)}, optimizer={"m": torch.zeros(3)}, state={"step": step}, tokenizer_hash="abc",
     )
 
-save(1)
-owner, call = {
-    "weights": (checkpoint, "_save_tensors"),
-    "checksum": (checkpoint, "file_sha256"),
-    "manifest": (checkpoint, "write_json"),
-    "rename": (os, "replace"),
-    "sync": (checkpoint, "sync_folder"),
-}[name]
-count = int(sys.argv[3])
-real = getattr(owner, call)
+def die_in(owner, call, after):
+    real = getattr(owner, call)
+    passes = iter(range(after))
+    setattr(owner, call, lambda *args: real(*args) if next(passes, None) is not None else os.kill(os.getpid(), 9))
 
-def killing(*arguments, **keywords):
-    global count
-    count -= 1
-    if count < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments, **keywords)
-
-setattr(owner, call, killing)
-save(2)
+for name, owner, call, after in (
+    ("weights", checkpoint, "_save_tensors", 1),
+    ("manifest", checkpoint, "write_json", 1),
+    ("rename", os, "replace", 2),
+    ("sync", checkpoint, "sync_folder", 0),
+):
+    folder = Path(sys.argv[1]) / name
+    save(folder, 1)
+    child = os.fork()
+    if child == 0:
+        die_in(owner, call, after)
+        save(folder, 2)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "after", "complete"),
-    [("checksum", 1, [1]), ("manifest", 1, [1]), ("rename", 2, [1]), ("sync", 0, [1, 2])],
-    # rename 2: the renames of state.json and manifest.json are the first two
-)
-def test_a_kill_while_saving_leaves_a_complete_save_or_none(tmp_path, save, name, after, complete):
-    process = subprocess.run([sys.executable, "-c", KILLED, name, str(tmp_path), str(after)], check=False)
-    assert process.returncode == -9
-    assert steps_in(tmp_path) == complete
-    found, problems = newest_checkpoint(tmp_path)
+@pytest.fixture(scope="module")
+def killed_saves(tmp_path_factory):
+    """A folder of jobs whose process was killed while it saved step 2, each in another place; step 1 was saved."""
+    folder = tmp_path_factory.mktemp("killed")
+    subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("place", ["weights", "manifest", "rename", "sync"])
+def test_a_kill_while_saving_leaves_a_complete_save_or_none(killed_saves, save, place):
+    folder = killed_saves / place
+    complete = [1, 2] if place == "sync" else [1]  # after the rename it counts
+    assert steps_in(folder) == complete
+    found, problems = newest_checkpoint(folder)
     assert (found.step, problems) == (complete[-1], [])
-    leftovers = list((tmp_path / "checkpoints").glob(".step_*.tmp"))
-    assert len(leftovers) == (0 if name == "sync" else 1)
-    save(tmp_path, 3)  # the next save removes what was left
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
-        f"step_00000{step}" for step in (*complete, 3)
-    ]
+    assert len(list((folder / "checkpoints").glob(".step_*.tmp"))) == 2 - len(complete)
+    save(folder, 3)  # the next save removes what was left
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == [f"step_00000{step}" for step in (*complete, 3)]
 
 
 def test_what_a_killed_deletion_left_is_removed_and_copies_are_not(tmp_path, save):
@@ -168,7 +166,7 @@ def test_an_error_while_saving_leaves_no_trace(tmp_path, save, monkeypatch):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000001"]
 
 
-# --- damage -----------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 def cut(path):
@@ -230,7 +228,7 @@ def test_a_job_without_saves_has_no_newest_one_and_no_weights(tmp_path):
         load_weights(tmp_path)
 
 
-# --- deleting ---------------------------------------------------------------------------------------------------------
+# --- deleting -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -252,7 +250,7 @@ def test_discard_after_deletes_what_was_saved_later(tmp_path, save):
     assert steps_in(tmp_path) == [10]
 
 
-# --- a full disk ------------------------------------------------------------------------------------------------------
+# --- a full disk ----------------------------------------------------------------------------------
 
 
 @pytest.fixture

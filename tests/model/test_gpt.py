@@ -25,7 +25,7 @@ def gradients(model):
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-# --- against the published model ----------------------------------------------------------------------------------
+# --- against the published model ------------------------------------------------------------------
 
 THEIR_NAMES = {
     "embedding": "model.embed_tokens",
@@ -74,7 +74,63 @@ def test_classic_gives_the_logits_of_transformers_nanochat(random_model, ids_of,
         assert_close(model.logits(ids), expected, atol=1e-4, rtol=0)
 
 
-# --- packed rows --------------------------------------------------------------------------------------------------
+def modern_logits(model, ids):
+    """(T,) ids -> (T, V) by the definition, position by position: nanochat's mid-2026 architecture.
+
+    Source: reference of the parts in model/gpt.py and config.py, written out without batches, masks or heads in bulk.
+    """
+    config, weights = model.config, model.state_dict()
+    num_tokens, depth = len(ids), config.depth
+
+    def rms(x):
+        return x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
+
+    def turned(x, position):
+        channel = torch.arange(0, config.head_width, 2, dtype=x.dtype) / config.head_width
+        angle = position * config.rope_base**-channel
+        a, b = x.chunk(2)
+        return torch.cat((a * angle.cos() + b * angle.sin(), b * angle.cos() - a * angle.sin()))
+
+    embedded = rms(weights["embedding.weight"][ids])
+    x = embedded.clone()
+    for t in range(1, num_tokens):
+        gate = weights["smear_scale"] * torch.sigmoid(weights["smear_gate.weight"] @ embedded[t, :24])
+        x[t] += gate * embedded[t - 1]
+    start = x.clone()
+    for i in range(depth):
+        of = {name.removeprefix(f"blocks.{i}."): value for name, value in weights.items()}
+        x = weights["residual_scale"][i] * x + weights["embedding_scale"][i] * start
+        normed = rms(x)
+        q, k, v = ((normed @ of[f"attention.{name}.weight"].T).unflatten(-1, (-1, config.head_width)) for name in "qkv")
+        if (depth - 1 - i) % 2 == 0:  # every second block, the last one included
+            value = weights[f"value_embeddings.{i}.weight"][ids].unflatten(-1, (-1, config.head_width))
+            v = v + 3 * torch.sigmoid(normed[:, :12] @ of["attention.value_gate.weight"].T)[..., None] * value
+        before = 7 if i < depth - 1 else num_tokens  # tokens in sight besides the token itself
+        heard = torch.zeros(num_tokens, config.num_heads, config.head_width, dtype=x.dtype)
+        for t in range(num_tokens):
+            for head in range(config.num_heads):
+                shared = head * config.num_kv_heads // config.num_heads
+                query = 1.2 * rms(turned(q[t, head], t))
+                seen = range(max(0, t - before), t + 1)
+                scores = torch.stack([query @ (1.2 * rms(turned(k[s, shared], s))) for s in seen])
+                heard[t, head] = (scores / config.head_width**0.5).softmax(0) @ v[seen.start : seen.stop, shared]
+        x = x + heard.flatten(1) @ of["attention.out.weight"].T
+        x = x + (rms(x) @ of["mlp.up.weight"].T).clamp(min=0).square() @ of["mlp.down.weight"].T
+        if i == depth // 2:
+            middle = x
+    x = rms(x - weights["backout_scale"] * middle)
+    return 15 * torch.tanh(x @ weights["head.weight"][:61].T / 15)
+
+
+@pytest.mark.parametrize("heads_per_key", [1, 3])
+@torch.no_grad()
+def test_modern_is_what_its_definition_says(random_model, ids_of, heads_per_key):
+    model = random_model(dtype=torch.float64, heads_per_key=heads_per_key)
+    ids = ids_of(1, 19)
+    assert_close(model.logits(ids)[0], modern_logits(model, ids[0].long()), atol=1e-10, rtol=0)
+
+
+# --- packed rows ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -140,7 +196,7 @@ def test_both_attention_backends_give_the_same_loss_and_gradients(random_model, 
     assert_close(seen[0], seen[1], atol=1e-10, rtol=1e-10)
 
 
-# --- loss ---------------------------------------------------------------------------------------------------------
+# --- loss -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -179,7 +235,7 @@ def test_a_batch_with_nothing_to_learn_has_loss_zero_and_gradients_zero(random_m
     assert not any(gradient.any() for gradient in gradients(model).values())
 
 
-# --- the rest of the contract ---------------------------------------------------------------------------------------
+# --- the rest of the contract ---------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ def test_rates_scale_with_width_and_with_the_height_of_a_matrix():
     assert by_shape[(192, 768)] == by_shape[(192, 192)] == 0.02
 
 
-# --- against PyTorch --------------------------------------------------------------------------------------------------
+# --- against PyTorch ------------------------------------------------------------------------------
 
 
 def test_plain_muon_equals_torchs(random_model, monkeypatch):
@@ -110,7 +110,7 @@ def test_tables_head_and_scalars_are_trained_as_by_torchs_adamw(random_model):
             assert_close(parameter.detach(), named[name].detach(), atol=2e-6, rtol=1e-5)
 
 
-# --- Muon as we train with it -------------------------------------------------------------------------------------------
+# --- Muon as we train with it ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(17, 40), (40, 17), (23, 23)])
@@ -207,7 +207,7 @@ def test_matrices_are_orthogonalised_in_the_computations_dtype_or_float32(random
     assert Optimizer(model, OptimConfig()).orthogonalise_dtype == torch.float32
 
 
-# --- steps that do not count, and resuming --------------------------------------------------------------------------
+# --- steps that do not count, and resuming --------------------------------------------------------
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -42,7 +42,7 @@ def text_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     tokenizer = Tokenizer([bytes([value]) for value in range(256)], SPLIT_PATTERN)
     tokenizer.save(folder / "tokenizer")
-    words = "the cat saw a small red bird near our old garden wall and sang".split()
+    words = ["the", "cat", "saw", "a", "small", "red", "bird", "near", "our", "old", "garden", "wall", "and", "sang"]
     texts = [" ".join(words[(i * 5 + j * j) % 14] for j in range(3 + i % 11)) for i in range(90)]
     write_token_set(folder / "train", texts[:80], tokenizer, kind="documents")
     write_token_set(folder / "val", texts[80:], tokenizer, kind="documents")

@@ -14,9 +14,7 @@ def rates(config, steps):
     return [scale_at(config, step, steps).lr for step in range(steps)]
 
 
-@given(
-    steps=st.integers(1, 300), warmup=st.integers(0, 90), share=SHARES, final=SHARES, scale=st.floats(0.01, 3)
-)  # fmt: skip
+@given(steps=st.integers(1, 300), warmup=st.integers(0, 90), share=SHARES, final=SHARES, scale=st.floats(0.01, 3))
 def test_rates_rise_then_fall_and_are_always_positive(steps, warmup, share, final, scale):
     config = ScheduleConfig(lr_scale=scale, warmup_steps=warmup, warmdown_share=share, final_share=final)
     seen = rates(config, steps)

@@ -116,7 +116,7 @@ def test_a_step_lowers_the_loss_of_its_own_rows(model, batch_of):
     assert losses == sorted(losses, reverse=True)
 
 
-# --- the loss scale of fp16 ---------------------------------------------------------------------------------------------
+# --- the loss scale of fp16 -----------------------------------------------------------------------
 
 
 def test_the_loss_scale_leaves_the_gradients_as_they_are(model, batch_of):
@@ -161,7 +161,7 @@ def test_other_dtypes_have_no_loss_scale(model):
     assert step.loss_scale == 1.0
 
 
-# --- micro-batches ------------------------------------------------------------------------------------------------------
+# --- micro-batches --------------------------------------------------------------------------------
 
 
 @given(rows=st.integers(1, 40), device_batch=st.integers(1, 45), padded=st.booleans())

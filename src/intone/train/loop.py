@@ -160,8 +160,10 @@ class Trainer:
         return problems
 
     def _restore_logs(self) -> None:
-        """Cuts what was written after the restored step. Evaluations come after the save of their step, so the log,
-        not the save, knows whether that step was evaluated and which was the best."""
+        """Cuts what was written after the restored step, and recalls from the rest what was evaluated.
+
+        An evaluation comes after the save of its step: the log knows of it, the save does not.
+        """
         progress, log = self.progress, self.folder / "log.jsonl"
         cut_log(log, progress.step)
         rows = read_log(log, "eval")
@@ -353,7 +355,8 @@ def check_segments(choices: Choices) -> None:
         if segment.attention not in BACKENDS:
             raise unknown_name("attention backend", segment.attention, BACKENDS)
         if segment.device_batch < 1:
-            raise UserError(f"device_batch is {segment.device_batch}, it must be at least 1", value=segment.device_batch)
+            rows = segment.device_batch
+            raise UserError(f"device_batch is {rows}, it must be at least 1", value=rows)
 
 
 def pick_device(choices: Choices) -> torch.device:

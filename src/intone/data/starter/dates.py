@@ -51,10 +51,13 @@ def dates(rng: Random, *, held_out: bool) -> Item:
 
 
 def answer_steps(kind: str, start: str, direction: str, steps: int) -> str:
-    """1 Tuesday, 2 Wednesday. The answer is Wednesday."""
+    """After Monday: 1 Tuesday, 2 Wednesday. The answer is Wednesday.
+
+    The direction and the start are said first: each step then follows from the words just before it.
+    """
     walked = walk(kind, start, _STEPS[direction] * steps)
     counted = ", ".join(f"{number} {place}" for number, place in enumerate(walked, 1))
-    return f"{counted}. The answer is {walked[-1]}."
+    return f"{direction.capitalize()} {start}: {counted}. The answer is {walked[-1]}."
 
 
 def walk(kind: str, start: str, steps: int) -> list[str]:

@@ -4,6 +4,7 @@ Words always stand behind a space, in questions and answers, so that a tokenizer
 """
 
 from random import Random
+from typing import Any
 
 from intone.data.starter.item import Item, calculated, dressed, is_held_out, listed, said
 from intone.data.starter.names import NAMES, TRAINING_NAMES
@@ -113,15 +114,21 @@ def sorting(rng: Random, *, held_out: bool) -> Item:
     kind = ("numbers" if numbers else "words") + (" down" if down else "")
     number, text = SORTING[kind].draw(rng, held_out=held_out)
     question = text.format(items=", ".join(map(str, items)))
-    answer = f"Sorted: {', '.join(map(str, sorted(items, reverse=down)))}."
+    in_order = sorted(items, reverse=down)
+    answer = f"Sorted: {', '.join(map(str, in_order))}."
     if not numbers:
-        # the first letters written out first: order is then a matter of 26 letters, not of thousands of words
-        answer = f"By letter: {', '.join(f'{str(word)[0]} {word}' for word in items)}. {answer}"
+        # with the first letters written out, order is a matter of 26 letters, not of thousands of words
+        answer = f"By letter: {_lettered(items)}. Sorted: {_lettered(in_order)}."
     return said("sorting", dressed(rng, question), answer, key, number)
 
 
+def _lettered(words: list[Any]) -> str:
+    """a apple, p pear."""
+    return ", ".join(f"{word[0]} {word}" for word in words)
+
+
 def _some_numbers(rng: Random, length: int) -> list[int]:
-    return rng.sample(range(1, 1000 if rng.random() < 0.1 else 100), length)
+    return rng.sample(range(1, 1000 if rng.random() < 0.05 else 100), length)
 
 
 def _some_words(rng: Random, length: int, *, held_out: bool) -> list[str]:

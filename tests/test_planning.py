@@ -1,0 +1,278 @@
+"""Planning: what is open becomes a value with a reason, and complete jobs for every stage come out."""
+
+import json
+
+import pytest
+
+from intone import planning, recipe
+from intone.config import model_config
+from intone.data.shards import ensure_token_set
+from intone.data.tokenizer import SPLIT_PATTERN, Tokenizer
+from intone.errors import UserError
+from intone.hardware import Facts
+from intone.model.checkpoint import save_checkpoint
+from intone.model.gpt import GPT
+from intone.paths import write_json
+from intone.records import Outcome, choice, write_outcome
+from intone.runs import create_run
+from intone.settings import Layer, Resolved, RunSettings, TrainSettings, identity, resolve
+from intone.tune.precision import NoTrial
+from intone.tune.settle import fallbacks
+from intone.tune.trial import TrialResult
+
+GIB = 2**30
+AUTO = Resolved("auto", "default", "left to tuning")
+FACTS = Facts(
+    fingerprint="ab" * 8, torch_version="2.13.0+cpu", libc="glibc 2.36", cores_logical=2, cores_physical=2,
+    busy_cores=0.0, device="cpu", memory_bytes=8 * GIB, memory_available_bytes=7 * GIB, fp32_flops_per_s=50e9,
+    bf16_flops_per_s=40e9,
+)  # fmt: skip
+# everything that would otherwise be measured, and a model of the size of a test
+ASKED = {
+    "depth": 1, "context": 32, "vocab_size": 300, "dtype": "fp32", "threads": 1, "compile": "off",
+    "batch_tokens": 256, "device_batch": 3, "seed": 5, "minutes": 0.8, "save_every_s": 7.0, "keep": 1,
+}  # fmt: skip
+STEP_S = 0.1
+
+
+def asked(value) -> Resolved:
+    return Resolved(value, "flag", "asked for")
+
+
+@pytest.fixture
+def machine(home, monkeypatch):
+    """A known machine on which every trial step takes a tenth of a second; returns the trials that were run."""
+    trials = []
+
+    def run(runner, dtype, *, compiled, attention, num_steps):
+        trials.append((dtype, compiled, attention, num_steps))
+        return TrialResult([2.0] * num_steps, STEP_S, STEP_S, None)
+
+    monkeypatch.setattr(planning, "load_facts", lambda: FACTS)
+    monkeypatch.setattr(planning.TrialRunner, "run", run)
+    return trials
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Flags for a small text and a few conversations."""
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"Ship {n} sails past island {n * 7 % 31} to the north. " * 5}) + "\n" for n in range(90))
+    )
+    turns = [
+        [{"role": "user", "content": f"Where is ship {n}?"}, {"role": "assistant", "content": f"At island {n % 31}."}]
+        for n in range(120)
+    ]
+    (tmp_path / "talk.jsonl").write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns))
+    return {"data": (str(tmp_path / "text.jsonl"),), "sft": (str(tmp_path / "talk.jsonl"),)}
+
+
+def settings_of(cls, values):
+    return resolve(cls, [Layer("flag", "test", values)])
+
+
+# --- single values --------------------------------------------------------------------------------------------------
+
+
+def test_what_was_asked_for_stays_and_the_rest_is_the_recipes():
+    settled = planning.Settled(FACTS, {})
+    origins = {"depth": asked(3), "context": AUTO, "vocab_size": AUTO}
+    depth, context, vocab = planning.settle_size(settled, origins, FACTS, 4.0, is_starter=False)
+    assert (depth, context, vocab) == (
+        3, recipe.auto_context(is_starter=False), recipe.auto_vocab_size(3, is_starter=False)
+    )  # fmt: skip
+    assert settled.choices["depth"].origin == "flag"
+    assert settled.choices["vocab_size"].reason == "a larger one would dominate the cost at depth 3"
+
+
+def test_more_minutes_and_a_faster_machine_never_give_a_smaller_model():
+    def depth(rate, minutes):
+        facts = planning.replace(FACTS, fp32_flops_per_s=rate, bf16_flops_per_s=None)
+        origins = {name: AUTO for name in ("depth", "context", "vocab_size")}
+        return planning.settle_size(planning.Settled(facts, {}), origins, facts, minutes, is_starter=False)[0]
+
+    depths = [depth(rate, minutes) for rate in (None, 5e10, 5e12, 5e14) for minutes in (3, 300)]
+    assert depths == sorted(depths)
+    assert depths[0] == recipe.MIN_DEPTH < depths[-1] == recipe.MAX_DEPTH
+
+
+def test_the_fastest_measured_rate_counts_and_an_unknown_one_is_unknown():
+    assert planning.fastest_rate(FACTS) == 50e9
+    assert planning.fastest_rate(planning.replace(FACTS, fp32_flops_per_s=None, bf16_flops_per_s=None)) is None
+
+
+@pytest.mark.parametrize(("context", "total"), [(96, 1e6), (512, 1e6), (512, 1e9), (4096, 1e5), (300, 1e6)])
+def test_an_automatic_step_holds_whole_rows(context, total):
+    settled = planning.settle_batch_tokens(AUTO, context, total)
+    assert settled.value % context == 0
+    assert context <= settled.value <= max(context, recipe.auto_batch_tokens(total))
+    assert settled.reason.startswith("about ") and settled.reason.endswith(" steps in the time")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "context", "fix"),
+    [
+        (256, 512, "use --batch-tokens 512 or more"),
+        (2048, 768, "use --batch-tokens auto, or a power of two for --context"),
+        (64, 96, "use --batch-tokens auto, or a power of two for --context"),
+    ],
+)
+def test_a_step_that_holds_no_whole_rows_is_refused_with_one_that_does(tokens, context, fix):
+    with pytest.raises(UserError) as caught:
+        planning.settle_batch_tokens(asked(tokens), context, 1e6)
+    assert caught.value.message == f"batch_tokens {tokens:,} is not a multiple of the context {context}"
+    assert caught.value.fix == fix
+    assert planning.settle_batch_tokens(asked(4096), 512, 1e6).value == 4096
+
+
+def test_a_micro_batch_larger_than_the_step_is_refused_before_anything_is_made():
+    config = model_config("modern", depth=1, vocab_size=300, context=32)
+    origins = {"batch_tokens": asked(256), "device_batch": asked(9)}
+    with pytest.raises(UserError) as caught:
+        planning.settle_steps(planning.Settled(FACTS, {}), origins, config, 1.0)
+    assert str(caught.value) == "device_batch 9 is more than the 8 rows of a step\n  fix: use --device-batch 8 or auto"
+
+
+def token_set(folder, kind, size):
+    """A token set of about this many bytes."""
+    tokenizer = Tokenizer([bytes([value]) for value in range(256)], SPLIT_PATTERN)
+    return ensure_token_set(folder, tokenizer, kind=kind, documents=lambda _: ["x" * size])[0]
+
+
+@pytest.fixture
+def sets(tmp_path):
+    return [token_set(tmp_path / str(size), "documents", size) for size in (99, 299)]  # 100 and 300 tokens with BOS
+
+
+def test_middle_training_sees_as_much_of_the_smaller_set_as_of_the_larger(sets):
+    few, many = sets
+    for base, sft in ((few, many), (many, few), (few, few)):
+        first, second = planning.mid_weights(base, sft)
+        assert first * base.num_tokens == pytest.approx(second * sft.num_tokens)
+        assert max(first, second) == 1.0
+
+
+@pytest.mark.parametrize("tokens", [0, 599_999, 600_001, 5_000_000])
+def test_the_generator_makes_enough_in_steps_that_are_reused(tokens):
+    size = planning.enough(tokens)
+    assert size * 60 >= tokens
+    assert size == 10_000 or size * 30 < tokens
+    assert (size // 10_000).bit_count() == 1
+
+
+def test_text_that_would_be_seen_very_often_is_refused_and_often_is_said(sets, capsys):
+    few, _ = sets
+    planning.check_enough(few, 400)
+    assert capsys.readouterr().err == ""
+    planning.check_enough(few, 9_000)
+    assert capsys.readouterr().err == "the text would be seen 90.0 times: beyond 4 a model starts to learn by heart\n"
+    with pytest.raises(UserError) as caught:
+        planning.check_enough(few, 250_000)
+    assert str(caught.value) == (
+        "100 tokens of text would be seen 2,500 times in this run\n  fix: give more text, or fewer --minutes"
+    )
+
+
+def test_time_outside_the_steps_grows_with_compiling_and_slow_steps():
+    config = model_config("modern", depth=1, vocab_size=300, context=32)
+    ground = planning.Ground(config, None, None, "cpu", "fp32", 1, False, 3, 8, 0.1, 0.1, {})
+    plain = planning.fixed_seconds(ground)
+    assert plain > 4 * planning.WORKER_S
+    assert planning.fixed_seconds(planning.replace(ground, compiled=True)) == plain + 3 * planning.WARM_COMPILE_S
+    slow = planning.fixed_seconds(planning.replace(ground, eager_step_s=0.2))
+    assert slow - 4 * planning.WORKER_S == pytest.approx(2 * (plain - 4 * planning.WORKER_S))
+
+
+def test_a_trial_that_does_not_run_says_what_to_make_smaller(machine, monkeypatch):
+    def fail(*_, **__):
+        raise NoTrial("memory ran out")
+
+    monkeypatch.setattr(planning.TrialRunner, "run", fail)
+    runner = planning.TrialRunner(None, "cpu", 1, 3, {}, None)
+    with pytest.raises(UserError) as caught:
+        planning.timed_step(runner, "fp32", compiled=False)
+    assert caught.value.message == f"a trial of {planning.SPEED_STEPS} steps did not run: memory ran out"
+    assert caught.value.fix.startswith("use a smaller --depth")
+
+
+def test_the_gates_trial_serves_as_the_speed_trial():
+    runner = planning.TrialRunner(None, "cpu", 1, 3, {}, None)
+    runner.known["bf16", False, "sdpa", planning.GATE_STEPS] = TrialResult([2.0], 0.5, 0.25, None)
+    assert planning.timed_step(runner, "bf16", compiled=False) == 0.25
+
+
+# --- whole plans ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_becomes_three_complete_jobs_and_an_evaluation(machine, data, home, tmp_path):
+    settings, origins = settings_of(RunSettings, {**ASKED, **data})
+    plan = planning.plan_run(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
+    assert machine == [("fp32", False, "sdpa", planning.SPEED_STEPS)]
+    assert list(plan.stages) == ["base", "mid", "sft"]
+    jobs = {stage: job for stage, (job, _) in plan.stages.items()}
+    assert sum(job.steps for job in jobs.values()) == plan.forecast["steps"] >= 30
+    assert plan.forecast["steps"] * STEP_S < 60 * 0.8
+    for job in jobs.values():
+        assert (job.rows_per_step, job.context, job.seed, job.save_every_s, job.keep) == (8, 32, 5, 7.0, 1)
+        assert job.model == model_config("modern", depth=1, vocab_size=300, context=32)
+        assert job.peak_flops == 50e9
+    assert [job.init_from for job in jobs.values()] == [None, str(tmp_path / "run/base"), str(tmp_path / "run/mid")]
+    assert [job.keep_optimizer for job in jobs.values()] == [False, True, True]
+    assert [job.learn_all for job in jobs.values()] == [False, True, False]
+    assert jobs["mid"].data == jobs["base"].data + jobs["sft"].data
+    assert jobs["base"].val == jobs["mid"].val != jobs["sft"].val
+    for _, choices in plan.stages.values():
+        [segment] = choices.segments
+        assert (segment.device_batch, segment.dtype, segment.threads, segment.compiled) == (3, "fp32", 1, False)
+        assert choices.fallbacks == {"device_batch": fallbacks(3)}
+        assert choices.settings["depth"] == choice(origins["depth"])
+        assert all(entry.reason for entry in choices.settings.values())
+        still_open = [name for name, entry in choices.settings.items() if entry.value == "auto"]
+        assert set(still_open) <= {"eval_every"}
+    assert plan.evaluation["from"] == str(tmp_path / "run/sft")
+
+
+def test_too_little_text_for_the_asked_minutes_is_refused(machine, data, home, tmp_path):
+    settings, origins = settings_of(RunSettings, {**ASKED, **data, "minutes": 90})
+    with pytest.raises(UserError, match=r"tokens of text would be seen [\d,]+ times in this run"):
+        planning.plan_run(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
+
+
+def test_too_few_conversations_are_refused_too(machine, data, home, tmp_path):
+    (tmp_path / "talk.jsonl").write_text("".join((tmp_path / "talk.jsonl").read_text().splitlines(True)[:3]))
+    settings, origins = settings_of(RunSettings, {**ASKED, **data, "minutes": 2})
+    with pytest.raises(UserError, match=r"tokens of conversations would be seen [\d,]+ times in this run"):
+        planning.plan_run(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
+
+
+def test_a_stage_takes_the_steps_that_were_asked_for(machine, data, home, tmp_path):
+    values = {**ASKED, "stage": "base", "data": data["data"], "steps": 17, "minutes": "auto"}
+    settings, origins = settings_of(TrainSettings, values)
+    plan = planning.plan_stage(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
+    assert list(plan.stages) == ["base"]
+    job, choices = plan.stages["base"]
+    assert (job.steps, job.init_from, job.keep_optimizer) == (17, None, False)
+    assert choices.settings["steps"].value == 17
+    assert plan.evaluation is None
+
+
+def test_a_stage_from_a_run_takes_over_its_model_and_tokenizer(machine, data, home, tmp_path):
+    tokenizer = Tokenizer([bytes([value]) for value in range(256)], SPLIT_PATTERN)
+    tokenizer.save(tmp_path / "tokenizer")
+    config = model_config("modern", depth=2, vocab_size=265, context=64)
+    stage = create_run(identity(RunSettings()), verb="run", stages=("base",), name="first").stage_folder("base")
+    save_checkpoint(
+        stage, 4, model=config, weights=GPT(config).state_dict(), optimizer={}, state={}, tokenizer_hash=tokenizer.hash
+    )
+    write_json(stage / "config.json", {"tokenizer": str(tmp_path / "tokenizer")})
+    write_outcome(stage, Outcome("done", 4))
+    values = {**ASKED, "stage": "sft", "from_run": "first", "data": data["sft"], "steps": 9, "minutes": "auto"}
+    settings, origins = settings_of(TrainSettings, values)
+    plan = planning.plan_stage(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
+    job, _ = plan.stages["sft"]
+    assert (job.model, job.tokenizer_hash, job.init_from) == (config, tokenizer.hash, str(stage))
+    assert job.keep_optimizer
+    (tmp_path / "tokenizer" / "tokenizer.json").unlink()
+    Tokenizer([bytes([value]) for value in reversed(range(256))], SPLIT_PATTERN).save(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="is no longer the tokenizer of first"):
+        planning.plan_stage(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
