@@ -37,7 +37,7 @@ def machine_folder(fingerprint: str) -> Path:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns "no space left", "quota", "read-only" and "permission denied" into errors with a fix."""
+    """Turns "no space left", "quota", "read-only", "permission denied" and "not a directory" into errors with a fix."""
     try:
         yield
     except OSError as error:
@@ -48,7 +48,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 fix="free some space, or set INTONE_HOME to a larger disk; "
                 "the same command then goes on from the last save",
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
             raise UserError(
                 f"cannot write {path}: {os.strerror(error.errno)}",
                 value=str(path),

@@ -26,6 +26,8 @@ from intone.supervisor import supervise
 STAGES = ("base", "mid", "sft")
 EVAL_FOLDER = "eval"
 SPENT = "spent.json"  # what the run cost so far
+FORECAST = "forecast.json"  # what was planned
+LATE = 1.1  # of the planned minutes: a run that takes longer says so
 
 
 def run_pipeline(settings: RunSettings, origins: Mapping[str, Resolved]) -> Answer:
@@ -207,7 +209,7 @@ def write_plan(run: Run, plan: Plan) -> None:
     """choices.json and config.json of every stage, and of the evaluation; config.json of the last stage last."""
     if plan.evaluation is not None:
         write_json(run.folder / EVAL_FOLDER / "config.json", plan.evaluation)
-    write_json(run.folder / "forecast.json", plan.forecast)
+    write_json(run.folder / FORECAST, plan.forecast)
     for stage, (job, choices) in plan.stages.items():
         write_choices(run.stage_folder(stage), choices)
         write_json(run.stage_folder(stage) / "config.json", job.as_json())
@@ -236,7 +238,7 @@ def copy_plan(like: Run, run: Run) -> Plan:
     if (like.folder / EVAL_FOLDER / "config.json").exists() and run.stages == like.stages:
         evaluation = read_json(like.folder / EVAL_FOLDER / "config.json")
         evaluation["from"] = str(run.folder / Path(evaluation["from"]).name)
-    return Plan(stages, evaluation, read_json(like.folder / "forecast.json"))
+    return Plan(stages, evaluation, read_json(like.folder / FORECAST))
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
@@ -344,11 +346,23 @@ def run_text(run: Run, result: Mapping[str, Any]) -> str:
         lines.append(f"base model: {bpb['value']:.3f} bits per byte {span} on validation text")
     if result["starter"]:
         lines += [skills_table(result["starter"]), "", honest_word(result["starter"])]
+    lines += late_word(run, result["minutes"])
     lines += [
         f"{three_digits(result['minutes'])} minutes, peak memory {human_bytes(result['peak_bytes'])}, in {run.folder}",
         f"next: {result['chat']}",
     ]
     return "\n".join(lines)
+
+
+def late_word(run: Run, minutes: float) -> list[str]:
+    """One line where a run took clearly longer than was planned, else none."""
+    planned = read_json(run.folder / FORECAST)["minutes"]
+    if minutes <= LATE * planned:
+        return []
+    return [
+        f"{three_digits(minutes)} minutes instead of {planned:g}: its steps were slower than in the trial before, "
+        "or it was started more than once"
+    ]
 
 
 def stages_table(result: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ GATE_STEPS = 12  # of the loss-trajectory gate, tune/precision.py
 WORKER_S = 4.5
 WARM_COMPILE_S = 6.0  # a stage that finds its compiled code in the cache, measured 5-7 s
 # an evaluation of 11 x 200 questions costs about as much as training on this many tokens (measured, LOG.md)
-EVALUATION_TOKENS = 300_000
+EVALUATION_TOKENS = 200_000
 VAL_TOKENS = 65_536
 # times that a text is seen: repeating is nearly as good as new text up to 4 times (Muennighoff et al. 2023, abstract)
 MANY_EPOCHS = 4
@@ -121,7 +121,7 @@ def plan_run(
     )  # fmt: skip
     left_s = 60 * minutes - (time.monotonic() - started_s) - fixed_seconds(ground)
     steps = max(30, int(left_s / ground.step_s))
-    plans = recipe.stage_plans(steps, is_starter=text.is_starter, lr_scale=recipe.rate_scale(batch_tokens))
+    plans = recipe.stage_plans(steps, is_starter=text.is_starter, lr_scale=1.0)
     say(
         f"{steps:,} steps of {human_count(batch_tokens)} tokens at {human_count(batch_tokens / ground.step_s)} "
         f"tokens/s fill {human_duration(steps * ground.step_s)} of the {minutes:g} minutes"

@@ -100,14 +100,6 @@ def auto_batch_reason(batch_tokens: int, total_tokens: float) -> str:
     return f"about {total_tokens / batch_tokens:,.0f} steps in the time"
 
 
-def rate_scale(batch_tokens: int) -> float:
-    """Factor on the learning rates for a batch: square-root law, anchored where we measured (LOG.md).
-
-    At 2,048 tokens the full rates of nanochat's 524,288-token recipe still train best on short runs.
-    """
-    return 1.0
-
-
 def stage_plans(total_steps: int, *, is_starter: bool, lr_scale: float) -> list[StagePlan]:
     """The three stages of a run: one warm-up, one constant stretch, one fall to the end across all of them."""
     shares = STARTER_SHARES if is_starter else TEXT_SHARES

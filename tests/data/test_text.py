@@ -258,7 +258,7 @@ def test_a_latin1_or_binary_text_file_is_damaged(tmp_path: Path) -> None:
     bad = [put(tmp_path, "latin.txt", "größer".encode("latin1")), put(tmp_path, "zero.txt", "ab".encode("utf-16-le"))]
     documents, report = read(*good, *bad)
     assert documents == ["text"] * 3 and report.num_damaged == 2
-    with pytest.raises(UserError, match="1 of 1 rows of .*latin.txt cannot be used, mostly: it is not valid UTF-8"):
+    with pytest.raises(UserError, match="1 of 1 rows of .*latin.txt cannot be used: it is not valid UTF-8"):
         read(bad[0])
 
 

@@ -89,6 +89,24 @@ def test_two_runs_of_equal_settings_are_bitwise_equal_and_another_seed_is_not(ma
     assert states[0][0] != states[2][0]
 
 
+def test_reading_losses_one_step_late_changes_no_number_and_misses_no_row(make_job, train, final_state, monkeypatch):
+    at_once = make_job("at-once", save_every_s=1e9, eval_every=4)
+    train(at_once)
+    monkeypatch.setattr(loop, "step_lag", lambda device, dtype: 1)
+    late = make_job("late", save_every_s=1e9, eval_every=4)
+    train(late)
+    assert steps_logged(late) == [1, 2, 3, 4, 5, 6, 7]
+    assert losses(late) == losses(at_once)
+    assert final_state(late) == final_state(at_once)
+    assert steps_saved(late) == steps_saved(at_once)
+
+
+def test_only_a_queue_makes_losses_late_and_never_with_a_loss_scale():
+    assert loop.step_lag(torch.device("cpu"), "bf16") == 0
+    assert loop.step_lag(torch.device("cuda"), "bf16") == 1
+    assert loop.step_lag(torch.device("cuda"), "fp16") == 0
+
+
 def test_each_step_gets_the_next_rows(make_job, train, text_files, monkeypatch):
     seen = []
     real = TrainStep.run

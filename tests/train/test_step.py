@@ -109,6 +109,17 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_and_is_told(model, batch_o
         assert_close(value, weights[name], atol=0, rtol=0, equal_nan=True)
 
 
+def test_gradients_that_are_not_finite_leave_the_weights_though_the_loss_is(model, batch_of):
+    optimizer = Optimizer(model, OptimConfig())
+    step = TrainStep(model, optimizer, device=CPU, dtype="fp32", device_batch=3, compiled=False)
+    model.head.weight.register_hook(lambda grad: grad * float("inf"))
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    result = step.run(batch_of(3), SCALE)
+    assert result.sync_loss() is not None
+    assert not bool(result.finite)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
 def test_a_step_lowers_the_loss_of_its_own_rows(model, batch_of):
     optimizer = Optimizer(model, OptimConfig())
     step = TrainStep(model, optimizer, device=CPU, dtype="fp32", device_batch=4, compiled=False)

@@ -26,7 +26,7 @@ COMMAND = "python -m intone.bench.drills"
 NAME, TWIN = "drill", "undisturbed"
 STAGES = ("base", "mid", "sft")
 # when to strike: after a new save (the run gets on), after new steps (work is lost), while it starts
-MOMENTS = ("save", "save", "step", "start")
+MOMENTS = ("save", "step", "step", "start")
 TARGETS = ("supervisor", "worker", "group")
 WAIT_S = 240.0  # for the next save or step; a start with planning takes under 60 s
 ORPHAN_S = 5.0  # a worker must be gone this long after its supervisor
@@ -79,6 +79,8 @@ class Drill:
 
     def finish(self) -> int:
         """Lets the run end -> its exit code."""
+        if self._process is not None and self._process.poll() == 0:
+            return 0  # it ended before the last strike
         return self._running().wait()
 
     def place(self) -> tuple[str, int]:

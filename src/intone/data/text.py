@@ -27,6 +27,7 @@ KNOWN_TYPES = f"{', '.join(TEXT_SUFFIXES + ROW_SUFFIXES)}, each also with {', '.
 VALIDATION_NAME = re.compile(r"(val|valid|validation)(?![a-z])", re.IGNORECASE)
 VALIDATION_SHARE = 0.01
 
+NOT_UTF8 = "it is not valid UTF-8"
 NAMED_ROWS = 5  # damaged rows that a report names one by one; the others are counted
 KEPT_REASONS = 50  # different ones that are counted by themselves
 HOPELESS_ROWS = 1000  # a file whose first rows are all damaged is given up early
@@ -194,12 +195,15 @@ def read_rows(path: Path, report: ReadReport, *, kind: Kind | None = None) -> It
 
 def _mostly_damaged(where: str, num_damaged: int, num_rows: int, report: ReadReport) -> UserError:
     reason, _ = report.reasons.most_common(1)[0]
-    return UserError(
-        f"{num_damaged:,} of {num_rows:,} rows of {where} cannot be used, mostly: {reason}; "
-        f"the first: {report.first[0]}",
-        value=reason,
-        fix="rows need `text` (a string), or `messages` (a list of {role, content}); text files need UTF-8",
+    all_alike = num_damaged == num_rows and len(report.reasons) == 1
+    why = f": {reason}" if all_alike else f", mostly: {reason}; the first: {report.first[0]}"
+    fix = (
+        "text needs rows with `text`, a string; conversations rows with `messages`, a list of {role, content} "
+        "with the roles system, user, assistant and tool"
     )
+    if reason == NOT_UTF8:
+        fix = "convert it to UTF-8, for example with: iconv -f latin1 -t utf-8 FILE"
+    return UserError(f"{num_damaged:,} of {num_rows:,} rows of {where} cannot be used{why}", value=reason, fix=fix)
 
 
 def _listed(paths: Sequence[Path]) -> str:
@@ -259,7 +263,7 @@ def _parse_line(line: bytes) -> Any:
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError:
-        raise _BadRow("it is not valid UTF-8") from None
+        raise _BadRow(NOT_UTF8) from None
     except (ValueError, RecursionError):
         raise _BadRow("it is not valid JSON") from None
 
@@ -306,7 +310,7 @@ def _parquet_rows(batch: Any) -> Iterator[Any]:
             try:
                 yield from batch.slice(number, 1).to_pylist()
             except UnicodeDecodeError:
-                yield _BadRow("it is not valid UTF-8")
+                yield _BadRow(NOT_UTF8)
 
 
 def _read_text(path: Path, report: ReadReport) -> Iterator[Document]:
@@ -317,11 +321,11 @@ def _read_text(path: Path, report: ReadReport) -> Iterator[Document]:
             try:
                 text = piece.decode()
             except UnicodeDecodeError:
-                report.damaged(path, number, "it is not valid UTF-8")
+                report.damaged(path, number, NOT_UTF8)
                 continue
             if "\0" in text:
                 report.damaged(path, number, "it holds zero bytes: no text, or UTF-16 without a byte order mark")
-            else:
+            elif not text.isspace():
                 yield text
 
 

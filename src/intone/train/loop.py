@@ -56,6 +56,25 @@ class Progress:
         return dict(self.__dict__)
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A step that was handed to the device."""
+
+    result: StepResult
+    batch: Batch
+    lr: float
+    begin_s: float
+    data_s: float
+
+
+def step_lag(device: torch.device, dtype: str) -> int:
+    """How many steps later a loss is read: 1 on a device with a queue, which would otherwise run empty.
+
+    fp16 needs to know at once whether a step overflowed: its loss scale must not depend on when it was read.
+    """
+    return 0 if device.type == "cpu" or dtype == "fp16" else 1
+
+
 @dataclass
 class Trainer:
     """One stage in one process. run() is called once and returns how it ended."""
@@ -190,26 +209,33 @@ class Trainer:
         self.last_line_s = 0.0
         self.recent_step_s: float | None = None
         self.num_timed = 0
+        self.last_finish_s = 0.0
         segment: Segment | None = None
-        step_runner: TrainStep | None = None
+        runner: TrainStep | None = None
+        waiting: list[Pending] = []  # steps the device was given and whose loss was not read yet
         reset_peak(self.device)
         if progress.step:
             self._between_steps()  # an evaluation that was due after the restored save may be missing
         with Prefetcher(self.rows, job.rows_per_step, progress.step) as batches:
-            while progress.step < job.steps:
+            while progress.step + len(waiting) < job.steps:
                 begin_s = time.perf_counter()
-                planned = self.choices.segment_at(progress.step)
-                if step_runner is None or planned is not segment:
-                    step_runner, segment = self._runner(planned), planned
+                planned = self.choices.segment_at(progress.step + len(waiting))
+                if runner is None or planned is not segment:
+                    runner, segment = self._runner(planned), planned
                 step, batch = next(batches)
                 data_s = time.perf_counter() - begin_s
                 scale = scale_at(job.schedule, step, job.steps)
-                result = step_runner.run(batch, scale)
-                outcome = self._finish_step(step_runner, result, batch, scale.lr, begin_s, data_s)
-                if outcome is not None:
-                    return outcome
+                waiting.append(Pending(runner.run(batch, scale), batch, scale.lr, begin_s, data_s))
+                stopping = self.should_stop()
+                lag = 0 if stopping or self._is_due(step + 1) else step_lag(self.device, planned.dtype)
+                while len(waiting) > lag:
+                    outcome = self._finish_step(runner, waiting.pop(0))
+                    if outcome is not None:
+                        return outcome
+                if waiting:
+                    continue
                 self._between_steps()
-                if self.should_stop() and progress.step < job.steps:
+                if stopping and progress.step < job.steps:
                     if job.keep:
                         self._save()
                     return Outcome("stopped", progress.step, "stopped by a signal; the same command goes on from here")
@@ -235,18 +261,19 @@ class Trainer:
             runner.loss_scale, runner.good_steps = self.progress.loss_scale, self.progress.good_steps
         return runner
 
-    def _finish_step(
-        self, runner: TrainStep, result: StepResult, batch: Batch, lr: float, begin_s: float, data_s: float
-    ) -> Outcome | None:
-        """Counts, logs and prints a step; an outcome where too many in a row were not finite."""
+    def _finish_step(self, runner: TrainStep, pending: Pending) -> Outcome | None:
+        """Waits for a step, counts, logs and prints it; an outcome where too many in a row were not finite."""
         progress = self.progress
+        result, batch = pending.result, pending.batch
         loss = result.sync_loss()
         applied = bool(result.finite)
         runner.note_finite(applied)
         progress.loss_scale, progress.good_steps = runner.loss_scale, runner.good_steps
         progress.step += 1
         progress.tokens += batch.ids.size
-        step_s = time.perf_counter() - begin_s
+        now_s = time.perf_counter()
+        step_s = now_s - max(pending.begin_s, self.last_finish_s)
+        self.last_finish_s = now_s
         progress.elapsed_s = self.base_elapsed_s + time.monotonic() - self.started_s
         progress.num_skipped += not applied
         not_finite = loss is None and result.num_supervised > 0
@@ -255,9 +282,9 @@ class Trainer:
             step=progress.step,
             tokens=progress.tokens,
             loss=loss,
-            lr=lr,
+            lr=pending.lr,
             step_s=step_s,
-            data_s=data_s,
+            data_s=pending.data_s,
             tokens_per_s=batch.ids.size / step_s,
             peak_bytes=peak_bytes(self.device),
             skipped=not applied,
@@ -283,14 +310,22 @@ class Trainer:
 
     def _between_steps(self) -> None:
         """Saves and evaluations that are due."""
-        job, step = self.job, self.progress.step
-        if not job.keep or step == job.steps:
+        step = self.progress.step
+        if step == self.job.steps or not self._is_due(step):
             return
-        evaluation_due = job.eval_every is not None and step % job.eval_every == 0
-        if evaluation_due or time.monotonic() - self.last_save_s >= job.save_every_s:
-            self._save()
-        if evaluation_due:
+        self._save()
+        if self._is_evaluated_at(step):
             self._evaluate()
+
+    def _is_due(self, step: int) -> bool:
+        """Whether the loop must have finished this step before the next one: the end, a save or an evaluation."""
+        if step == self.job.steps:
+            return True
+        save_due = time.monotonic() - self.last_save_s >= self.job.save_every_s
+        return bool(self.job.keep) and (save_due or self._is_evaluated_at(step))
+
+    def _is_evaluated_at(self, step: int) -> bool:
+        return self.job.eval_every is not None and step % self.job.eval_every == 0
 
     def _save(self) -> None:
         progress = self.progress

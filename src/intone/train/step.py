@@ -64,9 +64,7 @@ class TrainStep:
             part, _ = self._model(ids, targets, documents)
             (part * factor).backward()
             loss_sum = loss_sum + part.detach()
-        finite = torch.isfinite(loss_sum)
-        if self.loss_scale != 1.0:
-            finite = finite & self._unscale()
+        finite = torch.isfinite(loss_sum) & self._unscale()
         self._optimizer.step(scale, finite)
         return StepResult(loss_sum, num_supervised, finite)
 
@@ -82,8 +80,13 @@ class TrainStep:
             self.good_steps = 0
 
     def _unscale(self) -> Tensor:
+        """Takes the loss scale out of the gradients -> () bool, whether all of them are finite.
+
+        A finite loss can have gradients that are not; one such update would spoil the weights for good.
+        """
         grads = [p.grad for p in self._parameters if p.grad is not None]
-        torch._foreach_mul_(grads, 1.0 / self.loss_scale)
+        if self.loss_scale != 1.0:
+            torch._foreach_mul_(grads, 1.0 / self.loss_scale)
         return torch.isfinite(torch.stack(torch._foreach_norm(grads))).all()
 
     def _upload(self, array: np.ndarray) -> Tensor:

@@ -56,7 +56,8 @@ def story_items(rng: Random, *, held_out: bool, num_questions: int) -> list[Item
 
 def _chosen(rng: Random, questions: list[_Question], num: int) -> list[_Question]:
     """num different questions of the story (or all there are), kinds drawn by their weights."""
-    left, chosen = list(questions), []
+    left = list(questions)
+    chosen: list[_Question] = []
     while left and len(chosen) < num:
         kinds = sorted({kind for kind, _, _ in left})
         wanted = rng.choices(kinds, [_WEIGHTS[kind] for kind in kinds])[0]
