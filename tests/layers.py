@@ -25,5 +25,5 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 # on one line, and yet strangers to each other
 STRANGERS = {("model", "data"), ("data", "model")}
-# `intone.load` reaches up, at its first use only
-LAZY_DOORS = {("__init__", "api")}
+# `intone.load` and `intone.train` reach up, at their first use only
+LAZY_DOORS = {("__init__", "api"), ("train", "api")}

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from intone import cli, pipeline, planning
+from intone.errors import DiskFull
 from intone.hardware import Facts
 from intone.model.checkpoint import list_checkpoints, verify
+from intone.paths import append_line, read_lines
 from intone.records import read_outcome
 from intone.runs import create_run, find_run
 from intone.settings import Layer, TrainSettings, identity, resolve
+from intone.tune.trial import TrialResult
 from tests.tiny_jobs import losses, write_job
 
 GIB = 2**30
@@ -60,7 +63,7 @@ def files(tmp_path_factory) -> Path:
         "hopeless.jsonl": jsonl(ships[:2]) + "{]\n" * 3,
         "latin.txt": latin.encode("latin-1"),
         "utf16.txt": latin.encode("utf-16"),
-        "unmarked.txt": latin.encode("utf-16-le"),
+        "unmarked.txt": latin.replace("ü", "u").encode("utf-16-le"),
         "cut.txt.gz": gzip.compress(os.urandom(4000))[:900],
         "wrong.parquet": "hello",
         "pictures/a.png": b"\x89PNG",
@@ -258,7 +261,7 @@ def test_a_disk_that_fills_while_text_is_tokenised_leaves_no_run_and_no_half_set
     (tmp_path / "much.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
     (small_disk / "filler").write_bytes(bytes(15 * 2**19))
     words = f"{RUN} --json --data {tmp_path}/much.jsonl.gz --val {files}/good.jsonl --sft {files}/talk.jsonl --minutes 1"
-    monkeypatch.setattr(planning.TrialRunner, "run", lambda *_, **__: planning.TrialResult([2.0], 0.1, 0.1, None))
+    monkeypatch.setattr(planning.TrialRunner, "run", lambda *_, **__: TrialResult([2.0], 0.1, 0.1, None))
     assert cli.main(words.split()) == 2
     out, _ = capsys.readouterr()
     answer = json.loads(out.splitlines()[-1])
@@ -269,15 +272,11 @@ def test_a_disk_that_fills_while_text_is_tokenised_leaves_no_run_and_no_half_set
 
 
 def test_a_row_of_the_log_is_whole_or_not_there_when_the_disk_is_full(small_disk):
-    from intone.errors import DiskFull
-    from intone.paths import append_line, read_lines
-
     log = small_disk / "log.jsonl"
     append_line(log, {"step": 1})
-    with open(small_disk / "filler", "wb") as filler, pytest.raises(OSError):
+    with open(small_disk / "filler", "wb", buffering=0) as filler, pytest.raises(OSError):
         while True:
             filler.write(bytes(2**16))
-            filler.flush()
     count = 1
     with pytest.raises(DiskFull):
         while True:

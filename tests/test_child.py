@@ -1,14 +1,20 @@
 """Questions to child processes: every way of not answering becomes one error with a reason."""
 
+import subprocess
+import sys
+
+import psutil
 import pytest
 
 from intone.child import ChildFailed, ask_child
+from tests.tiny_jobs import wait_for
 
 ANSWERS = {
     "good": "import json, sys; q = json.load(sys.stdin); print('noise'); print(json.dumps({'twice': q['n'] * 2}))",
     "raises": "raise ValueError('no tea')",
     "dies": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     "hangs": "import time; time.sleep(60)",
+    "marks": "import json, os, sys, time; os.mkdir(json.load(sys.stdin)['path']); time.sleep(60)",
     "mumbles": "print('hello')",
     "environment": "import os, json; print(json.dumps({'x': os.environ['INTONE_X']}))",
 }
@@ -43,3 +49,20 @@ def test_variables_are_added_to_the_childs_environment(answers):
 def test_a_child_without_an_answer_says_why(answers, module, timeout_s, words):
     with pytest.raises(ChildFailed, match=words):
         ask_child(module, {}, timeout_s=timeout_s)
+
+
+def test_a_child_dies_with_the_process_that_asked_it(answers, tmp_path):
+    code = f"from intone.child import ask_child; ask_child('child_marks', {{'path': {str(tmp_path / 'x')!r}}}, timeout_s=60)"
+    asker = subprocess.Popen([sys.executable, "-c", code])
+    wait_for((tmp_path / "x").exists, "the child's first act")
+    [child] = psutil.Process(asker.pid).children()
+    asker.kill()
+    asker.wait()
+    assert psutil.wait_procs([child], timeout=10)[1] == []
+
+
+def test_no_module_comes_from_the_folder_where_the_person_stands(answers, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "json.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path / "here")
+    assert ask_child("child_good", {"n": 4}, timeout_s=30) == {"twice": 8}

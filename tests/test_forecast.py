@@ -3,6 +3,7 @@
 import pytest
 
 from intone import forecast as module
+from intone import recipe
 from intone.forecast import forecast
 from intone.hardware import load_facts
 from intone.settings import RunSettings
@@ -24,7 +25,7 @@ def test_what_is_asked_is_not_guessed():
 
 def test_what_is_open_gets_a_value_and_a_reason():
     text, values = forecast(RunSettings(), {})
-    assert values["minutes"] == 8
+    assert values["minutes"] == recipe.default_minutes()
     assert values["depth"] >= 1
     assert "tokens fit in the time" in text
 

@@ -1,15 +1,24 @@
 """Asks a child process of this package one question in JSON, so that torch, crashes and hangs stay out of ours."""
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[1]
+PR_SET_PDEATHSIG = 1  # prctl(2)
+START = """
+import runpy, sys
+from intone.child import die_with_parent
+die_with_parent()
+runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
+"""
 
 
 class ChildFailed(Exception):
@@ -22,13 +31,15 @@ def ask_child(
     """The answer of `python -m module`, which reads question from stdin and prints one JSON object as its last line.
 
     environment is added to ours. The child has its own process group, which is killed after timeout_s, and when
-    we are interrupted. Raises ChildFailed where it ends with an error, a signal, too late or without an answer.
+    we are interrupted; on Linux it dies with us. Raises ChildFailed where it ends with an error, a signal, too late or without an answer.
     """
     variables = {**os.environ, **(environment or {})}
     search = [str(PACKAGE_PARENT), variables.get("PYTHONPATH", "")]
     variables["PYTHONPATH"] = os.pathsep.join(part for part in search if part)
+    variables["INTONE_PARENT"] = str(os.getpid())
+    variables.pop("INTONE_PARENT_PIPE", None)
     child = subprocess.Popen(
-        [sys.executable, "-m", module],
+        [sys.executable, "-P", "-c", START, module],  # -P: no module comes from where the person stands
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -51,6 +62,28 @@ def ask_child(
         raise ChildFailed("its answer was not JSON") from None
     assert isinstance(answer, dict), "a child answers with one JSON object"
     return answer
+
+
+def die_with_parent() -> None:
+    """Makes the kernel kill this process when the one that started it dies; elsewhere a thread watches a pipe.
+
+    The process that starts another one puts its own id into INTONE_PARENT, and, where that is no Linux, the reading
+    end of a pipe that it never writes to into INTONE_PARENT_PIPE. A process started by hand belongs to its shell.
+    """
+    parent = os.environ.get("INTONE_PARENT")
+    if parent is None:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(parent):
+            os._exit(1)  # it died before the call above
+    elif pipe := os.environ.get("INTONE_PARENT_PIPE"):
+        threading.Thread(target=_exit_at_end_of, args=(int(pipe),), daemon=True).start()
+
+
+def _exit_at_end_of(pipe: int) -> None:
+    os.read(pipe, 1)  # nothing is ever written: this returns when the parent's end closes
+    os._exit(1)
 
 
 def end_group(child: subprocess.Popen[bytes]) -> None:

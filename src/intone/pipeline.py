@@ -300,8 +300,8 @@ def run_evaluation(run: Run) -> None:
 
 def collect_result(run: Run, *, seconds: float, peak_bytes: int) -> dict[str, Any]:
     """The result object of `run --json`."""
-    evaluation = read_json(run.folder / EVAL_FOLDER / "eval.json")
-    skills = evaluation.get("starter")
+    path = run.folder / EVAL_FOLDER / "eval.json"
+    skills = read_json(path).get("starter") if path.exists() else None
     if skills is not None:
         skills = {key: value for key, value in skills.items() if key != "wrong"}
     return {
@@ -346,6 +346,12 @@ def run_text(run: Run, result: Mapping[str, Any]) -> str:
         lines.append(f"base model: {bpb['value']:.3f} bits per byte {span} on validation text")
     if result["starter"]:
         lines += [skills_table(result["starter"]), "", honest_word(result["starter"])]
+    elif answers := stage_bpb(run, "sft"):
+        lines += [
+            f"chat model: {answers['value']:.3f} bits per byte of the answers in the validation conversations",
+            "Starter skills were not asked: its conversations were your own. A model of this size trained for minutes "
+            "picks up form and frequent words, not facts.",
+        ]
     lines += late_word(run, result["minutes"])
     lines += [
         f"{three_digits(result['minutes'])} minutes, peak memory {human_bytes(result['peak_bytes'])}, in {run.folder}",

@@ -119,7 +119,7 @@ def plan_run(
         settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=small_text.folder,
         rows_per_step=batch_tokens // context, device=device, expected_steps=expected_steps,
     )  # fmt: skip
-    left_s = 60 * minutes - (time.monotonic() - started_s) - fixed_seconds(ground)
+    left_s = 60 * minutes - (time.monotonic() - started_s) - fixed_seconds(ground, asks_skills=talk.is_starter)
     steps = max(30, int(left_s / ground.step_s))
     plans = recipe.stage_plans(steps, is_starter=text.is_starter, lr_scale=1.0)
     say(
@@ -153,7 +153,8 @@ def plan_run(
         before = run_folder / plan.stage
     check_enough(base_set, tokens["base"])
     check_enough(sft_set, tokens["sft"])
-    evaluation = evaluation_config(ground, run_folder / "sft", sft_val.folder)
+    # a model that was taught other conversations was never taught the starter skills
+    evaluation = evaluation_config(ground, run_folder / "sft", sft_val.folder) if talk.is_starter else None
     return Plan(stages, evaluation, {"format": 1, "steps": steps, "step_s": ground.step_s, "minutes": minutes})
 
 
@@ -362,11 +363,12 @@ def timed_step(runner: TrialRunner, dtype: str, *, compiled: bool) -> float:
         ) from None
 
 
-def fixed_seconds(ground: Ground) -> float:
+def fixed_seconds(ground: Ground, *, asks_skills: bool = True) -> float:
     """Seconds of a run outside optimizer steps: starts of workers, evaluations, the final questions."""
-    starts = 4 * WORKER_S + (3 * WARM_COMPILE_S if ground.compiled else 0.0)
+    starts = (4 if asks_skills else 3) * WORKER_S + (3 * WARM_COMPILE_S if ground.compiled else 0.0)
     tokens_per_s = ground.rows_per_step * ground.config.context / ground.eager_step_s
-    return starts + (EVALUATION_TOKENS + 3 * VAL_TOKENS / 3) / tokens_per_s
+    # a forward pass alone takes a third of a training step; each of three stages measures VAL_TOKENS
+    return starts + (EVALUATION_TOKENS * asks_skills + 3 * VAL_TOKENS / 3) / tokens_per_s
 
 
 # --- data -----------------------------------------------------------------------------------------------------------

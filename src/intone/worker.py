@@ -1,7 +1,6 @@
 """One process of one job folder: `python -m intone.worker FOLDER` does what config.json says, writes outcome.json."""
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
@@ -14,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from intone.child import die_with_parent
 from intone.errors import DiskFull, UserError
 from intone.jobs import EXIT_CODES, last_step
 from intone.log import human_bytes, say
 from intone.paths import FolderLock, read_json, write_atomic
 from intone.records import Outcome, write_outcome
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
 # what PyTorch's CPU allocator, the system, CUDA and Python (which cannot map a thread's stack) say
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "can't start new thread")
 
@@ -156,25 +155,6 @@ def limit_memory() -> None:
     text = os.environ.get("INTONE_LIMIT_DATA")
     if text:
         resource.setrlimit(resource.RLIMIT_DATA, (int(text), int(text)))
-
-
-def die_with_parent() -> None:
-    """Makes the kernel kill this process when the one that started it dies; elsewhere a thread watches a pipe."""
-    parent = os.environ.get("INTONE_PARENT")
-    if parent is None:
-        return  # started by hand: it belongs to the shell
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(parent):
-            os._exit(1)  # it died before the call above
-        return
-    pipe = int(os.environ["INTONE_PARENT_PIPE"])
-    threading.Thread(target=_exit_at_end_of, args=(pipe,), daemon=True).start()
-
-
-def _exit_at_end_of(pipe: int) -> None:
-    os.read(pipe, 1)  # nothing is ever written: this returns when the parent's end closes
-    os._exit(1)
 
 
 if __name__ == "__main__":
