@@ -204,7 +204,7 @@ def test_the_gates_trial_serves_as_the_speed_trial():
 # --- whole plans ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_becomes_three_complete_jobs_and_an_evaluation(machine, data, home, tmp_path):
+def test_a_run_becomes_three_complete_jobs(machine, data, home, tmp_path):
     settings, origins = settings_of(RunSettings, {**ASKED, **data})
     plan = planning.plan_run(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
     assert machine == [("fp32", False, "sdpa", planning.SPEED_STEPS)]
@@ -229,7 +229,7 @@ def test_a_run_becomes_three_complete_jobs_and_an_evaluation(machine, data, home
         assert all(entry.reason for entry in choices.settings.values())
         still_open = [name for name, entry in choices.settings.items() if entry.value == "auto"]
         assert set(still_open) <= {"eval_every"}
-    assert plan.evaluation["from"] == str(tmp_path / "run/sft")
+    assert plan.evaluation is None  # the conversations are the person's own: no starter skills to ask
 
 
 def test_too_little_text_for_the_asked_minutes_is_refused(machine, data, home, tmp_path):
