@@ -32,6 +32,8 @@ ROW_FIX = (
     "roles system, user, assistant and tool"
 )
 UTF8_FIX = "convert it to UTF-8, for example with: iconv -f latin1 -t utf-8 FILE"
+MIXED_FIX = "use either starter or files and folders"
+DAMAGED_FIX = "fetch or make the file again, or leave it out of the data"
 EMPTY_FIX = "check that the files are not empty"
 TYPE_FIX = "known: .txt, .md, .jsonl, .parquet, each also with .gz, .zst, .bz2, .xz"
 
@@ -122,25 +124,63 @@ def test_mistyped_words_are_answered_by_the_real_command(home, words, message, f
         ("--data F/pictures", "F/pictures has no file of a known type", TYPE_FIX),
         ("--data F/pictures/a.png", "F/pictures/a.png has an unknown type", TYPE_FIX),
         ("--data F/*.tx", "F/*.tx does not exist", None),
-        ("--data starter F/good.jsonl", "starter cannot be mixed with files here", "use either starter or files and folders"),
+        ("--data starter F/good.jsonl", "starter cannot be mixed with files here", MIXED_FIX),
         ("--data F/empty.txt", "there is no text in F/empty.txt", EMPTY_FIX),
         ("--data F/blank.txt", "there is no text in F/blank.txt", EMPTY_FIX),
         ("--sft F/empty.txt", "there is no text in F/empty.txt", EMPTY_FIX),
-        ("--data F/one.txt", "F/one.txt holds only one document: nothing is left for validation", "give more text, or a validation file with --val"),
-        ("--data F/columns.jsonl", "9 of 9 rows of F/columns.jsonl cannot be used: it has no `text`, columns found: body, id", ROW_FIX),
-        ("--data F/talk.jsonl", "40 of 40 rows of F/talk.jsonl cannot be used: it has no `text`, columns found: messages", ROW_FIX),
-        ("--sft F/good.jsonl", "90 of 90 rows of F/good.jsonl cannot be used: it has no `messages`, columns found: text", ROW_FIX),
-        ("--sft F/roles.jsonl", "9 of 9 rows of F/roles.jsonl cannot be used: `messages`: unknown role 'human'", ROW_FIX),
-        ("--data F/hopeless.jsonl", "3 of 5 rows of F/hopeless.jsonl cannot be used, mostly: it is not valid JSON; the first: F/hopeless.jsonl:3: it is not valid JSON", ROW_FIX),
+        (
+            "--data F/one.txt",
+            "F/one.txt holds only one document: nothing is left for validation",
+            "give more text, or a validation file with --val",
+        ),
+        (
+            "--data F/columns.jsonl",
+            "9 of 9 rows of F/columns.jsonl cannot be used: it has no `text`, columns found: body, id",
+            ROW_FIX,
+        ),
+        (
+            "--data F/talk.jsonl",
+            "40 of 40 rows of F/talk.jsonl cannot be used: it has no `text`, columns found: messages",
+            ROW_FIX,
+        ),
+        (
+            "--sft F/good.jsonl",
+            "90 of 90 rows of F/good.jsonl cannot be used: it has no `messages`, columns found: text",
+            ROW_FIX,
+        ),
+        (
+            "--sft F/roles.jsonl",
+            "9 of 9 rows of F/roles.jsonl cannot be used: `messages`: unknown role 'human'",
+            ROW_FIX,
+        ),
+        (
+            "--data F/hopeless.jsonl",
+            "3 of 5 rows of F/hopeless.jsonl cannot be used, mostly: it is not valid JSON; "
+            "the first: F/hopeless.jsonl:3: it is not valid JSON",
+            ROW_FIX,
+        ),
         ("--data F/latin.txt", "1 of 1 rows of F/latin.txt cannot be used: it is not valid UTF-8", UTF8_FIX),
-        ("--data F/unmarked.txt", "1 of 1 rows of F/unmarked.txt cannot be used: it holds zero bytes: no text, or UTF-16 without a byte order mark", ROW_FIX),
-        ("--data F/cut.txt.gz", "F/cut.txt.gz is damaged: Compressed file ended before the end-of-stream marker was reached", "fetch or make the file again, or leave it out of the data"),
-        ("--data F/wrong.parquet", "F/wrong.parquet is damaged: Parquet file size is 5 bytes, smaller than the minimum file footer (8 bytes)", "fetch or make the file again, or leave it out of the data"),
+        (
+            "--data F/unmarked.txt",
+            "1 of 1 rows of F/unmarked.txt cannot be used: it holds zero bytes: no text, or UTF-16 without a byte "
+            "order mark",
+            ROW_FIX,
+        ),
+        (
+            "--data F/cut.txt.gz",
+            "F/cut.txt.gz is damaged: Compressed file ended before the end-of-stream marker was reached",
+            DAMAGED_FIX,
+        ),
+        (
+            "--data F/wrong.parquet",
+            "F/wrong.parquet is damaged: Parquet file size is 5 bytes, smaller than the minimum file footer (8 bytes)",
+            DAMAGED_FIX,
+        ),
         ("--device cuda", "device cuda is not usable here", "install a torch build for it, or use --device auto"),
         ("--device-batch 9", "device_batch 9 is more than the 8 rows of a step", "use --device-batch 8 or auto"),
     ],
-)  # fmt: skip
-def test_data_and_values_that_cannot_be_used_leave_no_run_behind(known_machine, home, files, capsys, flags, message, fix):
+)
+def test_what_cannot_be_used_leaves_no_run_behind(known_machine, home, files, capsys, flags, message, fix):
     given = flags if "--data" in flags else f"{flags} --data F/good.jsonl"
     given = given if "--sft" in given else f"{given} --sft F/talk.jsonl"
     code = cli.main(f"{RUN} --json {given.replace('F/', f'{files}/')}".split())
@@ -172,8 +212,9 @@ def test_a_home_that_is_no_folder_is_the_persons_mistake(known_machine, files, t
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("INTONE_HOME", str(tmp_path / "file"))
     assert cli.main(f"{RUN} --data {files}/good.jsonl --sft {files}/talk.jsonl".split()) == 2
-    err = capsys.readouterr().err
-    assert err.startswith(f"intone run: cannot write {tmp_path}/file/runs/d1-1: Not a directory\n  fix: choose a writable")
+    first, fix = capsys.readouterr().err.splitlines()
+    assert first == f"intone run: cannot write {tmp_path}/file/runs/d1-1: Not a directory"
+    assert fix == "  fix: choose a writable folder, for example INTONE_HOME=~/intone"
 
 
 # --- rows and encodings ---------------------------------------------------------------------------------------------
@@ -215,7 +256,8 @@ def small_disk(tmp_path):
         pytest.skip("mounting a small disk needs root")
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, check=False)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder]
+    mounted = subprocess.run(mount, capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip(f"a small disk could not be mounted: {mounted.stderr.decode().strip()}")
     yield folder
@@ -260,9 +302,9 @@ def test_a_disk_that_fills_while_text_is_tokenised_leaves_no_run_and_no_half_set
     rows = jsonl({"text": f"Ship {n}. {'The sea is wide and the wind is good today. ' * 60}"} for n in range(1500))
     (tmp_path / "much.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
     (small_disk / "filler").write_bytes(bytes(15 * 2**19))
-    words = f"{RUN} --json --data {tmp_path}/much.jsonl.gz --val {files}/good.jsonl --sft {files}/talk.jsonl --minutes 1"
+    data = f"--data {tmp_path}/much.jsonl.gz --val {files}/good.jsonl --sft {files}/talk.jsonl"
     monkeypatch.setattr(planning.TrialRunner, "run", lambda *_, **__: TrialResult([2.0], 0.1, 0.1, None))
-    assert cli.main(words.split()) == 2
+    assert cli.main(f"{RUN} --json --minutes 1 {data}".split()) == 2
     out, _ = capsys.readouterr()
     answer = json.loads(out.splitlines()[-1])
     assert answer["outcome"] == "disk_full"

@@ -6,7 +6,7 @@ import sys
 import psutil
 import pytest
 
-from intone.child import ChildFailed, ask_child
+from intone.child import PACKAGE_PARENT, ChildFailed, ask_child
 from tests.tiny_jobs import wait_for
 
 ANSWERS = {
@@ -52,8 +52,9 @@ def test_a_child_without_an_answer_says_why(answers, module, timeout_s, words):
 
 
 def test_a_child_dies_with_the_process_that_asked_it(answers, tmp_path):
-    code = f"from intone.child import ask_child; ask_child('child_marks', {{'path': {str(tmp_path / 'x')!r}}}, timeout_s=60)"
-    asker = subprocess.Popen([sys.executable, "-c", code])
+    question = {"path": str(tmp_path / "x")}
+    ask = f"from intone.child import ask_child; ask_child('child_marks', {question!r}, timeout_s=60)"
+    asker = subprocess.Popen([sys.executable, "-c", f"import sys; sys.path.append({str(PACKAGE_PARENT)!r}); {ask}"])
     wait_for((tmp_path / "x").exists, "the child's first act")
     [child] = psutil.Process(asker.pid).children()
     asker.kill()

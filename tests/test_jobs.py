@@ -120,8 +120,9 @@ def test_a_worker_that_could_not_write_that_the_disk_is_full_says_so_by_its_stat
 
 
 def test_a_kill_by_the_kernel_for_want_of_memory_is_out_of_memory(tmp_path, monkeypatch):
+    before = jobs.kernel_oom_kills()
     job = ended(tmp_path, -signal.SIGKILL)
-    monkeypatch.setattr(jobs, "kernel_oom_kills", lambda before=jobs.kernel_oom_kills(): before + 1)
+    monkeypatch.setattr(jobs, "kernel_oom_kills", lambda: before + 1)
     assert job.wait().outcome == "out_of_memory"
 
 

@@ -146,9 +146,12 @@ def test_what_earlier_calls_cost_is_added_and_lateness_is_said(machine):
         ({"facts": 0.9, "units": 1.0}, "It is reliable at facts, units. "),
         ({"facts": 0.89, "units": 0.5}, "It is often right at facts, units. "),
         ({"facts": 0.49}, "It is mostly wrong at facts: train longer (--minutes). "),
-        ({"a": 0.95, "b": 0.6, "c": 0.0}, "It is reliable at a. It is often right at b. It is mostly wrong at c: train longer (--minutes). "),
+        (
+            {"a": 0.95, "b": 0.6, "c": 0.0},
+            "It is reliable at a. It is often right at b. It is mostly wrong at c: train longer (--minutes). ",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_honest_word_follows_from_the_scores_alone(scores, expected):
     starter = {"skills": {name: {**SKILL, "score": score} for name, score in scores.items()}}
     assert honest_word(starter) == expected + "It knows a small world only: other topics get confident nonsense."

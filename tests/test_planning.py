@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from intone import planning, recipe
+from intone import planning, prepare, recipe
 from intone.config import model_config
+from intone.data.chat import Message
 from intone.data.shards import ensure_token_set
 from intone.data.tokenizer import SPLIT_PATTERN, Tokenizer
 from intone.errors import UserError
@@ -56,9 +57,8 @@ def machine(home, monkeypatch):
 @pytest.fixture
 def data(tmp_path):
     """Flags for a small text and a few conversations."""
-    (tmp_path / "text.jsonl").write_text(
-        "".join(json.dumps({"text": f"Ship {n} sails past island {n * 7 % 31} to the north. " * 5}) + "\n" for n in range(90))
-    )
+    ships = [f"Ship {n} sails past island {n * 7 % 31} to the north. " * 5 for n in range(90)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": ship}) + "\n" for ship in ships))
     turns = [
         [{"role": "user", "content": f"Where is ship {n}?"}, {"role": "assistant", "content": f"At island {n % 31}."}]
         for n in range(120)
@@ -230,6 +230,18 @@ def test_a_run_becomes_three_complete_jobs(machine, data, home, tmp_path):
         still_open = [name for name, entry in choices.settings.items() if entry.value == "auto"]
         assert set(still_open) <= {"eval_every"}
     assert plan.evaluation is None  # the conversations are the person's own: no starter skills to ask
+
+
+def test_a_run_with_starter_conversations_is_asked_its_skills(machine, data, home, tmp_path, monkeypatch):
+    def conversations(seed, num):
+        turns = ((f"Where is ship {seed}-{n}?", f"At island {n % 31}.") for n in range(min(num, 400)))
+        return ([Message("user", question), Message("assistant", answer)] for question, answer in turns)
+
+    monkeypatch.setattr(prepare.starter, "conversations", conversations)
+    settings, origins = settings_of(RunSettings, {**ASKED, "minutes": 3, "data": data["data"]})
+    plan = planning.plan_run(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
+    assert (plan.evaluation["job"], plan.evaluation["from"]) == ("evaluate", str(tmp_path / "run/sft"))
+    assert plan.evaluation["tokenizer"] == plan.stages["sft"][0].tokenizer
 
 
 def test_too_little_text_for_the_asked_minutes_is_refused(machine, data, home, tmp_path):

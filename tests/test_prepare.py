@@ -20,7 +20,8 @@ def texts(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / "a.txt").write_text("The river ran past the mill and the old bridge. " * 20)
-    (folder / "b.jsonl").write_text("".join(json.dumps({"text": f"Boat {n} is on the river."}) + "\n" for n in range(90)))
+    boats = [f"Boat {n} is on the river." for n in range(90)]
+    (folder / "b.jsonl").write_text("".join(json.dumps({"text": boat}) + "\n" for boat in boats))
     (folder / "empty.txt").write_text("")
     (folder / "val.txt").write_text("A boat at the bridge.")
     return folder
@@ -93,7 +94,8 @@ def test_files_without_any_text_are_named(texts):
 
 
 def test_a_conversation_is_sampled_with_its_tool_calls():
-    answer = Message("assistant", (Part("text", "It is "), Part("call", "3+4"), Part("output", "7"), Part("text", "7.")))
+    parts = Part("text", "It is "), Part("call", "3+4"), Part("output", "7"), Part("text", "7.")
+    answer = Message("assistant", parts)
     assert plain_text([Message("user", "3+4?"), answer]) == "3+4?\nIt is \n3+4\n7\n7."
     assert plain_text("as it is") == "as it is"
 
@@ -129,8 +131,8 @@ def test_damaged_rows_are_counted_and_the_first_is_named(texts, home, capsys):
     source = find_source("documents", [str(texts)], [])
     _, tokenizer = ensure_tokenizer([source], VOCAB)
     ensure_part(source, tokenizer, part="train", num_starter=0, name="base")
-    expected = f"base: 2 damaged rows were left out, the first: {texts / 'b.jsonl'}:91: `text` is a number, not a string"
-    assert capsys.readouterr().err.splitlines()[-1] == expected
+    first = f"{texts / 'b.jsonl'}:91: `text` is a number, not a string"
+    assert capsys.readouterr().err.splitlines()[-1] == f"base: 2 damaged rows were left out, the first: {first}"
 
 
 def test_more_starter_text_is_another_set_and_more_of_the_same_is_not(home, starter_of_nothing, capsys):

@@ -107,7 +107,10 @@ def test_anything_but_one_folder_is_answered_with_the_usage(words, capsys):
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 67108864 bytes. Error 12"),
             "memory ran out: 64 MiB more could not be had",
         ),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0"), "memory ran out: 2.50 GiB more could not be had"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0"),
+            "memory ran out: 2.50 GiB more could not be had",
+        ),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), None),
         (RuntimeError("can't start new thread"), "memory ran out (RuntimeError: can't start new thread)"),
         (type("_ArrayMemoryError", (MemoryError,), {})("Unable to allocate 9.0 GiB for an array"), None),

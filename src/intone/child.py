@@ -31,7 +31,8 @@ def ask_child(
     """The answer of `python -m module`, which reads question from stdin and prints one JSON object as its last line.
 
     environment is added to ours. The child has its own process group, which is killed after timeout_s, and when
-    we are interrupted; on Linux it dies with us. Raises ChildFailed where it ends with an error, a signal, too late or without an answer.
+    we are interrupted; on Linux it dies with us. Raises ChildFailed where it ends with an error, a signal, too late
+    or without an answer.
     """
     variables = {**os.environ, **(environment or {})}
     search = [str(PACKAGE_PARENT), variables.get("PYTHONPATH", "")]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from intone.child import PACKAGE_PARENT
+from intone.errors import EXIT_CHECK_FAILED
 from intone.log import say, table
 from intone.model.checkpoint import list_checkpoints
 from intone.paths import read_json, read_lines
@@ -24,11 +25,11 @@ from intone.records import read_log
 
 COMMAND = "python -m intone.bench.drills"
 NAME, TWIN = "drill", "undisturbed"
-STAGES = ("base", "mid", "sft")
 # when to strike: after a new save (the run gets on), after new steps (work is lost), while it starts
 MOMENTS = ("save", "step", "step", "start")
 TARGETS = ("supervisor", "worker", "group")
 WAIT_S = 240.0  # for the next save or step; a start with planning takes under 60 s
+DELAY_S = 4.0  # the longest random wait after it
 ORPHAN_S = 5.0  # a worker must be gone this long after its supervisor
 
 
@@ -37,6 +38,7 @@ class Strike:
     """One kill: what was hit and where the run stood."""
 
     number: int
+    at_s: float  # since the drill began
     target: str
     moment: str
     stage: str
@@ -46,19 +48,31 @@ class Strike:
 class Drill:
     """One run under attack, in a home of its own."""
 
-    def __init__(self, home: Path, arguments: Sequence[str], rng: random.Random) -> None:
+    def __init__(self, home: Path, command: Sequence[str], rng: random.Random, *, delay_s: float) -> None:
+        """command: the words after intone. delay_s: the longest random wait after the moment that was waited for."""
         self.home = home
         self.folder = home / "runs" / NAME
-        self._arguments = ["run", "--name", NAME, *arguments]
+        self._command = [*command, "--name", NAME]
         self._rng = rng
+        self._delay_s = delay_s
+        self._began_s = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
 
     def strike(self, number: int) -> Strike | None:
-        """Starts the run where it is not at work, waits for a moment, kills; None where the run ended before."""
+        """Starts the run where it is not at work, waits for a moment, kills; None where the run ended before.
+
+        A run that gave up after several kills without a new save is started again, once, as a person would. Raises
+        TimeoutError where a worker outlives its supervisor.
+        """
         process = self._running()
         moment = self._rng.choice(MOMENTS)
         if not self._wait_for(moment, process):
-            return None
+            if process.returncode != EXIT_CHECK_FAILED:
+                return None
+            process = self._running()
+            if not self._wait_for(moment, process):
+                return None
+        at_s = time.monotonic() - self._began_s
         target = self._rng.choice(TARGETS)
         workers = process_tree(process.pid)[1:]
         stage, step = self.place()
@@ -75,7 +89,7 @@ class Drill:
             process.wait()
         if target != "worker":
             wait_until(lambda: not any(map(is_alive, workers)), ORPHAN_S, "a worker outlived its supervisor")
-        return Strike(number, target, moment, stage, step)
+        return Strike(number, round(at_s, 1), target, moment, stage, step)
 
     def finish(self) -> int:
         """Lets the run end -> its exit code."""
@@ -86,40 +100,43 @@ class Drill:
     def place(self) -> tuple[str, int]:
         """The stage at work and its last logged step."""
         place = ("planning", 0)
-        for stage in STAGES:
+        for stage in stages_of(self.folder):
             steps = last_steps(self.folder / stage)
             if steps:
                 place = (stage, steps)
+        if (self.folder / "eval" / "lock").exists():
+            place = ("evaluation", 0)
         return place
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
-            self._process = start(self.home, self._arguments)
+            self._process = start(self.home, self._command)
         return self._process
 
     def _wait_for(self, moment: str, process: subprocess.Popen[bytes]) -> bool:
         """False where the run ended while waiting."""
-        before = (num_saves(self.folder), self.place())
-        deadline_s = time.monotonic() + (self._rng.uniform(0.5, 6.0) if moment == "start" else WAIT_S)
+        before = (newest_saves(self.folder), self.place())
+        early_s = self._rng.uniform(0.5, 0.5 + 1.5 * self._delay_s)
+        deadline_s = time.monotonic() + (early_s if moment == "start" else WAIT_S)
         while time.monotonic() < deadline_s:
             if process.poll() is not None:
                 return False
-            now = (num_saves(self.folder), self.place())
+            now = (newest_saves(self.folder), self.place())
             if (moment == "save" and now[0] != before[0]) or (moment == "step" and now[1] != before[1]):
-                time.sleep(self._rng.uniform(0.0, 4.0))
+                time.sleep(self._rng.uniform(0.0, self._delay_s))
                 return process.poll() is None
             time.sleep(0.05)
         return process.poll() is None
 
 
-def start(home: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    """`intone ARGUMENTS` in its own process group, output to home/drill.log."""
+def start(home: Path, words: Sequence[str]) -> subprocess.Popen[bytes]:
+    """`intone WORDS` in its own process group, output to home/drill.log."""
     environment = {**os.environ, "INTONE_HOME": str(home)}
     search = [str(PACKAGE_PARENT), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(part for part in search if part)
     with open(home / "drill.log", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "intone", *arguments],
+            [sys.executable, "-m", "intone", *words],
             env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
 
@@ -152,15 +169,21 @@ def last_steps(folder: Path) -> int:
     return next((row["step"] for row in reversed(rows) if row.get("kind") == "step"), 0)
 
 
-def num_saves(run_folder: Path) -> tuple[str, ...]:
-    """The newest complete save of every stage."""
-    return tuple(saves[-1].name if (saves := list_checkpoints(run_folder / stage)) else "" for stage in STAGES)
+def stages_of(run_folder: Path) -> list[str]:
+    """The stages of a run in their order; none where the run has not been made yet."""
+    path = run_folder / "run.json"
+    return list(read_json(path)["stages"]) if path.exists() else []
+
+
+def newest_saves(run_folder: Path) -> list[str]:
+    """The newest complete save of every stage that has one."""
+    return [saves[-1].name for stage in stages_of(run_folder) if (saves := list_checkpoints(run_folder / stage))]
 
 
 def differences(folder: Path, twin: Path) -> list[str]:
     """What is not as it must be: a step logged not exactly once, or a number or weight unlike the twin's."""
     found = []
-    for stage in STAGES:
+    for stage in stages_of(folder):
         rows, others = (read_log(place / stage / "log.jsonl", "step") for place in (folder, twin))
         steps = [row["step"] for row in rows]
         wanted = list(range(1, read_json(folder / stage / "config.json")["steps"] + 1))
@@ -183,26 +206,33 @@ def weights(folder: Path, name: str) -> str:
     return str(manifest["files"][name]["sha256"])
 
 
-def kill_drill(home: Path, arguments: Sequence[str], *, rounds: int, seed: int) -> dict[str, Any]:
-    """Strikes rounds times, lets the run finish, runs its twin and compares -> a report as JSON holds it."""
+def kill_drill(
+    home: Path, verb: Sequence[str], settings: Sequence[str], *, rounds: int, seed: int, delay_s: float = DELAY_S
+) -> dict[str, Any]:
+    """Strikes rounds times, lets the run finish, runs its twin and compares -> a report as JSON holds it.
+
+    verb: run, or train and its stage; settings: the flags behind it, which the twin takes from the run.
+    """
     home.mkdir(parents=True, exist_ok=True)
-    drill = Drill(home, arguments, random.Random(seed))
+    drill = Drill(home, [*verb, *settings], random.Random(seed), delay_s=delay_s)
     strikes: list[Strike] = []
+    problems = []
     began_s = time.monotonic()
-    while len(strikes) < rounds:
-        struck = drill.strike(len(strikes) + 1)
-        if struck is None:
-            break
-        strikes.append(struck)
-        say(f"kill {struck.number} of {rounds}: {struck.target}, {struck.stage} step {struck.step}")
+    try:
+        while len(strikes) < rounds and (struck := drill.strike(len(strikes) + 1)) is not None:
+            strikes.append(struck)
+            say(f"kill {struck.number} of {rounds}: {struck.target}, {struck.stage} step {struck.step}")
+    except TimeoutError as problem:
+        problems.append(str(problem))
     code = drill.finish()
-    problems = [] if code == 0 else [f"the run ended with exit code {code}, see {home / 'drill.log'}"]
+    if code:
+        problems.append(f"the run ended with exit code {code}, see {home / 'drill.log'}")
     if len(strikes) < rounds:
         problems.append(f"the run ended after {len(strikes)} of {rounds} kills: give it more --minutes")
     seconds = time.monotonic() - began_s
     if code == 0:
         say("finished; now the same plan undisturbed")
-        twin_code = start(home, ["run", "--like", NAME, "--name", TWIN]).wait()
+        twin_code = start(home, [*verb, "--like", NAME, "--name", TWIN]).wait()
         if twin_code:
             problems.append(f"the undisturbed run ended with exit code {twin_code}")
         else:
@@ -229,9 +259,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments += ["--threads", str(asked.threads)]
     with tempfile.TemporaryDirectory(prefix="intone-drill-") as temporary:
         home = (asked.home or Path(temporary)).absolute()
-        report = kill_drill(home, arguments, rounds=asked.rounds, seed=asked.seed)
-    rows = [[str(k["number"]), k["target"], k["moment"], k["stage"], str(k["step"])] for k in report["kills"]]
-    print(table(rows, header=["kill", "target", "waited for", "stage", "step"]))
+        report = kill_drill(home, ["run"], arguments, rounds=asked.rounds, seed=asked.seed)
+    rows = [
+        [str(k["number"]), f"{k['at_s']:.1f} s", k["target"], k["moment"], k["stage"], str(k["step"])]
+        for k in report["kills"]
+    ]
+    print(table(rows, header=["kill", "at", "target", "waited for", "stage", "step"]))
     for problem in report["problems"]:
         print(problem)
     word = "passed: finished, one row per step, bitwise those of the undisturbed run" if report["passed"] else "FAILED"
