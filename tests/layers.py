@@ -6,7 +6,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "paths", "log", "config", "verbs"),
     ("fields", "settings", "records", "runs", "recipe"),
     ("report",),
-    ("system", "child", "rates", "hardware", "dist", "peak"),
+    ("system", "child", "blocks", "rates", "hardware", "dist", "peak"),
     ("model", "data"),
     ("prepare",),
     ("engine",),

@@ -93,10 +93,10 @@ def test_a_second_worker_ends_at_once_and_leaves_the_folder_alone(tiny_job, tmp_
     assert sorted(path.name for path in folder.iterdir()) == ["choices.json", "config.json", "lock"]
 
 
-@pytest.mark.parametrize("words", [[], ["a", "b"]])
+@pytest.mark.parametrize("words", [[], ["a", "b"], ["a", "--life"], ["a", "--live", "b"]])
 def test_anything_but_one_folder_is_answered_with_the_usage(words, capsys):
     assert worker.main(words) == 2
-    assert capsys.readouterr().err == "usage: python -m intone.worker FOLDER\n"
+    assert capsys.readouterr().err == "usage: python -m intone.worker FOLDER [--live]\n"
 
 
 @pytest.mark.parametrize(

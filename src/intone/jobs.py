@@ -13,11 +13,12 @@ from pathlib import Path
 
 from intone.child import PACKAGE_PARENT
 from intone.errors import UserError
-from intone.paths import FolderLock, read_lines
+from intone.paths import FolderLock, disk_errors, read_lines
 from intone.records import Outcome, read_outcome, write_outcome
 
 # a worker's exit status says what its outcome.json could not where the disk is full; every other outcome: 1
 EXIT_CODES = {"done": 0, "bad_input": 2, "disk_full": errno.ENOSPC, "stopped": 130}
+LIVE = "--live"  # the worker's flag for blocks on command
 GRACE_S = 20.0  # from a polite signal to SIGKILL: a save of the largest model we train on a CPU takes under 5 s
 
 
@@ -108,7 +109,18 @@ def start(folder: Path, env: Mapping[str, str] | None = None, limits: Limits | N
 
     An outcome.json of an earlier try is removed: a job has one outcome, that of its last try.
     """
-    limits = limits or Limits()
+    return _start(folder, env, limits or Limits(), live=False)
+
+
+def start_live(folder: Path, env: Mapping[str, str] | None = None, limits: Limits | None = None) -> Job:
+    """Starts a worker that does the job in blocks on command: Job.process has pipes at stdin and stdout.
+
+    prove/live.py speaks with it. Its stderr goes to FOLDER/live.log. limits.seconds counts from wait() on.
+    """
+    return _start(folder, env, limits or Limits(), live=True)
+
+
+def _start(folder: Path, env: Mapping[str, str] | None, limits: Limits, *, live: bool) -> Job:
     (folder / "outcome.json").unlink(missing_ok=True)
     variables = {**os.environ, **(env or {}), "INTONE_PARENT": str(os.getpid())}
     search = [str(PACKAGE_PARENT), variables.get("PYTHONPATH", "")]
@@ -121,14 +133,22 @@ def start(folder: Path, env: Mapping[str, str] | None = None, limits: Limits | N
         read_end, ours = os.pipe()
         variables["INTONE_PARENT_PIPE"] = str(read_end)
         theirs = (read_end,)
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "intone.worker", str(folder)],  # -P: no module comes from where the person stands
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr.fileno() if has_stderr() else subprocess.DEVNULL,
-        stderr=None if has_stderr() else subprocess.DEVNULL,
-        pass_fds=theirs,
-    )
+    command = [sys.executable, "-P", "-m", "intone.worker", str(folder)]  # -P: no module from where the person stands
+    if live:
+        with disk_errors(folder), open(folder / "live.log", "ab") as log:
+            process = subprocess.Popen(
+                [*command, LIVE], env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                pass_fds=theirs,
+            )  # fmt: skip
+    else:
+        process = subprocess.Popen(
+            command,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno() if has_stderr() else subprocess.DEVNULL,
+            stderr=None if has_stderr() else subprocess.DEVNULL,
+            pass_fds=theirs,
+        )
     for descriptor in theirs:
         os.close(descriptor)
     return Job(folder, process, limits, ours)

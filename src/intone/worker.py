@@ -1,4 +1,7 @@
-"""One process of one job folder: `python -m intone.worker FOLDER` does what config.json says, writes outcome.json."""
+"""One process of one job folder: `python -m intone.worker FOLDER` does what config.json says, writes outcome.json.
+
+With --live behind the folder it does the job in blocks, on command, and says how long each took (blocks.py).
+"""
 
 import contextlib
 import errno
@@ -13,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from intone.blocks import Exchange
 from intone.child import die_with_parent
 from intone.errors import DiskFull, UserError
-from intone.jobs import EXIT_CODES, last_step
+from intone.jobs import EXIT_CODES, LIVE, last_step
 from intone.log import human_bytes, say
 from intone.paths import FolderLock, read_json, write_atomic
 from intone.records import Outcome, write_outcome
@@ -48,20 +52,26 @@ class StopFlag:
 
 def main(argv: list[str]) -> int:
     """Runs the job in the one folder of argv; returns the exit code."""
-    if len(argv) != 1:
-        say("usage: python -m intone.worker FOLDER")
+    if len(argv) not in (1, 2) or argv[1:] not in ([], [LIVE]):
+        say(f"usage: python -m intone.worker FOLDER [{LIVE}]")
         return 2
     folder = Path(argv[0]).absolute()
     die_with_parent()
     limit_memory()
     stop = StopFlag()
+    exchange = Exchange.on_standard_streams() if LIVE in argv else None
     try:
         lock = FolderLock(folder / "lock", what="this job folder")
     except UserError as error:
         say(str(error))
-        return EXIT_CODES["disk_full" if isinstance(error, DiskFull) else "bad_input"]
+        outcome = Outcome("disk_full" if isinstance(error, DiskFull) else "bad_input", None, error.message, error.fix)
+        if exchange is not None:
+            exchange.fail(outcome)
+        return EXIT_CODES[outcome.outcome]
     with lock:
-        outcome = run_guarded(folder, stop)
+        outcome = run_guarded(folder, stop, exchange)
+        if exchange is not None and outcome.outcome != "done":
+            exchange.fail(outcome)
         with contextlib.suppress(DiskFull):  # the parent then derives the outcome from the exit status
             write_outcome(folder, outcome)
     if outcome.outcome not in ("done", "stopped"):
@@ -69,10 +79,10 @@ def main(argv: list[str]) -> int:
     return EXIT_CODES.get(outcome.outcome, 1)
 
 
-def run_guarded(folder: Path, stop: StopFlag) -> Outcome:
+def run_guarded(folder: Path, stop: StopFlag, exchange: Exchange | None = None) -> Outcome:
     """The job, with every way to fail turned into its one outcome."""
     try:
-        return run_job(folder, stop)
+        return run_job(folder, stop) if exchange is None else run_live(folder, stop, exchange)
     except DiskFull as error:
         return Outcome("disk_full", last_step(folder), error.message, error.fix)
     except UserError as error:
@@ -110,6 +120,21 @@ def run_job(folder: Path, stop: StopFlag) -> Outcome:
 
         return generate_job(folder, config)
     raise UserError(f"unknown job {kind!r} in {folder / 'config.json'}", value=kind, fix="train, evaluate or generate")
+
+
+def run_live(folder: Path, stop: StopFlag, exchange: Exchange) -> Outcome:
+    """The job in blocks, on command. Nothing is saved, so a signal ends it at once."""
+    stop.at_once = True
+    kind = read_json(folder / "config.json").get("job")
+    if kind == "train":
+        from intone.train.live import live_training
+
+        return live_training(folder, exchange)
+    if kind == "generate":
+        from intone.engine.live import live_generation
+
+        return live_generation(folder, exchange)
+    raise UserError(f"job {kind!r} in {folder / 'config.json'} cannot run live", value=kind, fix="train or generate")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -364,3 +364,32 @@ def test_an_error_of_the_prefetching_thread_reaches_the_consumer(tmp_path: Path)
     assert [next(steps)[0], next(steps)[0]] == [0, 1]
     with pytest.raises(OSError, match="the disk went away"):
         next(steps)
+
+
+def test_a_paused_prefetcher_makes_nothing_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    rows = Rows([make(tmp_path, "a", texts([3, 40, 17, 9, 30, 44]))], 16, 0)
+    made: list[int] = []
+    good = rows.rows
+
+    def counted(first: int, count: int) -> Batch:
+        made.append(first)
+        return good(first, count)
+
+    rows.rows = counted  # type: ignore[method-assign]
+    with Prefetcher(rows, 3, depth=2) as steps:
+        next(steps)
+        with steps.paused():
+            before = list(made)
+            for _ in range(len(before) - 1):
+                next(steps)  # what is ready can be had, and makes room for more
+            threading.Event().wait(0.05)  # that nothing happens can only be seen by waiting
+            assert made == before
+        assert [next(steps)[0] for _ in range(5)] == list(range(len(before), len(before) + 5))
+
+
+def test_a_paused_prefetcher_can_be_closed(tmp_path: Path) -> None:
+    steps = Prefetcher(Rows([make(tmp_path, "a", texts([30, 44]))], 16, 0), 3)
+    with steps.paused():
+        steps.close()
+    with pytest.raises(StopIteration):
+        next(steps)

@@ -395,14 +395,14 @@ def test_a_stage_begins_with_the_weights_of_the_one_before(make_job, train, text
     train(before)
     start = newest_checkpoint(before)[0]
     begun = {}
-    real = loop.Trainer._steps
+    real = loop.Trainer.advance
 
-    def steps(self):
+    def steps(self, batches, last_step):
         begun.update({name: value.clone() for name, value in self.model.state_dict().items()})
         begun.update({name: value.clone() for name, value in self.optimizer.state_tensors().items()})
-        return real(self)
+        return real(self, batches, last_step)
 
-    monkeypatch.setattr(loop.Trainer, "_steps", steps)
+    monkeypatch.setattr(loop.Trainer, "advance", steps)
     after = make_job(
         "sft", stage="sft", steps=2, data=(str(text_files / "talks"),), init_from=str(before),
         keep_optimizer=keep_optimizer, samples=("the cat",),

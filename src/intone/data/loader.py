@@ -1,5 +1,6 @@
 """The one seeded sequence of training rows: batches cut from it, prefetched in the background, exactly resumable."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator
@@ -155,6 +156,9 @@ class Prefetcher:
         self._rows, self._rows_per_step = rows, rows_per_step
         self._ready: queue.Queue[tuple[int, Batch] | BaseException] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
+        self._may_work = threading.Event()
+        self._may_work.set()
+        self._turn = threading.Lock()  # held while a batch is made
         self._thread = threading.Thread(target=self._work, args=(first_step,), name="prefetch", daemon=True)
         self._thread.start()
 
@@ -170,9 +174,21 @@ class Prefetcher:
             raise item
         return item
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No batch is made inside the with block; waits for one that is being made. What is ready stays ready."""
+        self._may_work.clear()
+        with self._turn:
+            pass
+        try:
+            yield
+        finally:
+            self._may_work.set()
+
     def close(self) -> None:
         """Stops and joins the thread; batches made ahead are thrown away. Calling it twice is harmless."""
         self._closed.set()
+        self._may_work.set()
         while self._thread.is_alive():
             while not self._ready.empty():  # makes room for a thread that waits to put
                 self._ready.get_nowait()
@@ -187,7 +203,11 @@ class Prefetcher:
     def _work(self, step: int) -> None:
         try:
             while not self._closed.is_set():
-                batch = self._rows.rows(step * self._rows_per_step, self._rows_per_step)
+                self._may_work.wait()
+                with self._turn:
+                    if not self._may_work.is_set():
+                        continue  # paused between the two lines above
+                    batch = self._rows.rows(step * self._rows_per_step, self._rows_per_step)
                 self._ready.put((step, batch))
                 step += 1
         except BaseException as error:  # handed to the consumer, who is told and stops

@@ -19,10 +19,7 @@ def generate_job(folder: Path, config: dict[str, Any]) -> Outcome:
     config: from (job folder of a training), tokenizer (folder), prompts, dtype (fp32 | bf16), sampling (fields of
     Request). One line per prompt: prompt, completions [{text, ids, reason}].
     """
-    model = load_model(Path(config["from"]), dtype=config.get("dtype", "fp32"), device=torch.device("cpu"))
-    tokenizer = Tokenizer.load(Path(config["tokenizer"]))
-    requests = [Request(prompt=prompt, **config.get("sampling", {})) for prompt in config["prompts"]]
-    engine = Engine(model, tokenizer)
+    engine, requests = open_engine(config)
     (folder / "completions.jsonl").unlink(missing_ok=True)
     try:
         for prompt, completions in zip(config["prompts"], engine.generate(requests), strict=True):
@@ -31,3 +28,11 @@ def generate_job(folder: Path, config: dict[str, Any]) -> Outcome:
     finally:
         engine.close()
     return Outcome("done", None)
+
+
+def open_engine(config: dict[str, Any]) -> tuple[Engine, list[Request]]:
+    """The engine and the requests of a generate job; the caller closes the engine."""
+    model = load_model(Path(config["from"]), dtype=config.get("dtype", "fp32"), device=torch.device("cpu"))
+    tokenizer = Tokenizer.load(Path(config["tokenizer"]))
+    requests = [Request(prompt=prompt, **config.get("sampling", {})) for prompt in config["prompts"]]
+    return Engine(model, tokenizer), requests

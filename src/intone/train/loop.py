@@ -1,8 +1,9 @@
 """The training loop of base, mid and SFT: executes config.json and choices.json of a job folder, decides nothing."""
 
+import contextlib
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +14,9 @@ from intone.config import TrainJob
 from intone.data.loader import Batch, Prefetcher, Rows
 from intone.data.shards import TokenSet
 from intone.data.tokenizer import Tokenizer
-from intone.errors import Damaged, UserError, unknown_name
+from intone.errors import Damaged, UserError
 from intone.log import human_bytes, human_count, human_duration, say
-from intone.model.attention import BACKENDS, Backend
+from intone.model.attention import Backend
 from intone.model.checkpoint import (
     Checkpoint,
     discard_after,
@@ -31,8 +32,9 @@ from intone.paths import read_json, write_json
 from intone.records import Choices, EventRow, Outcome, Segment, StepRow, cut_log, log_row, read_choices, read_log
 from intone.train.evaluation import evaluate_stage
 from intone.train.memory import peak_bytes, reset_peak
+from intone.train.plan import check_segments, pick_device
 from intone.train.schedule import scale_at
-from intone.train.step import DTYPES, StepResult, TrainStep
+from intone.train.step import DTYPES, StepResult, TrainStep, step_lag
 
 MAX_NOT_FINITE = 3  # skipped steps in a row that end the run
 PROGRESS_EVERY_S = 5.0
@@ -67,20 +69,16 @@ class Pending:
     data_s: float
 
 
-def step_lag(device: torch.device, dtype: str) -> int:
-    """How many steps later a loss is read: 1 on a device with a queue, which would otherwise run empty.
-
-    fp16 needs to know at once whether a step overflowed: its loss scale must not depend on when it was read.
-    """
-    return 0 if device.type == "cpu" or dtype == "fp16" else 1
-
-
 @dataclass
 class Trainer:
-    """One stage in one process. run() is called once and returns how it ended."""
+    """One stage in one process. run() is called once and returns how it ended; train/live.py goes step by step.
+
+    on_step is called after every step with its row and the number of its supervised tokens.
+    """
 
     folder: Path
     should_stop: Callable[[], bool]
+    on_step: Callable[[StepRow, int], None] | None = None
     job: TrainJob = field(init=False)
     choices: Choices = field(init=False)
     progress: Progress = field(init=False, default_factory=Progress)
@@ -92,19 +90,11 @@ class Trainer:
 
         Raises UserError for a job that cannot run here; MemoryError and torch's out-of-memory errors pass through.
         """
-        self.job = TrainJob.from_json(read_json(self.folder / "config.json"))
-        self.choices = read_choices(self.folder)
-        check_segments(self.choices)
-        self.device = pick_device(self.choices)
-        self._open_data()
-        self._build_model()
-        self._restore()
-        gc.collect()
-        gc.freeze()  # everything alive now stays: collections in the loop need not look at it
-        try:
-            stopped = self._steps()
-        finally:
-            gc.unfreeze()
+        self.set_up()
+        with self.batches() as batches:
+            if self.progress.step:
+                self._between_steps()  # an evaluation that was due after the restored save may be missing
+            stopped = self.advance(batches, self.job.steps)
         if stopped is not None:
             return stopped
         if self.job.keep:
@@ -116,6 +106,16 @@ class Trainer:
         return Outcome("done", self.progress.step)
 
     # --- setting up -------------------------------------------------------------------------------------------
+
+    def set_up(self) -> None:
+        """Reads the folder, builds model and optimizer, and takes over the newest save."""
+        self.job = TrainJob.from_json(read_json(self.folder / "config.json"))
+        self.choices = read_choices(self.folder)
+        check_segments(self.choices)
+        self.device = pick_device(self.choices)
+        self._open_data()
+        self._build_model()
+        self.restore()
 
     def _open_data(self) -> None:
         job = self.job
@@ -144,12 +144,15 @@ class Trainer:
             torch.set_num_threads(first.threads)
         self.model = GPT(job.model).to(self.device)
         self.model.ensure_positions(max(job.context, job.model.context))
-        self.model.init_weights(job.seed)
         self.model.compute_dtype = DTYPES[first.dtype]
-        self.optimizer = Optimizer(self.model, job.optim)
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
         """The newest good save of this job, else the weights it starts from, else the random start."""
+        self.model.init_weights(self.job.seed)
+        self.optimizer = Optimizer(self.model, self.job.optim)
+        self.progress = Progress()
+        self.runner: TrainStep | None = None
+        self.segment: Segment | None = None  # of the runner
         remove_leftovers(self.folder)
         checkpoint, problems = newest_checkpoint(self.folder)
         if checkpoint is not None:
@@ -201,45 +204,57 @@ class Trainer:
 
     # --- steps ------------------------------------------------------------------------------------------------
 
-    def _steps(self) -> Outcome | None:
-        """All steps that are left; an outcome where they end early."""
-        job, progress = self.job, self.progress
+    @contextlib.contextmanager
+    def batches(self) -> Iterator[Prefetcher]:
+        """The batches of the steps that are left, made in the background, with clocks and peak memory set back."""
         self.started_s = self.last_save_s = time.monotonic()
-        self.base_elapsed_s = progress.elapsed_s
+        self.base_elapsed_s = self.progress.elapsed_s
         self.last_line_s = 0.0
         self.recent_step_s: float | None = None
         self.num_timed = 0
         self.last_finish_s = 0.0
-        segment: Segment | None = None
-        runner: TrainStep | None = None
-        waiting: list[Pending] = []  # steps the device was given and whose loss was not read yet
+        gc.collect()
+        gc.freeze()  # everything alive now stays: collections in the loop need not look at it
         reset_peak(self.device)
-        if progress.step:
-            self._between_steps()  # an evaluation that was due after the restored save may be missing
-        with Prefetcher(self.rows, job.rows_per_step, progress.step) as batches:
-            while progress.step + len(waiting) < job.steps:
-                begin_s = time.perf_counter()
-                planned = self.choices.segment_at(progress.step + len(waiting))
-                if runner is None or planned is not segment:
-                    runner, segment = self._runner(planned), planned
-                step, batch = next(batches)
-                data_s = time.perf_counter() - begin_s
-                scale = scale_at(job.schedule, step, job.steps)
-                waiting.append(Pending(runner.run(batch, scale), batch, scale.lr, begin_s, data_s))
-                stopping = self.should_stop()
-                lag = 0 if stopping or self._is_due(step + 1) else step_lag(self.device, planned.dtype)
-                while len(waiting) > lag:
-                    outcome = self._finish_step(runner, waiting.pop(0))
-                    if outcome is not None:
-                        return outcome
-                if waiting:
-                    continue
-                self._between_steps()
-                if stopping and progress.step < job.steps:
-                    if job.keep:
-                        self._save()
-                    return Outcome("stopped", progress.step, "stopped by a signal; the same command goes on from here")
+        try:
+            with Prefetcher(self.rows, self.job.rows_per_step, self.progress.step) as batches:
+                yield batches
+        finally:
+            gc.unfreeze()
+
+    def advance(self, batches: Prefetcher, last_step: int) -> Outcome | None:
+        """Steps until last_step is done and its loss is read; an outcome where they end early."""
+        job, progress = self.job, self.progress
+        waiting: list[Pending] = []  # steps the device was given and whose loss was not read yet
+        while progress.step + len(waiting) < last_step:
+            begin_s = time.perf_counter()
+            runner = self._runner_at(progress.step + len(waiting))
+            step, batch = next(batches)
+            data_s = time.perf_counter() - begin_s
+            scale = scale_at(job.schedule, step, job.steps)
+            waiting.append(Pending(runner.run(batch, scale), batch, scale.lr, begin_s, data_s))
+            stopping = self.should_stop()
+            read_now = stopping or step + 1 == last_step or self._is_due(step + 1)
+            lag = 0 if read_now else step_lag(self.device, self.choices.segment_at(step).dtype)
+            while len(waiting) > lag:
+                outcome = self._finish_step(runner, waiting.pop(0))
+                if outcome is not None:
+                    return outcome
+            if waiting:
+                continue
+            self._between_steps()
+            if stopping and progress.step < job.steps:
+                if job.keep:
+                    self._save()
+                return Outcome("stopped", progress.step, "stopped by a signal; the same command goes on from here")
         return None
+
+    def _runner_at(self, step: int) -> TrainStep:
+        """The step function of the segment that computes this step."""
+        planned = self.choices.segment_at(step)
+        if self.runner is None or planned is not self.segment:
+            self.runner, self.segment = self._runner(planned), planned
+        return self.runner
 
     def _runner(self, segment: Segment) -> TrainStep:
         """The step function of a segment. A new one means other code, never another computation."""
@@ -290,6 +305,8 @@ class Trainer:
             skipped=not applied,
         )
         log_row(self.folder / "log.jsonl", row)
+        if self.on_step is not None:
+            self.on_step(row, result.num_supervised)
         self._progress_line(row)
         if progress.num_not_finite < MAX_NOT_FINITE:
             return None
@@ -380,24 +397,3 @@ class Trainer:
     def _event(self, event: str, message: str) -> None:
         say(f"{event}: {message}")
         log_row(self.folder / "log.jsonl", EventRow(self.progress.step, event, message))
-
-
-def check_segments(choices: Choices) -> None:
-    """Raises UserError for a segment that no code here can compute: a typing error must not become another plan."""
-    for segment in choices.segments:
-        if segment.dtype not in DTYPES:
-            raise unknown_name("dtype", segment.dtype, DTYPES)
-        if segment.attention not in BACKENDS:
-            raise unknown_name("attention backend", segment.attention, BACKENDS)
-        if segment.device_batch < 1:
-            rows = segment.device_batch
-            raise UserError(f"device_batch is {rows}, it must be at least 1", value=rows)
-
-
-def pick_device(choices: Choices) -> torch.device:
-    """The device that was settled for the job. Raises UserError where it is not here."""
-    name = choices.settings["device"].value if "device" in choices.settings else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("this job was settled for a CUDA device and there is none here", value=name)
-    return torch.device(name)
-

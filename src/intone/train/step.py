@@ -33,6 +33,14 @@ class StepResult:
         return value if np.isfinite(value) else None
 
 
+def step_lag(device: torch.device, dtype: str) -> int:
+    """How many steps later a loss is read: 1 on a device with a queue, which would otherwise run empty.
+
+    fp16 needs to know at once whether a step overflowed: its loss scale must not depend on when it was read.
+    """
+    return 0 if device.type == "cpu" or dtype == "fp16" else 1
+
+
 class TrainStep:
     """Runs steps with one plan: dtype, compiled or not, rows per micro-batch.
 

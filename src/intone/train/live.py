@@ -1,0 +1,171 @@
+"""Training on command: the same Trainer, which does a block of steps when it is told to and says how long they took."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from intone.blocks import Exchange, whole_number
+from intone.data.loader import Prefetcher
+from intone.errors import UserError, unknown_name
+from intone.model.checkpoint import list_checkpoints
+from intone.rates import waiter
+from intone.records import Outcome, StepRow
+from intone.train.loop import Trainer
+from intone.train.memory import peak_bytes, reset_peak
+from intone.train.plan import check_segments
+
+WARM_STEPS = 2  # allocator and caches settle in them, as in the trials of tune
+PLAN = ("device_batch", "compiled", "threads", "dtype", "attention")  # what a block may ask to compute otherwise
+COMMAND = ("steps", "plan", "restart")
+# several micro-batches in one process each compile; torch gives up compiling one function after 8 shapes, silently
+NUM_COMPILED = 256
+
+
+class LiveTraining:
+    """One training job in a process that waits for commands. serve() is called once.
+
+    A block answers {steps, seconds, tokens (positions), supervised (tokens learned), losses (None: not finite),
+    peak_bytes (of this block), first_step (optimizer steps done before it)}. Blocks go on with the same run; with
+    "restart": true the job begins again at its start, without compiling again. "plan" changes how this and later
+    blocks are computed, never what.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._trainer = Trainer(folder, should_stop=lambda: False, on_step=self._note)
+        self._rows: list[tuple[StepRow, int]] = []
+
+    def serve(self, exchange: Exchange) -> Outcome:
+        """Answers blocks until it is told to end -> how it ended. Errors pass through, as those of Trainer.run."""
+        allow_many_shapes()
+        trainer = self._trainer
+        if list_checkpoints(trainer.folder):
+            raise UserError(
+                f"{trainer.folder} has saves: blocks on command would spoil its log",
+                value=str(trainer.folder),
+                fix="copy config.json and choices.json to a folder of their own",
+            )
+        trainer.set_up()
+        trainer.job = replace(trainer.job, keep=0)  # a block neither saves nor evaluates
+        commands = exchange.blocks(COMMAND)
+        block: dict[str, Any] | None = None
+        while True:
+            with trainer.batches() as batches:
+                if block is None:
+                    first_s, warm_s = (self._timed(batches, steps)[0] for steps in (1, WARM_STEPS))
+                    exchange.ready(first_s, warm_s, self._facts())
+                else:
+                    exchange.answer(self._block(batches, block))
+                block = self._until_restart(exchange, commands, batches)
+            if block is None:
+                return Outcome("done", trainer.progress.step)
+            trainer.restore()
+
+    def _until_restart(
+        self, exchange: Exchange, commands: Iterator[dict[str, Any]], batches: Prefetcher
+    ) -> dict[str, Any] | None:
+        """Answers blocks that go on -> the first that begins again, None at the end."""
+        while True:
+            with batches.paused():  # nothing works here while another process is measured
+                block = next(commands, None)
+            if block is None or block.get("restart"):
+                return block
+            exchange.answer(self._block(batches, block))
+
+    def _block(self, batches: Prefetcher, command: dict[str, Any]) -> dict[str, Any]:
+        steps = whole_number(command, "steps", 1)
+        trainer = self._trainer
+        if "plan" in command:
+            self._change_plan(command["plan"])
+        first_step = trainer.progress.step
+        seconds, rows = self._timed(batches, steps)
+        return {
+            "steps": steps,
+            "seconds": seconds,
+            "tokens": steps * trainer.job.rows_per_step * trainer.job.context,
+            "supervised": sum(num_supervised for _, num_supervised in rows),
+            "losses": [row.loss for row, _ in rows],
+            "peak_bytes": peak_bytes(trainer.device),
+            "first_step": first_step,
+        }
+
+    def _timed(self, batches: Prefetcher, steps: int) -> tuple[float, list[tuple[StepRow, int]]]:
+        """(seconds, rows) of these steps, nothing queued on the device before or after them."""
+        trainer = self._trainer
+        first_step = trainer.progress.step
+        if first_step + steps > trainer.job.steps:
+            raise UserError(
+                f"{steps:,} steps from step {first_step:,} on go beyond the {trainer.job.steps:,} of the job",
+                value=steps,
+                fix="give the job more steps, or begin again with restart",
+            )
+        wait = waiter(trainer.device)
+        self._rows = []
+        reset_peak(trainer.device)
+        wait()
+        begin_s = time.perf_counter()
+        outcome = trainer.advance(batches, first_step + steps)
+        wait()
+        seconds = time.perf_counter() - begin_s
+        if outcome is not None:
+            raise EndedEarly(outcome)
+        return seconds, self._rows
+
+    def _note(self, row: StepRow, num_supervised: int) -> None:
+        self._rows.append((row, num_supervised))
+
+    def _change_plan(self, plan: Any) -> None:
+        """Adds a segment from the next step on where the plan differs. Raises UserError for what no segment has."""
+        trainer = self._trainer
+        if not isinstance(plan, dict):
+            raise UserError(f"plan {plan!r} is not an object", value=plan)
+        for name in plan:
+            if name not in PLAN:
+                raise unknown_name("plan setting", name, PLAN)
+        step = trainer.progress.step
+        now = trainer.choices.segment_at(step)
+        if all(getattr(now, name) == value for name, value in plan.items()):
+            return
+        trainer.choices = trainer.choices.with_segment(replace(now, from_step=step, reason="asked for a block", **plan))
+        check_segments(trainer.choices)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the measured process says about itself."""
+        trainer = self._trainer
+        segment = trainer.choices.segment_at(trainer.progress.step)
+        on_cuda = trainer.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(trainer.device) if on_cuda else trainer.device.type,
+            "torch": torch.__version__,
+            "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+            "tokens_per_step": trainer.job.rows_per_step * trainer.job.context,
+            "threads": torch.get_num_threads(),
+            **{name: getattr(segment, name) for name in PLAN if name != "threads"},
+        }
+
+
+class EndedEarly(Exception):
+    """The trainer ended by itself within a block."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.message)
+        self.outcome = outcome
+
+
+def live_training(folder: Path, exchange: Exchange) -> Outcome:
+    """The job in folder, block by block on command -> how it ended. Raises UserError."""
+    try:
+        return LiveTraining(folder).serve(exchange)
+    except EndedEarly as early:
+        return early.outcome
+
+
+def allow_many_shapes() -> None:
+    """Lets one process compile many shapes, and makes it an error instead of silent eager code where it cannot."""
+    config = torch._dynamo.config
+    config.recompile_limit = NUM_COMPILED
+    config.accumulated_recompile_limit = 4 * NUM_COMPILED
+    config.fail_on_recompile_limit_hit = True

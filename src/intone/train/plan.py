@@ -1,0 +1,28 @@
+"""What a job's plan needs to be computable here: names that some code knows, and a device that is there."""
+
+import torch
+
+from intone.errors import UserError, unknown_name
+from intone.model.attention import BACKENDS
+from intone.records import Choices
+from intone.train.step import DTYPES
+
+
+def check_segments(choices: Choices) -> None:
+    """Raises UserError for a segment that no code here can compute: a typing error must not become another plan."""
+    for segment in choices.segments:
+        if segment.dtype not in DTYPES:
+            raise unknown_name("dtype", segment.dtype, DTYPES)
+        if segment.attention not in BACKENDS:
+            raise unknown_name("attention backend", segment.attention, BACKENDS)
+        if segment.device_batch < 1:
+            rows = segment.device_batch
+            raise UserError(f"device_batch is {rows}, it must be at least 1", value=rows)
+
+
+def pick_device(choices: Choices) -> torch.device:
+    """The device that was settled for the job. Raises UserError where it is not here."""
+    name = choices.settings["device"].value if "device" in choices.settings else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("this job was settled for a CUDA device and there is none here", value=name)
+    return torch.device(name)
