@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("serve",),
     ("optimise",),
     ("bench",),
-    ("pipeline", "planning", "forecast"),
+    ("pipeline", "planning", "ground", "forecast"),
     ("api", "corpus"),
     ("cli",),
     ("__main__",),

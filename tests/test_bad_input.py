@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from intone import cli, pipeline, planning
+from intone import cli, ground, pipeline, planning
 from intone.errors import DiskFull
 from intone.hardware import Facts
 from intone.model.checkpoint import list_checkpoints, verify
@@ -303,7 +303,7 @@ def test_a_disk_that_fills_while_text_is_tokenised_leaves_no_run_and_no_half_set
     (tmp_path / "much.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
     (small_disk / "filler").write_bytes(bytes(15 * 2**19))
     data = f"--data {tmp_path}/much.jsonl.gz --val {files}/good.jsonl --sft {files}/talk.jsonl"
-    monkeypatch.setattr(planning.TrialRunner, "run", lambda *_, **__: TrialResult([2.0], 0.1, 0.1, None))
+    monkeypatch.setattr(ground.TrialRunner, "run", lambda *_, **__: TrialResult([2.0], 0.1, 0.1, None))
     assert cli.main(f"{RUN} --json --minutes 1 {data}".split()) == 2
     out, _ = capsys.readouterr()
     answer = json.loads(out.splitlines()[-1])

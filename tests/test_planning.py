@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from intone import planning, prepare, recipe
+from intone import ground, planning, prepare, recipe
 from intone.config import model_config
 from intone.data.chat import Message
 from intone.data.shards import ensure_token_set
@@ -45,12 +45,12 @@ def machine(home, monkeypatch):
     """A known machine on which every trial step takes a tenth of a second; returns the trials that were run."""
     trials = []
 
-    def run(runner, dtype, *, compiled, attention, num_steps):
-        trials.append((dtype, compiled, attention, num_steps))
+    def run(runner, dtype, *, compiled, num_steps, kernels="torch"):
+        trials.append((dtype, compiled, kernels, num_steps))
         return TrialResult([2.0] * num_steps, STEP_S, STEP_S, None)
 
     monkeypatch.setattr(planning, "load_facts", lambda: FACTS)
-    monkeypatch.setattr(planning.TrialRunner, "run", run)
+    monkeypatch.setattr(ground.TrialRunner, "run", run)
     return trials
 
 
@@ -75,7 +75,7 @@ def settings_of(cls, values):
 
 
 def test_what_was_asked_for_stays_and_the_rest_is_the_recipes():
-    settled = planning.Settled(FACTS, {})
+    settled = ground.Settled(FACTS, {})
     origins = {"depth": asked(3), "context": AUTO, "vocab_size": AUTO}
     depth, context, vocab = planning.settle_size(settled, origins, FACTS, 4.0, is_starter=False)
     assert (depth, context, vocab) == (
@@ -89,7 +89,7 @@ def test_more_minutes_and_a_faster_machine_never_give_a_smaller_model():
     def depth(rate, minutes):
         facts = planning.replace(FACTS, fp32_flops_per_s=rate, bf16_flops_per_s=None)
         origins = {name: AUTO for name in ("depth", "context", "vocab_size")}
-        return planning.settle_size(planning.Settled(facts, {}), origins, facts, minutes, is_starter=False)[0]
+        return planning.settle_size(ground.Settled(facts, {}), origins, facts, minutes, is_starter=False)[0]
 
     depths = [depth(rate, minutes) for rate in (None, 5e10, 5e12, 5e14) for minutes in (3, 300)]
     assert depths == sorted(depths)
@@ -129,7 +129,7 @@ def test_a_micro_batch_larger_than_the_step_is_refused_before_anything_is_made()
     config = model_config("modern", depth=1, vocab_size=300, context=32)
     origins = {"batch_tokens": asked(256), "device_batch": asked(9)}
     with pytest.raises(UserError) as caught:
-        planning.settle_steps(planning.Settled(FACTS, {}), origins, config, 1.0)
+        planning.settle_steps(ground.Settled(FACTS, {}), origins, config, 1.0)
     assert str(caught.value) == "device_batch 9 is more than the 8 rows of a step\n  fix: use --device-batch 8 or auto"
 
 
@@ -175,30 +175,30 @@ def test_text_that_would_be_seen_very_often_is_refused_and_often_is_said(sets, c
 
 def test_time_outside_the_steps_grows_with_compiling_and_slow_steps():
     config = model_config("modern", depth=1, vocab_size=300, context=32)
-    ground = planning.Ground(config, None, None, "cpu", "fp32", 1, False, 3, 8, 0.1, 0.1, {})
-    plain = planning.fixed_seconds(ground)
-    assert plain > 4 * planning.WORKER_S
-    assert planning.fixed_seconds(planning.replace(ground, compiled=True)) == plain + 3 * planning.WARM_COMPILE_S
-    slow = planning.fixed_seconds(planning.replace(ground, eager_step_s=0.2))
-    assert slow - 4 * planning.WORKER_S == pytest.approx(2 * (plain - 4 * planning.WORKER_S))
+    eager = ground.Ground(config, None, None, "cpu", "fp32", 1, "torch", "sdpa", False, 3, 8, 0.1, 0.1, {})
+    plain = ground.fixed_seconds(eager)
+    assert plain > 4 * ground.WORKER_S
+    assert ground.fixed_seconds(planning.replace(eager, compiled=True)) == plain + 3 * ground.WARM_COMPILE_S
+    slow = ground.fixed_seconds(planning.replace(eager, eager_step_s=0.2))
+    assert slow - 4 * ground.WORKER_S == pytest.approx(2 * (plain - 4 * ground.WORKER_S))
 
 
 def test_a_trial_that_does_not_run_says_what_to_make_smaller(machine, monkeypatch):
     def fail(*_, **__):
         raise NoTrial("memory ran out")
 
-    monkeypatch.setattr(planning.TrialRunner, "run", fail)
-    runner = planning.TrialRunner(None, "cpu", 1, 3, {}, None)
+    monkeypatch.setattr(ground.TrialRunner, "run", fail)
+    runner = ground.TrialRunner(None, "cpu", 1, 3, {}, None)
     with pytest.raises(UserError) as caught:
-        planning.timed_step(runner, "fp32", compiled=False)
-    assert caught.value.message == f"a trial of {planning.SPEED_STEPS} steps did not run: memory ran out"
+        ground.timed_step(runner, "fp32", compiled=False)
+    assert caught.value.message == f"a trial of {ground.SPEED_STEPS} steps did not run: memory ran out"
     assert caught.value.fix.startswith("use a smaller --depth")
 
 
 def test_the_gates_trial_serves_as_the_speed_trial():
-    runner = planning.TrialRunner(None, "cpu", 1, 3, {}, None)
-    runner.known["bf16", False, "sdpa", planning.GATE_STEPS] = TrialResult([2.0], 0.5, 0.25, None)
-    assert planning.timed_step(runner, "bf16", compiled=False) == 0.25
+    runner = ground.TrialRunner(None, "cpu", 1, 3, {}, None)
+    runner.known["bf16", False, "torch", ground.GATE_STEPS] = TrialResult([2.0], 0.5, 0.25, None)
+    assert ground.timed_step(runner, "bf16", compiled=False) == 0.25
 
 
 # --- whole plans ----------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_the_gates_trial_serves_as_the_speed_trial():
 def test_a_run_becomes_three_complete_jobs(machine, data, home, tmp_path):
     settings, origins = settings_of(RunSettings, {**ASKED, **data})
     plan = planning.plan_run(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
-    assert machine == [("fp32", False, "sdpa", planning.SPEED_STEPS)]
+    assert machine == [("fp32", False, "torch", ground.SPEED_STEPS)]
     assert list(plan.stages) == ["base", "mid", "sft"]
     jobs = {stage: job for stage, (job, _) in plan.stages.items()}
     assert sum(job.steps for job in jobs.values()) == plan.forecast["steps"] >= 30

@@ -19,7 +19,7 @@ from intone.records import Outcome, read_outcome, write_outcome
 # a worker's exit status says what its outcome.json could not where the disk is full; every other outcome: 1
 EXIT_CODES = {"done": 0, "bad_input": 2, "disk_full": errno.ENOSPC, "stopped": 130}
 LIVE = "--live"  # the worker's flag for blocks on command
-GRACE_S = 20.0  # from a polite signal to SIGKILL: a save of the largest model we train on a CPU takes under 5 s
+GRACE_S = 20.0  # from a polite signal to SIGKILL; guess: several times a save of the largest model a CPU trains
 
 
 @dataclass(frozen=True)

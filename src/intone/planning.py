@@ -11,7 +11,8 @@ from intone.config import ModelConfig, ScheduleConfig, TrainJob, model_config
 from intone.data.shards import TokenSet
 from intone.data.tokenizer import Tokenizer
 from intone.errors import UserError
-from intone.hardware import Facts, environment, load_facts
+from intone.ground import VAL_TOKENS, WORKER_S, Ground, Settled, fixed_seconds, settle_ground
+from intone.hardware import Facts, load_facts
 from intone.log import human_count, human_duration, say
 from intone.model.checkpoint import load_weights
 from intone.model.cost import train_flops_per_token
@@ -20,28 +21,8 @@ from intone.prepare import STARTER_VAL, Source, ensure_part, ensure_sets, ensure
 from intone.records import Choice, Choices, Segment, choice
 from intone.runs import find_stage
 from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings
-from intone.tune import compiling
-from intone.tune.precision import NoTrial
-from intone.tune.settle import (
-    compile_key,
-    fallbacks,
-    settle_compile,
-    settle_device,
-    settle_device_batch,
-    settle_dtype,
-    settle_threads,
-)
-from intone.tune.trial import TrialRunner, attention_for
-from intone.tune.trials import Trials
+from intone.tune.settle import fallbacks, settle_device, settle_device_batch
 
-SPEED_STEPS = 8  # of the speed trial: two warm, six timed
-GATE_STEPS = 12  # of the loss-trajectory gate, tune/precision.py
-# seconds of a worker from start to first step and from last step to its end, measured on two cores: 3.4 and 0.8
-WORKER_S = 4.5
-WARM_COMPILE_S = 6.0  # a stage that finds its compiled code in the cache, measured 5-7 s
-# an evaluation of 11 x 200 questions costs about as much as training on this many tokens (measured, LOG.md)
-EVALUATION_TOKENS = 200_000
-VAL_TOKENS = 65_536
 # times that a text is seen: repeating is nearly as good as new text up to 4 times (Muennighoff et al. 2023, abstract)
 MANY_EPOCHS = 4
 MAX_EPOCHS = 100  # guess: by then nothing but the text itself is learned
@@ -64,39 +45,6 @@ class Plan:
     stages: dict[str, tuple[TrainJob, Choices]]
     evaluation: dict[str, Any] | None
     forecast: dict[str, Any]
-
-
-@dataclass
-class Settled:
-    """Values settled so far, with their reasons, for choices.json."""
-
-    facts: Facts
-    choices: dict[str, Choice]
-
-    def put(self, name: str, settled: Choice) -> Any:
-        """Keeps a choice, says it if the machine decided, and returns its value."""
-        self.choices[name] = settled
-        if settled.origin in ("measured", "cached") or "auto" in settled.reason:
-            say(f"{name} {settled.value}: {settled.reason}")
-        return settled.value
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What every stage shares: the model, the tokenizer, how to compute, and how fast that is."""
-
-    config: ModelConfig
-    tokenizer_folder: Path
-    tokenizer: Tokenizer
-    device: str
-    dtype: str
-    threads: int
-    compiled: bool
-    device_batch: int
-    rows_per_step: int
-    step_s: float  # measured seconds per optimizer step as planned
-    eager_step_s: float
-    environment: dict[str, str]
 
 
 def plan_run(
@@ -295,89 +243,13 @@ def settle_batch_tokens(asked: Resolved, context: int, total_tokens: float) -> C
     return choice(asked)
 
 
-def settle_ground(
-    settled: Settled, settings: TrainingSettings, origins: Mapping[str, Resolved], config: ModelConfig,
-    tokenizer_folder: Path, tokenizer: Tokenizer, *, trial_data: Path, rows_per_step: int, device: str,
-    expected_steps: int,
-) -> Ground:  # fmt: skip
-    """dtype, threads, attention, compile and micro-batch, in this order, with the step time they lead to."""
-    facts, trials = settled.facts, Trials(settled.facts)
-    dtype_guess = "bf16" if origins["dtype"].value == "auto" else origins["dtype"].value
-    threads = settled.put("threads", settle_threads(origins["threads"], facts, config, trials, dtype=dtype_guess))
-    variables = {name: variable.value for name, variable in environment(facts, threads=threads).items()}
-    first_batch = settle_device_batch(
-        origins["device_batch"], facts, config, rows_per_step=rows_per_step, dtype=dtype_guess, compiled=False
-    )
-    trial_job = TrainJob(
-        stage="base", model=config, tokenizer=str(tokenizer_folder), tokenizer_hash=tokenizer.hash,
-        data=(str(trial_data),), val=None, context=config.context, steps=1, rows_per_step=rows_per_step,
-        optim=recipe.RUN_OPTIM, schedule=recipe.TRIAL_SCHEDULE, seed=settings.seed, keep=0,
-    )  # fmt: skip
-    runner = TrialRunner(trial_job, device, threads, first_batch.value, variables, facts.folder / "trials")
-    dtype = settled.put(
-        "dtype", settle_dtype(origins["dtype"], facts, config, trials, run_steps=runner.run_steps)
-    )
-    eager_s = timed_step(runner, dtype, compiled=False)
-    compile_choice = settle_compile(
-        origins["compile"], facts, config, trials, dtype=dtype, steps=expected_steps, eager_step_s=eager_s,
-        run_steps=runner.run_steps,
-    )  # fmt: skip
-    compiled = settled.put("compile", compile_choice) == "on"
-    step_s = eager_s
-    if compiled:
-        step_s = timed_step(runner, dtype, compiled=True)
-        if origins["compile"].value == "auto":
-            first_s = next(r.first_step_s for key, r in runner.known.items() if key[1])
-            cost_s = max(WARM_COMPILE_S, first_s)
-            if cost_s > 2 * WARM_COMPILE_S:  # a warm start says nothing about what a cold one costs
-                key = compile_key(facts, config, dtype)
-                compiling.remember(trials, key, eager_step_s=eager_s, compiled_step_s=step_s, compile_s=cost_s)
-            if step_s >= eager_s:
-                reason = f"compiled steps took {step_s:.3f} s, eager ones {eager_s:.3f} s"
-                compiled, step_s = False, eager_s
-                settled.put("compile", Choice("off", reason, "measured"))
-    attention = attention_for(device, compiled)
-    settled.put("attention", Choice(attention, "the faster one for this device and code, by rule (LOG.md)", "default"))
-    batch = settle_device_batch(
-        origins["device_batch"], facts, config, rows_per_step=rows_per_step, dtype=dtype, compiled=compiled
-    )
-    settled.put("device_batch", batch)
-    return Ground(
-        config, tokenizer_folder, tokenizer, device, dtype, threads, compiled, batch.value, rows_per_step, step_s,
-        eager_s, variables,
-    )  # fmt: skip
-
-
-def timed_step(runner: TrialRunner, dtype: str, *, compiled: bool) -> float:
-    """Seconds per optimizer step of the real worker; the gate's trial serves where it ran already."""
-    attention = attention_for(runner.device, compiled)
-    ran = runner.known.get((dtype, compiled, attention, GATE_STEPS))
-    if ran is not None:
-        return ran.step_s
-    try:
-        return runner.run(dtype, compiled=compiled, attention=attention, num_steps=SPEED_STEPS).step_s
-    except NoTrial as error:
-        raise UserError(
-            f"a trial of {SPEED_STEPS} steps did not run: {error}",
-            fix="use a smaller --depth, --context or --device-batch, or --dtype fp32 --compile off",
-        ) from None
-
-
-def fixed_seconds(ground: Ground, *, asks_skills: bool = True) -> float:
-    """Seconds of a run outside optimizer steps: starts of workers, evaluations, the final questions."""
-    starts = (4 if asks_skills else 3) * WORKER_S + (3 * WARM_COMPILE_S if ground.compiled else 0.0)
-    tokens_per_s = ground.rows_per_step * ground.config.context / ground.eager_step_s
-    # a forward pass alone takes a third of a training step; each of three stages measures VAL_TOKENS
-    return starts + (EVALUATION_TOKENS * asks_skills + 3 * VAL_TOKENS / 3) / tokens_per_s
-
-
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
 def enough(tokens: float) -> int:
     """Documents or conversations the generator should make for this many tokens, in steps so that sets are reused.
 
-    A document has about 79 tokens, a conversation 69, at 2,048 entries; repeated text is worse than new text.
+    A document has about 97 tokens and a conversation 90 at 1,024 entries; repeated text is worse than new text.
     """
     wanted = tokens / 60
     size = 10_000
@@ -443,7 +315,8 @@ def stage_choices(settled: Settled, ground: Ground) -> Choices:
         device_batch=ground.device_batch,
         compiled=ground.compiled,
         dtype=ground.dtype,  # type: ignore[arg-type]
-        attention=settled.choices["attention"].value,
+        attention=ground.attention,
+        kernels=ground.kernels,  # type: ignore[arg-type]
         reason="settled at the start of the run",
         threads=ground.threads,
     )

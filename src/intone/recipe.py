@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 from intone.config import OptimConfig, ScheduleConfig, model_config
 from intone.settings import Stage
 
-# all measured on two cores with depth 4, see LOG.md "starter recipe"
+# the starter shares of the runs in LOG.md "Starter recipe"; other shares were not compared. Those of text: guess
 STARTER_SHARES: dict[Stage, float] = {"base": 0.15, "mid": 0.15, "sft": 0.70}
 TEXT_SHARES: dict[Stage, float] = {"base": 0.70, "mid": 0.10, "sft": 0.20}
 
-STARTER_CONTEXT = 256  # the longest starter conversation has about 330 tokens, the mean 70
+STARTER_CONTEXT = 256  # 99 % of the starter conversations are shorter, the mean is 90 tokens at 1,024 entries
 TEXT_CONTEXT = 512
 MAX_DEPTH = 24
 MIN_DEPTH = 4
 # a closed world of 2,800 words and eleven skills: deeper models only learn it slower
 MAX_STARTER_DEPTH = 8
-# share of the measured matrix-product rate that training a small model reaches (0.35-0.5 on two cores, LOG.md)
+# share of the measured matrix-product rate that training a small model reaches: guess, before anything was timed
 USUAL_MFU = 0.4
 # tokens per parameter of matrices and head that a run should see before a deeper model pays; nanochat trains to 12,
 # time-boxed runs of minutes do better with wider models seen less often (reference: autoresearch)
@@ -26,7 +26,7 @@ TEXT_RATIO = 2.0
 # loss after 117 steps of 2,048 tokens at depth 4: 1.35 at 0.02, 1.31 at 0.04 (LOG.md)
 RUN_OPTIM = OptimConfig(matrix_lr=0.03)
 # rates of a loss-trajectory trial: at full rates from a cold start, rounding alone moves a loss by 5 % within
-# 12 steps, at a third fp32 and bf16 stay within 0.2 % unless something is wrong (LOG.md)
+# 12 steps, at a third fp32 and bf16 stay near unless something is wrong (LOG.md)
 TRIAL_SCHEDULE = ScheduleConfig(lr_scale=0.3)
 
 

@@ -108,6 +108,7 @@ class Segment:
     reason: str
     threads: int | None = None  # CPU threads; None: the library's own choice
     trials: tuple[str, ...] = ()  # ids of the trials that decided
+    kernels: Literal["torch", "native"] = "torch"  # native: our own on a CPU, for the training step and the update
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from intone.paths import write_json
 
 @pytest.fixture
 def in_blocks(random_model, byte_tokenizer, tmp_path, monkeypatch):
-    """in_blocks(*commands) -> (ready, answers, prompt lengths per pass); prompts of 2, 3 and 4 tokens, 5 new ones each."""
+    """in_blocks(*commands) -> (ready, answers, prompt lengths per pass); prompts of 2, 3, 4 tokens, 5 new ones each."""
     seen = []
 
     def opened(config):

@@ -1,7 +1,7 @@
 """The one GPT: every architecture option is a field of ModelConfig, training and cached decoding share its code."""
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,14 @@ from torch import Tensor, nn
 
 from intone.config import ModelConfig
 from intone.model.attention import Backend, attend, packed_mask, rotary_tables, rotate
+from intone.model.native import trunk as native
+from intone.model.native.ops import NarrowWeights
 
 SMEAR_CHANNELS = 24  # leading channels of the embedding that gate the smear (nanochat 92d63d4)
 VALUE_GATE_CHANNELS = 12  # leading channels of the block input that gate a value embedding (nanochat 92d63d4)
+
+
+Kernels = Literal["torch", "native"]
 
 
 class CacheView(Protocol):
@@ -67,6 +72,11 @@ class Attention(nn.Module):
         q, k, v = heads.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=2)
         return q, k, v
 
+    def gate(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, K): how much of its value embedding each key head adds, 0 to 3."""
+        assert self.value_gate is not None, "only blocks with a value embedding have a gate"
+        return 3 * torch.sigmoid(self.value_gate(x[..., :VALUE_GATE_CHANNELS]))
+
     def forward(
         self, x: Tensor, value: Tensor | None, cos: Tensor, sin: Tensor, mask: Tensor | None, backend: Backend,
         cache: CacheView | None, block: int,
@@ -74,9 +84,8 @@ class Attention(nn.Module):
         """x (B, T, D), value (B, T, K * C) or None -> (B, T, D)."""
         config = self.config
         q, k, v = self.project(x)
-        if value is not None and self.value_gate is not None:
-            gate = 3 * torch.sigmoid(self.value_gate(x[..., :VALUE_GATE_CHANNELS]))
-            v = v + gate.unsqueeze(-1) * value.unflatten(-1, (-1, config.head_width))
+        if value is not None:
+            v = v + self.gate(x).unsqueeze(-1) * value.unflatten(-1, (-1, config.head_width))
         q = norm(rotate(q, cos, sin), config.norm_eps) * config.qk_scale
         k = norm(rotate(k, cos, sin), config.norm_eps) * config.qk_scale
         if cache is None:
@@ -131,6 +140,8 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.attention_backend: Backend = "sdpa"
+        self.kernels: Kernels = "torch"  # native: training runs on model/native, in bfloat16 on a CPU
+        self.narrow_weights = NarrowWeights()
         width, vocab = config.width, config.padded_vocab
         kv_width = config.num_kv_heads * config.head_width
         self.embedding = nn.Embedding(vocab, width)
@@ -208,6 +219,8 @@ class GPT(nn.Module):
         -> loss_sum () float32 in nats, summed over supervised tokens, and num_supervised () int64.
         A row in which nothing is learned adds exactly zero to both and to every gradient.
         """
+        if self.kernels == "native":
+            return native.forward(self, self.narrow_weights, ids, targets, documents)
         logits = self.head_logits(self.trunk(ids, documents, None))
         flat = targets.flatten().long()
         loss_sum = F.cross_entropy(logits.flatten(0, 1), flat, ignore_index=-1, reduction="sum")

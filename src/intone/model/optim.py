@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from intone.config import OptimConfig
 from intone.model.gpt import GPT
+from intone.model.native.ops import call
 
 # Quintic coefficients, one triple per iteration. Source: Amsel et al. 2025, "The Polar Express"
 # (arXiv 2505.16932), five iterations, safety factor 2e-2
@@ -57,6 +58,7 @@ class Optimizer:
         self.groups = parameter_groups(model, config)
         self.num_steps = 0
         self.orthogonalise_dtype = torch.bfloat16 if model.compute_dtype == torch.bfloat16 else torch.float32
+        self.kernels = "torch"  # native: updates run on model/native/optimizer.cpp, where there is one
         self._muon: Callable[..., None] = torch.compile(muon_update, dynamic=False) if compiled else muon_update
         self._adamw: Callable[..., None] = torch.compile(adamw_update, dynamic=False) if compiled else adamw_update
         for group in self.groups:
@@ -70,6 +72,11 @@ class Optimizer:
         the host, so a device queue never waits for it.
         """
         self.num_steps += 1
+        if finite is not None and finite.device.type == "cpu":
+            if not finite:
+                self._forget_gradients()
+                return
+            finite = None
         apply = torch.ones(()) if finite is None else finite.to(torch.float32)
         for group in self.groups:
             if any(p.grad is None for p in group.params):
@@ -77,10 +84,17 @@ class Optimizer:
             if finite is not None:
                 for p in group.params:
                     p.grad = torch.where(finite, p.grad, 0.0)  # type: ignore[arg-type]
-            if group.kind == "muon":
+            if self.kernels == "native" and not self.config.plain_muon:
+                native_update(group, self, scale)
+            elif group.kind == "muon":
                 self._step_muon(group, scale, apply)
             else:
                 self._step_adamw(group, scale, apply)
+            for p in group.params:
+                p.grad = None
+
+    def _forget_gradients(self) -> None:
+        for group in self.groups:
             for p in group.params:
                 p.grad = None
 
@@ -169,6 +183,34 @@ def initial_state(group: Group, config: OptimConfig) -> dict[str, Tensor]:
         factored = (rows, 1) if rows >= columns else (1, columns)
         state["second_moment"] = first.new_zeros(len(group.params), *factored)
     return state
+
+
+def native_update(group: Group, optimizer: Optimizer, scale: StepScale) -> None:
+    """muon_update() or adamw_update() on the CPU kernels: one pass before the products and one after them."""
+    lr = group.lr * scale.lr
+    if group.kind == "muon":
+        rows, columns = group.params[0].shape
+        x = torch.empty(len(group.params), rows, columns, dtype=torch.bfloat16)
+        for i, p in enumerate(group.params):
+            call("intone_muon_before", p.grad, group.state["momentum"][i], x[i], rows, columns, float(scale.momentum))
+        x = orthogonalise(x, POLAR_EXPRESS).contiguous()
+        sums = torch.empty(max(rows, columns) + 16)
+        share = 1 - optimizer.config.second_moment
+        decay = group.weight_decay * scale.weight_decay
+        for i, p in enumerate(group.params):
+            second = group.state["second_moment"][i]
+            call("intone_muon_after", x[i], p, second, sums, rows, columns, float(lr), float(decay), float(share))
+    else:
+        beta1, beta2 = group.betas
+        size, unbias = lr / (1 - beta1**optimizer.num_steps), 1 / (1 - beta2**optimizer.num_steps)
+        for i, p in enumerate(group.params):
+            assert p.grad is not None and p.grad.is_contiguous(), "step() looked for the gradient"
+            call(
+                "intone_adamw", p, p.grad, group.state[f"first.{i}"], group.state[f"second.{i}"], p.numel(), size,
+                unbias, beta1, beta2, group.eps, 1 - lr * group.weight_decay,
+            )  # fmt: skip
+    # the kernels write behind PyTorch's back: who keeps something made from a parameter must see that it changed
+    torch.autograd.graph.increment_version(group.params)
 
 
 def scalar(value: float) -> Tensor:

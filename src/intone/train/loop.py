@@ -27,6 +27,8 @@ from intone.model.checkpoint import (
 )
 from intone.model.cost import train_flops_per_token
 from intone.model.gpt import GPT
+from intone.model.native.build import library
+from intone.model.native.shapes import shape_obstacle
 from intone.model.optim import Optimizer
 from intone.paths import read_json, write_json
 from intone.records import Choices, EventRow, Outcome, Segment, StepRow, cut_log, log_row, read_choices, read_log
@@ -137,6 +139,8 @@ class Trainer:
         if self.device.type == "cpu":
             # compiled embedding gradients on two threads otherwise differ on every repeat; not slower (CONTRACTS)
             torch.use_deterministic_algorithms(True)
+            # filling new memory hides bugs, not rounding, and takes 7 % of an eager step (LOG.md)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         elif job.deterministic:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
@@ -259,7 +263,11 @@ class Trainer:
     def _runner(self, segment: Segment) -> TrainStep:
         """The step function of a segment. A new one means other code, never another computation."""
         self.model.compute_dtype = DTYPES[segment.dtype]
-        self.model.attention_backend = cast(Backend, segment.attention)
+        self.model.kernels = self.optimizer.kernels = segment.kernels
+        if segment.kernels == "native":
+            self._check_kernels()
+        else:
+            self.model.attention_backend = cast(Backend, segment.attention)
         if segment.threads:
             torch.set_num_threads(segment.threads)
         if segment.from_step:
@@ -275,6 +283,13 @@ class Trainer:
         if segment.dtype == "fp16" and self.progress.loss_scale > 1.0:
             runner.loss_scale, runner.good_steps = self.progress.loss_scale, self.progress.good_steps
         return runner
+
+    def _check_kernels(self) -> None:
+        """Raises UserError where our kernels are planned and cannot be had on this machine for this model."""
+        obstacle = shape_obstacle(self.job.model)
+        if self.device.type != "cpu" or obstacle is not None:
+            raise UserError(obstacle or "our kernels need the model on the CPU", fix="use --kernels torch")
+        library()
 
     def _finish_step(self, runner: TrainStep, pending: Pending) -> Outcome | None:
         """Waits for a step, counts, logs and prints it; an outcome where too many in a row were not finite."""

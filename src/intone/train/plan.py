@@ -4,8 +4,10 @@ import torch
 
 from intone.errors import UserError, unknown_name
 from intone.model.attention import BACKENDS
-from intone.records import Choices
+from intone.records import Choices, Segment
 from intone.train.step import DTYPES
+
+KERNELS = ("torch", "native")
 
 
 def check_segments(choices: Choices) -> None:
@@ -13,11 +15,22 @@ def check_segments(choices: Choices) -> None:
     for segment in choices.segments:
         if segment.dtype not in DTYPES:
             raise unknown_name("dtype", segment.dtype, DTYPES)
-        if segment.attention not in BACKENDS:
+        if segment.kernels not in KERNELS:
+            raise unknown_name("kernels", segment.kernels, KERNELS)
+        if segment.kernels == "native":
+            check_native(segment)
+        elif segment.attention not in BACKENDS:
             raise unknown_name("attention backend", segment.attention, BACKENDS)
         if segment.device_batch < 1:
             rows = segment.device_batch
             raise UserError(f"device_batch is {rows}, it must be at least 1", value=rows)
+
+
+def check_native(segment: Segment) -> None:
+    """Raises UserError where our kernels cannot do what the segment says."""
+    if (segment.dtype, segment.compiled, segment.attention) != ("bf16", False, "native"):
+        how = f"{segment.dtype}, compiled {segment.compiled}, attention {segment.attention}"
+        raise UserError(f"our kernels run bf16, not compiled, attention native; the plan says {how}", value=how)
 
 
 def pick_device(choices: Choices) -> torch.device:

@@ -12,7 +12,7 @@ from intone.paths import write_json
 from intone.records import Choice, Choices, Segment, read_log, write_choices
 from intone.tune.precision import NoTrial
 
-TIMEOUT_S = 300.0  # ten times the slowest cold compile we have seen: 46 s, d4 on two busy cores
+TIMEOUT_S = 300.0  # six times the slowest cold compile we have seen: 46 s, d4 on two busy cores
 WARM_STEPS = 2  # allocator and caches settle in them
 
 
@@ -36,15 +36,20 @@ class TrialRunner:
     device_batch: int
     environment: Mapping[str, str]
     folder: Path
+    # by dtype, compiled, kernels, number of steps
     known: dict[tuple[str, bool, str, int], TrialResult] = field(default_factory=dict)
 
-    def run(self, dtype: str, *, compiled: bool, attention: str, num_steps: int) -> TrialResult:
+    def run(self, dtype: str, *, compiled: bool, num_steps: int, kernels: str = "torch") -> TrialResult:
         """Trains num_steps from the start. Raises NoTrial where the worker ended in another way than done."""
-        key = (dtype, compiled, attention, num_steps)
+        key = (dtype, compiled, kernels, num_steps)
         if key in self.known:
             return self.known[key]
-        say(f"trying {num_steps} steps: {'compiled' if compiled else 'eager'} {dtype}, attention {attention}")
-        segment = Segment(0, self.device_batch, compiled, dtype, attention, "trial", self.threads)  # type: ignore[arg-type]
+        attention = attention_for(self.device, compiled, kernels)
+        how = "our kernels" if kernels == "native" else f"attention {attention}"
+        say(f"trying {num_steps} steps: {'compiled' if compiled else 'eager'} {dtype}, {how}")
+        segment = Segment(
+            0, self.device_batch, compiled, dtype, attention, "trial", self.threads, kernels=kernels  # type: ignore[arg-type]
+        )
         settings = {"device": Choice(self.device, "trial", "default")}
         with jobs.trial_folder(self.folder) as folder:
             write_choices(folder, Choices(settings, (segment,), {}, dict(self.environment)))
@@ -65,14 +70,15 @@ class TrialRunner:
 
     def run_steps(self, dtype: str, compiled: bool, num_steps: int) -> list[float]:
         """The losses alone, as the gates of tune/precision.py ask for them."""
-        attention = attention_for(self.device, compiled)
-        return self.run(dtype, compiled=compiled, attention=attention, num_steps=num_steps).losses
+        return self.run(dtype, compiled=compiled, num_steps=num_steps).losses
 
 
-def attention_for(device: str, compiled: bool) -> str:
-    """The attention backend by rule: plain products fuse with mask and softmax when compiled on a CPU.
+def attention_for(device: str, compiled: bool, kernels: str = "torch") -> str:
+    """The attention backend by rule: our kernels bring theirs; on a CPU compiled products fuse with mask and softmax.
 
     At depth 4, 8 rows of 256 tokens, bf16 on two cores: compiled products 9,060 tokens/s, compiled fused kernel
     7,570; eager the two are equal (LOG.md).
     """
+    if kernels == "native":
+        return "native"
     return "products" if device == "cpu" and compiled else "sdpa"

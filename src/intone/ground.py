@@ -1,0 +1,159 @@
+"""Settles how training is computed here: threads, dtype, kernels, compiling, micro-batch; and its step time"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intone import recipe
+from intone.config import ModelConfig, TrainJob
+from intone.data.tokenizer import Tokenizer
+from intone.errors import UserError
+from intone.hardware import Facts, environment
+from intone.log import say
+from intone.records import Choice
+from intone.settings import Resolved, TrainingSettings
+from intone.tune import compiling
+from intone.tune.kernels import settle_kernels
+from intone.tune.precision import NoTrial
+from intone.tune.settle import compile_key, settle_compile, settle_device_batch, settle_dtype, settle_threads
+from intone.tune.trial import TrialRunner, attention_for
+from intone.tune.trials import Trials
+
+SPEED_STEPS = 8  # of the speed trial: two warm, six timed
+GATE_STEPS = 12  # of the loss-trajectory gate, tune/precision.py
+WORKER_S = 4.5  # guess: a worker from its start to its first step, and from its last step to its end
+WARM_COMPILE_S = 6.0  # guess: a stage that finds its compiled code in the cache
+# guess: an evaluation of 11 x 200 questions costs about as much as training on this many tokens
+EVALUATION_TOKENS = 200_000
+VAL_TOKENS = 65_536
+
+
+@dataclass
+class Settled:
+    """Values settled so far, with their reasons, for choices.json."""
+
+    facts: Facts
+    choices: dict[str, Choice]
+
+    def put(self, name: str, settled: Choice) -> Any:
+        """Keeps a choice, says it if the machine decided, and returns its value."""
+        self.choices[name] = settled
+        if settled.origin in ("measured", "cached") or "auto" in settled.reason:
+            say(f"{name} {settled.value}: {settled.reason}")
+        return settled.value
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What every stage shares: the model, the tokenizer, how to compute, and how fast that is."""
+
+    config: ModelConfig
+    tokenizer_folder: Path
+    tokenizer: Tokenizer
+    device: str
+    dtype: str
+    threads: int
+    kernels: str
+    attention: str
+    compiled: bool
+    device_batch: int
+    rows_per_step: int
+    step_s: float  # measured seconds per optimizer step as planned
+    eager_step_s: float
+    environment: dict[str, str]
+
+
+def settle_ground(
+    settled: Settled, settings: TrainingSettings, origins: Mapping[str, Resolved], config: ModelConfig,
+    tokenizer_folder: Path, tokenizer: Tokenizer, *, trial_data: Path, rows_per_step: int, device: str,
+    expected_steps: int,
+) -> Ground:  # fmt: skip
+    """threads, dtype, kernels, compile and micro-batch, in this order, with the step time they lead to."""
+    facts, trials = settled.facts, Trials(settled.facts)
+    dtype_guess = "bf16" if origins["dtype"].value == "auto" else origins["dtype"].value
+    threads = settled.put("threads", settle_threads(origins["threads"], facts, config, trials, dtype=dtype_guess))
+    variables = {name: variable.value for name, variable in environment(facts, threads=threads).items()}
+    first_batch = settle_device_batch(
+        origins["device_batch"], facts, config, rows_per_step=rows_per_step, dtype=dtype_guess, compiled=False
+    )
+    trial_job = TrainJob(
+        stage="base", model=config, tokenizer=str(tokenizer_folder), tokenizer_hash=tokenizer.hash,
+        data=(str(trial_data),), val=None, context=config.context, steps=1, rows_per_step=rows_per_step,
+        optim=recipe.RUN_OPTIM, schedule=recipe.TRIAL_SCHEDULE, seed=settings.seed, keep=0,
+    )  # fmt: skip
+    runner = TrialRunner(trial_job, device, threads, first_batch.value, variables, facts.folder / "trials")
+    dtype = settled.put(
+        "dtype", settle_dtype(origins["dtype"], facts, config, trials, run_steps=runner.run_steps)
+    )
+    eager_s = step_s = timed_step(runner, dtype, compiled=False)
+    kernels_choice = settle_kernels(
+        origins["kernels"], origins["compile"], facts, config, trials, dtype=dtype, runner=runner
+    )
+    kernels = settled.put("kernels", kernels_choice)
+    compiled = False
+    if kernels == "native":
+        step_s = timed_step(runner, dtype, compiled=False, kernels=kernels)
+        settled.put("compile", Choice("off", "our kernels leave little to compile, and need no compiling", "default"))
+    else:
+        compiled, step_s = settle_compiled(
+            settled, origins["compile"], config, trials, runner, dtype, expected_steps=expected_steps, eager_s=eager_s
+        )
+    attention = attention_for(device, compiled, kernels)
+    reason = "our kernels" if kernels == "native" else "the faster one for this device and code, by rule (LOG.md)"
+    settled.put("attention", Choice(attention, reason, "default"))
+    batch = settle_device_batch(
+        origins["device_batch"], facts, config, rows_per_step=rows_per_step, dtype=dtype, compiled=compiled
+    )
+    settled.put("device_batch", batch)
+    return Ground(
+        config, tokenizer_folder, tokenizer, device, dtype, threads, kernels, attention, compiled, batch.value,
+        rows_per_step, step_s, eager_s, variables,
+    )  # fmt: skip
+
+
+def settle_compiled(
+    settled: Settled, asked: Resolved, config: ModelConfig, trials: Trials, runner: TrialRunner, dtype: str, *,
+    expected_steps: int, eager_s: float,
+) -> tuple[bool, float]:  # fmt: skip
+    """(whether to compile, seconds per step then); a compiled step that is no faster after all is not taken."""
+    choice = settle_compile(
+        asked, settled.facts, config, trials, dtype=dtype, steps=expected_steps, eager_step_s=eager_s,
+        run_steps=runner.run_steps,
+    )  # fmt: skip
+    if settled.put("compile", choice) != "on":
+        return False, eager_s
+    step_s = timed_step(runner, dtype, compiled=True)
+    if asked.value != "auto":
+        return True, step_s
+    first_s = next(result.first_step_s for key, result in runner.known.items() if key[1])
+    if first_s > 2 * WARM_COMPILE_S:  # a warm start says nothing about what a cold one costs
+        key = compile_key(settled.facts, config, dtype)
+        compiling.remember(trials, key, eager_step_s=eager_s, compiled_step_s=step_s, compile_s=first_s)
+    if step_s < eager_s:
+        return True, step_s
+    reason = f"compiled steps took {step_s:.3f} s, eager ones {eager_s:.3f} s"
+    settled.put("compile", Choice("off", reason, "measured"))
+    return False, eager_s
+
+
+def timed_step(runner: TrialRunner, dtype: str, *, compiled: bool, kernels: str = "torch") -> float:
+    """Seconds per optimizer step of the real worker; the gate's trial serves where it ran already."""
+    ran = runner.known.get((dtype, compiled, kernels, GATE_STEPS))
+    if ran is not None:
+        return ran.step_s
+    try:
+        return runner.run(dtype, compiled=compiled, kernels=kernels, num_steps=SPEED_STEPS).step_s
+    except NoTrial as error:
+        raise UserError(
+            f"a trial of {SPEED_STEPS} steps did not run: {error}",
+            fix="use a smaller --depth, --context or --device-batch, or --dtype fp32 --compile off",
+        ) from None
+
+
+def fixed_seconds(ground: Ground, *, asks_skills: bool = True) -> float:
+    """Seconds of a run outside optimizer steps: starts of workers, evaluations, the final questions."""
+    starts = (4 if asks_skills else 3) * WORKER_S + (3 * WARM_COMPILE_S if ground.compiled else 0.0)
+    tokens_per_s = ground.rows_per_step * ground.config.context / ground.eager_step_s
+    # a forward pass alone takes a third of a training step; each of three stages measures VAL_TOKENS
+    return starts + (EVALUATION_TOKENS * asks_skills + 3 * VAL_TOKENS / 3) / tokens_per_s

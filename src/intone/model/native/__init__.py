@@ -1,0 +1,1 @@
+"""Our own CPU kernels in C++: built once per machine, checked against plain PyTorch, used where they are faster"""

@@ -1,0 +1,276 @@
+"""The CPU kernels as differentiable functions of tensors; each says which plain PyTorch it equals"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from intone.model.native.build import library
+
+HEAD_ROWS = 1024  # rows of logits at a time: 16 MiB at 8,192 entries stay in the last cache, 15.3 us a row (LOG.md)
+PARTS = 64  # of the sums in intone_norm_backward
+
+
+class Shape(ctypes.Structure):
+    """struct Shape of attention.cpp."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            *("rows", "positions", "heads", "kv_heads", "width"),
+            *("q_row", "q_position", "kv_row", "kv_position", "d_row", "d_position"),
+        )
+    ]
+
+
+def call(name: str, *arguments: Tensor | int | float | ctypes.Structure | None) -> None:
+    """Calls a kernel: tensors as pointers, ints as int64, floats as float32; the number of threads goes last."""
+    words: list[Any] = []
+    for value in arguments:
+        if value is None:
+            words.append(ctypes.c_void_p(0))
+        elif isinstance(value, Tensor):
+            words.append(ctypes.c_void_p(value.data_ptr()))
+        elif isinstance(value, ctypes.Structure):
+            words.append(ctypes.byref(value))
+        else:
+            words.append(ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_float(value))
+    getattr(library(), name)(*words, torch.get_num_threads())
+
+
+def first_visible(documents: Tensor | None, rows: int, positions: int, window: int) -> Tensor:
+    """(B, T) int32: the first key that each query sees: its window's begin or its document's, whichever is later.
+
+    documents (B, T) numbers the segments of each row, which lie one after the other; None: a row is one document.
+    """
+    place = torch.arange(positions, dtype=torch.int32)
+    first = (place - (window - 1)).clamp_min(0).expand(rows, positions)
+    if documents is not None:
+        starts = torch.zeros(rows, positions, dtype=torch.int32)
+        starts[:, 1:] = torch.where(documents[:, 1:] != documents[:, :-1], place[1:], 0)
+        first = torch.maximum(first, starts.cummax(1).values)
+    return first.contiguous()
+
+
+class Attend(torch.autograd.Function):
+    """heads (B, T, H + 2 K, C) bfloat16, queries, keys and values side by side -> (B, T, H, C).
+
+    Query t sees keys first[b, t] to t of its row. K divides H, C is a multiple of 16.
+    Equals attention.attend() under attention.packed_mask(), with sums and softmax in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, first: Tensor, kv_heads: int) -> Tensor:
+        rows, positions, total, width = heads.shape
+        shape = Shape(rows, positions, total - 2 * kv_heads, kv_heads, width, *heads.stride()[:2] * 3)
+        q, k, v = heads.split((shape.heads, kv_heads, kv_heads), dim=2)
+        out = torch.empty(rows, positions, shape.heads, width, dtype=heads.dtype)
+        log_sum = torch.empty(rows, shape.heads, positions)
+        call("intone_attention_forward", q, k, v, first, out, log_sum, shape, width**-0.5)
+        ctx.save_for_backward(heads, first, out, log_sum)
+        ctx.shape = shape
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None]:
+        heads, first, out, log_sum = ctx.saved_tensors
+        parts = (ctx.shape.heads, ctx.shape.kv_heads, ctx.shape.kv_heads)
+        d_heads = torch.empty_like(heads)
+        call(
+            "intone_attention_backward", *heads.split(parts, dim=2), first, out, d_out.contiguous(), log_sum,
+            *d_heads.split(parts, dim=2), ctx.shape, ctx.shape.width**-0.5,
+        )  # fmt: skip
+        return d_heads, None, None
+
+
+class Heads(torch.autograd.Function):
+    """qkv (B, T, H + 2 K, C) bfloat16 -> the same shape: queries and keys rotated, normed, times qk_scale; values plus
+    gate (B, T, K) float32 times value (B, T, K * C), both or neither None.
+
+    cos and sin (T, C / 2) float32. Equals gpt.Attention between its first product and attend(), computed in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, gate: Tensor | None, value: Tensor | None, cos: Tensor, sin: Tensor, kv_heads: int,
+        qk_scale: float, eps: float,
+    ) -> Tensor:  # fmt: skip
+        rows, positions, total, width = qkv.shape
+        num_heads = total - 2 * kv_heads
+        heads = torch.empty_like(qkv)
+        scale = torch.empty(rows, positions, num_heads + kv_heads)
+        ctx.sizes = (rows * positions, positions, num_heads, kv_heads, width, qk_scale)
+        call("intone_heads_forward", qkv, cos, sin, gate, value, heads, scale, *ctx.sizes, eps)
+        ctx.save_for_backward(heads, cos, sin, gate, value, scale)
+        return heads
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_heads: Tensor) -> tuple[Tensor | None, ...]:
+        heads, cos, sin, gate, value, scale = ctx.saved_tensors
+        # attention has just made this gradient and nobody else holds it
+        d_gate, d_value = (None, None) if value is None else (torch.empty_like(gate), torch.empty_like(value))
+        call("intone_heads_backward", heads, cos, sin, gate, value, scale, d_heads, d_gate, d_value, *ctx.sizes)
+        return d_heads, d_gate, d_value, None, None, None, None, None
+
+
+class AddNorm(torch.autograd.Function):
+    """x, h (..., D) bfloat16 -> (x + h, its norm)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, h: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        total, normed, scale = torch.empty_like(x), torch.empty_like(x), torch.empty(x.shape[:-1])
+        width = x.shape[-1]
+        ctx.sizes = (x.numel() // width, width)
+        call("intone_norm_forward", x, h, None, 1.0, 0.0, total, None, normed, scale, *ctx.sizes, eps)
+        ctx.save_for_backward(total, scale)
+        ctx.set_materialize_grads(False)
+        return total, normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_total: Tensor | None, d_normed: Tensor) -> tuple[Tensor, Tensor, None]:
+        total, scale = ctx.saved_tensors
+        d_x = torch.empty_like(total)
+        call(
+            "intone_norm_backward", total, None, None, 1.0, 0.0, scale, d_normed.contiguous(), d_total, None, d_x, None,
+            None, *ctx.sizes,
+        )  # fmt: skip
+        return d_x, d_x, None
+
+
+class MixNorm(torch.autograd.Function):
+    """total = x + h (h None: x); mixed = a * total + b * x0 -> (total, mixed, its norm), all (..., D) bfloat16.
+
+    a, b () float32. Equals gpt.scaled_sum() and gpt.norm() after the addition; total is None where h is.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, h: Tensor | None, x0: Tensor, a: Tensor, b: Tensor, eps: float
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        total = None if h is None else torch.empty_like(x)
+        mixed, normed, scale = torch.empty_like(x), torch.empty_like(x), torch.empty(x.shape[:-1])
+        width = x.shape[-1]
+        ctx.sizes = (x.numel() // width, width)
+        ctx.factors = (float(a), float(b))
+        call("intone_norm_forward", x, h, x0, *ctx.factors, total, mixed, normed, scale, *ctx.sizes, eps)
+        ctx.save_for_backward(mixed, x if total is None else total, x0, scale)
+        ctx.has_h = h is not None
+        ctx.set_materialize_grads(False)
+        return total, mixed, normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, d_total: Tensor | None, d_mixed: Tensor | None, d_normed: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        mixed, total, x0, scale = ctx.saved_tensors
+        d_x, d_x0 = torch.empty_like(mixed), torch.empty_like(mixed)
+        sums = torch.empty(PARTS, 2, dtype=torch.float64)
+        call(
+            "intone_norm_backward", mixed, total, x0, *ctx.factors, scale, d_normed.contiguous(), d_mixed, d_total, d_x,
+            d_x0, sums, *ctx.sizes,
+        )  # fmt: skip
+        d_a, d_b = sums.sum(0).float()
+        return d_x, d_x if ctx.has_h else None, d_x0, d_a, d_b, None
+
+
+class ReluSquare(torch.autograd.Function):
+    """x bfloat16, a multiple of 16 values -> max(x, 0) squared."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        call("intone_relu_square_forward", x, out, x.numel())
+        ctx.save_for_backward(x)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        d_x = torch.empty_like(x)
+        call("intone_relu_square_backward", x, d_out.contiguous(), d_x, x.numel())
+        return d_x
+
+
+class NarrowLinear(torch.autograd.Function):
+    """x (N, D) bfloat16 @ narrow (M, D) transposed -> (N, M); narrow holds the float32 weights (M_i, D) one below the
+    other in bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, narrow: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, narrow)
+        ctx.sizes = [len(weight) for weight in weights]
+        return x @ narrow.t()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, narrow = ctx.saved_tensors
+        parts = (d_out.t() @ x).split(ctx.sizes)
+        return d_out @ narrow, None, *(part.float() for part in parts)
+
+
+class HeadLoss(torch.autograd.Function):
+    """x (N, D) bfloat16, weight (V, D) float32, targets (N,) with -1 = not learned -> loss_sum () float32, nats.
+
+    The head, the softcap and the cross entropy in one: logits exist for HEAD_ROWS supervised rows at a time, and both
+    gradients are computed on the way, so the backward pass only scales them. Rows that are not learned cost nothing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, narrow: Tensor, targets: Tensor, vocab_size: int, softcap: float
+    ) -> Tensor:
+        learned = targets >= 0
+        every = bool(learned.all())
+        rows = x if every else x[learned]
+        wanted = (targets if every else targets[learned]).to(torch.int32).contiguous()
+        losses = torch.empty(len(rows))
+        d_rows = torch.empty_like(rows)
+        d_weight = torch.zeros_like(weight)
+        buffer = torch.empty(min(HEAD_ROWS, len(rows)), len(weight), dtype=x.dtype)
+        for begin in range(0, len(rows), HEAD_ROWS):
+            part = rows[begin : begin + HEAD_ROWS]
+            logits = torch.mm(part, narrow.t(), out=buffer[: len(part)])
+            call(
+                "intone_cross_entropy", logits, wanted[begin:], losses[begin:], len(part), vocab_size, len(weight),
+                float(softcap),
+            )  # fmt: skip
+            torch.mm(logits, narrow, out=d_rows[begin : begin + len(part)])
+            call("intone_add_narrow", d_weight, logits.t() @ part, d_weight.numel())
+        d_x = d_rows
+        if not every:
+            d_x = torch.zeros_like(x)
+            d_x[learned] = d_rows
+        ctx.save_for_backward(d_x, d_weight)
+        return losses.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        d_x, d_weight = ctx.saved_tensors
+        return d_x * d_loss.to(d_x.dtype), d_weight * d_loss, None, None, None, None
+
+
+class NarrowWeights:
+    """Master weights in bfloat16, converted once per update: a parameter's version says when it has changed."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, ...], tuple[tuple[int, ...], Tensor]] = {}
+
+    def __call__(self, *weights: Tensor) -> Tensor:
+        """The weights one below the other, (sum of M, D) bfloat16."""
+        key = tuple(map(id, weights))
+        versions = tuple(weight._version for weight in weights)
+        kept = self._kept.get(key)
+        if kept is None or kept[0] != versions:
+            with torch.no_grad():
+                kept = (versions, torch.cat([weight.to(torch.bfloat16) for weight in weights]))
+            self._kept[key] = kept
+        return kept[1]

@@ -1,0 +1,91 @@
+"""The training forward pass of the GPT on our CPU kernels: the same function as gpt.GPT.forward, in bfloat16"""
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from intone.model.native.ops import (
+    AddNorm,
+    Attend,
+    HeadLoss,
+    Heads,
+    MixNorm,
+    NarrowLinear,
+    NarrowWeights,
+    ReluSquare,
+    first_visible,
+)
+
+if TYPE_CHECKING:
+    from intone.model.gpt import GPT, Block
+
+
+def forward(
+    model: "GPT", narrow: NarrowWeights, ids: Tensor, targets: Tensor, documents: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """See GPT.forward. Gradients flow to the float32 master weights."""
+    config = model.config
+    ids = ids.long()
+    rows, positions = ids.shape
+    cos, sin = model.cos[:positions].contiguous(), model.sin[:positions].contiguous()
+    first = {window: first_visible(documents, rows, positions, window) for window in model.windows()}
+    start = norm(model.embedding(ids).to(torch.bfloat16), config.norm_eps)
+    if config.smear:
+        start = model.smeared(start, documents, None)
+    x, h = start, None
+    middle = start
+    for i in range(config.depth):
+        block = cast("Block", model.blocks[i])
+        if config.residual_scalars:
+            total, x, normed = MixNorm.apply(
+                x, h, start, model.residual_scale[i], model.embedding_scale[i], config.norm_eps
+            )
+        elif h is None:
+            total, normed = x, norm(x, config.norm_eps)
+        else:
+            x, normed = AddNorm.apply(x, h, config.norm_eps)
+            total = x
+        if i == config.depth // 2 + 1:
+            middle = total
+        value = model.value_embeddings[str(i)](ids).to(torch.bfloat16) if config.has_value_embedding(i) else None
+        x, h = block_forward(block, narrow, x, normed, value, cos, sin, first[config.window(i)])
+    assert h is not None, "a model has at least one block"
+    if config.backout:
+        if config.depth // 2 + 1 >= config.depth:
+            middle = x + h
+        _, _, x = MixNorm.apply(x, h, middle, torch.ones(()), -model.backout_scale[0], config.norm_eps)
+    else:
+        _, x = AddNorm.apply(x, h, config.norm_eps)
+    loss_sum: Tensor = HeadLoss.apply(
+        x.flatten(0, 1), model.head.weight, narrow(model.head.weight), targets.flatten(), config.vocab_size,
+        config.softcap,
+    )  # fmt: skip
+    return loss_sum, (targets >= 0).sum()
+
+
+def block_forward(
+    block: "Block", narrow: NarrowWeights, x: Tensor, normed: Tensor, value: Tensor | None, cos: Tensor, sin: Tensor,
+    first: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """x and its norm (B, T, D) -> the stream after attention, and what the MLP adds to it."""
+    attention, config = block.attention, block.attention.config
+    flat = normed.flatten(0, 1)
+    weights = (attention.q.weight, attention.k.weight, attention.v.weight)
+    qkv = NarrowLinear.apply(flat, narrow(*weights), *weights)
+    gate = None if value is None else attention.gate(normed).float()
+    heads = Heads.apply(
+        qkv.view(*x.shape[:2], -1, config.head_width), gate, value, cos, sin, config.num_kv_heads, config.qk_scale,
+        config.norm_eps,
+    )  # fmt: skip
+    seen = Attend.apply(heads, first, config.num_kv_heads).flatten(2).flatten(0, 1)
+    h = NarrowLinear.apply(seen, narrow(attention.out.weight), attention.out.weight).view_as(x)
+    x, normed = AddNorm.apply(x, h, block.eps)
+    up = NarrowLinear.apply(normed.flatten(0, 1), narrow(block.mlp.up.weight), block.mlp.up.weight)
+    down = NarrowLinear.apply(ReluSquare.apply(up), narrow(block.mlp.down.weight), block.mlp.down.weight)
+    return x, down.view_as(x)
+
+
+def norm(x: Tensor, eps: float) -> Tensor:
+    """gpt.norm()."""
+    return torch.nn.functional.rms_norm(x, (x.shape[-1],), eps=eps)

@@ -1,0 +1,73 @@
+"""Building the CPU kernels: once, whole or not at all, and with a reason where it cannot be done."""
+
+import ctypes
+import subprocess
+
+import pytest
+
+from intone.errors import UserError
+from intone.model.native import build
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """An empty home and no library loaded before."""
+    monkeypatch.setenv("INTONE_HOME", str(tmp_path))
+    build.library.cache_clear()
+    yield tmp_path
+    build.library.cache_clear()
+
+
+def test_another_processor_or_system_is_a_reason_in_words(monkeypatch):
+    monkeypatch.setattr(build.platform, "machine", lambda: "arm64")
+    assert build.obstacle().startswith("our CPU kernels are written for Linux on x86-64, this is")
+    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(build.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(build, "processor", lambda: ("Old", {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512dq"}))
+    assert build.obstacle() == "our CPU kernels need avx512_bf16, which this processor does not have"
+    monkeypatch.setattr(build, "processor", lambda: ("New", set(build.FEATURES)))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert "need g++, which was not found" in build.obstacle()
+
+
+def test_a_compiler_that_fails_is_a_clear_error_and_leaves_no_file(fresh, monkeypatch):
+    monkeypatch.setattr(build, "obstacle", lambda: None)
+    monkeypatch.setattr(build, "FLAGS", ("--no-such-flag",))
+    if build.compiler() is None:
+        pytest.skip("no g++ here")
+    with pytest.raises(UserError) as caught:
+        build.library()
+    assert caught.value.message.startswith("our CPU kernels could not be built: ")
+    assert caught.value.fix == "use --kernels torch"
+    assert [path.name for path in fresh.rglob("*.so")] == []
+
+
+def test_a_build_that_hangs_ends(fresh, monkeypatch):
+    def hang(words, **options):
+        if "--version" in words:
+            return subprocess.CompletedProcess(words, 0, "g++ 1", "")
+        raise subprocess.TimeoutExpired(words, options["timeout"])
+
+    monkeypatch.setattr(build, "obstacle", lambda: None)
+    monkeypatch.setattr(build, "compiler", lambda: "g++")
+    monkeypatch.setattr(build.subprocess, "run", hang)
+    with pytest.raises(UserError, match="were not built within 300 s"):
+        build.library()
+    assert [path.name for path in fresh.rglob("*.so")] == []
+
+
+@pytest.mark.skipif(build.obstacle() is not None, reason=f"no kernels here: {build.obstacle()}")
+def test_kernels_are_built_once_and_again_when_a_source_changes(fresh, monkeypatch, tmp_path_factory):
+    sources = tmp_path_factory.mktemp("sources")
+    (sources / "one.cpp").write_text('extern "C" int intone_number() { return 1; }')
+    monkeypatch.setattr(build, "SOURCES", sources)
+    assert build.library().intone_number() == 1
+    (path,) = fresh.rglob("kernels.so")
+    stamp = path.stat().st_mtime_ns
+    build.library.cache_clear()
+    assert isinstance(build.library(), ctypes.CDLL)
+    assert path.stat().st_mtime_ns == stamp
+    (sources / "one.cpp").write_text('extern "C" int intone_number() { return 2; }')
+    build.library.cache_clear()
+    assert build.library().intone_number() == 2

@@ -1,0 +1,203 @@
+"""Our CPU kernels against plain PyTorch: the same losses and gradients, and what they refuse."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from intone.config import OptimConfig, model_config
+from intone.model.gpt import GPT
+from intone.model.native import build
+from intone.model.native.ops import Attend, HeadLoss, NarrowWeights, call, first_visible
+from intone.model.optim import Optimizer, StepScale
+
+pytestmark = pytest.mark.skipif(build.obstacle() is not None, reason=f"no kernels here: {build.obstacle()}")
+
+VOCAB, ROWS, POSITIONS = 301, 3, 77  # no multiples of the kernels' 16, 32 and 128
+# preset, depth, head width, key heads: grouped keys, one block, the window's edge, no value embeddings
+SHAPES = [("modern", 4, 32, None), ("modern", 1, 16, 2), ("modern", 3, 64, 1), ("classic", 3, 64, None)]
+
+
+@pytest.fixture(autouse=True)
+def few_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_model(shape, dtype, kernels):
+    """A model whose every parameter, scalars and output projections too, is away from its start."""
+    preset, depth, head_width, kv_heads = shape
+    config = model_config(
+        preset, depth=depth, vocab_size=VOCAB, context=80, head_width=head_width, num_kv_heads=kv_heads
+    )
+    model = GPT(dataclasses.replace(config, short_window=19))
+    model.init_weights(0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * 0.1 * (p.abs().mean() + 0.2))
+    model.compute_dtype, model.kernels = dtype, kernels
+    return model
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """ids, targets of which a third is not learned, and segments of the rows."""
+    generator = torch.Generator().manual_seed(2)
+    ids, targets = torch.randint(VOCAB, (2, ROWS, POSITIONS), generator=generator, dtype=torch.int32)
+    targets = targets.masked_fill(torch.rand(ROWS, POSITIONS, generator=generator) < 0.3, -1)
+    documents = (torch.rand(ROWS, POSITIONS, generator=generator) < 0.06).cumsum(1).int()
+    return ids, targets, documents
+
+
+def gradients(model, batch):
+    loss_sum, num_supervised = model(*batch)
+    (loss_sum / num_supervised).backward()
+    return loss_sum.item() / num_supervised.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def distance(a, b):
+    return ((a.float() - b).norm() / b.norm().clamp_min(1e-12)).item()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_losses_and_gradients_are_as_near_to_float32_as_bfloat16_operations(shape, batch):
+    exact_loss, exact = gradients(make_model(shape, torch.float32, "torch"), batch)
+    plain_loss, plain = gradients(make_model(shape, torch.bfloat16, "torch"), batch)
+    loss, ours = gradients(make_model(shape, torch.bfloat16, "native"), batch)
+    assert abs(loss - exact_loss) < max(2 * abs(plain_loss - exact_loss), 1e-3 * exact_loss)
+    size = sum(g.norm() ** 2 for g in exact.values()) ** 0.5
+    for name, gradient in exact.items():
+        # scalars whose gradients nearly cancel are rounding in both: they count by what they are of the whole
+        error = (ours[name].float() - gradient).norm() / size
+        allowed = (plain[name].float() - gradient).norm() / size
+        assert error < 1.5 * allowed + 1e-3, name
+
+
+def test_a_row_in_which_nothing_is_learned_changes_no_bit_of_any_gradient(batch):
+    ids, targets, documents = batch
+    model = make_model(SHAPES[0], torch.bfloat16, "native")
+    _, alone = gradients(model, batch)
+    model.zero_grad()
+    more = [torch.cat((x, x[:1])) for x in (ids, targets, documents)]
+    more[1][-1] = -1
+    _, padded = gradients(model, more)
+    for name, gradient in alone.items():
+        # sums over rows are cut elsewhere when there are more rows: rounding, not another value
+        assert distance(padded[name], gradient) < 0.01, name
+
+
+def test_the_same_batch_gives_the_same_bits_twice(batch):
+    (loss, grads), (again, grads_again) = (
+        gradients(make_model(SHAPES[0], torch.bfloat16, "native"), batch) for _ in range(2)
+    )
+    assert loss == again
+    assert all(torch.equal(grads[name], grads_again[name]) for name in grads)
+
+
+@pytest.mark.parametrize("window", [1, 19, POSITIONS])
+def test_a_query_sees_its_window_of_its_own_document_and_nothing_else(batch, window):
+    """Keys outside may hold anything: the outputs do not change by a bit."""
+    documents = batch[2]
+    first = first_visible(documents, ROWS, POSITIONS, window)
+    heads = torch.randn(ROWS, POSITIONS, 6, 32, generator=torch.Generator().manual_seed(3)).bfloat16()
+    before = Attend.apply(heads, first, 2)
+    row, query = 1, 40
+    outside = torch.ones(POSITIONS, dtype=torch.bool)
+    outside[first[row, query] : query + 1] = False
+    heads[row, outside, 2:] = 1e4
+    assert torch.equal(Attend.apply(heads, first, 2)[row, query], before[row, query])
+    assert first[row, query] >= query - window + 1
+    assert (documents[row, first[row, query] : query + 1] == documents[row, query]).all()
+
+
+@pytest.mark.parametrize(("vocab", "width"), [(37, 64), (301, 320), (16, 16)])
+def test_the_loss_of_any_vocabulary_equals_softcapped_cross_entropy(vocab, width):
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(21, 48, generator=generator).bfloat16().requires_grad_()
+    weight = torch.nn.Parameter(torch.randn(width, 48, generator=generator))
+    targets = torch.randint(vocab, (21,), generator=generator, dtype=torch.int32)
+    targets[::5] = -1
+    loss = HeadLoss.apply(x, weight, NarrowWeights()(weight), targets, vocab, 15.0)
+    loss.backward()
+    ours = (x.grad.float(), weight.grad.clone())
+    wide_x, wide = x.detach().float().requires_grad_(), weight.detach().bfloat16().float().requires_grad_()
+    logits = 15 * torch.tanh((wide_x @ wide.t())[:, :vocab] / 15)
+    expected = torch.nn.functional.cross_entropy(logits, targets.long(), ignore_index=-1, reduction="sum")
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=3e-3)  # logits are rounded to 8 bits
+    assert distance(ours[0], wide_x.grad) < 0.01
+    assert distance(ours[1], wide.grad) < 0.01
+    assert not ours[1][vocab:].any()
+
+
+def test_a_batch_without_anything_to_learn_costs_nothing_and_has_no_gradient(batch):
+    model = make_model(SHAPES[1], torch.bfloat16, "native")
+    loss_sum, num_supervised = model(batch[0], torch.full_like(batch[1], -1), None)
+    loss_sum.backward()
+    assert (loss_sum.item(), num_supervised.item()) == (0.0, 0)
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]])
+def test_updates_equal_the_plain_optimizer(shape):
+    models = [make_model(shape, torch.bfloat16, "torch") for _ in range(2)]
+    start = [p.detach().clone() for p in models[0].parameters()]
+    optimizers = [Optimizer(model, OptimConfig()) for model in models]
+    optimizers[1].kernels = "native"
+    generator = torch.Generator().manual_seed(5)
+    for step in range(3):
+        for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step(StepScale(1.0, 0.9, 0.5 * step))
+    for (name, p), q, before in zip(models[0].named_parameters(), models[1].parameters(), start, strict=True):
+        # the orthogonal factors are rounded to bfloat16 in both, in another order
+        assert distance(q.detach() - before, (p - before).detach()) < 0.02, name
+
+
+def test_a_gradient_of_zeros_moves_no_matrix_but_by_its_decay():
+    model = make_model(SHAPES[1], torch.bfloat16, "native")
+    optimizer = Optimizer(model, OptimConfig(weight_decay=0.0))
+    optimizer.kernels = "native"
+    before = {name: p.detach().clone() for name, p in model.matrices()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step(StepScale(1.0, 0.9, 1.0))
+    assert all(torch.equal(p, before[name]) for name, p in model.matrices())
+
+
+def test_narrow_weights_are_made_anew_after_an_update_and_not_before():
+    model = make_model(SHAPES[1], torch.bfloat16, "native")
+    optimizer = Optimizer(model, OptimConfig())
+    optimizer.kernels = "native"
+    weight = model.blocks[0].mlp.up.weight
+    narrow = NarrowWeights()
+    assert narrow(weight) is narrow(weight)
+    old = narrow(weight)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step(StepScale(1.0, 0.9, 1.0))
+    assert narrow(weight) is not old
+    assert torch.equal(narrow(weight), weight.detach().bfloat16())
+
+
+def test_an_update_after_gradients_that_are_not_finite_changes_nothing():
+    model = make_model(SHAPES[1], torch.bfloat16, "native")
+    optimizer = Optimizer(model, OptimConfig())
+    optimizer.kernels = "native"
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.full_like(p, float("nan"))
+    optimizer.step(StepScale(1.0, 0.9, 1.0), torch.tensor(False))
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_adding_a_narrow_part_reaches_the_last_value():
+    total, part = torch.ones(37), torch.full((37,), 0.5).bfloat16()
+    call("intone_add_narrow", total, part, 37)
+    assert torch.equal(total, torch.full((37,), 1.5))
