@@ -61,7 +61,7 @@ class TrainingSettings(Checked):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # CPU threads; auto: the fastest number, by measurement
     threads: int | Auto = setting("auto", least=1)
-    # operations of the training step: PyTorch's, or our own for CPUs; auto: the faster ones, by measurement
+    # operations of a training step: PyTorch's or our own for CPUs; auto: the faster, by measurement
     kernels: Literal["auto", "torch", "native"] = "auto"
     # compile the training step; auto: where it saves more than it costs
     compile: Literal["auto", "on", "off"] = "auto"
