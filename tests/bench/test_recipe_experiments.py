@@ -1,11 +1,11 @@
 """Recipe experiments: what a variant changes, and what it refuses."""
 
 import pytest
+from tests.tiny_jobs import make_data, write_job
 
 from intone.bench import recipe
 from intone.errors import UserError
 from intone.paths import read_lines
-from tests.tiny_jobs import make_data, write_job
 
 
 def test_a_variant_changes_what_it_names_and_keeps_the_tokens(tmp_path):

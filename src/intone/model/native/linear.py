@@ -1,4 +1,4 @@
-"""Products of a few rows with fixed weights, laid out once in bfloat16 or in 8 bits: what generation on a CPU waits for"""
+"""Products of a few rows with fixed weights, laid out once in bfloat16 or 8 bits: what generation on a CPU waits for"""
 
 from typing import Literal
 
@@ -14,9 +14,10 @@ Bits = Literal[8, 16]
 class PackedLinear:
     """x (N, D) bfloat16 -> x @ weight.T (N, E), optionally max(0, .) of it.
 
-    bits 16: weights in bfloat16. bits 8: one scale per output channel and 8-bit weights, half the bytes; x is then taken
-    in 16 bits of its row's reach, so that only the weights lose (0.7 % of a random matrix's products, root mean square).
-    A row's bits do not depend on the number of rows. Later changes of weight (E, D) are not seen. D is a multiple of 16.
+    bits 16: weights in bfloat16. bits 8: one scale per output channel and 8-bit weights, half the bytes; x is then
+    taken in 16 bits of its row's reach, so that only the weights lose (0.7 % of a random matrix's products, root mean
+    square). A row's bits do not depend on the number of rows. Later changes of weight (E, D) are not seen. D is a
+    multiple of 16.
     """
 
     def __init__(self, weight: Tensor, *, bits: Bits = 16) -> None:
