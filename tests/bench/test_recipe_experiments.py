@@ -20,7 +20,11 @@ def test_a_variant_changes_what_it_names_and_keeps_the_tokens(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [("matrix_rl=1", "matrix_rl"), ("matrix_lr=fast", "matrix_lr 'fast' is not a number"), ("matrix_lr", "matrix_lr ''")],
+    [
+        ("matrix_rl=1", "matrix_rl"),
+        ("matrix_lr=fast", "matrix_lr 'fast' is not a number"),
+        ("matrix_lr", "matrix_lr ''"),
+    ],
 )
 def test_a_name_or_value_that_is_none_is_an_error(words, message):
     with pytest.raises(UserError, match=message):
