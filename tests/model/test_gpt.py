@@ -270,6 +270,14 @@ def test_init_weights_depends_on_the_seed_alone(random_model, preset):
     assert not torch.equal(first["embedding.weight"], other.embedding.weight)
 
 
+@pytest.mark.parametrize(("preset", "std"), [("modern", 0.4), ("classic", 1.0)])
+def test_the_up_projection_starts_at_the_scale_of_its_era(random_model, preset, std):
+    model = random_model(preset)
+    model.init_weights(0)
+    spread = model.blocks[1].mlp.up.weight.std() * 96**0.5  # in units of 1 / sqrt(D); 36,864 numbers: 0.3 % sure
+    assert_close(spread, torch.tensor(std), rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_fresh_model_knows_nothing(random_model, ids_of, preset):
     """Its loss is that of guessing: ln 61 = 4.11 nats a token, within what a head of std 0.001 moves."""

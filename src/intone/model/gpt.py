@@ -195,7 +195,8 @@ class GPT(nn.Module):
             assert isinstance(block, Block), "only blocks are in blocks"
             for linear in (block.attention.q, block.attention.k, block.attention.v):
                 uniform(linear.weight, -bound, bound)
-            uniform(block.mlp.up.weight, *((-0.4 * bound, 0.4 * bound) if modern else (-bound / 2, bound / 2)))
+            reach = 0.4 * bound if modern else bound
+            uniform(block.mlp.up.weight, -reach, reach)
             block.attention.out.weight.zero_()
             block.mlp.down.weight.zero_()
             if block.attention.value_gate is not None:
