@@ -24,6 +24,7 @@ class ModelConfig:
     mlp_ratio: int = 4
     vocab_multiple: int = 64
     rope_base: float = 100_000.0
+    rope_bf16: bool = False  # rotary tables rounded to bfloat16 in every dtype, as in nanochat before 2026-03-04
     norm_eps: float = 1.1920929e-07  # float32 epsilon; transformers' NanoChat uses 1e-6
     qk_scale: float = 1.2  # queries and keys are multiplied by it after their norm
     softcap: float = 15.0  # logits are softcap * tanh(x / softcap)
@@ -91,7 +92,7 @@ def model_config(
     """
     width = -(-depth * 64 // head_width) * head_width
     heads = width // head_width
-    shape = dict(
+    shape: dict[str, Any] = dict(
         vocab_size=vocab_size,
         context=context,
         depth=depth,
@@ -101,7 +102,7 @@ def model_config(
         head_width=head_width,
     )
     if preset == "modern":
-        return ModelConfig(**shape)  # type: ignore[arg-type]
+        return ModelConfig(**shape)
     if preset == "classic":
         return ModelConfig(
             **shape,

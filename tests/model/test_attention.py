@@ -76,3 +76,14 @@ def test_the_first_channel_turns_one_radian_per_position_backwards():
     x = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 4)
     turned = rotate(x, cos[1], sin[1]).flatten()
     assert_close(turned, torch.tensor([cos[1, 0], 0.0, -sin[1, 0], 0.0]))
+
+
+def test_tables_in_bfloat16_are_the_rounded_float32_ones_at_every_position():
+    """Bit for bit what nanochat computed before 2026-03-04: base ** (channel / width) and the product in float32."""
+    cos, sin = rotary_tables(4096, 128, 10_000.0, CPU, as_bf16=True)
+    frequency = 1.0 / (10_000.0 ** (torch.arange(0, 128, 2, dtype=torch.float32) / 128))
+    angle = torch.outer(torch.arange(4096, dtype=torch.float32), frequency)
+    assert torch.equal(cos, angle.cos().bfloat16().float()) and cos.dtype == torch.float32
+    assert torch.equal(sin, angle.sin().bfloat16().float())
+    exact, _ = rotary_tables(4096, 128, 10_000.0, CPU)
+    assert 0 < (exact.bfloat16().float() != cos).float().mean() < 0.01

@@ -165,8 +165,10 @@ class GPT(nn.Module):
     def ensure_positions(self, positions: int) -> None:
         """Grows the rotary tables to this many positions; call it outside compiled code."""
         if self.cos.shape[0] < positions:
-            device = self.embedding.weight.device
-            self.cos, self.sin = rotary_tables(positions, self.config.head_width, self.config.rope_base, device)
+            config, device = self.config, self.embedding.weight.device
+            self.cos, self.sin = rotary_tables(
+                positions, config.head_width, config.rope_base, device, as_bf16=config.rope_bf16
+            )
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
