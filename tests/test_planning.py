@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from intone import ground, planning, prepare, recipe
 from intone.config import model_config
@@ -274,8 +275,9 @@ def test_a_stage_from_a_run_takes_over_its_model_and_tokenizer(machine, data, ho
     config = model_config("modern", depth=2, vocab_size=265, context=64)
     stage = create_run(identity(RunSettings()), verb="run", stages=("base",), name="first").stage_folder("base")
     save_checkpoint(
-        stage, 4, model=config, weights=GPT(config).state_dict(), optimizer={}, state={}, tokenizer_hash=tokenizer.hash
-    )
+        stage, 4, model=config, weights=GPT(config).state_dict(), optimizer={"num_steps": torch.tensor(4)}, state={},
+        tokenizer_hash=tokenizer.hash,
+    )  # fmt: skip
     write_json(stage / "config.json", {"tokenizer": str(tmp_path / "tokenizer")})
     write_outcome(stage, Outcome("done", 4))
     values = {**ASKED, "stage": "sft", "from_run": "first", "data": data["sft"], "steps": 9, "minutes": "auto"}
@@ -283,7 +285,7 @@ def test_a_stage_from_a_run_takes_over_its_model_and_tokenizer(machine, data, ho
     plan = planning.plan_stage(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
     job, _ = plan.stages["sft"]
     assert (job.model, job.tokenizer_hash, job.init_from) == (config, tokenizer.hash, str(stage))
-    assert job.keep_optimizer
+    assert job.keep_optimizer and job.schedule.warmup_steps == 0
     (tmp_path / "tokenizer" / "tokenizer.json").unlink()
     Tokenizer([bytes([value]) for value in reversed(range(256))], SPLIT_PATTERN).save(tmp_path / "tokenizer")
     with pytest.raises(UserError, match="is no longer the tokenizer of first"):

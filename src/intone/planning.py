@@ -14,7 +14,7 @@ from intone.errors import UserError
 from intone.ground import VAL_TOKENS, WORKER_S, Ground, Settled, fixed_seconds, settle_ground
 from intone.hardware import Facts, load_facts
 from intone.log import human_count, human_duration, say
-from intone.model.checkpoint import load_weights
+from intone.model.checkpoint import has_optimizer, load_weights
 from intone.model.cost import train_flops_per_token
 from intone.paths import read_json
 from intone.prepare import STARTER_VAL, Source, ensure_part, ensure_sets, ensure_tokenizer, find_source
@@ -117,8 +117,12 @@ def plan_stage(
     source = find_source(kind, settings.data, settings.val)  # type: ignore[arg-type]
     minutes = settled.put("minutes", settle_minutes(origins["minutes"]))
     before = find_stage(settings.from_run).folder if settings.from_run else None
+    keeps_optimizer = False
     if before is not None:
         config, _, start = load_weights(before)
+        keeps_optimizer = has_optimizer(start.folder)
+        if not keeps_optimizer:
+            say(f"{settings.from_run} was imported without its optimizer: it starts afresh, with a warm-up")
         tokenizer_folder = Path(read_json(before / "config.json")["tokenizer"])
         tokenizer = Tokenizer.load(tokenizer_folder)
         if tokenizer.hash != start.tokenizer_hash:
@@ -148,7 +152,7 @@ def plan_stage(
     train_set, val_set = ensure_sets(source, tokenizer, num_starter=enough(steps * batch_tokens), name=name)  # type: ignore[arg-type]
     check_enough(train_set, steps * batch_tokens)
     schedule = ScheduleConfig()
-    if before is not None:
+    if keeps_optimizer:
         schedule = replace(schedule, warmup_steps=0, momentum_from=0.95, momentum_steps=0)
     job = replace(
         stage_job(settings, ground, settings.stage, steps, schedule),
@@ -156,7 +160,7 @@ def plan_stage(
         val=str(val_set.folder),
         learn_all=settings.stage == "mid",
         init_from=None if before is None else str(before),
-        keep_optimizer=before is not None,
+        keep_optimizer=keeps_optimizer,
         samples=(STARTER_PROMPTS if source.is_starter else TEXT_PROMPTS)[settings.stage],
     )
     forecast = {"format": 1, "steps": steps, "step_s": ground.step_s, "minutes": minutes}

@@ -66,6 +66,15 @@ def test_a_save_reads_back_as_it_was(tmp_path, save):
     assert read_checkpoint(folder, optimizer=False).optimizer == {}
 
 
+def test_a_save_without_moments_says_so(tmp_path, save):
+    folder = save(tmp_path, 30)
+    assert module.has_optimizer(folder)
+    module.save_checkpoint(
+        tmp_path, 31, model=save.config, weights={"w": torch.zeros(3)}, optimizer={}, state={}, tokenizer_hash="abc"
+    )
+    assert not module.has_optimizer(folder.with_name("step_000031"))
+
+
 def test_the_manifest_describes_the_save(tmp_path, save):
     manifest = json.loads((save(tmp_path, 30) / "manifest.json").read_text())
     assert (manifest["format"], manifest["step"], manifest["torch"]) == (1, 30, torch.__version__)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -172,6 +172,12 @@ def read_checkpoint(folder: Path, *, optimizer: bool = True, rank: int = 0) -> C
         state=read_json(folder / STATE),
         tokenizer_hash=manifest["tokenizer_hash"],
     )
+
+
+def has_optimizer(folder: Path, *, rank: int = 0) -> bool:
+    """Whether a save holds the optimizer's state: that of an imported model does not."""
+    with safe_open(folder / optimizer_file(rank), framework="pt") as file:
+        return bool(list(file.keys()))
 
 
 def newest_checkpoint(job_folder: Path, *, optimizer: bool = True) -> tuple[Checkpoint | None, list[str]]:
