@@ -11,6 +11,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("prepare",),
     ("engine",),
     ("evals",),
+    ("exchange",),
     ("train",),
     ("worker", "jobs", "supervisor"),
     ("prove",),
