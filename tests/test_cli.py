@@ -16,7 +16,16 @@ from intone.errors import DiskFull, UserError
 from intone.paths import disk_errors
 from intone.records import Answer
 from intone.runs import create_run
-from intone.settings import ChatSettings, DataSettings, EvalSettings, RunSettings, TrainSettings, identity
+from intone.settings import (
+    ChatSettings,
+    DataSettings,
+    EvalSettings,
+    ExportSettings,
+    ImportSettings,
+    RunSettings,
+    TrainSettings,
+    identity,
+)
 from intone.verbs import VERBS
 
 SEEN = {}
@@ -69,6 +78,8 @@ def run(words, capsys):
         ("eval --json d3-1", EvalSettings(run="d3-1", json=True)),
         ("data check a b", DataSettings(action="check", data=("a", "b"))),
         ("data prepare a --tokenizer t", DataSettings(action="prepare", data=("a",), tokenizer="t")),
+        ("import a/b --step 7 --name x", ImportSettings(path="a/b", step=7, name="x")),
+        ("export d3-1/sft --to out --force", ExportSettings(run="d3-1/sft", to="out", force=True)),
     ],
 )  # fmt: skip
 def test_words_become_settings(verb, capsys, words, expected):
@@ -118,6 +129,8 @@ def test_train_from_a_run_takes_its_model_settings_below_the_flags(verb, capsys)
         ("run d3-1", "unexpected 'd3-1'", "see intone run --help"),
         ("run -- python x.py", "intone run takes no command after --", "leave out the --"),
         ("train", "STAGE is missing after intone train", "STAGE is one of base, mid, sft"),
+        ("export d3-1", "--to is missing after intone export", "--to is a text"),
+        ("import --step 3", "PATH is missing after intone import", "PATH is a text"),
         ("data check", "DATA is missing after intone data", "DATA is a list, each a text"),
         ("train bse", "STAGE 'bse' is not one of base, mid, sft", "did you mean 'base'?"),
         ("train sft", "train sft needs a run to start from", "add --from RUN; `intone runs` lists them"),

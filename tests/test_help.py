@@ -26,6 +26,8 @@ Trains, measures and talks to small language models, fitted to this machine.
   tune       what this machine can do, measured
   tokenizer  train or inspect a tokenizer
   data       check data, or tokenise it ahead of time
+  import     a checkpoint of nanochat or transformers becomes a run
+  export     a run as a folder for transformers, or as safetensors
   runs       what is on disk
 
 intone VERB --help lists the flags of a verb; --json ends stdout with one line for machines.

@@ -227,8 +227,8 @@ def _explained(verb: str, fields: Mapping[str, dataclasses.Field[Any]], words: l
     found = re.search(r"(?:parsing |argument ')(--[\w-]+|\w+)", text)
     entry = spellings.get(found[1]) or by_word.get(found[1].lower()) if found else None
     if text.startswith("Required options"):
-        missing = [entry for entry in by_word.values() if entry.default is dataclasses.MISSING]
-        return _missing(verb, missing[0])
+        required = [entry for entry in fields.values() if entry.default is dataclasses.MISSING]
+        return _missing(verb, next((entry for entry in required if f" {flag_of(entry)} " in text), required[0]))
     if text.startswith("Unrecognized options"):
         extra = text.partition("Unrecognized options: ")[2].split()[0].rstrip(",")
         return UserError(f"unexpected {extra!r}", value=extra, fix=f"see intone {verb} --help")

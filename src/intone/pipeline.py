@@ -161,6 +161,12 @@ def check_like(settings: TrainingSettings, origins: Mapping[str, Resolved]) -> N
 def find_like(reference: str, stages: tuple[str, ...]) -> Run:
     """The run of --like. Raises UserError where it lacks one of these stages, or a plan."""
     like = find_run(reference)
+    if like.verb == "import":
+        raise UserError(
+            f"run {like.name} was imported: it has no plan of a training to repeat",
+            value=reference,
+            fix=f"start from its weights: intone train STAGE --from {like.name}",
+        )
     missing = [stage for stage in stages if stage not in like.stages]
     if missing:
         raise UserError(

@@ -29,7 +29,7 @@ class Run:
     """One run folder and the content of its run.json."""
 
     folder: Path
-    verb: str  # run | train
+    verb: str  # run | train | import
     stages: tuple[str, ...]  # planned, in the order of training
     state: str  # unfinished, or an outcome
     created: str  # ISO 8601, UTC
@@ -76,7 +76,7 @@ def create_run(
     """
     if name is not None:
         check_name(name)
-    for candidate in [name] if name is not None else _free_names(depth):
+    for candidate in [name] if name is not None else free_names(depth):
         folder = runs_folder() / candidate
         with disk_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,8 @@ def check_name(name: str) -> None:
         )
 
 
-def _free_names(depth: int | None) -> Iterator[str]:
+def free_names(depth: int | None) -> Iterator[str]:
+    """d{depth}-1, d{depth}-2, ... without those that are taken now."""
     number = 0
     while True:
         number += 1
@@ -144,6 +145,8 @@ def list_runs() -> tuple[list[Run], list[UserError]]:
     runs, problems = [], []
     root = runs_folder()
     for path in sorted(root.glob("*/run.json")) if root.exists() else []:
+        if not NAME.fullmatch(path.parent.name):
+            continue  # a folder that is being made
         try:
             runs.append(read_run(path.parent))
         except UserError as error:

@@ -218,6 +218,34 @@ class DataSettings(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportSettings(Checked):
+    """`intone import PATH`: a checkpoint of nanochat or transformers becomes a run."""
+
+    # folder of a nanochat checkpoint, of transformers' NanoChatForCausalLM, or an export of intone
+    path: str = setting(positional=True)
+    # name of the run; without one it is d{depth}-{n}
+    name: str | None = setting(None, aside=True)
+    # step of a nanochat checkpoint; none given: the newest
+    step: int | None = setting(None, least=0)
+    # its tokenizer.pkl or tokenizer.json; none given: beside it, or where nanochat keeps its own
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(Checked):
+    """`intone export RUN --to DIR`: weights and tokenizer for other programs."""
+
+    # run to export: NAME, NAME/STAGE, a path, or latest
+    run: str = setting("latest", positional=True)
+    # folder to write
+    to: str = setting()
+    # transformers (classic models) or safetensors (any); auto: transformers where it can
+    format: Literal["auto", "transformers", "safetensors"] = "auto"
+    # replace an export that is in that folder
+    force: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunsSettings(Checked):
     """`intone runs [RUN]`: what is on disk."""
 

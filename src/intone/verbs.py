@@ -32,6 +32,16 @@ VERBS = {
     "tune": Verb("what this machine can do, measured", "TuneSettings", "intone.api:tune"),
     "tokenizer": Verb("train or inspect a tokenizer", "TokenizerSettings", "intone.corpus:tokenizer_verb"),
     "data": Verb("check data, or tokenise it ahead of time", "DataSettings", "intone.corpus:data_verb"),
+    "import": Verb(
+        "a checkpoint of nanochat or transformers becomes a run",
+        "ImportSettings",
+        "intone.exchange.importing:import_verb",
+    ),
+    "export": Verb(
+        "a run as a folder for transformers, or as safetensors",
+        "ExportSettings",
+        "intone.exchange.exporting:export_verb",
+    ),
     "runs": Verb("what is on disk", "RunsSettings", "intone.runs:runs_verb"),
 }
 
