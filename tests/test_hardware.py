@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -150,9 +151,11 @@ def test_only_one_process_measures_at_a_time(home):
     folder = home / "machine" / "x"
     code = f"from pathlib import Path; from intone.hardware import quiet; quiet(Path({str(folder)!r})); print('mine')"
     pipe = subprocess.PIPE
-    with quiet(folder):
+    with quiet(folder, "a comparison"):
         other = subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True)
-        assert other.stderr.readline() == "waiting for another measurement on this machine to end\n"
+        said = other.stderr.readline()
+        assert said.startswith(f"waiting for a comparison (process {os.getpid()}, since 20")
+        assert said.endswith(" to end: one thing at a time is measured on this machine\n")
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(0.2)
     assert other.communicate(timeout=10)[0] == "mine\n"

@@ -291,16 +291,22 @@ def completed(now: Facts, kept: dict[str, Any]) -> Facts:
     )
 
 
-def quiet(folder: Path) -> FolderLock:
-    """Waits for the machine's measuring lock; close it, or use it in a with statement. Not re-entrant."""
+def quiet(folder: Path, what: str = "a measurement") -> FolderLock:
+    """Waits for the machine's measuring lock; close it, or use it in a with statement. Not re-entrant.
+
+    Those who wait are told what holds it.
+    """
     path = folder / "quiet.lock"
     try:
-        return FolderLock(path, what="the measuring lock")
+        lock = FolderLock(path, what="the measuring lock")
     except UserError as error:
         if error.value != str(path.parent):
             raise
-    say("waiting for another measurement on this machine to end")
-    return FolderLock(path, wait=True)
+        holder = (system.read_text(path) or "").strip() or "another measurement"
+        say(f"waiting for {holder} to end: one thing at a time is measured on this machine")
+        lock = FolderLock(path, wait=True)
+    lock.note(f"{what} (process {os.getpid()}, since {utc_now()})")
+    return lock
 
 
 def compile_obstacle(facts: Facts) -> str | None:

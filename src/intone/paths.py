@@ -168,6 +168,13 @@ class FolderLock:
                 fix="wait for it to end, or choose another --name",
             ) from None
 
+    def note(self, text: str) -> None:
+        """Writes into the lock's file who holds it, for those who wait."""
+        with disk_errors(Path(self._file.name)):
+            self._file.truncate(0)
+            self._file.write(text)
+            self._file.flush()
+
     def close(self) -> None:
         """Gives the lock back; calling it twice is harmless."""
         self._file.close()

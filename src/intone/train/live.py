@@ -13,7 +13,7 @@ from intone.data.loader import Prefetcher
 from intone.errors import UserError, unknown_name
 from intone.model.checkpoint import list_checkpoints
 from intone.rates import waiter
-from intone.records import Outcome, StepRow
+from intone.records import Choices, Outcome, StepRow
 from intone.train.loop import Trainer
 from intone.train.memory import peak_bytes, reset_peak
 from intone.train.plan import check_segments
@@ -40,7 +40,6 @@ class LiveTraining:
 
     def serve(self, exchange: Exchange) -> Outcome:
         """Answers blocks until it is told to end -> how it ended. Errors pass through, as those of Trainer.run."""
-        allow_many_shapes()
         trainer = self._trainer
         if list_checkpoints(trainer.folder):
             raise UserError(
@@ -49,6 +48,7 @@ class LiveTraining:
                 fix="copy config.json and choices.json to a folder of their own",
             )
         trainer.set_up()
+        allow_many_shapes(trainer.choices)
         trainer.job = replace(trainer.job, keep=0)  # a block neither saves nor evaluates
         commands = exchange.blocks(COMMAND)
         block: dict[str, Any] | None = None
@@ -131,6 +131,7 @@ class LiveTraining:
             return
         trainer.choices = trainer.choices.with_segment(replace(now, from_step=step, reason="asked for a block", **plan))
         check_segments(trainer.choices)
+        allow_many_shapes(trainer.choices)
 
     def _facts(self) -> dict[str, Any]:
         """What the measured process says about itself."""
@@ -163,8 +164,10 @@ def live_training(folder: Path, exchange: Exchange) -> Outcome:
         return early.outcome
 
 
-def allow_many_shapes() -> None:
+def allow_many_shapes(choices: Choices) -> None:
     """Lets one process compile many shapes, and makes it an error instead of silent eager code where it cannot."""
+    if not choices.segments[-1].compiled:
+        return  # the compiler's import alone takes a second
     config = torch._dynamo.config
     config.recompile_limit = NUM_COMPILED
     config.accumulated_recompile_limit = 4 * NUM_COMPILED

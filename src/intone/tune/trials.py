@@ -74,7 +74,7 @@ class Trials:
         kept = self.find(kind, key)
         if kept is not None:
             return kept
-        with quiet(self.path.parent):
+        with quiet(self.path.parent, f"tuning of {kind}"):
             kept = self.find(kind, key)  # somebody else may have measured it while we waited
             if kept is not None:
                 return kept
