@@ -29,7 +29,6 @@ class Rows(Protocol):
     def documents(self) -> np.ndarray | None: ...
 
 
-@torch.inference_mode()
 def bits_per_byte(
     model: Any, batches: Iterable[Rows], token_bytes: np.ndarray, *, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
@@ -40,18 +39,26 @@ def bits_per_byte(
     Rows are resampled as if they were independent. Waits for the device once, at the end.
     Raises UserError where the batches hold no text.
     """
+    sums = row_sums(model, batches, token_bytes, device=device, dtype=dtype)
+    nats, num_bytes = sums[sums[:, 1] > 0].T
+    if len(nats) == 0:
+        raise UserError("the validation text is empty: no bits per byte", value=0, fix="give more text as --val")
+    result = ratio(nats / math.log(2), num_bytes)
+    return {"value": result.value, "low": result.low, "high": result.high, "num_bytes": int(num_bytes.sum())}
+
+
+@torch.inference_mode()
+def row_sums(
+    model: Any, batches: Iterable[Rows], token_bytes: np.ndarray, *, device: torch.device, dtype: torch.dtype
+) -> np.ndarray:
+    """(N, 2) float64: nats and bytes of every row, counted as in bits_per_byte. Waits for the device once."""
     sizes = torch.from_numpy(token_bytes.astype(np.int64)).to(device)
     before, model.compute_dtype = model.compute_dtype, dtype
     try:
         pieces = [_row_sums(model, batch, sizes) for batch in batches]
     finally:
         model.compute_dtype = before
-    sums = torch.cat(pieces).cpu().numpy() if pieces else np.zeros((0, 2))
-    nats, num_bytes = sums[sums[:, 1] > 0].T
-    if len(nats) == 0:
-        raise UserError("the validation text is empty: no bits per byte", value=0, fix="give more text as --val")
-    result = ratio(nats / math.log(2), num_bytes)
-    return {"value": result.value, "low": result.low, "high": result.high, "num_bytes": int(num_bytes.sum())}
+    return torch.cat(pieces).cpu().numpy() if pieces else np.zeros((0, 2))
 
 
 def _row_sums(model: Any, batch: Rows, sizes: Tensor) -> Tensor:
