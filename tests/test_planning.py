@@ -15,7 +15,7 @@ from intone.hardware import Facts
 from intone.model.checkpoint import save_checkpoint
 from intone.model.gpt import GPT
 from intone.paths import write_json
-from intone.records import Outcome, choice, write_outcome
+from intone.records import Choice, Outcome, choice, write_outcome
 from intone.runs import create_run
 from intone.settings import Layer, Resolved, RunSettings, TrainSettings, identity, resolve
 from intone.tune.precision import NoTrial
@@ -267,6 +267,21 @@ def test_a_stage_takes_the_steps_that_were_asked_for(machine, data, home, tmp_pa
     assert (job.steps, job.init_from, job.keep_optimizer) == (17, None, False)
     assert choices.settings["steps"].value == 17
     assert plan.evaluation is None
+
+
+def test_whether_compiling_pays_is_asked_for_the_steps_that_were_asked_for(machine, data, home, tmp_path, monkeypatch):
+    asked_steps = []
+
+    def settle_compile(*_, steps, **__):
+        asked_steps.append(steps)
+        return Choice("off", "test", "default")
+
+    monkeypatch.setattr(planning, "settle_compile", settle_compile)
+    for more in ({"steps": 17, "minutes": "auto"}, {"minutes": 0.8}):
+        settings, origins = settings_of(TrainSettings, {**ASKED, "stage": "base", "data": data["data"], **more})
+        planning.plan_stage(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
+    assert asked_steps[0] == 17
+    assert asked_steps[1] > 1000
 
 
 def test_a_stage_from_a_run_takes_over_its_model_and_tokenizer(machine, data, home, tmp_path):

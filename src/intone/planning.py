@@ -138,6 +138,8 @@ def plan_stage(
         batch_tokens, expected_steps = settle_steps(settled, origins, config, minutes)
         tokenizer_folder, tokenizer = ensure_tokenizer([source], vocab)
         config = replace(config, vocab_size=tokenizer.vocab_size)
+    if isinstance(settings.steps, int):
+        expected_steps = settings.steps  # compiling must pay within what will be trained, not within what would fit
     small = ensure_small_set(source, tokenizer, "base" if kind == "documents" else "sft")
     ground = settle_ground(
         settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=small.folder,
