@@ -88,4 +88,6 @@ def test_the_code_fingerprint_changes_with_a_file_and_its_name(tmp_path, monkeyp
     (tmp_path / "model" / "a.py").rename(tmp_path / "model" / "b.py")
     second = code_fingerprint("model")
     (tmp_path / "model" / "b.py").write_text("x = 2\n")
-    assert len({first, second, code_fingerprint("model")}) == 3
+    third = code_fingerprint("model")
+    (tmp_path / "model" / "kernel.cpp").write_text("int x;\n")  # our kernels are code too
+    assert len({first, second, third, code_fingerprint("model")}) == 4

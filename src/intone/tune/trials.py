@@ -15,6 +15,7 @@ from intone.log import human_duration
 from intone.paths import append_line, disk_errors
 from intone.records import FORMAT, Choice, from_json, utc_now
 
+CODE = (".py", ".cpp", ".h")
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -23,7 +24,7 @@ def code_fingerprint(*parts: str) -> str:
     digest = hashlib.sha256()
     for part in parts:
         path = PACKAGE / part
-        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        files = sorted(file for file in path.rglob("*") if file.suffix in CODE) if path.is_dir() else [path]
         for file in files:
             digest.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:12]
