@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import intone
+from intone.evals.intervals import Interval
 from intone.hardware import load_facts
+from intone.records import ResultRow, utc_now
 
 ROOT = Path(__file__).resolve().parents[3]
 FACTS = (
@@ -45,3 +47,11 @@ def code_revision() -> str:
 def _git(*words: str) -> str:
     done = subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+def new_row(name: str, result: Interval, unit: str, *, n: int, baseline: str | None, command: str) -> ResultRow:
+    """A measured number with this machine, this code and this moment."""
+    return ResultRow(
+        id=name, value=result.value, unit=unit, low=result.low, high=result.high, n=n, baseline=baseline,
+        machine=machine_facts(), command=command, code=code_revision(), date=utc_now(),
+    )  # fmt: skip

@@ -1,8 +1,9 @@
 """nanochat's side of a comparison of training: the checkout, its driver, and its fastest way on this machine."""
 
+import contextlib
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from intone.hardware import Facts, environment
 from intone.log import say
 from intone.paths import file_sha256
 from intone.prepare import short_hash
-from intone.prove.live import LineChild, LiveFailed, Ready
+from intone.prove.live import LineChild, LiveFailed
 from intone.records import Choice
 from intone.tune.trials import Trials, code_fingerprint
 
 DRIVER = Path(__file__).parent / "foreign" / "nanochat_train.py"
 REVISION = "92d63d4"
+CLONE = f"git clone https://github.com/karpathy/nanochat && git -C nanochat checkout {REVISION}"
 # SHA-256 of the files at that commit whose numbers and code are compared with or repeated by the driver
 FILES = {
     "nanochat/gpt.py": "8cdedc2e418b9d4dc45884e07f59904fcdec066bb3d76664b2adf2d415f704e3",
@@ -49,23 +51,22 @@ class Way:
 
     micro_rows: int
     threads: int
-    allocator: bool = False  # with the allocator settings that our own workers get
+    our_variables: bool = False  # with the allocator and threading variables that our own workers get
 
 
 def find_checkout(path: str, python: str | None, *, any_revision: bool = False) -> Checkout:
     """Raises UserError where path is no nanochat, or another one than the baseline and any_revision is not said."""
     root = Path(path).expanduser().absolute()
-    fix = f"git clone https://github.com/karpathy/nanochat && git -C nanochat checkout {REVISION}"
     missing = [name for name in FILES if not (root / name).is_file()]
     if missing and (not any_revision or missing[0] == "nanochat/gpt.py"):
-        raise UserError(f"{root} is no checkout of nanochat: {missing[0]} is missing", value=path, fix=fix)
+        raise UserError(f"{root} is no checkout of nanochat: {missing[0]} is missing", value=path, fix=CLONE)
     hashes = {name: file_sha256(root / name) for name in FILES if name not in missing}
     differing = [name for name, digest in hashes.items() if digest != FILES[name]]
     if differing and not any_revision:
         raise UserError(
             f"{root} is not nanochat at {REVISION}: {differing[0]} differs",
             value=path,
-            fix=f"{fix}; or --any-revision, which measures against another baseline",
+            fix=f"{CLONE}; or --any-revision, which measures against another baseline",
         )
     revision = REVISION if not differing and not missing else f"with files {short_hash(hashes)}"
     return Checkout(root, python or sys.executable, revision)
@@ -76,10 +77,15 @@ class NanochatChild(LineChild):
 
     def __init__(
         self, checkout: Checkout, model: ModelConfig, rows: Path, way: Way, facts: Facts, *, dtype: str,
-        batch_tokens: int, steps: int = 0, warm: int = 2, compile: bool = True, cache: Path | None = None,
+        batch_tokens: int, steps: int = 0, warm: int = 2, seed: int = 42, repeat: bool = False,
+        cache: Path | None = None,
     ) -> None:  # fmt: skip
-        """dtype fp32 (as shipped on a CPU) or bf16. steps: of the schedules, 0: by nanochat's rule."""
-        argv = command(checkout, model, rows, way, batch_tokens=batch_tokens, steps=steps, warm=warm, compile=compile)
+        """dtype fp32 (as shipped on a CPU) or bf16. steps: of the schedules, 0: by nanochat's rule.
+
+        repeat: begin with the first row again behind the last, where only time counts. cache: of compiled code.
+        """
+        numbers = {"batch-tokens": batch_tokens, "steps": steps, "warm": warm, "seed": seed}
+        argv = command(checkout, model, rows, way.micro_rows, numbers) + ["--repeat"] * repeat
         super().__init__(argv, variables(way, facts, dtype=dtype, cache=cache), name=f"nanochat {dtype}")
 
     def ask(self, what: str, **question: Any) -> dict[str, Any]:
@@ -87,37 +93,28 @@ class NanochatChild(LineChild):
         self._write({"do": what, **question})
         return self._read(ANSWER_S, f"did not answer {what}")
 
-    def start(self) -> Ready:
-        """Waits until it is ready. Raises UserError with the driver's own words where it cannot be."""
-        try:
-            return self.wait_ready()
-        except LiveFailed as failure:
-            raise UserError(failure.outcome.message, value=self.name, fix=failure.outcome.fix) from failure
 
-
-def command(
-    checkout: Checkout, model: ModelConfig, rows: Path, way: Way, *, batch_tokens: int, steps: int, warm: int,
-    compile: bool,
-) -> list[str]:  # fmt: skip
+def command(checkout: Checkout, model: ModelConfig, rows: Path, micro_rows: int, numbers: dict[str, int]) -> list[str]:
     """The words that start the driver for a model of the same shape as ours."""
     numbers = {
         "depth": model.depth, "context": model.context, "vocab-size": model.vocab_size,
-        "aspect-ratio": model.width // model.depth, "head-width": model.head_width, "micro-rows": way.micro_rows,
-        "batch-tokens": batch_tokens, "steps": steps, "warm": warm,
+        "aspect-ratio": model.width // model.depth, "head-width": model.head_width, "micro-rows": micro_rows, **numbers,
     }  # fmt: skip
-    words = [checkout.python, "-u", str(DRIVER), "--nanochat", str(checkout.path), "--rows", str(rows)]
-    words += ["--window-pattern", model.window_pattern, "--compile", "on" if compile else "off"]
+    words = [checkout.python, str(DRIVER), "--nanochat", str(checkout.path), "--rows", str(rows)]
+    words += ["--window-pattern", model.window_pattern]
     return words + list(itertools.chain(*((f"--{name}", str(value)) for name, value in numbers.items())))
 
 
 def variables(way: Way, facts: Facts, *, dtype: str, cache: Path | None = None) -> dict[str, str]:
-    """The driver's environment: nanochat's own rule gives fp32 on a CPU, its variable the rest."""
-    settings = {"OMP_NUM_THREADS": str(way.threads), "TORCHINDUCTOR_CACHE_DIR": str(cache or bench_home() / "inductor")}
-    if dtype != "fp32":
-        settings["NANOCHAT_DTYPE"] = DTYPES[dtype]
-    if way.allocator:
+    """The driver's environment. fp32, nanochat's own choice on a CPU, is said too: the person may have set another."""
+    settings = {
+        "OMP_NUM_THREADS": str(way.threads),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache or bench_home() / "inductor"),
+        "NANOCHAT_DTYPE": DTYPES[dtype],
+    }
+    if way.our_variables:
         ours = environment(facts, threads=way.threads, already={})
-        settings |= {name: item.value for name, item in ours.items() if name.startswith("MALLOC_")}
+        settings = {name: item.value for name, item in ours.items()} | settings
     return settings
 
 
@@ -125,16 +122,17 @@ def best_way(
     checkout: Checkout, model: ModelConfig, rows: Path, facts: Facts, *, dtype: str, batch_tokens: int,
     sizes: Sequence[int], fresh: bool = False,
 ) -> Way:  # fmt: skip
-    """nanochat's fastest micro-batch, thread count and allocator here, by timing its own step; kept per machine.
+    """nanochat's fastest micro-batch, threads and variables here, by timing its own step; kept per machine.
 
-    As shipped: 32 rows where they divide the step, all cores, the system's allocator.
+    As shipped: 32 rows where they divide the step, all cores, no variables.
     """
-    fitting = [rows_ for rows_ in sizes if batch_tokens % (rows_ * model.context) == 0]
+    whole = batch_tokens // model.context  # rows of a step: all at once where there are fewer than the least size
+    fitting = [size for size in sizes if whole % size == 0] or ([whole] if whole < min(sizes) else [])
     if not fitting:
         raise UserError(
-            f"no micro-batch of {', '.join(map(str, sizes))} rows divides {batch_tokens:,} tokens per step",
+            f"no micro-batch of {', '.join(map(str, sizes))} rows divides the {whole} rows of a step",
             value=batch_tokens,
-            fix=f"add --their-rows {batch_tokens // model.context}",
+            fix=f"add --their-rows {whole}",
         )
     key = {
         "nanochat": checkout.revision, "python": checkout.python, "model": model.as_json(), "dtype": dtype,
@@ -146,16 +144,18 @@ def best_way(
         timed: dict[Way, float] = {}
 
         def time_way(way: Way) -> float:
-            child = NanochatChild(checkout, model, rows, way, facts, dtype=dtype, batch_tokens=batch_tokens)
-            with child:
-                child.start()
+            child = NanochatChild(
+                checkout, model, rows, way, facts, dtype=dtype, batch_tokens=batch_tokens, repeat=True
+            )
+            with child, readable(child):
+                child.wait_ready()
                 answer = child.block(steps=PROBE_STEPS)
             timed[way] = answer["tokens"] / answer["seconds"]
             say(f"nanochat {dtype}, depth {model.depth}: {describe(way)}: {timed[way]:,.0f} tokens/s")
             return timed[way]
 
         way = max((Way(size, facts.cores_physical) for size in sorted(fitting, reverse=True)), key=time_way)
-        others = [Way(way.micro_rows, way.threads, allocator=True)]
+        others = [Way(way.micro_rows, way.threads, our_variables=True)]
         if way.threads > 1:
             others.append(Way(way.micro_rows, way.threads // 2))
         faster = [other for other in others if time_way(other) > SAME * timed[way]]
@@ -169,32 +169,16 @@ def best_way(
     return way
 
 
+@contextlib.contextmanager
+def readable(child: LineChild) -> Iterator[None]:
+    """A live child that fails raises UserError with its own words."""
+    try:
+        yield
+    except LiveFailed as failure:
+        raise UserError(failure.outcome.message, value=child.name, fix=failure.outcome.fix) from failure
+
+
 def describe(way: Way) -> str:
-    """32 rows, 2 threads, our allocator settings."""
+    """32 rows, 2 threads, our variables."""
     words = [f"{way.micro_rows} rows", f"{way.threads} threads"]
-    return ", ".join([*words, "our allocator settings"] if way.allocator else words)
-
-
-def check_matched(model: ModelConfig, parameters: Mapping[str, int], nanochat: Mapping[str, Any]) -> list[list[str]]:
-    """Parameters by kind of both sides and how far they are apart, for a table.
-
-    Raises UserError where a kind differs by more than 1 %, or windows differ: then two models would be compared.
-    """
-    theirs = nanochat["parameters"]
-    names = {
-        "embedding": "wte", "value_embeddings": "value_embeds", "head": "lm_head", "matrices": "transformer_matrices",
-        "scalars": "scalars", "total": "total",
-    }  # fmt: skip
-    rows = []
-    for ours, name in names.items():
-        a, b = parameters[ours], theirs[name]
-        apart = abs(a - b) / max(b, 1)
-        rows.append([ours, f"{a:,}", f"{b:,}", f"{100 * apart:.2f}%"])
-        if apart > 0.01:
-            raise UserError(f"{ours}: {a:,} parameters against nanochat's {b:,}: not the same model", value=a)
-    # a window of ours counts the token itself, nanochat's the tokens before it
-    windows = [min(model.window(i), model.context) for i in range(model.depth)]
-    expected = [min(window + 1, model.context) for window in nanochat["windows"]]
-    if windows != expected:
-        raise UserError(f"windows {windows} against nanochat's {expected}: not the same model", value=str(windows))
-    return rows
+    return ", ".join([*words, "our variables"] if way.our_variables else words)

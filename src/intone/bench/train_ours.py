@@ -1,10 +1,12 @@
 """Our side of a comparison of training: jobs as `intone train` settles them, matched to theirs, and their rows."""
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from intone import jobs
+from intone.bench.train_settings import BenchTrainSettings
 from intone.child import PACKAGE_PARENT
 from intone.config import OptimConfig, ScheduleConfig, TrainJob
 from intone.data.loader import Rows, validation_rows
@@ -22,16 +25,30 @@ from intone.log import say
 from intone.paths import home, read_json, write_json
 from intone.prepare import short_hash
 from intone.records import Choices, read_choices, read_log, write_choices
+from intone.settings import as_json
 from intone.tune.trials import code_fingerprint
 
 CHUNK_ROWS = 1024
 # what a plan depends on: where one of these changed, our side is settled anew
-PLANNING_CODE = ("config.py", "planning.py", "recipe.py", "prepare.py", "hardware.py", "model", "data", "train", "tune")
+PLANNING_CODE = (
+    "config.py", "planning.py", "ground.py", "recipe.py", "prepare.py", "hardware.py", "model", "data", "train", "tune"
+)  # fmt: skip
 
 
 def bench_home() -> Path:
-    """An INTONE_HOME of its own inside the person's, so that comparisons leave their runs alone."""
+    """An INTONE_HOME of its own inside the person's, so that comparisons leave their runs alone; not created here."""
     return home() / "bench" / "train"
+
+
+def make_bench_home() -> Path:
+    """bench_home(), in which only the runs are its own: facts, trials, compiled code, tokenizers, text are shared."""
+    folder = bench_home()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("machine", "tokenizers", "text"):
+        (home() / name).mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (folder / name).symlink_to(Path("..", "..", name))
+    return folder
 
 
 def prepare(flags: Sequence[str]) -> Path:
@@ -40,7 +57,7 @@ def prepare(flags: Sequence[str]) -> Path:
     Raises UserError with the verb's own words where it fails.
     """
     name = f"plan-{short_hash([list(flags), code_fingerprint(*PLANNING_CODE)])}"
-    folder = bench_home() / "runs" / name / "base"
+    folder = make_bench_home() / "runs" / name / "base"
     if (folder / "config.json").exists():
         return folder
     words = ["train", "base", *flags, "--name", name, "--prepare", "--json"]
@@ -59,14 +76,30 @@ def prepare(flags: Sequence[str]) -> Path:
     return Path(answer["result"]["folder"])
 
 
+def plan_flags(settings: BenchTrainSettings, *, depth: int, **fixed: int | float) -> list[str]:
+    """The flags of `intone train` for our side: what is compared, and what the person asked for; the rest it settles.
+
+    fixed: further flags, for example batch_tokens and steps.
+    """
+    values: dict[str, Any] = {
+        "preset": "modern", "depth": depth, "context": settings.context, "vocab_size": settings.vocab_size, **fixed,
+        "dtype": settings.dtype, "threads": settings.threads, "kernels": settings.kernels,
+        "compile": settings.compile, "device_batch": settings.device_batch,
+    }  # fmt: skip
+    words: list[str] = []
+    for name, value in values.items():
+        words += [] if value == "auto" else [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--data", *settings.data]
+    return [*words, "--val", *settings.val] if settings.val else words
+
+
 def read_job(folder: Path) -> tuple[TrainJob, Choices]:
     return TrainJob.from_json(read_json(folder / "config.json")), read_choices(folder)
 
 
 def write_job(folder: Path, job: TrainJob, choices: Choices) -> Path:
-    """A job folder ready for a worker, without anything that an earlier try left."""
-    for leftover in ("log.jsonl", "samples.jsonl"):
-        (folder / leftover).unlink(missing_ok=True)
+    """A job folder for a worker that is to begin at the start, without anything that an earlier try left."""
+    shutil.rmtree(folder, ignore_errors=True)
     write_choices(folder, choices)
     write_json(folder / "config.json", job.as_json())
     return folder
@@ -93,13 +126,44 @@ def matched(job: TrainJob, nanochat: Mapping[str, Any], start: Path) -> TrainJob
 
 
 def run_job(folder: Path, choices: Choices) -> list[dict[str, Any]]:
-    """Trains a job folder to its end in a worker -> its step rows. Raises UserError where it ends otherwise."""
+    """Trains a job folder to its end in a worker, or on from its newest save -> its step rows.
+
+    Raises UserError where it ends otherwise.
+    """
     outcome = jobs.start(folder, choices.environment).wait()
     if outcome.outcome == "stopped":
         raise KeyboardInterrupt
     if outcome.outcome != "done":
         raise UserError(f"our training ended as {outcome.outcome}: {outcome.message}", value=str(folder))
     return read_log(folder / "log.jsonl", "step")
+
+
+class Kept:
+    """Parts of a case that take minutes, on disk: a case that was cut goes on behind the last one that was done."""
+
+    def __init__(self, case: str, settings: BenchTrainSettings, revision: str) -> None:
+        """revision: of the other side. A changed setting or line of our training begins a case anew."""
+        asked = {
+            name: value for name, value in as_json(settings).items() if name not in ("cases", "json", "fresh", "out")
+        }
+        key = short_hash([case, asked, revision, code_fingerprint(*PLANNING_CODE, "bench/foreign")])
+        self.folder = bench_home() / "cases" / f"{case}-{key}"
+        if settings.fresh:
+            self.forget()
+
+    def get(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What make returned, now or before."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            write_json(path, make())
+        else:
+            say(f"{name}: kept from the measurement before")
+        value: dict[str, Any] = read_json(path)
+        return value
+
+    def forget(self) -> None:
+        """The case is done: the next time it is measured, all of it is."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 # --- rows for the other side ------------------------------------------------------------------------------------------

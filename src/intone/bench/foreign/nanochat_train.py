@@ -140,16 +140,16 @@ class Trainer:
         self.rows = Rows(asked.rows)
         self.gpt, self.common = import_nanochat(asked.nanochat)
         self.device = torch.device(asked.device)
-        self.context, self.micro_rows = asked.context, asked.micro_rows
+        self.context, self.micro_rows, self.repeat = asked.context, asked.micro_rows, asked.repeat
         if self.rows.ids.shape[1] != self.context:
             raise Unusable(f"the rows have {self.rows.ids.shape[1]} tokens, --context is {self.context}")
-        torch.manual_seed(SEED)
+        torch.manual_seed(asked.seed)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         self.model = self._on_meta(asked, asked.depth)
         self.model.to_empty(device=self.device)
         self.model.init_weights()
-        self.compiled = torch.compile(self.model, dynamic=False) if asked.compile == "on" else self.model
+        self.compiled = torch.compile(self.model, dynamic=False)
         self.recipe = recipe_for(
             scaling_size(self.model),
             scaling_size(self._on_meta(asked, REFERENCE_DEPTH)),
@@ -191,7 +191,6 @@ class Trainer:
             "rate_scale": self.recipe.rate_scale,
             "weight_decay": self.recipe.weight_decay,
             "micro_rows": self.micro_rows,
-            "compiled": self.compiled is not self.model,
             "threads": torch.get_num_threads(),
             "device": str(self.device),
             "torch": torch.__version__,
@@ -226,6 +225,8 @@ class Trainer:
 
     def _load(self, first: int) -> int:
         """Copies rows into the buffers of a pass -> supervised tokens. Raises Unusable behind the last row."""
+        if self.repeat:
+            first %= len(self.rows.ids) // self.micro_rows * self.micro_rows
         rows = slice(first, first + self.micro_rows)
         if rows.stop > len(self.rows.ids):
             raise Unusable(f"step {self.step + 1} needs row {rows.stop:,}, there are {len(self.rows.ids):,}")
@@ -344,8 +345,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=0, help="tokens per step; 0: by nanochat's rule")
     parser.add_argument("--steps", type=int, default=0, help="that the schedules run over; 0: by nanochat's rule")
     parser.add_argument("--micro-rows", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=SEED, help="of the random start")
     parser.add_argument("--warm", type=int, default=2, help="steps before the ready line")
-    parser.add_argument("--compile", choices=["on", "off"], default="on")
+    parser.add_argument("--repeat", action="store_true", help="begin with the first row again behind the last")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args(argv)
 
