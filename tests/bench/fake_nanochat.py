@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from intone.bench.train_weights import mapped_names
 from intone.config import ModelConfig, OptimConfig
+from intone.exchange.nanochat import their_name
 from intone.model.cost import num_parameters, train_flops_per_token
 from intone.model.gpt import GPT as Inner
 from intone.model.optim import Optimizer as InnerOptimizer
@@ -73,8 +73,7 @@ class GPT(nn.Module):
         self.inner.compute_dtype = COMPUTE_DTYPE
 
     def named_parameters(self, *args, **kwargs):
-        theirs = {ours: name for name, ours in mapped_names(self.shape).items()}
-        return [(theirs[name], p) for name, p in self.inner.named_parameters()]
+        return [(their_name(name), p) for name, p in self.inner.named_parameters()]
 
     def num_scaling_params(self):
         counts = num_parameters(self.shape)

@@ -3,32 +3,17 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from intone.child import ChildFailed, ask_child
 from intone.config import ModelConfig
 from intone.errors import UserError
 
+if TYPE_CHECKING:
+    from intone.model.gpt import GPT
+
 MODULE = "intone.bench.train_weights"
-TIMEOUT_S = 3600.0
-# nanochat's names (92d63d4) -> ours; {i} is the number of a block
-NAMES = {
-    "transformer.wte.weight": "embedding.weight",
-    "lm_head.weight": "head.weight",
-    "resid_lambdas": "residual_scale",
-    "x0_lambdas": "embedding_scale",
-    "smear_gate.weight": "smear_gate.weight",
-    "smear_lambda": "smear_scale",
-    "backout_lambda": "backout_scale",
-    "value_embeds.{i}.weight": "value_embeddings.{i}.weight",
-    "transformer.h.{i}.attn.c_q.weight": "blocks.{i}.attention.q.weight",
-    "transformer.h.{i}.attn.c_k.weight": "blocks.{i}.attention.k.weight",
-    "transformer.h.{i}.attn.c_v.weight": "blocks.{i}.attention.v.weight",
-    "transformer.h.{i}.attn.c_proj.weight": "blocks.{i}.attention.out.weight",
-    "transformer.h.{i}.attn.ve_gate.weight": "blocks.{i}.attention.value_gate.weight",
-    "transformer.h.{i}.mlp.c_fc.weight": "blocks.{i}.mlp.up.weight",
-    "transformer.h.{i}.mlp.c_proj.weight": "blocks.{i}.mlp.down.weight",
-}
+TIMEOUT_S = 3600.0  # a large validation text in fp32 takes minutes
 
 
 def save_start(model: ModelConfig, weights: Path, job_folder: Path, tokenizer_hash: str) -> None:
@@ -58,55 +43,65 @@ def ask(question: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"the weights could not be read or scored: {failure}", value=question["do"]) from failure
 
 
-def mapped_names(model: ModelConfig) -> dict[str, str]:
-    """nanochat's name -> ours for every tensor of this model."""
-    names = {}
-    for theirs, ours in NAMES.items():
-        for i in range(model.depth) if "{i}" in theirs else [None]:
-            is_table = "value_embeds" in theirs or "ve_gate" in theirs
-            if i is None or not is_table or model.has_value_embedding(i):
-                names[theirs.format(i=i)] = ours.format(i=i)
-    return names
+# --- the child's side -------------------------------------------------------------------------------------------------
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """The child's side."""
+    """What ask() returns."""
+    from intone.model.checkpoint import load_weights, save_checkpoint
+    from intone.model.gpt import GPT
+
+    if question.get("weights"):
+        model = foreign_model(ModelConfig.from_json(question["model"]), Path(question["weights"]))
+    else:
+        config, state, _ = load_weights(Path(question["folder"]))
+        model = GPT(config)
+        model.load_state_dict(state)
+    if question["do"] == "score":
+        rows = Path(question["rows"])
+        return row_scores(model, rows, question["num_rows"], as_one_text=bool(question.get("weights")))
+    save_checkpoint(
+        Path(question["folder"]), 0, model=model.config, weights=model.state_dict(), optimizer={}, state={},
+        tokenizer_hash=question["tokenizer_hash"],
+    )  # fmt: skip
+    return {}
+
+
+def foreign_model(config: ModelConfig, path: Path) -> "GPT":
+    """Our model with the weights of an .npz file under nanochat's names. Exits where a name has no partner."""
+    import numpy as np
+    import torch
+
+    from intone.exchange.nanochat import their_name
+    from intone.model.gpt import GPT
+
+    model = GPT(config)
+    ours = {their_name(name): name for name, _ in model.named_parameters()}
+    with np.load(path, allow_pickle=False) as arrays:
+        found = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    strange = sorted(found.keys() ^ ours.keys())
+    if strange:
+        raise SystemExit(f"{strange[0]} is only on one side: not nanochat at 92d63d4, or another shape")
+    model.load_state_dict({ours[name]: tensor for name, tensor in found.items()})
+    return model
+
+
+def row_scores(model: "GPT", folder: Path, num_rows: int | None, *, as_one_text: bool) -> dict[str, Any]:
+    """score() of a model; as_one_text: every token sees all before it in its row, whatever document they are of."""
     import numpy as np
     import torch
 
     from intone.data.loader import Batch
     from intone.evals.bpb import row_sums
-    from intone.model.checkpoint import load_weights, save_checkpoint
-    from intone.model.gpt import GPT
 
-    if question.get("weights"):
-        config = ModelConfig.from_json(question["model"])
-        names = mapped_names(config)
-        with np.load(question["weights"], allow_pickle=False) as arrays:
-            unknown = set(arrays.files) ^ set(names)
-            if unknown:
-                raise SystemExit(f"{sorted(unknown)[0]} is only on one side: not nanochat at 92d63d4, or another shape")
-            state = {names[name]: torch.from_numpy(arrays[name]) for name in arrays.files}
-    else:
-        config, state, _ = load_weights(Path(question["folder"]))
-    model = GPT(config)
-    model.load_state_dict(state)
-    if question["do"] == "start":
-        save_checkpoint(
-            Path(question["folder"]), 0, model=config, weights=model.state_dict(), optimizer={}, state={},
-            tokenizer_hash=question["tokenizer_hash"],
-        )  # fmt: skip
-        return {}
-    folder = Path(question["rows"])
     ids, targets, documents = (
-        np.load(folder / f"val_{name}.npy")[: question["num_rows"]] for name in ("ids", "targets", "documents")
+        np.load(folder / f"val_{name}.npy")[:num_rows] for name in ("ids", "targets", "documents")
     )
-    if question.get("weights"):
+    if as_one_text:
         documents = np.zeros_like(documents)
-    sums = row_sums(
-        model, [Batch(ids, targets, documents)], np.load(folder / "token_bytes.npy"),
-        device=torch.device("cpu"), dtype=torch.float32,
-    )  # fmt: skip
+    token_bytes = np.load(folder / "token_bytes.npy")
+    batch = Batch(ids, targets, documents)
+    sums = row_sums(model, [batch], token_bytes, device=torch.device("cpu"), dtype=torch.float32)
     return {"nats": sums[:, 0].tolist(), "bytes": [int(size) for size in sums[:, 1]]}
 
 

@@ -14,10 +14,11 @@ from tests.bench.fake_nanochat import checkout_of, write_checkout, write_rows
 from intone.bench.foreign import nanochat_train
 from intone.bench.foreign.nanochat_train import Recipe, Unusable, import_nanochat, recipe_for
 from intone.bench.train_nanochat import NanochatChild, Way
-from intone.bench.train_weights import mapped_names, score
+from intone.bench.train_weights import score
 from intone.config import ModelConfig, model_config
 from intone.data.loader import Batch
 from intone.evals.bpb import row_sums
+from intone.exchange.nanochat import their_name
 from intone.hardware import Facts
 from intone.model.gpt import GPT
 from intone.prove.live import LiveFailed
@@ -109,10 +110,9 @@ def test_blocks_go_on_with_one_training_and_the_weights_score_alike_in_both_code
 
     # the evaluator itself, in this process, on all rows and seeing a row as one text as nanochat does
     with np.load(tmp_path / "weights.npz") as arrays:
-        names = mapped_names(MODEL)
-        state = {names[name]: torch.from_numpy(arrays[name]) for name in arrays.files}
-    model = GPT(MODEL)
-    model.load_state_dict(state)
+        model = GPT(MODEL)
+        names = [name for name, _ in model.named_parameters()]
+        model.load_state_dict({name: torch.from_numpy(arrays[their_name(name)]) for name in names})
     ids, val_targets = (np.load(rows / f"val_{name}.npy") for name in ("ids", "targets"))
     batch = Batch(ids, val_targets, np.zeros_like(ids))
     sums = row_sums(model, [batch], np.load(rows / "token_bytes.npy"), device=torch.device("cpu"), dtype=torch.float32)
