@@ -1,0 +1,205 @@
+"""Gathers what the gates on losses judge: short trainings of both sides, and gradients from the same weights."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from intone.config import TrainJob
+from intone.model.checkpoint import WEIGHTS, list_checkpoints, optimizer_file
+from intone.model.gpt import GPT
+from intone.model.optim import parameter_groups
+from intone.paths import read_json
+from intone.prove.gates import parity, seeds
+from intone.prove.gates.parity import TENSOR_SHARE, GradientError, Losses
+from intone.prove.gates.result import Gate, GateResult, NotJudged
+from intone.prove.trial import Side, Trial, trial
+from intone.recipe import TRIAL_SCHEDULE
+from intone.records import Segment, read_choices
+from intone.train.schedule import scale_at
+
+TRAJECTORY_STEPS = 12  # the ten that the judgement needs, and two; 12 d4 steps take 20 s on two cores [measured]
+TRIAL_COST_S = 5.0  # a worker's start and a few steps of a small model, measured on two cores; orders the gates only
+
+
+def losses_of(found: Trial) -> Losses:
+    """A trial as the judgements take it, with the checksums of its last save."""
+    sums = {name: None for name in (WEIGHTS, optimizer_file(0))}
+    saves = list_checkpoints(found.folder)
+    if saves:
+        files = read_json(saves[-1] / "manifest.json")["files"]
+        sums = {name: files[name]["sha256"] for name in sums}
+    outcome = found.outcome
+    return Losses(found.losses, outcome.outcome, outcome.message, sums[WEIGHTS], sums[optimizer_file(0)])
+
+
+# --- bitwise ----------------------------------------------------------------------------------------------------
+
+
+def gather_bitwise(baseline: Side, candidate: Side, scratch: Path, *, steps: int) -> tuple[Losses, Losses]:
+    """Both sides trained for these steps, with the plan and schedule of their folders."""
+    pair = []
+    for side in (baseline, candidate):
+        with trial(side, scratch, steps=steps, keep=1, deterministic=True) as found:
+            pair.append(losses_of(found))
+    return pair[0], pair[1]
+
+
+# --- tolerance --------------------------------------------------------------------------------------------------
+
+
+def gather_tolerance(
+    baseline: Side, candidate: Side, scratch: Path, *, steps: int = TRAJECTORY_STEPS
+) -> tuple[Losses, Losses, Losses | None]:
+    """(candidate, reference, own) for parity.judge_tolerance: 4 trainings, 5 where the baseline is not fp32.
+
+    The reference is the baseline's code in eager fp32. Gradients are those of one step from the reference's weights
+    after its trajectory, on rows that it has not seen: at the start most gradients of a model are zero.
+    Rates are those of tune's trials, at which right code of any dtype stays together (LOG.md).
+    """
+    with trial(baseline, scratch, segments=plain(baseline), steps=steps, schedule=TRIAL_SCHEDULE, keep=1) as found:
+        reference = losses_of(found)
+        if found.outcome.outcome != "done":
+            return reference, reference, None  # the judgement says what went wrong
+        after = dict(init_from=str(found.folder), keep_optimizer=False, seed=job_of(baseline).seed + 1)
+        right = gradients(baseline, scratch, plain(baseline), **after)
+        gradient = gradient_error(gradients(candidate, scratch, first_segment(candidate), **after), right)
+        own = None
+        if first_segment(baseline)[0].dtype != "fp32":
+            error = gradient_error(gradients(baseline, scratch, first_segment(baseline), **after), right)
+            own = Losses((), gradient=error)
+    with trial(candidate, scratch, steps=steps, schedule=TRIAL_SCHEDULE) as found:
+        return dataclasses.replace(losses_of(found), gradient=gradient), reference, own
+
+
+def job_of(side: Side) -> TrainJob:
+    return TrainJob.from_json(read_json(side.folder / "config.json"))
+
+
+def first_segment(side: Side) -> tuple[Segment, ...]:
+    """How the side computes its first steps, as a plan of its own."""
+    return (read_choices(side.folder).segments[0],)
+
+
+def plain(side: Side) -> tuple[Segment, ...]:
+    """The side's first segment as the reference computes it: fp32, eager, fused attention."""
+    first = first_segment(side)[0]
+    return (dataclasses.replace(first, dtype="fp32", compiled=False, attention="sdpa", reason="reference"),)
+
+
+def gradients(side: Side, scratch: Path, segments: tuple[Segment, ...], **changes: Any) -> dict[str, np.ndarray] | None:
+    """The gradients of one optimizer step as the real worker computes them; None where it did not end well.
+
+    Nothing in the worker is changed for it: after the first step an optimizer's first moments are the gradients
+    times 1 - beta.
+    """
+    with trial(side, scratch, segments=segments, steps=1, keep=1, **changes) as found:
+        saves = list_checkpoints(found.folder)
+        if found.outcome.outcome != "done" or not saves:
+            return None
+        moments = load_file(saves[-1] / optimizer_file(0))
+        return from_moments(TrainJob.from_json(read_json(found.folder / "config.json")), moments)
+
+
+def from_moments(job: TrainJob, moments: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Gradients by parameter out of the optimizer's state after the first step of a job, float64."""
+    momentum = scale_at(job.schedule, 0, job.steps).momentum
+    with torch.device("meta"):
+        groups = parameter_groups(GPT(job.model), job.optim)
+    found = {}
+    for group in groups:
+        for i, name in enumerate(group.names):
+            prefix = f"{group.names[0]}:{group.kind}:"
+            if group.kind == "muon":
+                found[name] = moments[prefix + "momentum"][i].astype(np.float64) / (1 - momentum)
+            else:
+                found[name] = moments[f"{prefix}first.{i}"].astype(np.float64) / (1 - group.betas[0])
+    return found
+
+
+def gradient_error(found: dict[str, np.ndarray] | None, right: dict[str, np.ndarray] | None) -> GradientError | None:
+    """The distance of gradients from the right ones; None where one side has none. nan counts as infinitely far."""
+    if found is None or right is None:
+        return None
+    norms = {name: float(np.linalg.norm(value)) for name, value in right.items()}
+    whole = math.hypot(*norms.values())
+    errors = {name: float(np.linalg.norm(found[name] - value)) for name, value in right.items()}
+    large = [name for name, norm in norms.items() if norm >= TENSOR_SHARE * whole and norm > 0]
+    if not large:
+        raise NotJudged("all gradients of the reference are zero", "compare on rows in which something is learned")
+    worst = max(large, key=lambda name: beyond(errors[name] / norms[name]))
+    found_norm = math.hypot(*(float(np.linalg.norm(value)) for value in found.values()))
+    return GradientError(
+        gradient=beyond(math.hypot(*errors.values()) / whole),
+        norm=beyond(abs(found_norm / whole - 1)),
+        tensor=beyond(errors[worst] / norms[worst]),
+        worst=worst,
+    )
+
+
+def beyond(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+# --- statistical ------------------------------------------------------------------------------------------------
+
+
+def gather_seeds(
+    baseline: Side, candidate: Side, scratch: Path, *, numbers: Sequence[int], steps: int | None = None
+) -> seeds.SeedPairs:
+    """Both sides trained once per seed; where a loss ends is the mean of its last tenth of steps, one at least.
+
+    steps None: those of the folders. Raises NotJudged where a training does not end well or is not finite at its end.
+    """
+    ends: list[list[float]] = [[], []]
+    for number in numbers:
+        for side, found_ends in zip((baseline, candidate), ends, strict=True):
+            changes: dict[str, Any] = {"seed": number} | ({} if steps is None else {"steps": steps})
+            with trial(side, scratch, **changes) as found:
+                last = found.losses[-max(1, len(found.losses) // 10) :]
+                if found.outcome.outcome != "done" or not last or None in last:
+                    message = found.outcome.message or "the loss is not finite at the end"
+                    raise NotJudged(f"seed {number} gave no final loss: {message}", "find out why before comparing")
+                found_ends.append(math.fsum(loss for loss in last if loss is not None) / len(last))
+    return seeds.SeedPairs(tuple(numbers), tuple(ends[0]), tuple(ends[1]))
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------
+
+
+def gate(
+    baseline: Side, candidate: Side, scratch: Path, *, declared: Collection[str] = (), kind: parity.Kind | None = None,
+    numbers: Sequence[int] = (1, 2, 3, 4, 5), steps: int = TRAJECTORY_STEPS,
+) -> Gate[Any]:  # fmt: skip
+    """The gate on losses for two sides, of the kind that fits the change unless one is asked for.
+
+    declared: what the change of the recipe touches. numbers: the seeds of the statistical kind, which trains whole
+    jobs; steps: of the other two kinds.
+    """
+    chosen: str = kind or parity.kind_of_change(
+        read_choices(baseline.folder), read_choices(candidate.folder), is_recipe_change=bool(declared)
+    )[0]
+    dtype = first_segment(candidate)[0].dtype
+    kinds: dict[str, tuple[float, Callable[[], Any], Callable[[Any], GateResult]]] = {
+        "bitwise": (
+            2 * TRIAL_COST_S,
+            lambda: gather_bitwise(baseline, candidate, scratch, steps=steps),
+            lambda found: parity.judge_bitwise(*found),
+        ),
+        "tolerance": (
+            5 * TRIAL_COST_S,
+            lambda: gather_tolerance(baseline, candidate, scratch, steps=steps),
+            lambda found: parity.judge_tolerance(found[0], found[1], dtype=dtype, own=found[2]),
+        ),
+        "statistical": (
+            2 * len(numbers) * TRIAL_COST_S,
+            lambda: gather_seeds(baseline, candidate, scratch, numbers=numbers),
+            lambda found: seeds.judge(found, allow_better=True),
+        ),
+    }
+    return Gate(parity.NAME, *kinds[chosen])
