@@ -3,61 +3,12 @@
 import dataclasses
 import math
 
-import pytest
-
 from intone.child import ChildFailed
 from intone.records import Choice
-from intone.tune.precision import NoTrial, candidates, choose, run_gate, trajectory_gate
+from intone.tune.precision import NoTrial, candidates, choose, run_gate
 
-REFERENCE = [5.5, 4.9, 4.1, 3.6, 3.1, 2.7, 2.2, 1.8, 1.5, 1.2, 1.0]
 PASS = Choice(True, "eager bf16 accepted", "measured")
 FAIL = Choice(False, "eager bf16 rejected: loss 4.7 against 0.333", "measured")
-
-
-def test_losses_close_to_fp32_pass():
-    ok, why = trajectory_gate([loss * 1.003 for loss in REFERENCE], REFERENCE)
-    assert ok and why == "losses within 0.30% of fp32 over 11 steps"
-
-
-def test_one_step_two_percent_off_fails_and_is_named():
-    losses = [*REFERENCE[:6], REFERENCE[6] * 1.021, *REFERENCE[7:]]
-    ok, why = trajectory_gate(losses, REFERENCE)
-    assert not ok and "at step 7" in why and "2.10% off fp32" in why
-
-
-def test_many_steps_slightly_off_fail_by_their_mean():
-    ok, why = trajectory_gate([loss * 1.006 for loss in REFERENCE], REFERENCE)
-    assert not ok and "0.60% off fp32 on average" in why
-
-
-def test_a_loss_below_fp32s_is_as_wrong_as_one_above():
-    assert not trajectory_gate([loss * 0.97 for loss in REFERENCE], REFERENCE)[0]
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_fails(bad):
-    ok, why = trajectory_gate([*REFERENCE[:10], bad], REFERENCE)
-    assert not ok and "step 11" in why
-
-
-def test_the_failure_seen_with_compiled_bf16_is_rejected():
-    fell = [5.5, 3.0, 1.5, 1.0, 0.8, 0.6, 0.5, 0.45, 0.4, 0.35, 0.333]
-    stuck = [5.5, 5.2, 5.1, 5.0, 4.9, 4.9, 4.8, 4.8, 4.7, 4.7, 4.70]
-    assert not trajectory_gate(stuck, fell)[0]
-
-
-def test_a_memorised_batch_does_not_blow_up_rounding():
-    fell = [5.0 * 0.5**step for step in range(16)]
-    assert trajectory_gate([loss + 1e-4 for loss in fell], fell)[0]  # 1e-4 is 66 % of the last loss
-
-
-@pytest.mark.parametrize(
-    ("losses", "reference"),
-    [(REFERENCE[:9], REFERENCE[:9]), (REFERENCE[:10], REFERENCE), (REFERENCE, [*REFERENCE[:10], math.nan])],
-)
-def test_too_few_steps_or_a_broken_reference_are_no_verdict(losses, reference):
-    with pytest.raises(ValueError):
-        trajectory_gate(losses, reference)
 
 
 def test_the_gate_runs_eager_fp32_and_the_candidate():

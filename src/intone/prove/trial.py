@@ -12,7 +12,7 @@ from intone.config import TrainJob
 from intone.paths import read_json, write_json
 from intone.records import Choices, Outcome, Segment, read_choices, read_log, write_choices
 
-TIMEOUT_S = 300.0  # ten times the slowest cold compile we have seen: 46 s, d4 on two busy cores
+TIMEOUT_S = 300.0  # six times the slowest cold compile we have seen: 46 s, d4 on two busy cores
 
 Run = Callable[[Path], Outcome]  # runs the job in a folder to its end, which must be its only effect
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from intone.child import ChildFailed
 from intone.hardware import Facts
+from intone.prove.gates.parity import trajectory_gate
 from intone.records import Choice
 from intone.tune.probe import speedup
 
@@ -17,11 +18,6 @@ RunSteps = Callable[[str, bool, int], list[float]]  # (dtype, compiled, num_step
 Gate = Callable[[str], Choice]  # dtype -> a choice whose value says whether it trains like fp32
 
 GATE_STEPS = 12
-MIN_GATE_STEPS = 10
-MOST_STEP = 0.02  # largest relative difference of a step's loss to fp32's
-MOST_MEAN = 0.005  # largest mean of them
-# share of the first loss below which a batch counts as memorised: rounding is large there against what is left; guess
-MEMORISED = 0.05
 WORTH = 1.05  # a narrower dtype must be this much faster to be worth its rounding
 
 
@@ -39,35 +35,6 @@ def candidates(facts: Facts) -> tuple[str, ...]:
 def rates(facts: Facts) -> dict[str, float | None]:
     """The measured FLOP/s of large products in every dtype."""
     return {"fp32": facts.fp32_flops_per_s, "bf16": facts.bf16_flops_per_s, "fp16": facts.fp16_flops_per_s}
-
-
-def trajectory_gate(losses_candidate: Sequence[float], losses_reference: Sequence[float]) -> tuple[bool, str]:
-    """(accepted, why) for the losses of a candidate against those of fp32 eager, same steps on the same batch.
-
-    Accepted where every step differs by less than 2 % and the mean difference is below 0.5 %, relative to the
-    reference. Raises ValueError for fewer than 10 steps, different lengths, or a reference that is not finite.
-    """
-    num_steps = len(losses_reference)
-    if len(losses_candidate) != num_steps or num_steps < MIN_GATE_STEPS:
-        raise ValueError(f"{len(losses_candidate)} losses against {num_steps}, at least {MIN_GATE_STEPS} are needed")
-    if not all(math.isfinite(loss) for loss in losses_reference):
-        raise ValueError(f"the reference losses are not finite: {list(losses_reference)}")
-    for step, loss in enumerate(losses_candidate, 1):
-        if not math.isfinite(loss):
-            return False, f"loss {loss} at step {step}"
-    floor = MEMORISED * abs(losses_reference[0])
-    differences = [
-        abs(loss - right) / max(abs(right), floor)
-        for loss, right in zip(losses_candidate, losses_reference, strict=True)
-    ]
-    worst = max(range(num_steps), key=differences.__getitem__)
-    mean = statistics.fmean(differences)
-    at_worst = f"{losses_candidate[worst]:.4g} against {losses_reference[worst]:.4g} at step {worst + 1}"
-    if differences[worst] >= MOST_STEP:
-        return False, f"loss {at_worst}: {differences[worst]:.2%} off fp32, allowed are {MOST_STEP:.0%}"
-    if mean >= MOST_MEAN:
-        return False, f"losses {mean:.2%} off fp32 on average over {num_steps} steps, allowed are {MOST_MEAN:.1%}"
-    return True, f"losses within {differences[worst]:.2%} of fp32 over {num_steps} steps"
 
 
 def run_gate(dtype: str, *, compiled: bool, run_steps: RunSteps, num_steps: int = GATE_STEPS) -> Choice:

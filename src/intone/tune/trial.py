@@ -8,11 +8,10 @@ from pathlib import Path
 from intone import jobs
 from intone.config import TrainJob
 from intone.log import say
-from intone.paths import write_json
-from intone.records import Choice, Choices, Segment, read_log, write_choices
+from intone.prove.trial import run_job, run_worker
+from intone.records import Choice, Choices, Segment
 from intone.tune.precision import NoTrial
 
-TIMEOUT_S = 300.0  # six times the slowest cold compile we have seen: 46 s, d4 on two busy cores
 WARM_STEPS = 2  # allocator and caches settle in them
 
 
@@ -52,19 +51,15 @@ class TrialRunner:
         )
         settings = {"device": Choice(self.device, "trial", "default")}
         with jobs.trial_folder(self.folder) as folder:
-            write_choices(folder, Choices(settings, (segment,), {}, dict(self.environment)))
+            choices = Choices(settings, (segment,), {}, dict(self.environment))
             job = replace(self.job, steps=num_steps, keep=0, eval_every=None, samples=(), val=None)
-            write_json(folder / "config.json", job.as_json())
-            outcome = jobs.start(folder, self.environment, jobs.Limits(seconds=TIMEOUT_S)).wait()
-            if outcome.outcome not in ("done", "not_finite"):
-                if outcome.outcome == "stopped":
-                    raise KeyboardInterrupt
-                raise NoTrial(outcome.message)
-            rows = read_log(folder / "log.jsonl", "step")
-        times = [row["step_s"] for row in rows]
-        losses = [float("nan") if row["loss"] is None else row["loss"] for row in rows]
+            found = run_job(folder, job, choices, run_worker)
+        if found.outcome.outcome not in ("done", "not_finite"):
+            raise NoTrial(found.outcome.message)
+        times = [row["step_s"] for row in found.rows]
+        losses = [float("nan") if loss is None else loss for loss in found.losses]
         warm = times[WARM_STEPS:] or times
-        result = TrialResult(losses, times[0], statistics.median(warm), rows[-1]["peak_bytes"])
+        result = TrialResult(losses, times[0], statistics.median(warm), found.rows[-1]["peak_bytes"])
         self.known[key] = result
         return result
 

@@ -155,7 +155,7 @@ def wrapped_table(rows: list[tuple[str, str, str, list[str]]]) -> str:
     for name, word, seconds, texts in rows:
         head = f"{name.ljust(widths[0])}  {word.ljust(widths[1])}  {seconds.rjust(widths[2])}  "
         for text in texts:
-            for piece in textwrap.wrap(text, room):
+            for piece in textwrap.wrap(text, room, break_on_hyphens=False, break_long_words=False):
                 lines.append((head + piece).rstrip())
                 head = " " * len(head)
     return "\n".join(lines)

@@ -56,7 +56,7 @@ class Block:
     @property
     def idle_share(self) -> float | None:
         """Share of the claimed time in which the process did nothing that anybody knows of; None: not known."""
-        if self.cpu_s is None or not self.claimed_s > 0:
+        if self.cpu_s is None or impossible(self):
             return None
         known_s = self.cpu_s + (self.queued_s or 0.0) + self.data_s + TICK_S
         return max(0.0, 1 - known_s / self.claimed_s)

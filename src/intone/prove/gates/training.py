@@ -1,8 +1,10 @@
 """Gathers what the gates on losses judge: short trainings of both sides, and gradients from the same weights."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from intone.model.gpt import GPT
 from intone.model.optim import parameter_groups
 from intone.paths import read_json
 from intone.prove.gates import parity, seeds
-from intone.prove.gates.parity import TENSOR_SHARE, GradientError, Losses
+from intone.prove.gates.parity import MIN_ELEMENTS, TENSOR_SHARE, GradientError, Losses
 from intone.prove.gates.result import Gate, GateResult, NotJudged
 from intone.prove.trial import Side, Trial, trial
 from intone.recipe import TRIAL_SCHEDULE
@@ -24,6 +26,7 @@ from intone.records import Segment, read_choices
 from intone.train.schedule import scale_at
 
 TRAJECTORY_STEPS = 12  # the ten that the judgement needs, and two; 12 d4 steps take 20 s on two cores [measured]
+Gradients = dict[str, np.ndarray]  # by parameter, float64
 TRIAL_COST_S = 5.0  # a worker's start and a few steps of a small model, measured on two cores; orders the gates only
 
 
@@ -53,28 +56,57 @@ def gather_bitwise(baseline: Side, candidate: Side, scratch: Path, *, steps: int
 # --- tolerance --------------------------------------------------------------------------------------------------
 
 
-def gather_tolerance(
-    baseline: Side, candidate: Side, scratch: Path, *, steps: int = TRAJECTORY_STEPS
-) -> tuple[Losses, Losses, Losses | None]:
-    """(candidate, reference, own) for parity.judge_tolerance: 4 trainings, 5 where the baseline is not fp32.
+@dataclass(frozen=True)
+class Reference:
+    """A baseline in eager fp32: its losses, and the gradients of one step from the weights that it came to.
 
-    The reference is the baseline's code in eager fp32. Gradients are those of one step from the reference's weights
-    after its trajectory, on rows that it has not seen: at the start most gradients of a model are zero.
+    after: settings of a job that takes such a step: from these weights, on rows that the reference has not seen. At
+    the start of a training most gradients are zero. gradients None: the baseline itself did not train.
+    """
+
+    losses: Losses
+    steps: int
+    after: Mapping[str, Any]
+    gradients: Gradients | None
+    own: GradientError | None  # of the baseline in its own dtype, None where that is fp32
+
+
+@contextlib.contextmanager
+def reference(baseline: Side, scratch: Path, *, steps: int = TRAJECTORY_STEPS) -> Iterator[Reference]:
+    """Trains the reference; its folder stays until the end of the with block, since candidates start from it.
+
     Rates are those of tune's trials, at which right code of any dtype stays together (LOG.md).
     """
-    with trial(baseline, scratch, segments=plain(baseline), steps=steps, schedule=TRIAL_SCHEDULE, keep=1) as found:
-        reference = losses_of(found)
-        if found.outcome.outcome != "done":
-            return reference, reference, None  # the judgement says what went wrong
-        after = dict(init_from=str(found.folder), keep_optimizer=False, seed=job_of(baseline).seed + 1)
-        right = gradients(baseline, scratch, plain(baseline), **after)
-        gradient = gradient_error(gradients(candidate, scratch, first_segment(candidate), **after), right)
-        own = None
-        if first_segment(baseline)[0].dtype != "fp32":
-            error = gradient_error(gradients(baseline, scratch, first_segment(baseline), **after), right)
-            own = Losses((), gradient=error)
-    with trial(candidate, scratch, steps=steps, schedule=TRIAL_SCHEDULE) as found:
-        return dataclasses.replace(losses_of(found), gradient=gradient), reference, own
+    segments = plain(baseline)
+    with trial(baseline, scratch, segments=segments, steps=steps, schedule=TRIAL_SCHEDULE, keep=1) as found:
+        after = {"init_from": str(found.folder), "keep_optimizer": False, "seed": job_of(baseline).seed + 1}
+        right = own = None
+        if found.outcome.outcome == "done":
+            right = gradients(baseline, scratch, segments, **after)
+            if first_segment(baseline)[0].dtype != "fp32":
+                own = gradient_error(gradients(baseline, scratch, first_segment(baseline), **after), right)
+        yield Reference(losses_of(found), steps, after, right, own)
+
+
+def against(right: Reference, candidate: Side, scratch: Path) -> Losses:
+    """The candidate's trajectory, and how far its gradients are from the reference's."""
+    error = gradient_error(gradients(candidate, scratch, first_segment(candidate), **right.after), right.gradients)
+    with trial(candidate, scratch, steps=right.steps, schedule=TRIAL_SCHEDULE) as found:
+        return dataclasses.replace(losses_of(found), gradient=error)
+
+
+def judge_against(right: Reference, candidate: Losses, *, dtype: str) -> GateResult:
+    """The candidate's numbers against the reference's."""
+    return parity.judge_tolerance(candidate, right.losses, dtype=dtype, own=right.own)
+
+
+def gather_tolerance(
+    baseline: Side, candidate: Side, scratch: Path, *, steps: int = TRAJECTORY_STEPS
+) -> tuple[Reference, Losses]:
+    """4 short trainings, 5 where the baseline is not fp32."""
+    with reference(baseline, scratch, steps=steps) as right:
+        # where the reference did not train, its own losses say so to the judgement
+        return right, against(right, candidate, scratch) if right.gradients is not None else right.losses
 
 
 def job_of(side: Side) -> TrainJob:
@@ -92,7 +124,7 @@ def plain(side: Side) -> tuple[Segment, ...]:
     return (dataclasses.replace(first, dtype="fp32", compiled=False, attention="sdpa", reason="reference"),)
 
 
-def gradients(side: Side, scratch: Path, segments: tuple[Segment, ...], **changes: Any) -> dict[str, np.ndarray] | None:
+def gradients(side: Side, scratch: Path, segments: tuple[Segment, ...], **changes: Any) -> Gradients | None:
     """The gradients of one optimizer step as the real worker computes them; None where it did not end well.
 
     Nothing in the worker is changed for it: after the first step an optimizer's first moments are the gradients
@@ -106,7 +138,7 @@ def gradients(side: Side, scratch: Path, segments: tuple[Segment, ...], **change
         return from_moments(TrainJob.from_json(read_json(found.folder / "config.json")), moments)
 
 
-def from_moments(job: TrainJob, moments: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def from_moments(job: TrainJob, moments: dict[str, np.ndarray]) -> Gradients:
     """Gradients by parameter out of the optimizer's state after the first step of a job, float64."""
     momentum = scale_at(job.schedule, 0, job.steps).momentum
     with torch.device("meta"):
@@ -122,15 +154,15 @@ def from_moments(job: TrainJob, moments: dict[str, np.ndarray]) -> dict[str, np.
     return found
 
 
-def gradient_error(found: dict[str, np.ndarray] | None, right: dict[str, np.ndarray] | None) -> GradientError | None:
+def gradient_error(found: Gradients | None, right: Gradients | None) -> GradientError | None:
     """The distance of gradients from the right ones; None where one side has none. nan counts as infinitely far."""
     if found is None or right is None:
         return None
     norms = {name: float(np.linalg.norm(value)) for name, value in right.items()}
     whole = math.hypot(*norms.values())
     errors = {name: float(np.linalg.norm(found[name] - value)) for name, value in right.items()}
-    large = [name for name, norm in norms.items() if norm >= TENSOR_SHARE * whole and norm > 0]
-    if not large:
+    large = [name for name, norm in norms.items() if norm >= TENSOR_SHARE * whole and right[name].size >= MIN_ELEMENTS]
+    if not whole or not large:
         raise NotJudged("all gradients of the reference are zero", "compare on rows in which something is learned")
     worst = max(large, key=lambda name: beyond(errors[name] / norms[name]))
     found_norm = math.hypot(*(float(np.linalg.norm(value)) for value in found.values()))
@@ -194,7 +226,7 @@ def gate(
         "tolerance": (
             5 * TRIAL_COST_S,
             lambda: gather_tolerance(baseline, candidate, scratch, steps=steps),
-            lambda found: parity.judge_tolerance(found[0], found[1], dtype=dtype, own=found[2]),
+            lambda found: judge_against(*found, dtype=dtype),
         ),
         "statistical": (
             2 * len(numbers) * TRIAL_COST_S,
