@@ -1,5 +1,7 @@
 """Tiny jobs and models that gates judge, and the worker's code in this process."""
 
+import gc
+
 import pytest
 import torch
 
@@ -25,6 +27,7 @@ def jobs(tmp_path_factory):
 
 
 def train_here(folder) -> Outcome:
+    gc.freeze()  # the trainer's collection would look through all of torch, which is most of a tiny training's time
     return Trainer(folder, lambda: False).run()
 
 

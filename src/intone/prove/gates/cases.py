@@ -4,6 +4,7 @@ Runs as a child process (`python -m intone.prove.gates.cases`) that selftest.py 
 """
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -65,6 +66,7 @@ def every(folder: Path) -> Iterator[NamedCase]:
 
 def run_here(folder: Path) -> Outcome:
     """The worker's code in this process, where it can be broken."""
+    gc.freeze()  # a training begins with a collection, which looks through all of torch: 0.17 s of 0.19 s [measured]
     return run_guarded(folder, StopFlag())
 
 

@@ -119,9 +119,11 @@ def first_segment(side: Side) -> tuple[Segment, ...]:
 
 
 def plain(side: Side) -> tuple[Segment, ...]:
-    """The side's first segment as the reference computes it: fp32, eager, fused attention."""
+    """The side's first segment as the reference computes it: fp32, eager, PyTorch's fused attention."""
     first = first_segment(side)[0]
-    return (dataclasses.replace(first, dtype="fp32", compiled=False, attention="sdpa", reason="reference"),)
+    return (dataclasses.replace(
+        first, dtype="fp32", compiled=False, attention="sdpa", kernels="torch", reason="reference"
+    ),)  # fmt: skip
 
 
 def gradients(side: Side, scratch: Path, segments: tuple[Segment, ...], **changes: Any) -> Gradients | None:
