@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from intone.data.chat import Message
+from intone.engine.decoder import GPTDecoder
 from intone.engine.engine import Engine, EngineStopped
 from intone.engine.naive import generate_naive
 from intone.engine.requests import Done, Failed, Request, Token, ToolCall
@@ -216,7 +217,7 @@ def test_a_tool_call_is_answered_inside_the_text(scripted_model, byte_tokenizer,
         tokenizer, CALL + "<|output_start|>144<|output_end|>144!" + END
     )
     # the call's end and its answer are fed in one pass
-    assert [tokenizer.special("<|python_end|>"), *forced] in [row for ids in model.ids_seen for row in ids]
+    assert [tokenizer.special("<|python_end|>"), *forced] in model.ids_seen
 
 
 def test_tools_answer_only_where_asked_to(scripted_model, byte_tokenizer, engine_of):
@@ -237,20 +238,25 @@ def test_a_tools_answer_that_does_not_fit_is_left_out(scripted_model, byte_token
     assert [call.output for call in completion.tool_calls] == ["144"]
 
 
-class Calling(torch.nn.Module):
+class Calling:
     """A random model that, at every 16th position, begins to write a call of the calculator."""
 
     def __init__(self, model, tokenizer):
-        super().__init__()
-        self.model, self.config, self.compute_dtype = model, model.config, model.compute_dtype
+        self.model, self.config, self.dtype = model, model.config, model.compute_dtype
+        self.decoder = GPTDecoder.of(model, device=torch.device("cpu"), dtype=self.dtype)
         self.call = script_ids(tokenizer, "<|python_start|>7*8<|python_end|>")
 
-    def logits(self, ids, *, cache=None, last=None):
-        places = torch.arange(ids.shape[1])[None] if cache is None else cache.positions
-        logits = self.model.logits(ids, cache=cache)
+    def logits(self, batch):
+        return self.calling(self.decoder.logits(batch), batch.positions[batch.wanted])
+
+    def full_logits(self, ids):
+        """(T, V) of a whole text."""
+        return self.calling(self.model.logits(torch.tensor([ids]))[0].detach().clone(), torch.arange(len(ids)))
+
+    def calling(self, logits, places):
         for number, token in enumerate(self.call):
-            logits[..., token] += 100.0 * (places % 16 == number)
-        return logits if last is None else logits[torch.arange(len(ids)), last][:, None]
+            logits[:, token] += 100.0 * (places % 16 == number)
+        return logits
 
 
 def test_forced_tokens_of_one_row_do_not_disturb_the_others(model, byte_tokenizer, engine_of):
@@ -260,8 +266,7 @@ def test_forced_tokens_of_one_row_do_not_disturb_the_others(model, byte_tokenize
     completions = [samples[0] for samples in engine_of(calling, num_slots=3).generate(requests)]
     for text, request, completion in zip(texts, requests, completions, strict=True):
         assert [call.output for call in completion.tool_calls].count("56") >= 1
-        with torch.inference_mode():
-            expected = calling.logits(torch.tensor([text + completion.ids]))[0].log_softmax(-1)
+        expected = calling.full_logits(text + completion.ids).log_softmax(-1)
         for place, (token, logprob) in enumerate(zip(completion.ids, completion.logprobs, strict=True), len(text) - 1):
             assert logprob is None or logprob == pytest.approx(float(expected[place, token]), abs=1e-6)
         assert ids_of(engine_of(calling, num_slots=1), [request]) == [[completion.ids]]
@@ -271,10 +276,10 @@ def test_conversations_and_texts_are_prompts_too(scripted_model, byte_tokenizer,
     messages = [Message("user", "hi")]
     model = scripted_model(script_ids(byte_tokenizer, "hello" + END), prompt_length=6)
     assert engine_of(model).generate([Request(messages)])[0][0].text == "hello"
-    assert model.ids_seen[0] == [script_ids(byte_tokenizer, "<|bos|><|user_start|>hi<|user_end|><|assistant_start|>")]
+    assert model.ids_seen[0] == script_ids(byte_tokenizer, "<|bos|><|user_start|>hi<|user_end|><|assistant_start|>")
     model = scripted_model(script_ids(byte_tokenizer, " there" + END), prompt_length=3)
     assert engine_of(model).generate([Request("hi")])[0][0].text == " there"
-    assert model.ids_seen[0] == [script_ids(byte_tokenizer, "<|bos|>hi")]
+    assert model.ids_seen[0] == script_ids(byte_tokenizer, "<|bos|>hi")
 
 
 def test_a_cancelled_request_ends_and_the_others_go_on(scripted_model, byte_tokenizer, engine_of):
@@ -350,9 +355,10 @@ def test_a_model_that_breaks_fails_every_request_and_ends_the_engine(scripted_mo
 
 def test_closing_ends_what_runs_and_what_waits(scripted_model, byte_tokenizer, engine_of):
     model = scripted(scripted_model, byte_tokenizer, "a" * 50)
-    closing = threading.Thread(target=lambda: engine.close())
+    closing, submitted = threading.Thread(target=lambda: engine.close()), threading.Event()
 
     def close_midway(number):
+        assert submitted.wait(timeout=20)
         if number == 2:
             closing.start()
             with pytest.raises(EngineStopped, match="closed"):
@@ -362,6 +368,7 @@ def test_closing_ends_what_runs_and_what_waits(scripted_model, byte_tokenizer, e
     model.before_pass = close_midway
     engine = engine_of(model, num_slots=1)
     handles = [engine.submit(Request(PROMPT)) for _ in range(2)]
+    submitted.set()
     completions = [handle.result()[0] for handle in handles]
     assert [completion.reason for completion in completions] == ["cancelled"] * 2
     assert [len(completion.ids) for completion in completions] == [3, 0]

@@ -1,110 +1,220 @@
+"""Keys and values in pages: what is read back is what was written, shared or not, and nothing is ever lost."""
+
 import pytest
 import torch
 
-from intone.engine.kv import KVCache, slot_bytes
+from intone.engine.kv import page_groups
+from intone.engine.pages import PAGE
 
-CONTEXT = 45
-WINDOW = 7
-
-
-def sample_ids(rows, length, seed=0):
-    return torch.randint(0, 61, (rows, length), generator=torch.Generator().manual_seed(seed))
+CONTEXT = 211
+WINDOW = 70  # more than a page, so that windows end inside pages
 
 
-def feed(model, cache, rows):
-    """rows {slot: ids} fed as one padded pass -> {slot: logits (len, V)}."""
-    slots, counts = list(rows), [len(ids) for ids in rows.values()]
-    padded = torch.zeros(len(slots), max(counts), dtype=torch.long)
-    for row, ids in enumerate(rows.values()):
-        padded[row, : len(ids)] = torch.as_tensor(ids)
-    logits = model.logits(padded, cache=cache.view(slots, counts))
-    return {slot: logits[row, :count] for row, (slot, count) in enumerate(zip(slots, counts, strict=True))}
+@pytest.fixture(scope="module", autouse=True)
+def without_gradients():
+    with torch.inference_mode():
+        yield
 
 
-def new_cache(model, num_slots=5):
-    dtype = model.compute_dtype
-    return KVCache(model.config, num_slots=num_slots, capacity=CONTEXT, dtype=dtype, device=torch.device("cpu"))
+def ids(length, seed=0):
+    return torch.randint(0, 61, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.fixture(scope="module")
+def models(random_model):
+    """Models of a long context by name, each made once."""
+    made = {}
+
+    def model(preset="modern", **options):
+        key = (preset, *sorted(options.items()))
+        if key not in made:
+            made[key] = random_model(preset, context=CONTEXT, window=WINDOW, **options)
+        return made[key]
+
+    return model
+
+
+def full_logits(model, tokens):
+    """(T, V) without a cache."""
+    return model.logits(torch.tensor([tokens]))[0]
+
+
+def assert_same(got, expected, atol=1e-9):
+    torch.testing.assert_close(got, expected, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("preset", ["modern", "classic"])
-@pytest.mark.parametrize("chunk", [1, 3, WINDOW - 1, WINDOW, WINDOW + 1, CONTEXT])
-@torch.no_grad()
-def test_cached_logits_equal_the_full_forward_at_every_position(random_model, preset, chunk):
-    model = random_model(preset)
-    ids = sample_ids(2, CONTEXT)
-    cache = new_cache(model)
-    pieces = [model.logits(ids[:, i : i + chunk], cache=cache.view([0, 1], [len(ids[0, i : i + chunk])] * 2))
-              for i in range(0, CONTEXT, chunk)]  # fmt: skip
-    assert cache.lengths[:2] == [CONTEXT, CONTEXT]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), model.logits(ids), atol=1e-9, rtol=0)
+@pytest.mark.parametrize("chunk", [1, 13, PAGE - 1, PAGE, PAGE + 1, WINDOW, WINDOW + 1, CONTEXT])
+def test_cached_logits_equal_the_full_forward_at_every_position(models, texts_of, preset, chunk):
+    model, tokens = models(preset), ids(CONTEXT)
+    texts = texts_of(model)
+    table = texts.open([0])
+    pieces = [texts.feed({table: tokens[i : i + chunk]})[table] for i in range(0, CONTEXT, chunk)]
+    assert table.length == CONTEXT
+    assert_same(torch.cat(pieces), full_logits(model, tokens))
 
 
-@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-9), (torch.float32, 2e-4)])
-@torch.no_grad()
-def test_rows_of_odd_lengths_in_any_slots_equal_the_full_forward(random_model, dtype, atol):
-    model = random_model(dtype=dtype, heads_per_key=2, depth=4)
-    texts = {3: sample_ids(1, 29, seed=1)[0], 0: sample_ids(1, 17, seed=2)[0], 4: sample_ids(1, 23, seed=3)[0]}
-    cache = new_cache(model)
-    logits = {slot: [] for slot in texts}
-    # prompts of 5, 1 and 11; then single tokens of some rows; then mixed chunks, one row not at all
-    fed = dict.fromkeys(texts, 0)
-    for step in ({3: 5, 0: 1, 4: 11}, {0: 1, 4: 1}, {4: 3, 3: 8, 0: 1}, {0: 0, 3: 16, 4: 8}, {0: 14}):
-        new = {slot: texts[slot][fed[slot] : fed[slot] + count] for slot, count in step.items()}
-        for slot, rows in feed(model, cache, new).items():
-            logits[slot].append(rows)
-            fed[slot] += step[slot]
-    for slot, text in texts.items():
-        got = torch.cat(logits[slot])
-        torch.testing.assert_close(got, model.logits(text[None])[0, : len(got)], atol=atol, rtol=0)
-        assert cache.lengths[slot] == len(got) == len(text)
+@pytest.mark.parametrize("batches_rows", [False, True])
+@pytest.mark.parametrize("scattered", [False, True])
+@pytest.mark.parametrize("heads_per_key, depth", [(1, 3), (2, 2), (4, 4)])
+def test_texts_of_odd_lengths_together_equal_the_full_forward(
+    models, texts_of, batches_rows, scattered, heads_per_key, depth
+):
+    model = models(heads_per_key=heads_per_key, depth=depth)
+    texts = texts_of(model, batches_rows=batches_rows, scattered=scattered)
+    tokens = [ids(length, seed) for seed, length in enumerate((173, 71, 130, 66))]
+    tables = [texts.open([0]) for _ in tokens]
+    got = [[] for _ in tokens]
+    # prompts of 62, 1, 128 and 63; then single tokens across a page's end; then mixed chunks, and single ones again
+    fed = [0] * len(tokens)
+    steps = [(62, 1, 128, 63), *[(1, 0, 1, 1)] * 3, (1, 69, 0, 0), (80, 0, 0, 0), (1, 1, 0, 0), *[(1, 0, 0, 0)] * 6]
+    for step in steps:
+        ends = [min(len(text), at + count) for text, at, count in zip(tokens, fed, step, strict=True)]
+        new = {t: text[a:b] for t, text, a, b in zip(tables, tokens, fed, ends, strict=True) if b > a}
+        found = texts.feed(new)
+        for place, table in enumerate(tables):
+            if table in found:
+                got[place].append(found[table])
+        fed = ends
+    for text, pieces, table in zip(tokens, got, tables, strict=True):
+        logits = torch.cat(pieces)
+        assert len(logits) == table.length > 65
+        assert_same(logits, full_logits(model, text)[: len(logits)])
 
 
-@torch.no_grad()
-def test_a_copied_prompt_goes_on_like_the_original(random_model):
-    model = random_model()
-    prompt, rest = sample_ids(1, 13)[0], sample_ids(1, 9, seed=5)[0]
-    cache = new_cache(model)
-    feed(model, cache, {2: prompt})
-    cache.copy(2, [0, 4])
-    feed(model, cache, {2: sample_ids(1, 4, seed=9)[0]})
-    got = feed(model, cache, {4: rest, 0: rest[:3]})
-    expected = model.logits(torch.cat((prompt, rest))[None])[0, 13:]
-    torch.testing.assert_close(got[4], expected, atol=1e-9, rtol=0)
-    torch.testing.assert_close(got[0], expected[:3], atol=1e-9, rtol=0)
+def test_float32_and_bfloat16_are_as_close_to_the_truth_as_the_training_model(models, texts_of):
+    model, tokens = models(), ids(150)
+    truth = full_logits(model, tokens)
+    for dtype in (torch.float32, torch.bfloat16):
+        texts = texts_of(model, dtype=dtype)
+        table = texts.open([0])
+        pieces = [texts.feed({table: tokens[:80]})[table]]
+        pieces += [texts.feed({table: [token]})[table] for token in tokens[80:]]
+        error = (torch.cat(pieces).double() - truth).abs().mean()
+        model.compute_dtype = dtype
+        own_error = (full_logits(model.to(dtype), tokens).double() - truth).abs().mean()
+        model.to(torch.float64).compute_dtype = torch.float64
+        assert error < 1.2 * own_error + 1e-7
 
 
-@torch.no_grad()
-def test_a_freed_slot_starts_afresh(random_model):
-    model = random_model()
-    cache = new_cache(model)
-    feed(model, cache, {1: sample_ids(1, 31)[0], 2: sample_ids(1, 3)[0]})
-    cache.free(1)
-    ids = sample_ids(1, 6, seed=4)[0]
-    got = feed(model, cache, {1: ids, 2: ids})
-    torch.testing.assert_close(got[1], model.logits(ids[None])[0], atol=1e-9, rtol=0)
+@pytest.mark.parametrize("length", [1, 13, 64, 65, 150])
+@pytest.mark.parametrize("batches_rows", [False, True])
+def test_forks_of_a_prompt_go_on_as_if_each_had_fed_it(models, texts_of, length, batches_rows):
+    model, prompt = models(), ids(length)
+    texts = texts_of(model, batches_rows=batches_rows)
+    first = texts.open([0])
+    texts.feed({first: prompt})
+    tables = [first, texts.fork(first), texts.fork(first)]
+    pages = [pool.num_held for pool in texts.cache.pools]
+    rest = [ids(20, seed) for seed in (5, 6, 7)]
+    got = [[] for _ in tables]
+    for place in range(0, 20, 4):
+        # one token each, then three for each: a read of one query and one of several
+        for begin, end in ((place, place + 1), (place + 1, place + 4)):
+            new = {table: text[begin:end] for table, text in zip(tables, rest, strict=True)}
+            found = texts.feed(new)
+            for pieces, table in zip(got, tables, strict=True):
+                pieces.append(found[table])
+    for pieces, text in zip(got, rest, strict=True):
+        assert_same(torch.cat(pieces), full_logits(model, prompt + text)[length:])
+    shared = length // PAGE
+    assert texts.cache.pools[0].num_held == shared + 3 * (-(-(length + 20) // PAGE) - shared)
+    assert pages[0] == -(-length // PAGE)
 
 
-@torch.no_grad()
-def test_a_scrubbed_slot_leaves_no_trace_of_numbers_that_were_not_finite(random_model):
-    model = random_model()
-    cache = new_cache(model)
-    feed(model, cache, {0: sample_ids(1, 8)[0], 1: sample_ids(1, 20)[0]})
-    for stored in (*cache.keys, *cache.values):
-        stored[0] = torch.nan
-    cache.scrub(0)
-    ids = sample_ids(1, 3, seed=6)[0]
-    got = feed(model, cache, {0: ids, 1: ids})
-    torch.testing.assert_close(got[0], model.logits(ids[None])[0], atol=1e-9, rtol=0)
+@pytest.mark.parametrize("known, asked", [(150, 150), (100, 211), (190, 90), (64, 128), (65, 129), (40, 41)])
+@pytest.mark.parametrize("scattered", [False, True])
+def test_what_is_found_of_an_earlier_text_is_what_would_have_been_computed(models, texts_of, known, asked, scattered):
+    model, tokens = models(), ids(CONTEXT)
+    texts = texts_of(model, scattered=scattered)
+    earlier = texts.open([0])
+    texts.feed({earlier: tokens[:known]})
+    texts.close(earlier)
+    later = texts.open(tokens[:asked])
+    assert later.length == later.num_found == min(known, asked - 1)
+    rest = tokens[later.length : asked]
+    assert_same(texts.feed({later: rest})[later], full_logits(model, tokens[:asked])[-len(rest) :])
 
 
-def test_a_view_refuses_more_tokens_than_the_slot_has_room_for(random_model):
-    cache = new_cache(random_model())
-    with pytest.raises(AssertionError, match="room for 45 tokens, asked for 46"):
-        cache.view([0], [CONTEXT + 1])
+def test_a_text_that_parts_inside_a_page_takes_the_common_beginning_and_leaves_the_other_alone(models, texts_of):
+    model, tokens, other = models(), ids(120), [*ids(120)[:90], *ids(31, seed=3)]
+    texts = texts_of(model)
+    first = texts.open([0])
+    texts.feed({first: tokens[:100]})
+    texts.cache.remember_end(first, lambda a, b: texts.tokens[first][a:b])
+    second = texts.open(other)
+    assert second.length == 90
+    got = texts.feed({first: tokens[100:], second: other[90:]})
+    assert_same(got[first], full_logits(model, tokens)[100:])
+    assert_same(got[second], full_logits(model, other)[90:])
 
 
-def test_slot_bytes_are_those_of_the_tensors(random_model):
-    model = random_model(dtype=torch.float32)
-    cache = new_cache(model, num_slots=3)
-    tensors = (*cache.keys, *cache.values, cache.previous)
-    assert sum(t.nbytes for t in tensors) == 3 * slot_bytes(model.config, capacity=CONTEXT, dtype=torch.float32)
+def test_whole_pages_only_and_nothing_at_all_where_so_asked(models, texts_of):
+    tokens = ids(150)
+    for options, expected in (({"whole_pages": True}, 128), ({"remembers": False}, 0)):
+        texts = texts_of(models(), **options)
+        table = texts.open(tokens)
+        texts.feed({table: tokens})
+        texts.close(table)
+        assert texts.open(tokens).length == expected
+
+
+def test_windowed_pages_out_of_reach_are_given_back_and_still_found_by_others(models, texts_of):
+    model, tokens = models(), ids(211)
+    texts = texts_of(model)
+    assert [group.reach for group in texts.cache.groups] == [None, WINDOW]
+    table = texts.open([0])
+    full, windowed = texts.cache.pools
+    for token in tokens[:200]:
+        texts.feed({table: [token]})
+    # a token at 200 sees 130 to 199: pages 2 and 3
+    assert (full.num_held, windowed.num_held, windowed.num_idle) == (4, 2, 2)
+    other = texts.open(tokens[:131])
+    assert other.length == 130  # needs pages 0 to 2 of the windowed group: 60 to 129
+    assert_same(texts.feed({other: tokens[130:135]})[other], full_logits(model, tokens)[130:135])
+
+
+def test_reserving_takes_nothing_where_there_is_not_enough_and_takes_back_what_is_idle(models, texts_of):
+    texts = texts_of(models(), num_pages=3)
+    old = texts.open([0])
+    texts.feed({old: ids(130, seed=9)})
+    assert [pool.num_free for pool in texts.cache.pools] == [0, 0]
+    table = texts.open(ids(130))
+    assert not texts.cache.reserve(table, 1)
+    assert table.pages == [[], []]
+    texts.close(old)
+    # what was forgotten is forgotten for later texts too
+    assert texts.cache.reserve(table, 190)
+    assert texts.open(ids(130, seed=9)).length == 0
+
+
+def test_a_scrubbed_text_is_found_by_nobody_and_leaves_zeros(models, texts_of):
+    texts = texts_of(models())
+    table = texts.open([0])
+    texts.feed({table: ids(100)})
+    shared = texts.open(ids(70))
+    pages = list(table.pages[0])
+    texts.cache.scrub(table)
+    texts.cache.close(table)
+    assert texts.open(ids(100)).length == 64  # the first page has another holder
+    store = texts.cache.store
+    assert not store.blocks[store.groups[0].blocks[0]][pages[1] * PAGE : (pages[1] + 1) * PAGE].any()
+    texts.close(shared)
+
+
+def test_forgetting_all_leaves_nothing_to_find(models, texts_of):
+    texts = texts_of(models())
+    table = texts.open([0])
+    texts.feed({table: ids(100)})
+    texts.close(table)
+    texts.cache.forget_all()
+    assert texts.open(ids(100)).length == 0
+    assert [pool.num_free for pool in texts.cache.pools] == [64, 64]
+
+
+def test_blocks_that_see_equally_far_share_their_pages(models):
+    groups = page_groups(models(depth=4).config, CONTEXT)
+    assert [(group.blocks, group.reach) for group in groups] == [((3,), None), ((0, 1, 2), WINDOW)]
+    # in a shorter context the window covers everything
+    assert [group.blocks for group in page_groups(models(depth=4).config, WINDOW)] == [(0, 1, 2, 3)]
+    assert [group.blocks for group in page_groups(models("classic").config, CONTEXT)] == [(0, 1, 2)]

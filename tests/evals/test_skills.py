@@ -16,19 +16,17 @@ class Item:
     answer: str
 
 
-class Answering(torch.nn.Module):
-    """Answers every question by a table from the question's text; for an engine of one slot."""
+class Answering:
+    """A decoder that answers every question by a table from the question's text; for an engine of one slot."""
 
     def __init__(self, tokenizer, answers, *, context):
-        super().__init__()
         self.config = model_config("classic", depth=1, vocab_size=265, context=context, head_width=64)
-        self.compute_dtype = torch.float32
+        self.dtype = torch.float32
         self.tokenizer, self.answers, self.text = tokenizer, answers, []
 
-    def logits(self, ids, *, cache, last=None):
-        self.text = [*self.text[: int(cache.positions[0, 0])], *ids[0].tolist()]
-        cache.commit()
-        return torch.nn.functional.one_hot(torch.tensor([[self.next_id(self.text)]]), 265).float() * 50
+    def logits(self, batch):
+        self.text = [*self.text[: int(batch.positions[0])], *batch.ids.tolist()]
+        return torch.nn.functional.one_hot(torch.tensor([self.next_id(self.text)]), 265).float() * 50
 
     def next_id(self, text):
         special = self.tokenizer.special

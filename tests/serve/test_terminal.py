@@ -22,24 +22,24 @@ def ids_of(text):
     return [i for piece in pieces for i in ([TOKENIZER.special(piece)] if piece in SPECIALS else piece.encode())]
 
 
-class Replying(torch.nn.Module):
-    """Answers the last message by a table, in an engine of one slot; prompts: what it was asked, as text."""
+class Replying:
+    """A decoder that answers the last message by a table, in an engine of one slot; prompts: what it was asked."""
 
     def __init__(self, replies, *, context):
-        super().__init__()
         self.config = model_config("classic", depth=1, vocab_size=265, context=context, head_width=64)
-        self.compute_dtype = torch.float32
+        self.dtype = torch.float32
         self.replies, self.text, self.prompts = replies, [], []
 
-    def logits(self, ids, *, cache, last=None):
-        start = int(cache.positions[0, 0])
-        self.text = [*self.text[:start], *ids[0].tolist()]
+    def logits(self, batch):
+        start = int(batch.positions[0])
+        self.text = [*self.text[:start], *batch.ids.tolist()]
         if start == 0:
             self.prompts.append(TOKENIZER.decode(self.text))
-        cache.commit()
+        if not len(batch.wanted):
+            return torch.zeros(0, 265)  # a part of a prompt
         asked, said = self.parts()
         reply = ids_of(self.replies[asked] + "<|assistant_end|>")
-        return torch.nn.functional.one_hot(torch.tensor([[reply[len(said)]]]), 265).float() * 50
+        return torch.nn.functional.one_hot(torch.tensor([reply[len(said)]]), 265).float() * 50
 
     def parts(self):
         """The last message, and the ids of its answer that are there."""
@@ -54,7 +54,7 @@ def engine_of():
 
     def make(replies, context=400):
         model = Replying(replies, context=context)
-        engines.append(Engine(model, TOKENIZER, num_slots=1))
+        engines.append(Engine(model, TOKENIZER, num_slots=1, share_prefixes=False))
         return engines[-1], model
 
     yield make

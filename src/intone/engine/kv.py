@@ -1,172 +1,270 @@
-"""Keys and values of running texts in fixed slots, so that a step computes only the new tokens."""
+"""Keys and values of running texts in pages that texts can share, and the account of which text holds which page."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from intone.config import ModelConfig
+from intone.engine.pages import PAGE, PagePool
+from intone.engine.prefix import NO_PAGE, Match, Node, PrefixTree
+
+# tokens [a, b) of a text, for the tree that remembers pages by their tokens
+TokensOf = Callable[[int, int], Sequence[int]]
 
 
-def slot_bytes(config: ModelConfig, *, capacity: int, dtype: torch.dtype) -> int:
-    """Bytes that one slot of a KVCache takes: keys and values of every block, and one embedding."""
-    entries = config.depth * 2 * config.num_kv_heads * (capacity + 1) * config.head_width + config.width
-    return entries * torch.empty((), dtype=dtype).element_size()
+@dataclass(frozen=True)
+class PageGroup:
+    """Blocks that see equally far, and so need the same pages. reach: tokens before the newest, None: all."""
+
+    blocks: tuple[int, ...]
+    reach: int | None
 
 
-class KVCache:
-    """num_slots independent texts of up to capacity tokens each.
+def page_groups(config: ModelConfig, context: int) -> tuple[PageGroup, ...]:
+    """The blocks that see the whole context first (the last block always does), then those with a window."""
+    blocks: dict[int | None, list[int]] = {None: []}
+    for block in range(config.depth):
+        window = config.window(block)
+        blocks.setdefault(None if window >= context else window - 1, []).append(block)
+    return tuple(PageGroup(tuple(members), reach) for reach, members in blocks.items())
 
-    Per block one tensor of keys and one of values (num_slots, K, capacity + 1, C); the extra position takes what
-    padding would write and is never read. lengths[slot] is the number of tokens stored, a Python int, so that
-    nobody has to ask the device. Blocks with a window keep the whole capacity. Not safe for several threads.
+
+class PageStore:
+    """The memory: per block a tensor (pages * PAGE, 2, K, C) of keys and values, token after token.
+
+    Page p of a group is entries [p * PAGE, (p + 1) * PAGE) in every block of the group.
     """
 
     def __init__(
-        self, config: ModelConfig, *, num_slots: int, capacity: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.num_slots = num_slots
-        self.capacity = capacity
-        self.device = torch.device(device)
-        shape = (num_slots, config.num_kv_heads, capacity + 1, config.head_width)
-        # zeros, not empty: a masked key has weight 0, and 0 times a left-over NaN is NaN
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.depth)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.depth)]
-        self.previous = torch.zeros((num_slots, config.width), dtype=dtype, device=device)
-        self.lengths = [0] * num_slots
+        self, config: ModelConfig, groups: Sequence[PageGroup], num_pages: Sequence[int],
+        *, dtype: torch.dtype, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.groups = tuple(groups)
+        self.dtype = dtype
+        self.device = device
+        self.num_kv_heads = config.num_kv_heads
+        self.group_of = [next(g for g, group in enumerate(groups) if b in group.blocks) for b in range(config.depth)]
+        # a CPU gives memory when it is first written, so untouched pages cost nothing; elsewhere reads may go past the
+        # end of a text (masked), and 0 times a left-over NaN is NaN
+        make = torch.empty if device.type == "cpu" else torch.zeros
+        shape = (2, config.num_kv_heads, config.head_width)
+        self.blocks = [
+            make((num_pages[group] * PAGE, *shape), dtype=dtype, device=device) for group in self.group_of
+        ]
 
-    def view(self, slots: list[int], num_new: list[int]) -> "CacheView":
-        """What model.logits needs to append num_new[b] tokens to slots[b]; T is max(num_new).
+    def copy(self, group: int, source: int, target: int, count: int) -> None:
+        """Makes the first count tokens of page target those of page source."""
+        for block in self.groups[group].blocks:
+            stored = self.blocks[block]
+            stored[target * PAGE : target * PAGE + count] = stored[source * PAGE : source * PAGE + count]
 
-        Slots must be distinct and each must have room; both are asserted. Changes nothing until append.
-        """
-        assert slots and len(slots) == len(num_new) == len(set(slots)), f"slots {slots}, num_new {num_new}"
-        for slot, count in zip(slots, num_new, strict=True):
-            room = self.capacity - self.lengths[slot]
-            assert 0 <= count <= room, f"slot {slot} has room for {room} tokens, asked for {count}"
-        return CacheView(self, slots, num_new)
-
-    def free(self, slot: int) -> None:
-        """Forgets the text of a slot; its old keys stay in memory and are never seen again."""
-        self.lengths[slot] = 0
-
-    def scrub(self, slot: int) -> None:
-        """Frees a slot and zeroes it, for a text whose numbers were not finite: 0 times NaN would spread."""
-        self.lengths[slot] = 0
-        for stored in (*self.keys, *self.values):
-            stored[slot].zero_()
-        self.previous[slot].zero_()
-
-    def copy(self, from_slot: int, to_slots: list[int], *, length: int | None = None) -> None:
-        """Makes to_slots hold the first `length` tokens (default: all) of from_slot, replacing what they held.
-
-        With a shorter length the embedding of the last token is not that of the prefix: rewind() to set it.
-        """
-        count = self.lengths[from_slot] if length is None else length
-        assert count <= self.lengths[from_slot], f"slot {from_slot} holds {self.lengths[from_slot]} tokens, not {count}"
-        for slot in to_slots:
-            for stored in (*self.keys, *self.values):
-                stored[slot, :, :count] = stored[from_slot, :, :count]
-            self.previous[slot] = self.previous[from_slot]
-            self.lengths[slot] = count
-
-    def rewind(self, slot: int, length: int, previous: Tensor) -> None:
-        """Cuts a slot back to its first `length` tokens; previous (D,) is the embedding of the last that stays."""
-        assert length <= self.lengths[slot], f"slot {slot} holds {self.lengths[slot]} tokens, not {length}"
-        self.lengths[slot] = length
-        self.previous[slot] = previous
+    def scrub(self, group: int, page: int) -> None:
+        """Zeroes a page whose numbers were not finite."""
+        for block in self.groups[group].blocks:
+            self.blocks[block][page * PAGE : (page + 1) * PAGE] = 0
 
 
-class CacheView:
-    """The cache as one forward pass sees it: B rows, T new positions.
+@dataclass(eq=False)
+class Table:
+    """Where the keys of one text are: per group its pages in order, NO_PAGE where they were given back.
 
-    positions (B, T) int64 absolute positions of the new ids; those of padding are clamped to the row's last token.
+    length: tokens stored. node: the last full page that the tree knows, None when it does not follow any more.
+    num_found: tokens that were there when the text came. version grows when pages change.
     """
 
-    def __init__(self, cache: KVCache, slots: list[int], num_new: list[int]) -> None:
-        self._cache = cache
-        self._slots = slots
-        self._num_new = num_new
-        self._before = [cache.lengths[slot] for slot in slots]
-        self._after = [start + count for start, count in zip(self._before, num_new, strict=True)]
-        self._num_columns = max(num_new)
-        self._num_keys = max(1, *self._after)
-        self._in_order = slots == list(range(slots[0], slots[0] + len(slots)))
-        self._aligned = len(set(self._before)) == 1 and len(set(num_new)) == 1
-        self._masks: dict[int, Tensor] = {}
-        self._last: Tensor | None = None
-        device = cache.device
-        self._slot_index = torch.tensor(slots, device=device)
-        before = torch.tensor(self._before, device=device)[:, None]
-        last = torch.tensor([max(0, end - 1) for end in self._after], device=device)[:, None]
-        exact = before + torch.arange(self._num_columns, device=device)
-        self.positions = torch.minimum(exact, last)
-        self._write_positions = exact.masked_fill(exact > last, cache.capacity)
-        if 0 in num_new:
-            empty = torch.tensor([count == 0 for count in num_new], device=device)[:, None]
-            self._write_positions.masked_fill_(empty, cache.capacity)
-        self._has_previous = before[:, 0] > 0
+    pages: list[list[int]]
+    length: int
+    node: Node | None
+    num_found: int = 0
+    first: list[int] = field(default_factory=list)  # per group the first page that is still held
+    version: int = 0
 
-    def previous(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normed embedding (B, D) of the token before the new ones, and (B,) bool whether there is one.
 
-        Rows without one hold left-overs. x (B, T, D), the new embeddings, is not used.
+class Cache:
+    """Gives texts their pages, lets them share what they have in common, and remembers ended ones while there is room.
+
+    A text writes only into pages that nobody else holds: the last page of a fork is copied when it is written.
+    num_pages: per group. most_pages: per group what one text holds at most. remembers False: requests share nothing.
+    whole_pages: they share only whole pages. For one thread.
+    """
+
+    def __init__(
+        self, store: PageStore, num_pages: Sequence[int], *, most_pages: Sequence[int], remembers: bool,
+        whole_pages: bool,
+    ) -> None:  # fmt: skip
+        self.store = store
+        self._most_pages = most_pages
+        self.groups = store.groups
+        self.remembers = remembers
+        self._whole_pages = whole_pages
+        self.pools = [PagePool(count, self._reclaimer(group)) for group, count in enumerate(num_pages)]
+        self.tree = PrefixTree(self.pools, [group.reach for group in self.groups])
+
+    def open(self, tokens: Sequence[int]) -> Table:
+        """A new text with as much of tokens as is known already, at least one left out; its pages are held."""
+        table = Table([[] for _ in self.groups], 0, self.tree.root)
+        if not self.remembers:
+            table.first = [0] * len(self.groups)
+            return table
+        match = self.tree.match(tokens, whole_pages=self._whole_pages)
+        self._hold(table, match)
+        if match.part is not None and any(pool.num_available < 2 for pool in self.pools):
+            # no room for a copy of the part: its source, held meanwhile, may be the one page that is available
+            self.close(table)
+            match = self.tree.match(tokens, whole_pages=True)
+            self._hold(table, match)
+        if match.part is not None:
+            self._copy_part(table, match.part, match.length)
+        table.num_found = table.length
+        return table
+
+    def known_length(self, tokens: Sequence[int]) -> int:
+        """How many tokens open() would find."""
+        return self.tree.match(tokens, whole_pages=self._whole_pages).length if self.remembers else 0
+
+    def pages_to_start(self, tokens: Sequence[int], length: int, *, forked: int) -> list[int]:
+        """Per group how many available pages a text that begins with tokens uses up until it holds length tokens.
+
+        forked: tokens that it shares with a running text. Pages that others hold too cost nothing.
         """
-        return self._rows_of(self._cache.previous), self._has_previous
+        held = [forked // PAGE] * len(self.groups)
+        if not forked and self.remembers:
+            nodes = self.tree.match(tokens, whole_pages=True).nodes
+            for group, pool in enumerate(self.pools):
+                pages = (node.pages[group] for node in nodes)
+                held[group] = sum(page != NO_PAGE and pool.holders(page) > 0 for page in pages)
+        whole = -(-length // PAGE)
+        return [max(0, min(whole, most) - count) for most, count in zip(self._most_pages, held, strict=True)]
 
-    def append(self, block: int, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Stores k, v (B, T, K, C) and returns all that the new tokens may see.
+    def pages_to_finish(self, table: Table, length: int) -> list[int]:
+        """Per group how many more pages a running text uses up until it holds length tokens."""
+        whole = -(-length // PAGE)
+        held = [len(pages) - first for pages, first in zip(table.pages, table.first, strict=True)]
+        left = [max(0, whole - len(pages)) for pages in table.pages]
+        return [min(count, max(0, most - own)) for count, most, own in zip(left, self._most_pages, held, strict=True)]
 
-        -> keys (B, K, S, C), values (B, K, S, C), mask (B, 1, T, S) bool: a query at position p sees the keys of its
-        own row in (p - window, p]; None means plain causal, T == S. Keys before the first that any row can see are
-        left out. No gradient passes.
+    def reserve(self, table: Table, count: int) -> bool:
+        """Makes sure that the next count tokens can be written. False, and nothing changed, where pages ran out."""
+        needed = [
+            max(0, -(-(table.length + count) // PAGE) - len(pages)) + self._is_shared(table, group)
+            for group, pages in enumerate(table.pages)
+        ]
+        if any(wanted > pool.num_available for wanted, pool in zip(needed, self.pools, strict=True)):
+            return False
+        if any(needed):
+            table.version += 1
+        for group, pool in enumerate(self.pools):
+            pages = table.pages[group]
+            if needed[group] and self._is_shared(table, group):
+                shared, own = pages[-1], pool.take()
+                self.store.copy(group, shared, own, table.length % PAGE)
+                pages[-1] = own
+                pool.release(shared)
+                needed[group] -= 1
+            pages.extend(pool.take() for _ in range(needed[group]))
+        return True
+
+    def advance(self, table: Table, count: int, tokens_of: TokensOf, *, up_to: int | None = None) -> None:
+        """count tokens were written: full pages become known, pages that no later token reads are given back.
+
+        up_to: only pages that end by this token become known.
         """
-        k, v = k.detach(), v.detach()
-        self._store(self._cache.keys[block], k)
-        self._store(self._cache.values[block], v)
-        if self._num_keys == self._num_columns and not any(self._before):
-            # all texts start here: what they see is what was just computed, no need to read it back
-            dtype = self._cache.keys[block].dtype
-            mask = None if window >= self._num_keys else self._mask(window, 0)
-            return k.transpose(1, 2).to(dtype), v.transpose(1, 2).to(dtype), mask
-        first = max(0, min(self._before) - window + 1)
-        keys = self._rows_of(self._cache.keys[block], first)
-        values = self._rows_of(self._cache.values[block], first)
-        return keys, values, self._mask(window, first)
+        begin, table.length = table.length, table.length + count
+        end = table.length if up_to is None else min(table.length, up_to)
+        for start in range(begin // PAGE * PAGE, end - PAGE + 1, PAGE):
+            self._remember(table, start, tuple(tokens_of(start, start + PAGE)))
+        for group, pool in enumerate(self.pools):
+            needed = self._first_needed(group, table.length)
+            pages = table.pages[group]
+            for place in range(table.first[group], needed):
+                pool.release(pages[place])
+                pages[place] = NO_PAGE
+                table.version += 1
+            table.first[group] = max(table.first[group], needed)
 
-    def keep_previous(self, x: Tensor) -> None:
-        """Remembers, at commit, the embedding of each row's last new token. x (B, T, D)."""
-        index = torch.tensor([max(0, count - 1) for count in self._num_new], device=x.device)
-        self._last = x.detach()[torch.arange(len(self._slots), device=x.device), index]
+    def remember_end(self, table: Table, tokens_of: TokensOf) -> None:
+        """Makes the last, unfinished page known, as far as it is filled."""
+        start = table.length // PAGE * PAGE
+        if start < table.length and not self._whole_pages:
+            self._remember(table, start, tuple(tokens_of(start, table.length)))
 
-    def commit(self) -> None:
-        """Ends the pass: lengths grow by num_new. To be called once."""
-        if self._last is not None:
-            kept = self._last.to(self._cache.previous.dtype)
-            if 0 in self._num_new:
-                grew = torch.tensor([count > 0 for count in self._num_new], device=kept.device)[:, None]
-                kept = torch.where(grew, kept, self._rows_of(self._cache.previous))
-            self._cache.previous[self._slot_index] = kept
-        for slot, end in zip(self._slots, self._after, strict=True):
-            self._cache.lengths[slot] = end
+    def fork(self, table: Table) -> Table:
+        """Another text that begins with all of this one; it shares every page until it writes."""
+        for group, pages in enumerate(table.pages):
+            for page in pages[table.first[group] : -(-table.length // PAGE)]:
+                self.pools[group].hold(page)
+        num_pages = -(-table.length // PAGE)
+        pages_by_group = [pages[:num_pages] for pages in table.pages]
+        return Table(pages_by_group, table.length, table.node, table.length, list(table.first))
 
-    def _store(self, stored: Tensor, new: Tensor) -> None:
-        if self._aligned and self._in_order:
-            first, start = self._slots[0], self._before[0]
-            stored[first : first + len(self._slots), :, start : start + self._num_columns] = new.transpose(1, 2)
-        else:
-            stored[self._slot_index[:, None], :, self._write_positions] = new.to(stored.dtype)
+    def close(self, table: Table) -> None:
+        """Gives all pages back; those that are remembered stay findable until they are needed."""
+        for group, pages in enumerate(table.pages):
+            # the end of the text first: without its beginning the rest could not be found
+            for page in reversed(pages[table.first[group] :]):
+                self.pools[group].release(page)
+            pages.clear()
+            table.first[group] = 0
+        table.length = 0
+        table.node = None
 
-    def _rows_of(self, stored: Tensor, first: int = 0) -> Tensor:
-        """The rows of this view from a per-slot tensor; a slice without copying where the slots are in order."""
-        if stored.dim() == 4:
-            stored = stored[:, :, first : self._num_keys]
-        if self._in_order:
-            return stored[self._slots[0] : self._slots[0] + len(self._slots)]
-        return stored.index_select(0, self._slot_index)
+    def scrub(self, table: Table) -> None:
+        """Forgets and zeroes the pages that only this text holds: its numbers were not finite."""
+        for group, pages in enumerate(table.pages):
+            for page in pages[table.first[group] :]:
+                if self.pools[group].holders(page) == 1:
+                    self.tree.reclaim(group, page)
+                    self.store.scrub(group, page)
 
-    def _mask(self, window: int, first: int) -> Tensor:
-        """(B, 1, T, S - first) bool, made once per window."""
-        if window not in self._masks:
-            keys = torch.arange(first, self._num_keys, device=self._cache.device)
-            queries = self.positions[:, :, None]
-            self._masks[window] = ((keys <= queries) & (keys > queries - window))[:, None]
-        return self._masks[window]
+    def forget_all(self) -> None:
+        """Nothing that was computed so far will be found by later texts."""
+        self.tree.clear()
+
+    def unused_pages(self, table: Table, group: int) -> float:
+        """Pages' worth of room in a text's pages that holds no token; of a shared page only its part."""
+        pages = table.pages[group]
+        room = len(pages) - table.length / PAGE
+        return room / self.pools[group].holders(pages[-1]) if room and pages else 0.0
+
+    def _reclaimer(self, group: int) -> Callable[[int], None]:
+        return lambda page: self.tree.reclaim(group, page)
+
+    def _first_needed(self, group: int, length: int) -> int:
+        """The first page that a token at position length reads in this group."""
+        reach = self.groups[group].reach
+        return 0 if reach is None else max(0, length - reach) // PAGE
+
+    def _is_shared(self, table: Table, group: int) -> bool:
+        """Whether the page that the next token goes into has other holders. Such a page is the last one."""
+        place = table.length // PAGE
+        return place < len(table.pages[group]) and self.pools[group].holders(table.pages[group][place]) > 1
+
+    def _hold(self, table: Table, match: Match) -> None:
+        """Makes an empty table hold the full pages of a match."""
+        table.length = len(match.nodes) * PAGE
+        table.node = match.nodes[-1] if match.nodes else self.tree.root
+        for group, pool in enumerate(self.pools):
+            first = self._first_needed(group, match.length)
+            kept = [node.pages[group] for node in match.nodes[first:]]
+            for page in kept:
+                pool.hold(page)
+            table.pages[group] = [NO_PAGE] * min(first, len(match.nodes)) + kept
+        table.first = [self._first_needed(group, match.length) for group in range(len(self.groups))]
+
+    def _copy_part(self, table: Table, part: Node, length: int) -> None:
+        """Takes over the beginning of a page that goes on differently."""
+        for group, pool in enumerate(self.pools):
+            source = part.pages[group]
+            pool.hold(source)
+            table.pages[group].append(pool.take())
+            self.store.copy(group, source, table.pages[group][-1], length - table.length)
+            pool.release(source)
+        table.length = length
+
+    def _remember(self, table: Table, start: int, tokens: tuple[int, ...]) -> None:
+        if not self.remembers or table.node is None:
+            return
+        node = self.tree.add(table.node, tokens, [pages[start // PAGE] for pages in table.pages])
+        if node is None or node.is_full:
+            table.node = node

@@ -31,18 +31,17 @@ def generate_naive(
     device = next(model.parameters()).device
     vocab = model.config.vocab_size
     ids, num_forwards = list(prompt), 0
+    stream = sample.streams(np.array([seed], dtype=np.uint64), np.array([0], dtype=np.uint64))
+    settings = sample.Settings(
+        temperature=np.array([temperature]),
+        top_k=np.array([min(top_k or vocab, vocab)]),
+        top_p=np.array([1.0]),
+        min_p=np.array([0.0]),
+    )
     while len(ids) < len(prompt) + max_tokens:
         logits = model.logits(torch.tensor([ids], device=device))[:, -1]
         num_forwards += len(ids)
-        address = [np.array([part], dtype=np.uint64) for part in (seed, 0, len(ids))]
-        settings = sample.Settings(
-            temperature=np.array([temperature]),
-            top_k=np.array([min(top_k or vocab, vocab)]),
-            top_p=np.array([1.0]),
-            min_p=np.array([0.0]),
-            uniform=sample.uniforms(*address),
-        )
-        ids.append(int(sample.choose(logits, settings)))
+        ids.append(int(sample.choose(logits, settings, sample.uniforms(stream, np.array([len(ids)])))))
         if ids[-1] in stop_ids:
             break
     return NaiveResult(ids[len(prompt) :], num_forwards)

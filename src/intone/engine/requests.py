@@ -1,8 +1,8 @@
 """What is asked of the engine and what comes back: requests, events while a text grows, and finished texts."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from intone.data.chat import Message
@@ -18,11 +18,17 @@ class Request:
 
     prompt: token ids as they are; a text to go on with (a document's start is put before it); or a conversation
     whose last message is the user's. max_tokens None: as many as the context leaves; it counts every new token, those
-    of tools too. temperature 0 takes the likeliest token. Filters apply in the order top_k, top_p (share of
-    probability kept), min_p (share of the likeliest token's probability); tokens as likely as the last one kept are
-    kept too. seed None: a new one per request. stop: texts and token ids that end an answer, besides the end of an
-    assistant's turn and of a document; a stop text is left out of the text. tools: answer calls of the calculator.
-    top_logprobs: report this many likeliest tokens with every token.
+    of tools too. min_tokens: before so many, what would end the answer is not drawn, and stop texts do not count.
+
+    temperature 0 takes the likeliest token. Filters apply in the order top_k, top_p (share of probability kept),
+    min_p (share of the likeliest token's probability); tokens as likely as the last one kept are kept too. Before
+    them: repetition_penalty divides (positive) or multiplies (negative) the logits of every token that the text has,
+    prompt included; presence_penalty is subtracted from those of new tokens, frequency_penalty once per occurrence;
+    logit_bias is added, -inf excludes a token. seed None: a new one per request.
+
+    stop: texts and token ids that end an answer, besides the end of an assistant's turn and of a document; a stop
+    text is left out of the text. tools: answer calls of tools. logprobs False: tokens come without, which saves a
+    pass over the vocabulary. top_logprobs: report this many likeliest tokens with every token.
     Raises UserError for a value out of range.
     """
 
@@ -37,6 +43,13 @@ class Request:
     stop: str | int | Sequence[str | int] = ()
     tools: bool = True
     top_logprobs: int = 0
+    _: KW_ONLY
+    logprobs: bool = True
+    min_tokens: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str | Sequence) or isinstance(self.prompt, bytes):
@@ -44,31 +57,64 @@ class Request:
         if len(self.prompt) == 0:
             raise UserError("the prompt is empty", value=self.prompt, fix="give at least one token, letter or message")
         _check_whole("max_tokens", self.max_tokens, low=1, or_none=True)
+        _check_whole("min_tokens", self.min_tokens, low=0)
         _check_whole("top_k", self.top_k, low=1, or_none=True)
         _check_whole("n", self.n, low=1)
         _check_whole("top_logprobs", self.top_logprobs, low=0)
         _check_whole("seed", self.seed, or_none=True)
+        for name in ("tools", "logprobs"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name} {getattr(self, name)!r} is neither True nor False", value=getattr(self, name))
         _check_number("temperature", self.temperature, low=0.0, fix="0 takes the likeliest token, 1 samples as trained")
         _check_number("top_p", self.top_p, low=0.0, high=1.0, fix="1 keeps every token, 0.9 drops the unlikeliest")
         _check_number("min_p", self.min_p, low=0.0, high=1.0, fix="0 keeps every token, 0.05 is usual")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check_number(name, getattr(self, name), low=-100.0, high=100.0, fix="0 changes nothing, 0.5 is usual")
+        _check_number("repetition_penalty", self.repetition_penalty, low=0.0, fix="1 changes nothing, 1.1 is usual")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
         if self.top_p == 0:
             raise UserError("top_p 0 keeps no token", value=0, fix="use temperature 0 for the likeliest token")
+        if self.repetition_penalty == 0:
+            raise UserError("repetition_penalty 0 would divide by 0", value=0, fix="1 changes nothing, 1.1 is usual")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise UserError(
+                f"min_tokens {self.min_tokens:,} is more than max_tokens {self.max_tokens:,}", value=self.min_tokens
+            )
+        if self.top_logprobs and not self.logprobs:
+            raise UserError(f"top_logprobs is {self.top_logprobs} and logprobs is False", value=self.top_logprobs)
         for stop in self.stops:
             if isinstance(stop, bool) or not isinstance(stop, str | int) or stop == "":
                 raise UserError(f"stop {stop!r} is neither a text nor a token id", value=stop)
+        if not isinstance(self.logit_bias, Mapping):
+            raise UserError(f"logit_bias {self.logit_bias!r} is no mapping of token ids to numbers")
+        for token, bias in self.logit_bias.items():
+            _check_whole("logit_bias of token", token, low=0)
+            if bias != -math.inf:
+                _check_number(f"logit_bias of token {token}", bias, low=-1e4, high=1e4, fix="-inf excludes a token")
 
     @property
     def stops(self) -> tuple[str | int, ...]:
         """stop as a tuple."""
         return (self.stop,) if isinstance(self.stop, str | int) else tuple(self.stop)
 
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the tokens so far change what may come."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of the prompt, and new tokens of one sample (stop token and tool results included)."""
+    """Tokens of the prompt, and new tokens of one sample (stop token and tool results included).
+
+    cached_tokens: those of the prompt whose keys were there already, from another sample or an earlier text.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,8 +122,8 @@ class Token:
     """One new token of one sample.
 
     text is what became readable by it: "" inside a tool call, for special tokens, for half a letter and while it may
-    be the start of a stop text. logprob is the model's own (temperature 1, unfiltered), None for a token that a tool
-    put there. top: (id, logprob) of the likeliest tokens, best first.
+    be the start of a stop text. logprob is the model's own (temperature 1, unfiltered, no penalties), None for a token
+    that a tool put there or where nobody asked for it. top: (id, logprob) of the likeliest tokens, best first.
     """
 
     sample: int
@@ -121,7 +167,7 @@ class Completion:
     """One finished sample.
 
     ids: every new token, the stop token and tool results included. text: the readable part, without tool calls.
-    logprobs: per id, None where a tool put it. error: why, where reason is "error".
+    logprobs: per id, None where a tool put it or nobody asked. error: why, where reason is "error".
     """
 
     sample: int
@@ -142,21 +188,27 @@ def check_prompt(ids: Sequence[int], *, vocab_size: int, context: int, room: int
     """
     if len(ids) == 0:
         raise UserError("the prompt is empty", value=[], fix="give at least one token")
-    checked = []
-    for token in ids:
-        if isinstance(token, bool) or not hasattr(token, "__index__"):
-            raise UserError(f"token id {token!r} is not a whole number", value=repr(token))
-        if not 0 <= int(token) < vocab_size:
-            raise UserError(
-                f"unknown token id {int(token):,}", value=int(token), fix=f"this model knows 0 to {vocab_size - 1:,}"
-            )
-        checked.append(int(token))
+    checked = check_ids("token id", ids, vocab_size=vocab_size)
     if len(checked) > context - room:
         raise UserError(
             f"{len(checked):,} tokens do not fit into the context of {context:,}{' with an answer' if room else ''}",
             value=len(checked),
             fix=f"shorten the text to {context - room:,} tokens or fewer",
         )
+    return checked
+
+
+def check_ids(what: str, ids: Sequence[int], *, vocab_size: int) -> list[int]:
+    """The ids as a list of ints. Raises UserError for one that the model does not know; what: where it stood."""
+    checked = []
+    for token in ids:
+        if isinstance(token, bool) or not hasattr(token, "__index__"):
+            raise UserError(f"{what} {token!r} is not a whole number", value=repr(token))
+        if not 0 <= int(token) < vocab_size:
+            raise UserError(
+                f"unknown {what} {int(token):,}", value=int(token), fix=f"this model knows 0 to {vocab_size - 1:,}"
+            )
+        checked.append(int(token))
     return checked
 
 

@@ -2,11 +2,13 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
+from intone.engine.kv import Table
 from intone.engine.requests import (
     Completion,
     Done,
@@ -18,8 +20,11 @@ from intone.engine.requests import (
     ToolCall,
     Usage,
 )
+from intone.engine.sample import streams
+from intone.engine.speculate import Lookup
 from intone.engine.text import Specials, Tokenizer, VisibleText
-from intone.engine.tools import calculator
+
+MASK64 = (1 << 64) - 1
 
 
 class Handle:
@@ -66,7 +71,9 @@ class Handle:
 class Group:
     """A request inside the engine: its prompt, the samples that run, and how many still have to start.
 
-    prompt_end: logits (V,) and embedding (D,) after the prompt, kept while samples wait for a slot.
+    number: its place in the order of arrival. prompt_table, prompt_logits (V,): the whole prompt's keys and the
+    logits behind it, kept while samples wait for their start. evicted: active samples whose pages were taken away
+    and that wait to go on. num_overtaken: how often a later request was let in while this one did not fit.
     """
 
     handle: Handle
@@ -74,14 +81,21 @@ class Group:
     limit: int  # new tokens per sample, at least 1
     tokenizer: Tokenizer
     specials: Specials
+    number: int = 0
     num_started: int = 0
     active: list["Row"] = field(default_factory=list)
-    prompt_end: tuple[Tensor, Tensor] | None = None
+    evicted: list["Row"] = field(default_factory=list)
+    prompt_table: Table | None = None
+    prompt_logits: Tensor | None = None
+    num_overtaken: int = 0
 
     def __post_init__(self) -> None:
         stops = self.request.stops
         self.stop_texts = tuple(stop for stop in stops if isinstance(stop, str))
         self.stop_ids = self.specials.ends | {stop for stop in stops if isinstance(stop, int)}
+        self.prompt_array = np.array(self.prompt, dtype=np.int64)
+        bias = self.request.logit_bias
+        self.bias = (list(bias), [float(value) for value in bias.values()]) if bias else None
 
     @property
     def request(self) -> Request:
@@ -92,9 +106,14 @@ class Group:
         """Samples that have not started."""
         return self.request.n - self.num_started
 
-    def start_row(self, slot: int) -> "Row":
-        """The next sample, in a slot; it has nothing to feed yet."""
-        row = Row(self, self.num_started, slot)
+    @property
+    def num_running(self) -> int:
+        """Samples that hold a slot."""
+        return len(self.active) - len(self.evicted)
+
+    def start_row(self) -> "Row":
+        """The next sample; it has no pages yet."""
+        row = Row(self, self.num_started)
         self.num_started += 1
         self.active.append(row)
         return row
@@ -102,6 +121,8 @@ class Group:
     def end_row(self, row: "Row", reason: Reason, *, error: Exception | None = None) -> None:
         """Records how a sample ended and tells the caller, except of errors: these end the whole request."""
         self.active.remove(row)
+        if row in self.evicted:
+            self.evicted.remove(row)
         row.has_ended = True
         self._record(row.sample, row, reason, error)
 
@@ -118,11 +139,11 @@ class Group:
 
     def close_if_done(self) -> None:
         if not self.active and not self.num_waiting:
-            self.prompt_end = None
+            self.prompt_logits = None
             self.handle.close()
 
     def _record(self, sample: int, row: "Row | None", reason: Reason, error: Exception | None) -> None:
-        usage = Usage(len(self.prompt), len(row.ids) if row else 0)
+        usage = Usage(len(self.prompt), len(row.ids) if row else 0, row.num_found if row else 0)
         self.handle.completions[sample] = Completion(
             sample=sample,
             ids=row.ids if row else [],
@@ -138,64 +159,88 @@ class Group:
             self.handle.put([Done(sample, reason, usage)])
 
 
-class Row:
-    """One sample in one slot.
+@dataclass(frozen=True)
+class Taken:
+    """What a token did: events for the caller, why the sample ends with it, or the tool call that must be answered."""
 
-    pending: tokens that are part of the text but not yet in the cache; feeding them gives the logits for the next.
+    events: list[Event]
+    reason: Reason | None = None
+    call: str | None = None
+
+
+class Row:
+    """One sample. Its text is the prompt and ids; the first table.length tokens of it are in the cache.
+
+    is_paused: a tool works on its call; nothing is computed for it meanwhile. num_found: tokens of its prompt that
+    were in the cache when it started. num_given: tokens that it had when it last got a slot.
     """
 
-    def __init__(self, group: Group, sample: int, slot: int) -> None:
+    def __init__(self, group: Group, sample: int) -> None:
         self.group = group
         self.sample = sample
-        self.slot = slot
+        self.table: Table | None = None
         self.has_ended = False
-        self.pending: list[int] = []
+        self.is_paused = False
+        self.num_found = 0
+        self.num_given = 0
         self.ids: list[int] = []
         self.logprobs: list[float | None] = []
         self.tool_calls: list[ToolCall] = []
         self.visible = VisibleText(group.tokenizer, group.specials, group.stop_texts)
+        self.lookup = Lookup()
+        seed, number = (np.array([part & MASK64], dtype=np.uint64) for part in (group.handle.seed, sample))
+        self.stream = streams(seed, number)[0]
 
     @property
     def position(self) -> int:
-        """Place in the whole text of the token to be chosen next."""
+        """Place in the whole text of the token to be chosen next; also how many tokens there are."""
         return len(self.group.prompt) + len(self.ids)
 
-    def take(self, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> tuple[list[Event], Reason | None]:
-        """Adds a chosen token, and what a tool answers to it -> (events, why the sample ends or None)."""
+    @property
+    def num_pending(self) -> int:
+        """Tokens that are part of the text but not in the cache; feeding them gives the logits for the next."""
+        return self.position - (self.table.length if self.table is not None else 0)
+
+    @property
+    def is_too_short(self) -> bool:
+        """Whether the sample may not end yet."""
+        return len(self.ids) < self.group.request.min_tokens
+
+    def tokens(self, begin: int, end: int) -> Sequence[int]:
+        """Tokens [begin, end) of the whole text."""
+        prompt = self.group.prompt
+        if begin >= len(prompt):
+            return self.ids[begin - len(prompt) : end - len(prompt)]
+        return [*prompt[begin:end], *self.ids[: max(0, end - len(prompt))]]
+
+    def take(self, token: int, logprob: float | None, top: tuple[tuple[int, float], ...]) -> Taken:
+        """Adds a chosen token. With a tool call in the result the row is paused until answer()."""
         group = self.group
-        text, call = self.visible.push(token)
+        may_stop = len(self.ids) + 1 >= group.request.min_tokens
+        text, call = self.visible.push(token, may_stop=may_stop)
         self._append(token, logprob)
-        self.pending = [token]
-        events: list[Event] = []
-        forced: list[int] = []
         ends = token in group.stop_ids or self.visible.is_stopped
         if call is not None and group.request.tools and not ends:
-            answered = self._answered(call)
-            events.append(answered)
-            if answered.output is not None:
-                specials = group.specials
-                forced = [specials.output_start, *group.tokenizer.encode(answered.output), specials.output_end]
-        room = group.limit - len(self.ids)
-        is_full = room <= len(forced)
+            self.is_paused = True
+            return Taken([Token(self.sample, token, text, logprob, top)], call=call)
+        reason: Reason | None = "stop" if ends else "length" if len(self.ids) >= group.limit else None
+        if reason is not None:
+            text += self.visible.finish()
+        return Taken([Token(self.sample, token, text, logprob, top)], reason)
+
+    def answer(self, called: ToolCall, forced: list[int]) -> Taken:
+        """Goes on after a tool call, with the tokens of its answer (none where it was refused)."""
+        self.is_paused = False
+        self.tool_calls.append(called)
+        room = self.group.limit - len(self.ids)
         if room < len(forced):
-            forced = []  # half a tool's answer would be a wrong answer
-        reason: Reason | None = "stop" if ends else "length" if is_full else None
+            return Taken([called], "length")  # half a tool's answer would be a wrong answer
         for entry in forced:
             self.visible.push(entry)
             self._append(entry, None)
-        self.pending += forced
-        rest = self.visible.finish() if reason else ""
-        tokens = [Token(self.sample, token, text + ("" if forced else rest), logprob, top)]
-        tokens += [Token(self.sample, entry, "", None) for entry in forced[:-1]]
-        if forced:
-            tokens.append(Token(self.sample, forced[-1], rest, None))
-        return [tokens[0], *events, *tokens[1:]], reason
+        events: list[Event] = [called, *(Token(self.sample, entry, "", None) for entry in forced)]
+        return Taken(events, "length" if room == len(forced) else None)
 
     def _append(self, token: int, logprob: float | None) -> None:
         self.ids.append(token)
         self.logprobs.append(logprob)
-
-    def _answered(self, call: str) -> ToolCall:
-        answered = ToolCall(self.sample, "calculator", call, calculator(call))
-        self.tool_calls.append(answered)
-        return answered

@@ -1,108 +1,174 @@
-"""The engine's hold on the device: packed weights, the cache, and one forward pass with its draws."""
+"""The engine's hold on the device: what the scheduler planned becomes one forward pass, and its draws tokens."""
 
-import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from intone.config import ModelConfig
 from intone.engine import sample
-from intone.engine.kv import KVCache, slot_bytes
+from intone.engine.adjust import Adjuster
+from intone.engine.attend import PagedAttention, Piece, Scratch
+from intone.engine.decoder import Batch, Decoder, wide_dtype
+from intone.engine.kv import PageStore
+from intone.engine.pages import PAGE
 from intone.engine.rows import Row
+from intone.engine.scheduler import Segment
 
-# memory for keys and values where nobody chose num_slots (guess: a quarter of a small laptop's, a tenth of a GPU's)
-CACHE_BYTES = {"cpu": 1 << 30, "other": 8 << 30}
-# more rows than this no longer make a token cheaper (guess: a CPU's products are compute-bound from 16 rows on)
-MAX_SLOTS = {"cpu": 64, "other": 256}
-MASK64 = (1 << 64) - 1
+# float32 logits of a batch of scored texts stay below a quarter of a GiB
+MOST_SCORED_LOGITS = 1 << 26
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The next token of one row; id None where the logits were not finite."""
+    """The next token of one row. logprob None: nobody asked. problem: why there is none; id is worthless then."""
 
-    id: int | None
-    logprob: float
+    id: int
+    logprob: float | None
     top: tuple[tuple[int, float], ...]
-
-
-def default_num_slots(config: ModelConfig, *, capacity: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Rows at once where nobody chose: what fits in CACHE_BYTES, at least 1."""
-    kind = "cpu" if device.type == "cpu" else "other"
-    fitting = CACHE_BYTES[kind] // slot_bytes(config, capacity=capacity, dtype=dtype)
-    return max(1, min(MAX_SLOTS[kind], fitting))
-
-
-def packed(model: Any, *, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model with its matrices in dtype on device, for inference.
-
-    Shares the weights of `model`, and so follows its training, where they are that already; else a snapshot.
-    Scalars and gates keep float32, as in training.
-    """
-    is_same = all(p.device.type == device.type for p in model.parameters()) and all(
-        m.weight.dtype == dtype for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)
-    )
-    if is_same:
-        if model.compute_dtype == dtype:
-            return model
-        shared = copy.copy(model)  # shallow: other attributes, same tensors
-        shared.compute_dtype = dtype
-        return shared
-    snapshot = copy.deepcopy(model).to(device).requires_grad_(False)
-    for module in snapshot.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            module.to(dtype)
-    snapshot.compute_dtype = dtype
-    return snapshot
+    problem: str | None = None
 
 
 class Runner:
     """Runs the model for rows of the scheduler. For one thread, inside torch.inference_mode."""
 
-    def __init__(self, model: Any, *, device: torch.device, dtype: torch.dtype, num_slots: int, capacity: int) -> None:
-        self.model = packed(model, device=device, dtype=dtype)
-        self.device = device
-        self.cache = KVCache(model.config, num_slots=num_slots, capacity=capacity, dtype=dtype, device=device)
-        self.vocab_size: int = model.config.vocab_size
+    def __init__(self, decoder: Decoder, store: PageStore, *, deterministic: bool) -> None:
+        config = decoder.config
+        self.decoder = decoder
+        self.store = store
+        self.device = store.device
+        self.vocab_size = config.vocab_size
         self.num_token_forwards = 0
-        # prompt tokens per pass: enough for fast products, few enough to bound the activations (guess)
-        self.prefill_tokens = 2048 if device.type == "cpu" else 16384
+        self.adjuster = Adjuster(config.vocab_size, self.device)
+        self._deterministic = deterministic
+        self._scale = config.qk_scale**2 * config.head_width**-0.5
+        # PyTorch's fused attention is 3x slower on bfloat16 than on float32 where the processor has no unit for it
+        wide = wide_dtype(decoder.dtype) if self.device.type == "cpu" else decoder.dtype
+        self._scratch = Scratch(config.num_kv_heads, config.head_width, wide, self.device)
 
-    def feed(self, rows: list[Row]) -> Tensor:
-        """Feeds every row's pending tokens -> logits (B, V) after each row's last; pending is emptied."""
-        counts = [len(row.pending) for row in rows]
-        longest = max(counts)
-        padded = [row.pending + [0] * (longest - len(row.pending)) for row in rows]
-        ids = torch.tensor(padded, dtype=torch.int64).to(self.device)
-        last = torch.tensor([count - 1 for count in counts]).to(self.device) if longest > 1 else None
-        view = self.cache.view([row.slot for row in rows], counts)
-        logits = self.model.logits(ids, cache=view, last=last)[:, -1]
-        self.num_token_forwards += sum(counts)
-        for row in rows:
-            row.pending = []
-        return logits
+    def feed(self, segments: Sequence[Segment]) -> Tensor:
+        """Feeds the segments' tokens -> logits (M, V): for each last one those after its last own token, then after
+        every guess. Keys are written into reserved pages; advancing the tables is the caller's."""
+        ids: list[int] = []
+        previous: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        pieces: list[Piece] = []
+        for segment in segments:
+            begin, row = len(ids), segment.row
+            tokens = [*row.tokens(segment.start, segment.start + segment.count), *segment.guesses]
+            before = row.tokens(segment.start - 1, segment.start)[0] if segment.start else -1
+            ids += tokens
+            previous += [before, *tokens[:-1]]
+            positions += range(segment.start, segment.start + len(tokens))
+            pieces += self._pieces(segment, begin, len(tokens))
+            if segment.is_last:
+                wanted += range(begin + segment.count - 1, begin + len(tokens))
+        attention = PagedAttention(
+            self.store,
+            pieces,
+            scratch=self._scratch,
+            scale=self._scale,
+            batches_rows=self.device.type != "cpu" and not self._deterministic,
+        )
+        self.num_token_forwards += len(ids)
+        return self._logits(ids, previous, positions, wanted, attention)
 
-    def sync_draw(self, rows: list[Row], logits: Tensor) -> list[Drawn]:
-        """The next token of every row from its logits (B, V). Waits for the device: the one wait of a step."""
-        settings = self._settings(rows)
-        ids = sample.choose(logits, settings)
-        result = torch.stack((ids.double(), sample.logprobs_of(logits, ids).double(), sample.usable(logits).double()))
-        num_top = min(self.vocab_size, max(row.group.request.top_logprobs for row in rows))
+    def sync_draw(self, rows: Sequence[Row], positions: Sequence[int], logits: Tensor) -> list[Drawn]:
+        """The token of every row at a position from its logits (B, V). Waits for the device: the one wait of a step.
+
+        A row may come several times, at several positions.
+        """
+        requests = [row.group.request for row in rows]
+        adjusted = self.adjuster.adjusted(logits, rows)
+        uniform = sample.uniforms(np.array([row.stream for row in rows]), np.array(positions))
+        ids = sample.choose(adjusted, self._settings(rows), uniform)
+        wide = torch.float64 if logits.device.type != "mps" else torch.float32
+        columns = [ids.to(wide), sample.usable(logits).to(wide), sample.usable(adjusted).to(wide)]
+        if any(request.logprobs for request in requests):
+            columns.append(sample.logprobs_of(logits, ids).to(wide))
+        found, is_finite, is_possible, *logprobs = torch.stack(columns).tolist()
+        num_top = min(self.vocab_size, max(request.top_logprobs for request in requests))
         tops = self._sync_top(logits, num_top) if num_top else [()] * len(rows)
         drawn = []
-        for row, chosen, logprob, is_usable, top in zip(rows, *result.tolist(), tops, strict=True):
-            wanted = top[: row.group.request.top_logprobs]
-            drawn.append(Drawn(int(chosen) if is_usable else None, logprob, wanted))
+        for i, request in enumerate(requests):
+            problem = None
+            if not is_finite[i]:
+                problem = f"the model's logits are not finite at position {positions[i]}"
+            elif not is_possible[i]:
+                problem = f"the request's biases leave no token to choose at position {positions[i]}"
+            logprob = logprobs[0][i] if request.logprobs else None
+            drawn.append(Drawn(int(found[i]), logprob, tops[i][: request.top_logprobs], problem))
         return drawn
 
-    def _sync_top(self, logits: Tensor, num_top: int) -> list[tuple[tuple[int, float], ...]]:
-        values, ids = logits.log_softmax(-1).topk(num_top)
-        return [tuple(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)]
+    def score(self, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Log-probabilities (T - 1,) float32 in nats of each text's tokens after its first; texts of 2 ids or more."""
+        ids: list[int] = []
+        previous: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        pieces: list[Piece] = []
+        for text in texts:
+            begin = len(ids)
+            ids += text
+            previous += [-1, *text[:-1]]
+            positions += range(len(text))
+            wanted += range(begin, begin + len(text) - 1)
+            step = PAGE if self._deterministic else len(text)
+            pieces += [Piece(None, at, min(step, len(text) - at), begin) for at in range(0, len(text), step)]
+        attention = PagedAttention(
+            self.store, pieces, scratch=self._scratch, scale=self._scale, batches_rows=False
+        )
+        self.num_token_forwards += len(ids)
+        logits = self._logits(ids, previous, positions, wanted, attention)
+        following = torch.tensor([token for text in texts for token in text[1:]], device=self.device)
+        scores = sample.logprobs_of(logits, following).float().cpu().numpy()
+        ends = np.cumsum([len(text) - 1 for text in texts])
+        return [part.copy() for part in np.split(scores, ends[:-1])]
 
-    def _settings(self, rows: list[Row]) -> sample.Settings:
+    def scored_together(self, texts: Sequence[Sequence[int]], most_tokens: int) -> list[list[int]]:
+        """Places of texts, in batches of at most most_tokens and of bounded logits, unless one text is longer."""
+        most = max(1, min(most_tokens, MOST_SCORED_LOGITS // self.vocab_size))
+        batches: list[list[int]] = []
+        num_tokens = 0
+        for place, text in enumerate(texts):
+            if len(text) < 2:
+                continue
+            if not batches or num_tokens + len(text) > most:
+                batches.append([])
+                num_tokens = 0
+            batches[-1].append(place)
+            num_tokens += len(text)
+        return batches
+
+    def _logits(
+        self, ids: list[int], previous: list[int], positions: list[int], wanted: list[int], attention: PagedAttention
+    ) -> Tensor:
+        # one transfer for all four
+        numbers = torch.tensor([*ids, *previous, *positions, *wanted]).to(self.device)
+        count = len(ids)
+        parts = numbers.split([count, count, count, len(wanted)])
+        return self.decoder.logits(Batch(parts[0], parts[1], parts[2], parts[3], attention))
+
+    def _pieces(self, segment: Segment, begin: int, count: int) -> list[Piece]:
+        """How a segment's tokens attend. Deterministic: prompts page by page, later tokens one by one, wherever the
+        segment begins or ends, so that the same token is always computed in the same company."""
+        table, start = segment.row.table, segment.start
+        assert table is not None, "a row without pages was planned"
+        origin = begin if start == 0 else None
+        if not self._deterministic:
+            return [Piece(table, start, count, origin if count > 1 else None)]
+        pieces = []
+        prompt_end = len(segment.row.group.prompt)
+        place, end = start, start + count
+        while place < end:
+            stop = min(end, prompt_end, (place // PAGE + 1) * PAGE) if place < prompt_end else place + 1
+            pieces.append(Piece(table, place, stop - place, origin if stop - place > 1 else None))
+            place = stop
+        return pieces
+
+    def _settings(self, rows: Sequence[Row]) -> sample.Settings:
         requests = [row.group.request for row in rows]
         vocab = self.vocab_size
         return sample.Settings(
@@ -110,27 +176,8 @@ class Runner:
             top_k=np.array([min(request.top_k or vocab, vocab) for request in requests]),
             top_p=np.array([request.top_p for request in requests]),
             min_p=np.array([request.min_p for request in requests]),
-            uniform=sample.uniforms(
-                np.array([row.group.handle.seed & MASK64 for row in rows], dtype=np.uint64),
-                np.array([row.sample for row in rows]),
-                np.array([row.position for row in rows]),
-            ),
         )
 
-    def score(self, texts: list[list[int]]) -> list[np.ndarray]:
-        """Log-probabilities (T - 1,) float32 in nats of each text's tokens after its first, in order."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        results: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(texts)
-        while order:
-            longest = len(texts[order[-1]])
-            # float32 logits of a batch stay below a quarter of a GiB
-            num_rows = max(1, (1 << 26) // (longest * self.vocab_size))
-            batch, order = order[-num_rows:], order[:-num_rows]
-            ids = torch.tensor([texts[i] + [0] * (longest - len(texts[i])) for i in batch]).to(self.device)
-            logits = self.model.logits(ids)
-            self.num_token_forwards += sum(len(texts[i]) for i in batch)
-            chosen = logits[:, :-1].gather(-1, ids[:, 1:, None])[..., 0] - logits[:, :-1].logsumexp(-1)
-            scores = chosen.float().cpu().numpy()
-            for row, i in enumerate(batch):
-                results[i] = scores[row, : len(texts[i]) - 1].copy()
-        return results
+    def _sync_top(self, logits: Tensor, num_top: int) -> list[tuple[tuple[int, float], ...]]:
+        values, ids = logits.log_softmax(-1).topk(num_top)
+        return [tuple(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)]

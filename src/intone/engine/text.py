@@ -46,10 +46,16 @@ class Specials:
         )
 
 
+    def as_output(self, ids: list[int]) -> list[int]:
+        """The ids of a tool's output as they stand in a text."""
+        return [self.output_start, *ids, self.output_end]
+
+
 class VisibleText:
     """The readable text of one growing sample.
 
-    push() takes ids one by one. After a stop text is found (is_stopped) nothing may be pushed any more.
+    push() takes ids one by one. After a stop text is found (is_stopped) nothing may be pushed any more. A stop text
+    is looked for in what is written without a special token in between.
     """
 
     def __init__(self, tokenizer: Tokenizer, specials: Specials, stops: tuple[str, ...]) -> None:
@@ -68,25 +74,35 @@ class VisibleText:
         """All text given so far."""
         return "".join(self._given)
 
-    def push(self, token: int) -> tuple[str, str | None]:
-        """-> (text that became readable, the whole tool call if this token ends one)."""
+    def push(self, token: int, *, may_stop: bool = True) -> tuple[str, str | None]:
+        """-> (text that became readable, the whole tool call if this token ends one).
+
+        may_stop False: stop texts that begin with this token's text or end in it do not count.
+        """
         if token not in self._specials.all:
             if self._inside == "call":
                 self._call.append(token)
             if self._inside != "text":
                 return "", None
-            return self._give(self._decoder.decode(self._tokenizer.decode_bytes([token]))), None
-        # half a letter before a special token will never be completed
-        cut = self._give(self._decoder.decode(b"", final=True))
+            return self._give(self._decoder.decode(self._tokenizer.decode_bytes([token])), may_stop=may_stop), None
+        # half a letter before a special token will never be completed, and no stop text goes on behind it
+        cut = self._give(self._decoder.decode(b"", final=True), may_stop=may_stop)
         self._decoder.reset()
-        return cut, self._enter(token)
+        return cut + self._release(), self._enter(token)
 
     def finish(self) -> str:
         """The text that was held back, given now because nothing follows."""
-        rest = "" if self.is_stopped else self._held + self._decoder.decode(b"", final=True)
-        self._held = ""
-        self._given.append(rest)
-        return rest
+        if self.is_stopped:
+            return ""
+        held, cut = self._release(), self._decoder.decode(b"", final=True)
+        self._given.append(cut)
+        return held + cut
+
+    def _release(self) -> str:
+        """Gives what was held back."""
+        held, self._held = self._held, ""
+        self._given.append(held)
+        return held
 
     def _enter(self, token: int) -> str | None:
         """Moves between text, call and output; the call's text where it ends."""
@@ -102,9 +118,9 @@ class VisibleText:
             self._inside = "text"
         return None
 
-    def _give(self, new: str) -> str:
+    def _give(self, new: str, *, may_stop: bool) -> str:
         """new text minus what must be held back or lies behind a stop text."""
-        if not self._stops or not new:
+        if not self._stops or not new or not may_stop:
             self._given.append(new)
             return new
         text = self._held + new

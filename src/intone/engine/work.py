@@ -1,0 +1,336 @@
+"""The engine's own thread: it obeys commands, runs steps, and gives every request exactly one end."""
+
+import queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intone.engine.budget import page_bytes, pages_per_text, settle_cache
+from intone.engine.decoder import Decoder, GPTDecoder
+from intone.engine.kv import Cache, PageStore, page_groups
+from intone.engine.requests import Reason, ToolCall
+from intone.engine.rows import Group, Handle, Row, Taken
+from intone.engine.runner import Drawn, Runner
+from intone.engine.scheduler import Limits, Scheduler, Segment
+from intone.engine.stats import Account, EngineStats
+from intone.engine.text import Specials, Tokenizer
+from intone.engine.tools import calculator
+from intone.log import human_bytes
+from intone.model.gpt import GPT
+
+# the text of a call -> the tool's name and its output, None where it refuses; may take its time
+Tool = Callable[[str], tuple[str, str | None]]
+
+# more rows than this no longer make a token cheaper (guess: a CPU's products are compute-bound from 16 rows on)
+MOST_SLOTS = {"cpu": 64, "other": 256}
+# prompt tokens per step: enough for fast products, few enough to bound the activations and the wait of others. On a
+# CPU 64 rows reach nine tenths of the products' speed at 512 (one core of an EPYC 9004, torch 2.13); other: guess
+ALONE_TOKENS = {"cpu": 512, "other": 8192}
+MIXED_TOKENS = {"cpu": 64, "other": 2048}
+# tools that may work at once (guess); a call beyond them waits, its row only
+NUM_TOOL_THREADS = 4
+
+
+def calculate(call: str) -> tuple[str, str | None]:
+    """The tool that answers where no other was given."""
+    return "calculator", calculator(call)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What Engine was asked for, checked; None: to be settled."""
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    context: int
+    num_slots: int | None
+    cache_bytes: int | None
+    deterministic: bool
+    share_prefixes: bool
+    num_guesses: int | None
+    tool: Tool
+
+
+class Worker:
+    """Everything that the engine's thread owns. Methods that others may call say so."""
+
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer, setup: Setup, specials: Specials,
+        commands: "queue.SimpleQueue[Callable[[], None] | None]",
+    ) -> None:  # fmt: skip
+        self.failure: Exception | None = None
+        self.updates: list[Callable[[], None]] = []
+        self.settled: dict[str, tuple[Any, str]] = {}
+        self._commands = commands
+        self._tokenizer = tokenizer
+        self._specials = specials
+        self._tool = setup.tool
+        self._deterministic = setup.deterministic
+        self._groups: dict[Handle, Group] = {}
+        self._tools: ThreadPoolExecutor | None = None
+        decoder, device = _decoder_of(model, setup)
+        kind = "cpu" if device.type == "cpu" else "other"
+        limits = Limits(
+            num_slots=setup.num_slots or MOST_SLOTS[kind],
+            alone_tokens=ALONE_TOKENS[kind],
+            mixed_tokens=MIXED_TOKENS[kind],
+            num_guesses=setup.num_guesses or 0,
+            most_guessing=1,
+            whole_pages=setup.deterministic,
+        )
+        config, context = decoder.config, setup.context
+        groups = page_groups(config, context)
+        size = settle_cache(
+            config, groups, context=context, num_slots=limits.num_slots, step_tokens=limits.alone_tokens,
+            dtype=decoder.dtype, device=device, cache_bytes=setup.cache_bytes,
+        )  # fmt: skip
+        self.settled["cache"] = (human_bytes(size.bytes), size.reason)
+        self._cache_bytes = size.bytes
+        store = PageStore(config, groups, size.num_pages, dtype=decoder.dtype, device=device)
+        most_pages = [
+            pages_per_text(group, context=context, step_tokens=limits.alone_tokens) for group in groups
+        ]
+        self._cache = Cache(
+            store, size.num_pages, most_pages=most_pages, remembers=setup.share_prefixes,
+            whole_pages=setup.deterministic,
+        )  # fmt: skip
+        self.runner = Runner(decoder, store, deterministic=setup.deterministic)
+        self._step_tokens = limits.alone_tokens
+        self._num_slots = limits.num_slots
+        self._scheduler = Scheduler(self._cache, limits)
+        self._account = Account([page_bytes(config, group, decoder.dtype) for group in groups])
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests with samples that have no slot; any thread may ask, the answer may be a step old."""
+        num_free = self._num_slots - len(self._scheduler.rows)
+        return max(0, len(self._scheduler.waiting) + self._commands.qsize() - num_free)
+
+    def stats(self) -> EngineStats:
+        """The numbers of this moment; on the engine's thread, or after its end."""
+        return self._account.picture(
+            self._cache, self._scheduler, is_healthy=self.failure is None,
+            num_token_forwards=self.runner.num_token_forwards, cache_bytes=self._cache_bytes,
+        )  # fmt: skip
+
+    def scored_together(self, texts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Batches of places for score(); any thread may ask."""
+        return self.runner.scored_together(texts, self._step_tokens)
+
+    def score(self, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """On the engine's thread: log-probabilities of one batch."""
+        return self.runner.score(texts)
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """On the engine's thread, while nothing runs: other weights."""
+        self.runner.decoder.load(weights)
+        self._scheduler.forget_prompts()
+        self._cache.forget_all()
+
+    def run(self) -> None:
+        """The thread: until close."""
+        is_busy = True
+        with torch.inference_mode():
+            while True:
+                try:
+                    if not self._receive(wait=not is_busy):
+                        break
+                    is_busy = self.failure is None and self._step()
+                except Exception as error:
+                    self._fail(error)
+                if not any(group.active for group in self._groups.values()):
+                    is_busy = self._apply_updates() or is_busy
+        for group in list(self._groups.values()):
+            self._end(group, "cancelled")
+        self._apply_updates()
+        if self._tools is not None:
+            self._tools.shutdown(wait=False, cancel_futures=True)
+
+    def enqueue(self, group: Group) -> None:
+        """On the engine's thread: a request arrives."""
+        self._groups[group.handle] = group
+        if self.failure is not None:
+            self._end(group, "error", error=self.failure)
+        else:
+            self._scheduler.add(group)
+
+    def cancel(self, handle: Handle) -> None:
+        """On the engine's thread: ends a request that has not ended."""
+        if handle in self._groups:
+            self._end(self._groups[handle], "cancelled")
+
+    def _receive(self, *, wait: bool) -> bool:
+        """Obeys all commands; with wait at least one. False: close."""
+        while wait or not self._commands.empty():
+            command = self._commands.get()
+            if command is None:
+                return False
+            command()
+            wait = False
+        return True
+
+    def _apply_updates(self) -> bool:
+        """Runs what waited for the end of all samples -> whether there was something."""
+        had_some = bool(self.updates)
+        while self.updates:
+            self.updates.pop(0)()
+        return had_some
+
+    def _step(self) -> bool:
+        """Admits, feeds, draws. False where nothing can be done before the next command."""
+        did_something = False
+        while forked := self._scheduler.admit(only_evicted=bool(self.updates)):
+            did_something = True
+            self._take_all([row for row, _ in forked], torch.stack([logits for _, logits in forked]))
+        segments = self._scheduler.plan()
+        if not segments:
+            is_stuck = self._scheduler.waiting and not self._scheduler.rows and not self.updates
+            assert did_something or not is_stuck, "requests wait and nothing runs"
+            return did_something
+        logits = self.runner.feed(segments)
+        self._account.note_step(self._scheduler)
+        self._advance(segments, logits)
+        return True
+
+    def _advance(self, segments: list[Segment], logits: Tensor) -> None:
+        """After a pass: keys that were written count, and every row that is up to date gets its next token."""
+        rows: list[Row] = []
+        positions: list[int] = []
+        for segment in segments:
+            row, table = segment.row, segment.row.table
+            assert table is not None, "a row with a segment has pages"
+            self._account.num_fed_tokens += max(0, min(segment.start + segment.count, row.num_given) - segment.start)
+            up_to = len(row.group.prompt) if self._deterministic else None
+            self._cache.advance(table, segment.count, row.tokens, up_to=up_to)
+            if segment.is_last:
+                if not row.ids:
+                    self._scheduler.keep_prompt(row, logits[len(rows)])
+                    self._cache.remember_end(table, row.tokens)
+                rows += [row] * (1 + len(segment.guesses))
+                positions += range(row.position, row.position + 1 + len(segment.guesses))
+        drawn = self.runner.sync_draw(rows, positions, logits) if rows else []
+        place = 0
+        for segment in segments:
+            if segment.is_last:
+                count = 1 + len(segment.guesses)
+                self._take_verified(segment, drawn[place : place + count])
+                place += count
+
+    def _take_verified(self, segment: Segment, drawn: list[Drawn]) -> None:
+        """Takes the drawn tokens of a row as long as the guesses before them were right."""
+        row, num_right = segment.row, 0
+        for place, entry in enumerate(drawn):
+            self._take(row, entry)
+            if row.has_ended or row.is_paused or place == len(segment.guesses) or entry.id != segment.guesses[place]:
+                break
+            # the guess was right: its keys, written in the same pass, are those of this token
+            assert row.table is not None
+            num_right += 1
+            up_to = len(row.group.prompt) if self._deterministic else None
+            self._cache.advance(row.table, 1, row.tokens, up_to=up_to)
+        if segment.guesses:
+            self._account.num_guessed += len(segment.guesses)
+            self._account.num_right_guesses += num_right
+            row.lookup.learn(row.position, num_guessed=len(segment.guesses), num_right=num_right)
+
+    def _take_all(self, rows: list[Row], logits: Tensor) -> None:
+        """Next tokens of rows from their logits (B, V)."""
+        for row, entry in zip(rows, self.runner.sync_draw(rows, [row.position for row in rows], logits), strict=True):
+            self._take(row, entry)
+
+    def _take(self, row: Row, drawn: Drawn) -> None:
+        """One token for a row. What goes wrong here is this request's affair alone."""
+        if row.has_ended:
+            return  # another sample ended the whole request
+        if drawn.problem is not None:
+            self._end(row.group, "error", error=FloatingPointError(drawn.problem), scrub=True)
+            return
+        try:
+            taken = row.take(drawn.id, drawn.logprob, drawn.top)
+        except Exception as error:
+            self._end(row.group, "error", error=error)
+            return
+        self._account.num_new_tokens += 1
+        self._follow(row, taken)
+        if taken.call is not None:
+            self._ask_tool(row, taken.call)
+
+    def _follow(self, row: Row, taken: Taken) -> None:
+        """Hands events over, and ends the sample where it is at its end."""
+        group = row.group
+        group.handle.put(taken.events)
+        if taken.reason is None:
+            return
+        group.end_row(row, taken.reason)
+        self.runner.adjuster.forget(row)
+        self._scheduler.release(row)
+        if not group.active and not group.num_waiting:
+            self._scheduler.drop(group)
+            del self._groups[group.handle]
+        group.close_if_done()
+
+    def _ask_tool(self, row: Row, call: str) -> None:
+        """Has a tool answer a call on another thread; the row goes on when it has."""
+        if self._tools is None:
+            self._tools = ThreadPoolExecutor(NUM_TOOL_THREADS, thread_name_prefix="intone-tool")
+
+        def work() -> None:
+            try:
+                name, output = self._tool(call)
+                self._commands.put(lambda: self._answer(row, ToolCall(row.sample, name, call, output)))
+            except Exception as error:
+                failure = error
+                self._commands.put(lambda: self._fail_row(row, failure))
+
+        self._tools.submit(work)
+
+    def _answer(self, row: Row, called: ToolCall) -> None:
+        if row.has_ended:
+            return
+        try:
+            forced = [] if called.output is None else self._specials.as_output(self._tokenizer.encode(called.output))
+            taken = row.answer(called, forced)
+        except Exception as error:
+            self._fail_row(row, error)
+            return
+        self._follow(row, taken)
+
+    def _fail_row(self, row: Row, error: Exception) -> None:
+        if not row.has_ended:
+            self._end(row.group, "error", error=error)
+
+    def _end(self, group: Group, reason: Reason, *, error: Exception | None = None, scrub: bool = False) -> None:
+        """Takes a whole request out: cancelled, or with an error. scrub: its pages may hold what is not finite."""
+        self._scheduler.drop(group, scrub=scrub)
+        for row in group.active:
+            self.runner.adjuster.forget(row)
+        del self._groups[group.handle]
+        group.end(reason, error=error)
+
+    def _fail(self, error: Exception) -> None:
+        """The model broke: everybody who waits is told, and so is everybody who comes."""
+        self.failure = error
+        # not by _end: an error in the book-keeping itself must not keep anybody waiting
+        self._scheduler.clear()
+        self.runner.adjuster.clear()
+        groups = list(self._groups.values())
+        self._groups.clear()
+        for group in groups:
+            group.end("error", error=error)
+
+
+def _decoder_of(model: Any, setup: Setup) -> tuple[Decoder, torch.device]:
+    """The model as the runner needs it, and its device."""
+    if isinstance(model, GPT):
+        device = setup.device if setup.device is not None else model.embedding.weight.device
+        dtype = model.compute_dtype if setup.dtype is None else setup.dtype
+        decoder: Decoder = GPTDecoder.of(
+            model, device=torch.device(device), dtype=dtype, deterministic=setup.deterministic
+        )
+        return decoder, torch.device(device)
+    return model, torch.device(setup.device or "cpu")
