@@ -24,7 +24,7 @@ from tests.exchange.reference import (
 from torch.testing import assert_close
 
 import intone
-from intone import api, cli, jobs, planning
+from intone import api, cli, ground, jobs, planning
 from intone.engine.load import load_model
 from intone.engine.requests import Request
 from intone.exchange import importing
@@ -135,11 +135,11 @@ def test_a_name_that_is_taken_meanwhile_is_passed_over(command, known_machine, t
 def trials(known_machine, monkeypatch):
     """Planning without measurements."""
 
-    def run(runner, dtype, *, compiled, attention, num_steps):
+    def run(runner, dtype, *, compiled, num_steps, kernels="torch"):
         return TrialResult([2.0] * num_steps, 0.1, 0.1, None)
 
     monkeypatch.setattr(planning, "load_facts", lambda: FACTS)
-    monkeypatch.setattr(planning.TrialRunner, "run", run)
+    monkeypatch.setattr(ground.TrialRunner, "run", run)
 
 
 def test_an_imported_checkpoint_is_trained_further_with_a_fresh_optimizer(command, trials, tmp_path):
