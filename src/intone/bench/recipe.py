@@ -70,8 +70,8 @@ def changed(job: TrainJob, variant: dict[str, float], tokens: int) -> TrainJob:
     """The job with a variant's values and as many steps as the tokens make."""
 
     def typed(cls: Any, names: dict[str, Any]) -> dict[str, Any]:
-        kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        return {name: kinds[name](value) for name, value in variant.items() if name in names}
+        defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
+        return {name: type(defaults[name])(value) for name, value in variant.items() if name in names}
 
     rows = job.rows_per_step
     if "batch_tokens" in variant:

@@ -24,7 +24,7 @@ def test_another_processor_or_system_is_a_reason_in_words(monkeypatch):
     monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(build.platform, "system", lambda: "Linux")
     monkeypatch.setattr(build, "processor", lambda: ("Old", {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512dq"}))
-    assert build.obstacle() == "our CPU kernels need avx512_bf16, which this processor does not have"
+    assert build.obstacle() == "our CPU kernels need avx512_bf16, avx512_vnni, which this processor does not have"
     monkeypatch.setattr(build, "processor", lambda: ("New", set(build.FEATURES)))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
