@@ -75,7 +75,7 @@ class Sandbox:
         self._runner = runner or Path(child.__file__)
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._mount_point: str | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def prepared(self, code: str) -> "Run":
         """A run of code that starts with its wait()."""
@@ -86,24 +86,23 @@ class Sandbox:
         uid = _FREE_UIDS[next(self._numbers) % len(_FREE_UIDS)] if os.geteuid() == 0 else None
         if uid is not None and _has_account(uid):
             raise OSError(f"user id {uid} is taken by an account")
-        plan = asdict(limits) | {"parent": os.getpid(), "uid": uid, "mount_point": self._folder()}
+        plan = asdict(limits) | {"parent": os.getpid(), "uid": uid, "mount_point": self.mount_point()}
         return [sys.executable, *_FLAGS, str(self._runner), json.dumps(plan)]
 
-    def _folder(self) -> str:
+    def mount_point(self) -> str:
         """An empty folder, the same for all runs: each of them mounts its own file system over it."""
         with self._lock:
-            if self._mount_point is None:
-                self._mount_point = tempfile.mkdtemp(prefix="intone-sandbox-")
-                os.chmod(self._mount_point, 0o755)  # another user has to enter it
-            return self._mount_point
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="intone-sandbox-")
+                os.chmod(self._folder.name, 0o755)  # another user has to enter it
+            return self._folder.name
 
     def close(self) -> None:
-        """Removes the folder. No run may be going on."""
+        """Removes the folder, as the end of the process would; harmless when called twice. No run may be going on."""
         with self._lock:
-            if self._mount_point is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    os.rmdir(self._mount_point)
-                self._mount_point = None
+            if self._folder is not None:
+                self._folder.cleanup()
+                self._folder = None
 
 
 class Run:
@@ -155,8 +154,8 @@ class Run:
             os.write(descriptor, self._code)
             os.lseek(descriptor, 0, os.SEEK_SET)
             process = subprocess.Popen(
-                self._sandbox.command(self._limits), stdin=descriptor, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-                env=_environment(), start_new_session=True, cwd="/",
+                self._sandbox.command(self._limits), stdin=descriptor, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                bufsize=0, env=_environment(), start_new_session=True, cwd="/",
             )  # fmt: skip
         finally:
             os.close(descriptor)

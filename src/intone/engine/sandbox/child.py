@@ -78,6 +78,7 @@ def _leave_namespaces(plan: dict[str, Any]) -> tuple[bool, bool]:
             return True, False
         except OSError:
             _become(plan["uid"])
+            kernel.own_proc_files()
     uid, gid = os.getuid(), os.getgid()
     try:
         kernel.unshare(_PRIVATE | kernel.CLONE_NEWUSER)
@@ -170,9 +171,11 @@ def _run(code: str) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     try:
         tree = ast.parse(code)
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        last = tree.body[-1] if tree.body else None
+        if isinstance(last, ast.Expr):
+            tree.body.pop()
         exec(compile(tree, "<tool>", "exec"), names)
-        if last is not None:
+        if isinstance(last, ast.Expr):
             value = eval(compile(ast.Expression(last.value), "<tool>", "eval"), names)
             if value is not None:
                 print(repr(value))
