@@ -31,6 +31,7 @@ def main() -> None:
     """Reads the plan (box.py) and the code, locks itself in, says so on standard error, runs the code."""
     plan = json.loads(sys.argv[1])
     sys.path.pop()  # the code sees the standard library only
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by some parents, and then there is no status to wait for
     kernel.die_with_parent()
     if os.getppid() != plan["parent"]:
         os._exit(BROKEN)
