@@ -13,7 +13,6 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from intone.engine.sandbox import child
@@ -38,7 +37,7 @@ class Limits:
     disk_bytes: int = 8 << 20  # in memory, and the size of the largest file
     num_files: int = 64
     num_threads: int = 16
-    output_bytes: int = 2000
+    output_bytes: int = 1000  # it goes into the model's context
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,13 @@ class Result:
 
 
 class Sandbox:
-    """Runs Python code in processes that can reach nothing; only where probe.py has shown that it holds.
+    """Runs Python code in processes that can reach nothing. Whether that holds on this machine, probe.py finds out.
 
-    runner: the program inside, its tests put weaker ones there. Runs of several threads do not meet each other.
+    Runs of several threads do not meet each other. Close it after use.
     """
 
-    def __init__(self, limits: Limits | None = None, *, runner: Path | None = None) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self._runner = runner or Path(child.__file__)
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -87,7 +85,7 @@ class Sandbox:
         if uid is not None and _has_account(uid):
             raise OSError(f"user id {uid} is taken by an account")
         plan = asdict(limits) | {"parent": os.getpid(), "uid": uid, "mount_point": self.mount_point()}
-        return [sys.executable, *_FLAGS, str(self._runner), json.dumps(plan)]
+        return [sys.executable, *_FLAGS, child.__file__, json.dumps(plan)]
 
     def mount_point(self) -> str:
         """An empty folder, the same for all runs: each of them mounts its own file system over it."""
