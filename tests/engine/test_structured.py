@@ -37,7 +37,7 @@ def forms(tokenizer):
 
 def written(forms, tokenizer, spec, *, seed=0, max_tokens=150):
     """A text of random tokens that the masks of a form allow -> (its bytes, whether it ended)."""
-    matcher = forms.matcher(parse_form(spec))
+    matcher = forms.grammar(parse_form(spec)).matcher()
     rng = np.random.default_rng(seed)
     ends = {tokenizer.bos, tokenizer.special("<|assistant_end|>")}
     ids = []
@@ -103,7 +103,7 @@ def test_a_choice_is_one_of_its_texts_and_every_one_is_possible(forms, tokenizer
     text, has_ended = written(forms, tokenizer, {"choice": texts}, seed=seed)
     assert has_ended and text.decode() in texts
     for text in texts:
-        matcher = forms.matcher(parse_form({"choice": texts}))
+        matcher = forms.grammar(parse_form({"choice": texts})).matcher()
         for token in tokenizer.encode(text):
             matcher.accept(token)
         assert matcher.is_complete or matcher.mask()[tokenizer.bos]
@@ -192,7 +192,7 @@ def test_the_usual_styles_of_json_are_allowed_and_rows_of_blanks_are_not(forms, 
     schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "array"}}}
 
     def fits(text):
-        matcher = forms.matcher(parse_form({"json_schema": json.dumps(schema)}))
+        matcher = forms.grammar(parse_form({"json_schema": json.dumps(schema)})).matcher()
         for value in text.encode():
             if not matcher.mask()[value]:
                 return False
@@ -206,7 +206,7 @@ def test_the_usual_styles_of_json_are_allowed_and_rows_of_blanks_are_not(forms, 
 
 @pytest.mark.parametrize("spec", [{"regex": "(?s).*"}, {"json_schema": True}, {"choice": ["<|bos|>", ""]}])
 def test_special_tokens_never_stand_for_text_and_ends_only_where_it_may_end(forms, tokenizer, spec):
-    matcher = forms.matcher(parse_form(spec))
+    matcher = forms.grammar(parse_form(spec)).matcher()
     ends = {tokenizer.bos, tokenizer.special("<|assistant_end|>")}
     for _ in range(20):
         mask = matcher.mask()
@@ -221,20 +221,20 @@ def test_special_tokens_never_stand_for_text_and_ends_only_where_it_may_end(form
 
 
 def test_bytes_follow_each_other_only_as_utf8(forms, tokenizer):
-    matcher = forms.matcher(parse_form({"regex": "[é日😀]b"}))
+    matcher = forms.grammar(parse_form({"regex": "[é日😀]b"})).matcher()
     first = {bytes(tokenizer.decode_bytes([token])) for token in np.flatnonzero(matcher.mask())}
     assert first == {b"\xc3", b"\xe6", b"\xf0", b"\xc3\xa9", b"\xe6\x97"}
     matcher.accept(0xC3)
     second = {bytes(tokenizer.decode_bytes([token])) for token in np.flatnonzero(matcher.mask())}
     # what must come anyway is allowed in the tokenizer's own way to write it, not in every way
     assert second and second <= {b"\xa9", b"\xa9b"}
-    matcher = forms.matcher(parse_form({"regex": "(?s).*"}))
+    matcher = forms.grammar(parse_form({"regex": "(?s).*"})).matcher()
     matcher.accept(0xC3)
     assert not matcher.mask()[tokenizer.bos]  # half a letter is no end
 
 
 def test_a_token_that_does_not_fit_is_refused_and_changes_nothing(forms):
-    matcher = forms.matcher(parse_form({"regex": "[0-9]{2}"}))
+    matcher = forms.grammar(parse_form({"regex": "[0-9]{2}"})).matcher()
     with pytest.raises(ValueError, match="token 97 does not fit"):
         matcher.accept(97)
     matcher.accept(ord("1"))
@@ -245,7 +245,7 @@ def test_a_token_that_does_not_fit_is_refused_and_changes_nothing(forms):
 
 def test_matchers_of_one_form_do_not_share_their_text(forms):
     form = parse_form({"regex": "ab|cd"})
-    first, second = forms.matcher(form), forms.matcher(form)
+    first, second = forms.grammar(form).matcher(), forms.grammar(form).matcher()
     first.accept(ord("a"))
     second.accept(ord("c"))
     assert first.mask()[ord("b")] and not first.mask()[ord("d")]
@@ -253,7 +253,7 @@ def test_matchers_of_one_form_do_not_share_their_text(forms):
 
 
 def test_masks_are_made_in_another_thread_and_once(forms, monkeypatch):
-    matcher = forms.matcher(parse_form({"regex": "[0-9]{2}"}))
+    matcher = forms.grammar(parse_form({"regex": "[0-9]{2}"})).matcher()
     makers = []
     made = matcher._made
     monkeypatch.setattr(matcher, "_made", lambda: (makers.append(threading.current_thread().name), made())[1])
@@ -268,11 +268,11 @@ def test_masks_are_made_in_another_thread_and_once(forms, monkeypatch):
 def test_forms_are_compiled_once_and_the_oldest_are_forgotten(tokenizer, monkeypatch):
     forms = Forms(tokenizer)
     compiled = []
-    compile_form = forms._compile
-    monkeypatch.setattr(forms, "_compile", lambda form: (compiled.append(form.text), compile_form(form))[1])
+    compile_form = forms._compiled
+    monkeypatch.setattr(forms, "_compiled", lambda form: (compiled.append(form.text), compile_form(form))[1])
     monkeypatch.setattr("intone.engine.structured.MAX_KEPT", 2)
     for text in ("a", "b", "a", "a", "c", "a", "b"):
-        forms.matcher(parse_form({"regex": text}))
+        forms.grammar(parse_form({"regex": text})).matcher()
     assert compiled == ["a", "b", "c", "b"]
     forms.close()
 
@@ -340,11 +340,11 @@ def test_what_is_no_form_is_refused_before_anything_starts(spec, words):
 def test_what_cannot_be_compiled_is_refused_with_the_reason(forms, spec, words):
     for _ in range(2):  # a refusal is not taken for a compiled form
         with pytest.raises(UserError, match=re.escape(words)):
-            forms.matcher(parse_form(spec))
+            forms.grammar(parse_form(spec)).matcher()
 
 
 def test_a_form_that_turns_out_too_complex_fails_instead_of_taking_for_ever(forms):
-    matcher = forms.matcher(parse_form({"regex": "(.{0,100}b){0,100}"}))
+    matcher = forms.grammar(parse_form({"regex": "(.{0,100}b){0,100}"})).matcher()
     rng = np.random.default_rng(0)
     with pytest.raises(FormFailed, match="too complex"):
         for _ in range(2000):
@@ -358,7 +358,7 @@ def test_without_the_library_the_request_is_refused_with_the_fix(tokenizer, monk
     monkeypatch.setitem(sys.modules, "llguidance", None)
     forms = Forms(tokenizer)
     with pytest.raises(UserError, match="need the package llguidance") as raised:
-        forms.matcher(parse_form({"regex": "a"}))
+        forms.grammar(parse_form({"regex": "a"})).matcher()
     assert raised.value.fix == "pip install llguidance"
     forms.close()
 

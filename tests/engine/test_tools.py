@@ -46,6 +46,8 @@ def test_what_a_request_asks_for():
     with pytest.raises(UserError, match="unknown tool 'pyhton'") as raised:
         tool_names(["pyhton"])
     assert "python" in raised.value.fix
+    with pytest.raises(UserError, match="tools 5 is neither True nor False nor a list of names"):
+        tool_names(5)
 
 
 def test_short_sums_are_answered_at_once_without_a_thread(runner_of):
@@ -117,8 +119,6 @@ def test_more_calls_than_allowed_are_refused(runner_of):
     assert runner.submit(BOTH, "2+3").output == "5"
     calls[0].cancel()
     calls[1].cancel()
-    while runner._open:
-        threading.Event().wait(0.01)
     runner.submit(("python",), "7")
     assert answered.get(timeout=60).output == "7"
 

@@ -133,32 +133,44 @@ class Matcher:
         return np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
 
 
+class Grammar:
+    """A compiled form. Safe to use from several threads."""
+
+    def __init__(self, compiled: Any, vocab_size: int, helper: ThreadPoolExecutor) -> None:
+        self._compiled = compiled
+        self._vocab_size = vocab_size
+        self._helper = helper
+
+    def matcher(self) -> Matcher:
+        """A matcher at the start of a text; takes microseconds."""
+        return Matcher(self._compiled.deep_copy(), self._vocab_size, self._helper)
+
+
 class Forms:
     """Compiles forms for one tokenizer and keeps them. Safe to use from several threads; close it after use."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._library_tokenizer: Any = None
-        self._compiled: OrderedDict[Form, Any] = OrderedDict()
+        self._grammars: OrderedDict[Form, Grammar] = OrderedDict()
         self._lock = threading.Lock()
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="intone-masks")
 
-    def matcher(self, form: Form) -> Matcher:
-        """A matcher at the start of a text. Raises UserError that says what is wrong with the form."""
+    def grammar(self, form: Form) -> Grammar:
+        """The form, compiled or from memory. Raises UserError that says what is wrong with it."""
         with self._lock:
-            follower = self._compiled.get(form)
-            if follower is None:
-                follower = self._compiled[form] = self._compile(form)
-            self._compiled.move_to_end(form)
-            if len(self._compiled) > MAX_KEPT:
-                self._compiled.popitem(last=False)
-            return Matcher(follower.deep_copy(), self._tokenizer.vocab_size, self._helper)
+            if form not in self._grammars:
+                self._grammars[form] = Grammar(self._compiled(form), self._tokenizer.vocab_size, self._helper)
+            self._grammars.move_to_end(form)
+            if len(self._grammars) > MAX_KEPT:
+                self._grammars.popitem(last=False)
+            return self._grammars[form]
 
     def close(self) -> None:
         """Ends the helper's thread; harmless when called twice."""
         self._helper.shutdown(cancel_futures=True)
 
-    def _compile(self, form: Form) -> Any:
+    def _compiled(self, form: Form) -> Any:
         library = _library()
         if self._library_tokenizer is None:
             self._library_tokenizer = _library_tokenizer(library, self._tokenizer)
@@ -166,12 +178,12 @@ class Forms:
             grammar = library.LLMatcher.grammar_from_json_schema(form.text, defaults=JSON_STYLE)
         else:
             grammar = library.grammar_from(form.kind, form.text)
-        follower = library.LLMatcher(self._library_tokenizer, grammar, log_level=0)
-        if follower.is_error():
+        compiled = library.LLMatcher(self._library_tokenizer, grammar, log_level=0)
+        if compiled.is_error():
             raise UserError(
-                f"this {form.kind.replace('_', ' ')} cannot be used: {_problem(follower.get_error())}", value=form.text
+                f"this {form.kind.replace('_', ' ')} cannot be used: {_problem(compiled.get_error())}", value=form.text
             )
-        return follower
+        return compiled
 
 
 def _library() -> Any:

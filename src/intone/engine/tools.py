@@ -28,6 +28,8 @@ def tool_names(tools: bool | str | Sequence[str]) -> tuple[str, ...]:
     """
     if isinstance(tools, bool):
         return TOOLS[:1] if tools else ()
+    if not isinstance(tools, str | Sequence):
+        raise UserError(f"tools {tools!r} is neither True nor False nor a list of names", value=repr(tools))
     wanted = (tools,) if isinstance(tools, str) else tuple(tools)
     for name in wanted:
         if name not in TOOLS:
@@ -72,7 +74,7 @@ class ToolRunner:
     """Answers calls in threads of its own. Made by one thread, which submits and polls; close it after use.
 
     on_done is called from a worker's thread whenever poll() has something new; it must be quick.
-    max_calls: calls that are not answered yet.
+    max_calls: calls that are neither answered nor cancelled.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class ToolRunner:
                 return call
             names = names[1:]
         with self._lock:
-            if len(self._open) >= self._max_calls:
+            if sum(not other.is_cancelled for other in self._open) >= self._max_calls:
                 raise ToolsBusy(f"{self._max_calls} tool calls wait already")
             self._open.add(call)
         self._workers[names[0]].submit(self._work, call, names)
