@@ -40,7 +40,8 @@ def tool_names(tools: bool | str | Sequence[str]) -> tuple[str, ...]:
 class Call:
     """One call of a tool. name: the tool that answered, or the last that refused; output None: all refused.
 
-    error: a fault of ours, so that there is no answer. They may be read once is_done is True.
+    error: a fault of ours, so that there is no answer. They may be read once is_done is True, which submit() or
+    poll() makes it: never while their caller looks away.
     """
 
     def __init__(self, names: tuple[str, ...], text: str) -> None:
@@ -117,6 +118,8 @@ class ToolRunner:
         """Calls that were answered since the last poll, in that order; cancelled ones are left out."""
         with self._lock:
             done, self._done = self._done, []
+        for call in done:
+            call.is_done = True
         return [call for call in done if not call.is_cancelled]
 
     def require(self, names: tuple[str, ...]) -> None:
@@ -165,7 +168,6 @@ class ToolRunner:
                     return
         except Exception as error:
             call.error = error
-        call.is_done = True
         with self._lock:
             self._open.discard(call)
             self._done.append(call)
