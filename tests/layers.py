@@ -4,7 +4,7 @@
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
     ("errors", "paths", "log", "config", "verbs"),
-    ("fields", "settings", "records", "runs", "recipe"),
+    ("fields", "mixture", "settings", "records", "runs", "recipe"),
     ("report",),
     ("system", "child", "blocks", "rates", "hardware", "dist", "peak"),
     ("model", "data"),

@@ -32,7 +32,6 @@ ROW_FIX = (
     "roles system, user, assistant and tool"
 )
 UTF8_FIX = "convert it to UTF-8, for example with: iconv -f latin1 -t utf-8 FILE"
-MIXED_FIX = "use either starter or files and folders"
 DAMAGED_FIX = "fetch or make the file again, or leave it out of the data"
 EMPTY_FIX = "check that the files are not empty"
 TYPE_FIX = "known: .txt, .md, .jsonl, .parquet, each also with .gz, .zst, .bz2, .xz"
@@ -124,7 +123,10 @@ def test_mistyped_words_are_answered_by_the_real_command(home, words, message, f
         ("--data F/pictures", "F/pictures has no file of a known type", TYPE_FIX),
         ("--data F/pictures/a.png", "F/pictures/a.png has an unknown type", TYPE_FIX),
         ("--data F/*.tx", "F/*.tx does not exist", None),
-        ("--data starter F/good.jsonl", "starter cannot be mixed with files here", MIXED_FIX),
+        ("--data starter:0.5,F/good.jsonl", "F/good.jsonl has no weight while others have one", None),
+        ("--data F/good.jsonl:-1", "the weight of F/good.jsonl is -1", "use a number above 0"),
+        ("--data smoltalk:1", "smoltalk holds conversations, not documents", "give it to --sft"),
+        ("--sft starter:1,tinystories:1", "tinystories holds documents, not conversations", "give it to --data"),
         ("--data F/empty.txt", "there is no text in F/empty.txt", EMPTY_FIX),
         ("--data F/blank.txt", "there is no text in F/blank.txt", EMPTY_FIX),
         ("--sft F/empty.txt", "there is no text in F/empty.txt", EMPTY_FIX),

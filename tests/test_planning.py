@@ -1,6 +1,7 @@
 """Planning: what is open becomes a value with a reason, and complete jobs for every stage come out."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from intone import ground, planning, prepare, recipe
 from intone.config import model_config
 from intone.data.chat import Message
-from intone.data.shards import ensure_token_set
+from intone.data.shards import TokenSet
 from intone.data.tokenizer import SPLIT_PATTERN, Tokenizer
 from intone.errors import UserError
 from intone.hardware import Facts
@@ -134,46 +135,6 @@ def test_a_micro_batch_larger_than_the_step_is_refused_before_anything_is_made()
     assert str(caught.value) == "device_batch 9 is more than the 8 rows of a step\n  fix: use --device-batch 8 or auto"
 
 
-def token_set(folder, kind, size):
-    """A token set of about this many bytes."""
-    tokenizer = Tokenizer([bytes([value]) for value in range(256)], SPLIT_PATTERN)
-    return ensure_token_set(folder, tokenizer, kind=kind, documents=lambda _: ["x" * size])[0]
-
-
-@pytest.fixture
-def sets(tmp_path):
-    return [token_set(tmp_path / str(size), "documents", size) for size in (99, 299)]  # 100 and 300 tokens with BOS
-
-
-def test_middle_training_sees_as_much_of_the_smaller_set_as_of_the_larger(sets):
-    few, many = sets
-    for base, sft in ((few, many), (many, few), (few, few)):
-        first, second = planning.mid_weights(base, sft)
-        assert first * base.num_tokens == pytest.approx(second * sft.num_tokens)
-        assert max(first, second) == 1.0
-
-
-@pytest.mark.parametrize("tokens", [0, 599_999, 600_001, 5_000_000])
-def test_the_generator_makes_enough_in_steps_that_are_reused(tokens):
-    size = planning.enough(tokens)
-    assert size * 60 >= tokens
-    assert size == 10_000 or size * 30 < tokens
-    assert (size // 10_000).bit_count() == 1
-
-
-def test_text_that_would_be_seen_very_often_is_refused_and_often_is_said(sets, capsys):
-    few, _ = sets
-    planning.check_enough(few, 400)
-    assert capsys.readouterr().err == ""
-    planning.check_enough(few, 9_000)
-    assert capsys.readouterr().err == "the text would be seen 90.0 times: beyond 4 a model starts to learn by heart\n"
-    with pytest.raises(UserError) as caught:
-        planning.check_enough(few, 250_000)
-    assert str(caught.value) == (
-        "100 tokens of text would be seen 2,500 times in this run\n  fix: give more text, or fewer --minutes"
-    )
-
-
 def test_time_outside_the_steps_grows_with_compiling_and_slow_steps():
     config = model_config("modern", depth=1, vocab_size=300, context=32)
     eager = ground.Ground(config, None, None, "cpu", "fp32", 1, "torch", "sdpa", False, 3, 8, 0.1, 0.1, {})
@@ -284,17 +245,36 @@ def test_whether_compiling_pays_is_asked_for_the_steps_that_were_asked_for(machi
     assert asked_steps[1] > 1000
 
 
-def test_a_stage_from_a_run_takes_over_its_model_and_tokenizer(machine, data, home, tmp_path):
+def finished_base(folder, *, context=64):
+    """A run `first` with a stage base of an untrained model -> (its folder, the tokenizer)."""
     tokenizer = Tokenizer([bytes([value]) for value in range(256)], SPLIT_PATTERN)
-    tokenizer.save(tmp_path / "tokenizer")
-    config = model_config("modern", depth=2, vocab_size=265, context=64)
+    tokenizer.save(folder / "tokenizer")
+    config = model_config("modern", depth=2, vocab_size=265, context=context)
     stage = create_run(identity(RunSettings()), verb="run", stages=("base",), name="first").stage_folder("base")
     save_checkpoint(
         stage, 4, model=config, weights=GPT(config).state_dict(), optimizer={"num_steps": torch.tensor(4)}, state={},
         tokenizer_hash=tokenizer.hash,
     )  # fmt: skip
-    write_json(stage / "config.json", {"tokenizer": str(tmp_path / "tokenizer")})
+    write_json(stage / "config.json", {"tokenizer": str(folder / "tokenizer")})
     write_outcome(stage, Outcome("done", 4))
+    return stage, config, tokenizer
+
+
+def test_middle_training_alone_mixes_text_and_conversations_as_in_a_run(machine, data, home, tmp_path):
+    finished_base(tmp_path)
+    values = {**ASKED, **data, "stage": "mid", "from_run": "first", "steps": 9, "minutes": "auto"}
+    settings, origins = settings_of(TrainSettings, values)
+    plan = planning.plan_stage(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
+    job, _ = plan.stages["mid"]
+    sets = [TokenSet.open(Path(folder)) for folder in job.data]
+    assert [token_set.kind for token_set in sets] == ["documents", "conversations"]
+    text, talk = (weight * token_set.num_tokens for weight, token_set in zip(job.weights, sets, strict=True))
+    assert text == pytest.approx(talk)
+    assert job.learn_all and TokenSet.open(Path(job.val)).kind == "documents"
+
+
+def test_a_stage_from_a_run_takes_over_its_model_and_tokenizer(machine, data, home, tmp_path):
+    stage, config, tokenizer = finished_base(tmp_path)
     values = {**ASKED, "stage": "sft", "from_run": "first", "data": data["sft"], "steps": 9, "minutes": "auto"}
     settings, origins = settings_of(TrainSettings, values)
     plan = planning.plan_stage(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())

@@ -91,6 +91,11 @@ def test_settings_survive_json():
             "use --batch-tokens 2048 or 4096",
         ),
         (
+            lambda: TrainSettings(stage="base", sft=("talk.jsonl",)),
+            "--sft is for train mid; train base has one kind of data",
+            "give it to --data of intone train mid or sft",
+        ),
+        (
             lambda: TrainSettings(stage="sft"),
             "train sft needs a run to start from",
             "add --from RUN; `intone runs` lists them",

@@ -177,7 +177,7 @@ def evaluate(settings: EvalSettings, _origins: Mapping[str, Resolved]) -> Answer
 def evaluation_config(place: Place, settings: EvalSettings) -> dict[str, Any]:
     """config.json of the evaluation job: the stage's own dtype, the run's validation text unless --val is given."""
     from intone.data.tokenizer import Tokenizer
-    from intone.prepare import ensure_part, find_source
+    from intone.prepare import ensure_val, fetched, find_source
 
     job = read_job(place.folder)
     segment = read_choices(place.folder).segments[-1]
@@ -186,10 +186,9 @@ def evaluation_config(place: Place, settings: EvalSettings) -> dict[str, Any]:
         text_job = read_job(place.run.stage_folder("base"))
     val = text_job.val
     if settings.val:
-        source = find_source("documents", settings.val, ())
-        as_validation = type(source)("documents", source.files, (*source.files, *source.val_files))
-        tokenizer = Tokenizer.load(Path(job.tokenizer))
-        val = str(ensure_part(as_validation, tokenizer, part="validation", num_starter=0, name="base val").folder)
+        source = fetched(find_source("documents", settings.val, settings.val), 0)
+        folder = Path(job.tokenizer)
+        val = str(ensure_val(source, folder, Tokenizer.load(folder), name="base").folder)
     if "bpb" in settings.tasks and val is None:
         raise UserError("this run has no validation text", value=str(place.folder), fix="name one: --val PATH")
     return {

@@ -7,8 +7,9 @@ from intone import recipe
 from intone.config import model_config
 from intone.hardware import Facts, load_facts
 from intone.log import human_bytes, three_digits
+from intone.mixture import STARTER, parse_mixture
 from intone.model.cost import training_state_bytes, weight_bytes
-from intone.settings import NAMED_DATA, Resolved, RunSettings
+from intone.settings import Resolved, RunSettings
 from intone.tune import memory
 
 NUM_STAGES = 3  # base, mid, sft
@@ -68,4 +69,4 @@ def likely_depth(settings: RunSettings, facts: Facts) -> tuple[int, str]:
 
 
 def uses_starter(settings: RunSettings) -> bool:
-    return any(name in NAMED_DATA for name in settings.data)
+    return all(portion.name == STARTER for portion in parse_mixture(settings.data).portions)

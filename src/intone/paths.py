@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from intone.errors import Damaged, DiskFull, UserError
+from intone.log import say
 
 
 def home() -> Path:
@@ -24,6 +25,11 @@ def runs_folder() -> Path:
 
 def text_folder() -> Path:
     return home() / "text"
+
+
+def sets_folder() -> Path:
+    """Files of named public sets, as they came from the hub."""
+    return home() / "sets"
 
 
 def tokenizers_folder() -> Path:
@@ -159,8 +165,12 @@ class FolderLock:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "a+")  # noqa: SIM115  held for the life of the lock
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if wait:
+                say(f"waiting for another process that is at work on {what}")
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+                return
             self._file.close()
             raise UserError(
                 f"another process is already using {what} ({path.parent})",

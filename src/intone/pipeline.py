@@ -14,10 +14,11 @@ from intone.errors import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, DiskFull, UserError
 from intone.fields import flag_of, shown
 from intone.hardware import load_facts
 from intone.log import human_bytes, human_count, human_duration, say, table, three_digits
+from intone.mixture import STARTER, parse_mixture
 from intone.paths import FolderLock, read_json, write_json
 from intone.peak import CostWatch
 from intone.planning import Plan, fastest_rate, plan_run, plan_stage
-from intone.prepare import find_source
+from intone.prepare import ensure_data_of, epochs_of, find_source
 from intone.records import Answer, Choices, Outcome, read_choices, read_log, read_outcome, write_choices
 from intone.runs import UNFINISHED, Run, check_same, create_run, find_run, list_runs, unfinished_run, with_state
 from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings, identity, named_fields
@@ -131,7 +132,8 @@ def guess_depth(settings: TrainingSettings) -> int:
         return depth_of(find_run(settings.from_run))
     facts = load_facts()
     minutes = recipe.default_minutes() if settings.minutes == "auto" else settings.minutes
-    return recipe.auto_depth(fastest_rate(facts), 45 * minutes, is_starter="starter" in settings.data)[0]  # type: ignore[attr-defined]
+    is_starter = all(portion.name == STARTER for portion in parse_mixture(settings.data).portions)  # type: ignore[attr-defined]
+    return recipe.auto_depth(fastest_rate(facts), 45 * minutes, is_starter=is_starter)[0]
 
 
 def check_sources(settings: TrainingSettings) -> None:
@@ -140,7 +142,8 @@ def check_sources(settings: TrainingSettings) -> None:
         find_source("documents", settings.data, settings.val)
         find_source("conversations", settings.sft, settings.sft_val)
     elif isinstance(settings, TrainSettings):
-        find_source("documents", settings.data, settings.val)
+        find_source("conversations" if settings.stage == "sft" else "documents", settings.data, settings.val)
+        find_source("conversations", settings.sft, ())
 
 
 def check_like(settings: TrainingSettings, origins: Mapping[str, Resolved]) -> None:
@@ -274,7 +277,9 @@ def run_stage(run: Run, stage: str) -> None:
     """Trains one stage to its end. Raises KeyboardInterrupt where it was stopped, StageFailed otherwise."""
     folder = run.stage_folder(stage)
     choices: Choices = read_choices(folder)
-    job = TrainJob.from_json(read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    job = TrainJob.from_json(config)
+    ensure_data_of(config)
     say(f"{stage}: {job.steps:,} steps of {human_count(job.rows_per_step * job.context)} tokens")
     check_outcome(run, stage, supervise(folder, choices.environment))
 
@@ -296,6 +301,7 @@ def run_evaluation(run: Run) -> None:
     done = read_outcome(folder)
     if not (folder / "config.json").exists() or (done is not None and done.outcome == "done"):
         return
+    ensure_data_of(read_json(folder / "config.json"))
     say("evaluating")
     last = run.stage_folder(run.stages[-1])
     check_outcome(run, "evaluation", supervise(folder, read_choices(last).environment))
@@ -339,6 +345,7 @@ def stage_summary(run: Run, stage: str) -> dict[str, Any]:
         "tokens_per_s": tokens / seconds if seconds else None,
         "steps": len(rows),
         "loss": next((row["loss"] for row in reversed(rows) if row["loss"] is not None), None),
+        "data": epochs_of(read_json(run.stage_folder(stage) / "config.json"), tokens),
         "skipped": sum(row["skipped"] for row in rows),
     }
 
@@ -368,8 +375,9 @@ def run_text(run: Run, result: Mapping[str, Any]) -> str:
 
 def late_word(run: Run, minutes: float) -> list[str]:
     """One line where a run took clearly longer than was planned, else none."""
-    planned = read_json(run.folder / FORECAST)["minutes"]
-    if minutes <= LATE * planned:
+    forecast = read_json(run.folder / FORECAST)
+    planned = forecast["minutes"]
+    if minutes - forecast.get("fetch_s", 0.0) / 60 <= LATE * planned:
         return []
     return [
         f"{three_digits(minutes)} minutes instead of {planned:g}: its steps were slower than in the trial before, "

@@ -1,14 +1,13 @@
 """The order of settling: from what a person asked to complete job folders, every open value with its reason."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from intone import recipe
 from intone.config import ModelConfig, ScheduleConfig, TrainJob, model_config
-from intone.data.shards import TokenSet
 from intone.data.tokenizer import Tokenizer
 from intone.errors import UserError
 from intone.ground import VAL_TOKENS, WORKER_S, Ground, Settled, fixed_seconds, settle_ground
@@ -17,15 +16,21 @@ from intone.log import human_count, human_duration, say
 from intone.model.checkpoint import has_optimizer, load_weights
 from intone.model.cost import train_flops_per_token
 from intone.paths import read_json
-from intone.prepare import STARTER_VAL, Source, ensure_part, ensure_sets, ensure_tokenizer, find_source
+from intone.prepare import (
+    Source,
+    check_mix,
+    ensure_mix,
+    ensure_tokenizer,
+    ensure_val,
+    fetched,
+    find_source,
+    tokenise_ahead,
+)
 from intone.records import Choice, Choices, Segment, choice
 from intone.runs import find_stage
 from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings
 from intone.tune.settle import fallbacks, settle_device, settle_device_batch
 
-# times that a text is seen: repeating is nearly as good as new text up to 4 times (Muennighoff et al. 2023, abstract)
-MANY_EPOCHS = 4
-MAX_EPOCHS = 100  # guess: by then nothing but the text itself is learned
 STARTER_PROMPTS = {
     "base": ("One day Anna walked to the", "Words in order:", "One metre is"),
     "mid": ("Who are you?", "What is 12 + 30?", "How do you spell garden?"),
@@ -60,14 +65,18 @@ def plan_run(
     depth, context, vocab = settle_size(settled, origins, facts, minutes, is_starter=text.is_starter)
     config = model_config(settings.preset, depth=depth, vocab_size=vocab, context=context)
     batch_tokens, expected_steps = settle_steps(settled, origins, config, minutes)
+    (text, talk), fetch_s = timed_fetch([text, talk], expected_steps * batch_tokens)
     tokenizer_folder, tokenizer = ensure_tokenizer([text, talk], vocab)
     config = replace(config, vocab_size=tokenizer.vocab_size)
-    small_text, small_talk = (ensure_small_set(s, tokenizer, name) for s, name in ((text, "base"), (talk, "sft")))
+    base_val = ensure_val(text, tokenizer_folder, tokenizer, name="base")
+    sft_val = ensure_val(talk, tokenizer_folder, tokenizer, name="sft")
+    tokenise_ahead([(text, "base"), (talk, "sft")], tokenizer_folder, tokenizer, tokens=expected_steps * batch_tokens)
     ground = settle_ground(
-        settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=small_text.folder,
+        settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=base_val.folder,
         rows_per_step=batch_tokens // context, device=device, expected_steps=expected_steps,
     )  # fmt: skip
-    left_s = 60 * minutes - (time.monotonic() - started_s) - fixed_seconds(ground, asks_skills=talk.is_starter)
+    started_s += fetch_s  # the minutes of a run begin when its data is here
+    left_s = 60 * minutes - (time.monotonic() - started_s) - fixed_seconds(ground, asks_skills=talk.has_starter)
     steps = max(30, int(left_s / ground.step_s))
     plans = recipe.stage_plans(steps, is_starter=text.is_starter, lr_scale=1.0)
     say(
@@ -75,23 +84,23 @@ def plan_run(
         f"tokens/s fill {human_duration(steps * ground.step_s)} of the {minutes:g} minutes"
     )
     tokens = {plan.stage: plan.steps * batch_tokens for plan in plans}
-    base_set, base_val = ensure_sets(text, tokenizer, num_starter=enough(tokens["base"] + tokens["mid"]), name="base")
-    sft_set, sft_val = ensure_sets(talk, tokenizer, num_starter=enough(tokens["mid"] + tokens["sft"]), name="sft")
-    data = {
-        "base": ((base_set.folder,), None, base_val.folder),
-        "mid": ((base_set.folder, sft_set.folder), mid_weights(base_set, sft_set), base_val.folder),
-        "sft": ((sft_set.folder,), None, sft_val.folder),
-    }
+    base, sft = (
+        ensure_mix(fetched(source, total), tokenizer_folder, tokenizer, tokens=total, name=name)
+        for source, total, name in (
+            (text, tokens["base"] + tokens["mid"], "base"), (talk, tokens["mid"] + tokens["sft"], "sft")
+        )
+    )  # fmt: skip
+    data = {"base": (base, base_val), "mid": (base.halves(sft), base_val), "sft": (sft, sft_val)}
     stages: dict[str, tuple[TrainJob, Choices]] = {}
     prompts = STARTER_PROMPTS if text.is_starter else TEXT_PROMPTS
     before: Path | None = None
     for plan in plans:
-        sets, weights, val = data[plan.stage]
+        mix, val = data[plan.stage]
         job = replace(
             stage_job(settings, ground, plan.stage, plan.steps, plan.schedule),
-            data=tuple(map(str, sets)),
-            weights=weights,
-            val=str(val),
+            data=mix.folders,
+            weights=mix.weights,
+            val=str(val.folder),
             learn_all=plan.stage == "mid",
             init_from=None if before is None else str(before),
             keep_optimizer=before is not None,
@@ -99,11 +108,12 @@ def plan_run(
         )
         stages[plan.stage] = (job, stage_choices(settled, ground))
         before = run_folder / plan.stage
-    check_enough(base_set, tokens["base"])
-    check_enough(sft_set, tokens["sft"])
+    check_mix(base, tokens["base"])
+    check_mix(sft, tokens["sft"])
     # a model that was taught other conversations was never taught the starter skills
-    evaluation = evaluation_config(ground, run_folder / "sft", sft_val.folder) if talk.is_starter else None
-    return Plan(stages, evaluation, {"format": 1, "steps": steps, "step_s": ground.step_s, "minutes": minutes})
+    evaluation = evaluation_config(ground, run_folder / "sft", sft_val.folder) if talk.has_starter else None
+    forecast = {"format": 1, "steps": steps, "step_s": ground.step_s, "minutes": minutes, "fetch_s": fetch_s}
+    return Plan(stages, evaluation, forecast)
 
 
 def plan_stage(
@@ -113,8 +123,8 @@ def plan_stage(
     facts = load_facts()
     settled = Settled(facts, {name: choice(value) for name, value in origins.items()})
     device = settled.put("device", settle_device(origins["device"], facts))
-    kind = "conversations" if settings.stage == "sft" else "documents"
-    source = find_source(kind, settings.data, settings.val)  # type: ignore[arg-type]
+    sources = stage_sources(settings)
+    source = sources[0]
     minutes = settled.put("minutes", settle_minutes(origins["minutes"]))
     before = find_stage(settings.from_run).folder if settings.from_run else None
     keeps_optimizer = False
@@ -136,36 +146,47 @@ def plan_stage(
         depth, context, vocab = settle_size(settled, origins, facts, minutes, is_starter=source.is_starter)
         config = model_config(settings.preset, depth=depth, vocab_size=vocab, context=context)
         batch_tokens, expected_steps = settle_steps(settled, origins, config, minutes)
-        tokenizer_folder, tokenizer = ensure_tokenizer([source], vocab)
-        config = replace(config, vocab_size=tokenizer.vocab_size)
     if isinstance(settings.steps, int):
         expected_steps = settings.steps  # compiling must pay within what will be trained, not within what would fit
-    small = ensure_small_set(source, tokenizer, "base" if kind == "documents" else "sft")
+    sources, fetch_s = timed_fetch(sources, expected_steps * batch_tokens)
+    if before is None:
+        tokenizer_folder, tokenizer = ensure_tokenizer(sources, vocab)
+        config = replace(config, vocab_size=tokenizer.vocab_size)
+    names = ["sft" if entry.kind == "conversations" else "base" for entry in sources]
+    val_set = ensure_val(sources[0], tokenizer_folder, tokenizer, name=names[0])
+    named = list(zip(sources, names, strict=True))
+    tokenise_ahead(named, tokenizer_folder, tokenizer, tokens=expected_steps * batch_tokens)
     ground = settle_ground(
-        settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=small.folder,
+        settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=val_set.folder,
         rows_per_step=batch_tokens // config.context, device=device, expected_steps=expected_steps,
     )  # fmt: skip
+    started_s += fetch_s
     if isinstance(settings.steps, int):
         steps = settings.steps
     else:
         left_s = 60 * minutes - (time.monotonic() - started_s) - WORKER_S
         steps = max(10, int(left_s / ground.step_s))
-    name = "base" if kind == "documents" else "sft"
-    train_set, val_set = ensure_sets(source, tokenizer, num_starter=enough(steps * batch_tokens), name=name)  # type: ignore[arg-type]
-    check_enough(train_set, steps * batch_tokens)
+    tokens = steps * batch_tokens
+    mixes = [
+        ensure_mix(fetched(entry, tokens), tokenizer_folder, tokenizer, tokens=tokens, name=name)
+        for entry, name in named
+    ]
+    mix = mixes[0].halves(mixes[1]) if len(mixes) > 1 else mixes[0]
+    check_mix(mix, tokens)
     schedule = ScheduleConfig()
     if keeps_optimizer:
         schedule = replace(schedule, warmup_steps=0, momentum_from=0.95, momentum_steps=0)
     job = replace(
         stage_job(settings, ground, settings.stage, steps, schedule),
-        data=(str(train_set.folder),),
+        data=mix.folders,
+        weights=mix.weights,
         val=str(val_set.folder),
         learn_all=settings.stage == "mid",
         init_from=None if before is None else str(before),
         keep_optimizer=keeps_optimizer,
         samples=(STARTER_PROMPTS if source.is_starter else TEXT_PROMPTS)[settings.stage],
     )
-    forecast = {"format": 1, "steps": steps, "step_s": ground.step_s, "minutes": minutes}
+    forecast = {"format": 1, "steps": steps, "step_s": ground.step_s, "minutes": minutes, "fetch_s": fetch_s}
     return Plan({settings.stage: (job, stage_choices(settled, ground))}, None, forecast)
 
 
@@ -252,41 +273,21 @@ def settle_batch_tokens(asked: Resolved, context: int, total_tokens: float) -> C
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-def enough(tokens: float) -> int:
-    """Documents or conversations the generator should make for this many tokens, in steps so that sets are reused.
-
-    A document has about 97 tokens and a conversation 90 at 1,024 entries; repeated text is worse than new text.
-    """
-    wanted = tokens / 60
-    size = 10_000
-    while size < wanted:
-        size *= 2
-    return size
+def stage_sources(settings: TrainSettings) -> list[Source]:
+    """What a stage learns from: mid from text and conversations, as in a run; the others from one of them."""
+    if settings.stage == "sft":
+        return [find_source("conversations", settings.data, settings.val)]
+    text = find_source("documents", settings.data, settings.val)
+    return [text, find_source("conversations", settings.sft, ())] if settings.stage == "mid" else [text]
 
 
-def ensure_small_set(source: Source, tokenizer: Tokenizer, name: str) -> TokenSet:
-    """The validation set of a source: enough tokens for a trial, made before the run's length is known."""
-    return ensure_part(source, tokenizer, part="validation", num_starter=STARTER_VAL, name=f"{name} val")
-
-
-def mid_weights(base: TokenSet, sft: TokenSet) -> tuple[float, float]:
-    """Weights that bring text and conversations in equal parts, never one document twice in an epoch."""
-    ratio = sft.num_tokens / base.num_tokens
-    return (min(1.0, ratio), min(1.0, 1 / ratio))
-
-
-def check_enough(data: TokenSet, tokens: int) -> None:
-    """Warns of many epochs; raises UserError where the data is far too little for the run that was asked for."""
-    epochs = tokens / data.num_tokens
-    what = "text" if data.kind == "documents" else "conversations"
-    if epochs > MAX_EPOCHS:
-        raise UserError(
-            f"{data.num_tokens:,} tokens of {what} would be seen {epochs:,.0f} times in this run",
-            value=data.num_tokens,
-            fix=f"give more {what}, or fewer --minutes",
-        )
-    if epochs > MANY_EPOCHS:
-        say(f"the {what} would be seen {epochs:.1f} times: beyond {MANY_EPOCHS} a model starts to learn by heart")
+def timed_fetch(sources: Sequence[Source], tokens: float) -> tuple[list[Source], float]:
+    """The sources with the files of public sets on this disk, and the seconds that took. Says how words were read."""
+    begin_s = time.monotonic()
+    for source in sources:
+        if source.note:
+            say(source.note)
+    return [fetched(source, tokens) for source in sources], time.monotonic() - begin_s
 
 
 # --- records --------------------------------------------------------------------------------------------------------

@@ -7,17 +7,16 @@ Only the standard library is used here, so that `--help` and `--show` answer at 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from intone.config import ModelConfig, Preset, model_config
 from intone.errors import UserError, unknown_name
 from intone.fields import check_value, kind, setting, shown
 from intone.log import table
+from intone.mixture import absolute_word
 
 Auto = Literal["auto"]
 Stage = Literal["base", "mid", "sft"]
-NAMED_DATA = ("starter",)  # words that mean data of ours, also where a file of that name exists
 Origin = Literal["default", "preset", "from", "flag", "measured", "cached"]
 
 
@@ -96,11 +95,11 @@ class TrainingSettings(Checked):
 class RunSettings(TrainingSettings):
     """`intone run`: text -> tokenizer -> base -> mid -> SFT -> evaluation."""
 
-    # text: starter (made here), or files and folders of .txt .md .jsonl .parquet
+    # text: starter (made here), files, folders, public sets; NAME:0.7,PATH:0.3 mixes by tokens
     data: tuple[str, ...] = ("starter",)
-    # validation text; none given: val* files of the data, or its last 1 %
+    # validation text; none given: val* files of the data, or 1 % of it
     val: tuple[str, ...] = ()
-    # conversations: starter, or files with messages
+    # conversations: starter, files with messages, or smoltalk; mixed as data
     sft: tuple[str, ...] = ("starter",)
     # validation conversations; none given: as for val
     sft_val: tuple[str, ...] = ()
@@ -114,10 +113,12 @@ class TrainSettings(TrainingSettings):
     stage: Stage = setting(positional=True)
     # run whose weights and model settings this stage starts from
     from_run: str | None = setting(None, flag="from")
-    # text or conversations of this stage: starter, or files and folders
+    # text (sft: conversations): starter, files, folders, public sets; NAME:0.7,PATH:0.3 mixes them
     data: tuple[str, ...] = ("starter",)
-    # validation data; none given: val* files of the data, or its last 1 %
+    # validation data; none given: val* files of the data, or 1 % of it
     val: tuple[str, ...] = ()
+    # conversations that stage mid sees beside the text: starter, files with messages, smoltalk
+    sft: tuple[str, ...] = ("starter",)
     # optimizer steps; auto: from minutes
     steps: int | Auto = setting("auto", least=1)
     # write the job folder, say how to start it, and stop
@@ -130,6 +131,12 @@ class TrainSettings(TrainingSettings):
                 f"both steps {self.steps:,} and minutes {self.minutes} are given",
                 value=self.steps,
                 fix="keep one of --steps and --minutes",
+            )
+        if self.stage != "mid" and self.sft != ("starter",):
+            raise UserError(
+                f"--sft is for train mid; train {self.stage} has one kind of data",
+                value=" ".join(self.sft),
+                fix=f"give it to --data of intone train {'sft' if self.stage == 'sft' else 'mid or sft'}",
             )
         if self.stage != "base" and self.from_run is None and self.like is None:
             raise UserError(
@@ -193,7 +200,7 @@ class TokenizerSettings(Checked):
 
     # train: learn one from text; inspect: show what one does
     action: Literal["train", "inspect"] = setting(positional=True)
-    # text to learn from, or to measure on: starter, or files and folders
+    # text to learn from, or to measure on: starter, files and folders, or public sets
     data: tuple[str, ...] = ("starter",)
     # entries: 256 bytes, 9 special tokens and the merges
     vocab_size: int = setting(4096, least=265)
@@ -207,14 +214,33 @@ class TokenizerSettings(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings(Checked):
-    """`intone data check|prepare`: look at data before training, or tokenise it ahead of time."""
+    """`intone data list|fetch|check|prepare`: look at data before training, fetch it or tokenise it ahead of time."""
 
-    # check: read every row and say what is wrong; prepare: tokenise into shards
-    action: Literal["check", "prepare"] = setting(positional=True)
-    # files and folders of .txt .md .jsonl .parquet, compressed or not
-    data: tuple[str, ...] = setting(positional=True)
+    # list public sets, fetch them, check: read every row and say what is wrong, prepare: tokenise
+    action: Literal["list", "fetch", "check", "prepare"] = setting(positional=True)
+    # files and folders (.txt .md .jsonl .parquet, also compressed), public sets; token sets to check
+    data: tuple[str, ...] = setting((), positional=True)
+    # tokens a run will need: fetch (none: one file) and prepare (none: everything) do no more
+    tokens: int | None = setting(None, least=1)
+    # fetch all files of the sets
+    all: bool = False
     # tokenizer for prepare: a folder, or a run
     tokenizer: str = "latest"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data and self.action != "list":
+            raise UserError(
+                f"DATA is missing after intone data {self.action}", fix="name files, folders or public sets"
+            )
+        if self.all and self.action != "fetch":
+            raise UserError("--all is for intone data fetch", value=self.action, fix="leave it out")
+        if self.tokens is not None and self.action not in ("fetch", "prepare"):
+            raise UserError("--tokens is for intone data fetch and prepare", value=self.tokens, fix="leave it out")
+        if self.all and self.tokens is not None:
+            raise UserError("both --all and --tokens are given", value=self.tokens, fix="keep one of them")
+        if self.data and self.action == "list":
+            raise UserError("intone data list takes no DATA", value=" ".join(self.data), fix="leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,7 +364,10 @@ def identity(settings: Checked) -> dict[str, Any]:
     """
     fields = named_fields(type(settings))
     kept = {name: value for name, value in as_json(settings).items() if not fields[name].metadata.get("aside")}
-    return {name: [_absolute(v) for v in value] if isinstance(value, list) else value for name, value in kept.items()}
+    return {
+        name: [absolute_word(word) for word in value] if isinstance(value, list) else value
+        for name, value in kept.items()
+    }
 
 
 def preset_rows(preset: Preset) -> dict[str, Resolved]:
@@ -353,8 +382,3 @@ def show_table(resolved: Mapping[str, Resolved]) -> str:
     """One line per setting: name, value, origin, reason."""
     rows = [[name, shown(entry.value), entry.origin, entry.reason] for name, entry in resolved.items()]
     return table(rows, header=["setting", "value", "origin", "reason"], left=4)
-
-
-def _absolute(text: str) -> str:
-    path = Path(text).expanduser()
-    return str(path.absolute()) if text not in NAMED_DATA and path.exists() else text

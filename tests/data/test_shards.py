@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from intone.data import contents
 from intone.data.chat import Message, render
+from intone.data.contents import KnownHashes, SourceFile
+from intone.data.loader import Rows
 from intone.data.shards import TokenSet, ensure_token_set, write_token_set
 from intone.data.text import Document, Kind, ReadReport, read_documents
 from intone.data.tokenizer import SPLIT_PATTERN, Tokenizer, tokenizer_from_ranks
@@ -128,6 +132,20 @@ def damage_key(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def damage_byte(folder: Path) -> None:
+    path = folder / "shard_00000.ids"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+
+
+def damage_number(folder: Path) -> None:
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text.replace('"num_documents": 4', '"num_documents": 5', 1))
+
+
+def damage_kind(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[]")
+
+
 def damage_json(folder: Path) -> None:
     (folder / "manifest.json").write_text("{")
 
@@ -135,9 +153,12 @@ def damage_json(folder: Path) -> None:
 DAMAGES = {
     damage_size: "shard_00000.ids has [0-9,]+ bytes where the manifest says",
     damage_missing: "shard_00000.offsets is missing",
-    damage_key: "manifest.json lacks 'files'",
+    damage_byte: r"shard_00000\.ids does not have the SHA-256 of the manifest",
+    damage_key: "manifest.json does not have its own checksum",
+    damage_number: "manifest.json does not have its own checksum",
     damage_format: "manifest.json has format 99",
     damage_json: "manifest.json is not valid JSON",
+    damage_kind: "manifest.json has format None",
 }
 
 
@@ -152,13 +173,31 @@ def test_a_damaged_set_names_its_file_and_is_made_again(tmp_path: Path, damage: 
     assert made.num_documents == len(TEXTS) and reason.startswith("made again: ")
 
 
-def test_a_changed_byte_is_found_by_verifying(tmp_path: Path) -> None:
+def test_a_byte_that_changed_behind_the_file_systems_back_is_found_by_verifying(tmp_path: Path) -> None:
     folder = write(tmp_path, TEXTS).folder
+    damage_byte(folder)
     path = folder / "shard_00000.ids"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    facts = json.loads((folder / "manifest.json").read_text())["shards"][0]["files"][path.name]
+    KnownHashes(folder / "states.json").note({path: facts["sha256"]})  # as if its times had not moved
     TokenSet.open(folder)
     with pytest.raises(Damaged, match=r"shard_00000\.ids does not have the SHA-256"):
         TokenSet.open(folder, verify=True)
+
+
+def test_an_untouched_set_is_opened_without_reading_its_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path, TEXTS).folder
+    monkeypatch.setattr(contents, "file_sha256", lambda path: pytest.fail(f"{path} was read"))
+    TokenSet.open(folder)
+
+
+def test_a_mapped_set_survives_its_shards_being_deleted(tmp_path: Path) -> None:
+    token_set = write(tmp_path, TEXTS)
+    rows = Rows([token_set], 8, 0)
+    before = rows.rows(0, 3)
+    for path in tmp_path.glob("shard_*"):
+        path.unlink()
+    assert np.array_equal(rows.rows(0, 3).ids, before.ids)
+    assert rows.rows(3, 9).ids.shape == (9, 8)
 
 
 def test_a_mapped_set_survives_being_replaced(tmp_path: Path) -> None:
@@ -182,8 +221,9 @@ def ensure(folder: Path, files: list[Path], **changes: Any) -> tuple[TokenSet, s
     options = {"part": "train", "seeds": (1, 2)}
     settings: dict[str, Any] = {"tokenizer": BYTES, "kind": "documents", "options": options, **changes}
     tokenizer = settings.pop("tokenizer")
+    sources = SourceFile.read(files, KnownHashes(folder / "known.json"))
     return ensure_token_set(
-        folder / "set", tokenizer, documents=lambda report: read_documents(files, report), files=files, **settings
+        folder / "set", tokenizer, documents=lambda report: read_documents(files, report), sources=sources, **settings
     )
 
 
@@ -206,12 +246,24 @@ def test_a_changed_file_is_noticed_even_with_its_size_and_time_set_back(tmp_path
     assert ensure(tmp_path, files)[1] == f"made again: {files[1]} changed"
 
 
-def test_a_file_that_was_only_touched_does_not_cost_a_new_set(tmp_path: Path, files: list[Path]) -> None:
+@pytest.mark.parametrize("years", [-30, 30])
+def test_a_file_that_was_only_touched_does_not_cost_a_new_set_however_the_clock_stands(
+    tmp_path: Path, files: list[Path], years: int
+) -> None:
     ensure(tmp_path, files)
-    os.utime(files[0], ns=(1, 1))
-    assert ensure(tmp_path, files)[1] == "reused"
-    facts = json.loads((tmp_path / "set" / "manifest.json").read_text())["sources"][0]
-    assert facts["mtime_ns"] == 1, "so that the next look needs no hash"
+    then_ns = time.time_ns() + years * 365 * 86_400 * 10**9
+    for _ in range(2):
+        os.utime(files[0], ns=(then_ns, then_ns))
+        assert ensure(tmp_path, files)[1] == "reused"
+    files[0].write_text("text of A.txt")
+    os.utime(files[0], ns=(then_ns, then_ns))
+    assert ensure(tmp_path, files)[1] == f"made again: {files[0]} changed"
+
+
+def test_a_moved_file_does_not_cost_a_new_set(tmp_path: Path, files: list[Path]) -> None:
+    ensure(tmp_path, files)
+    moved = files[0].rename(tmp_path / "c.txt")
+    assert ensure(tmp_path, [moved, files[1]])[1] == "reused"
 
 
 def test_new_missing_and_reordered_files_are_noticed(tmp_path: Path, files: list[Path]) -> None:
@@ -228,6 +280,66 @@ def test_another_tokenizer_kind_or_option_makes_the_set_again(tmp_path: Path, fi
     changed = {"part": "validation"}
     assert ensure(tmp_path, files, tokenizer=other, options=changed)[1] == "made again: it was made with other settings"
     assert ensure(tmp_path, files, tokenizer=other, options=changed)[1] == "reused"
+
+
+def test_a_file_that_changes_while_it_is_read_leaves_no_set(tmp_path: Path, files: list[Path]) -> None:
+    def growing(report: ReadReport) -> Iterator[Document]:
+        yield from read_documents(files, report)
+        files[1].write_text("something else meanwhile")
+
+    sources = SourceFile.read(files, KnownHashes(tmp_path / "known.json"))
+    with pytest.raises(UserError, match=rf"{files[1]} changed while it was read") as caught:
+        ensure_token_set(tmp_path / "set", BYTES, kind="documents", documents=growing, sources=sources)
+    assert caught.value.fix
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["lock"]
+
+
+def test_of_two_processes_one_makes_the_set_and_the_other_takes_it(tmp_path: Path) -> None:
+    # each says "made" or "reused"; the one that makes it does so slowly enough for the other to come meanwhile
+    script = f"""
+import sys
+from pathlib import Path
+from intone.data.shards import ensure_token_set
+from intone.data.tokenizer import SPLIT_PATTERN, Tokenizer
+tokenizer = Tokenizer([bytes([value]) for value in range(256)], SPLIT_PATTERN)
+def documents(report):
+    print("making", flush=True)
+    sys.stdin.readline()
+    return ["some words"] * 9
+print(ensure_token_set(Path({str(tmp_path / "set")!r}), tokenizer, kind="documents", documents=documents)[1])
+"""
+    command = [sys.executable, "-c", script]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None and first.stdout.readline() == "making\n"
+    second = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert second.stderr is not None
+    assert second.stderr.readline() == "waiting for another process that is at work on the token set set\n"
+    assert first.communicate("go on\n")[0] == "made for the first time\n"
+    assert second.communicate()[0] == "reused\n"
+
+
+def test_a_set_that_a_killed_process_left_is_made_again(tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+from intone.data.shards import write_token_set
+from intone.data.tokenizer import SPLIT_PATTERN, Tokenizer
+tokenizer = Tokenizer([bytes([value]) for value in range(256)], SPLIT_PATTERN)
+def documents():
+    yield from ["some words"] * 90_000  # more than all threads hold in memory
+    os.kill(os.getpid(), signal.SIGKILL)
+write_token_set(Path({str(tmp_path / "set")!r}), documents(), tokenizer, kind="documents", shard_tokens=20_000)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    left = sorted(path.name for path in (tmp_path / "set").iterdir())
+    assert "shard_00000.ids" in left and "manifest.json" not in left
+    with pytest.raises(UserError, match="is not a complete token set"):
+        TokenSet.open(tmp_path / "set")
+    made, reason = ensure_token_set(tmp_path / "set", BYTES, kind="documents", documents=lambda report: TEXTS)
+    assert reason == "made for the first time" and len(made.shards) == 1
+    assert not list((tmp_path / "set").glob("shard_00001*")), "what was left is gone"
 
 
 def test_what_could_not_be_read_is_kept_in_the_manifest(tmp_path: Path) -> None:
@@ -283,4 +395,6 @@ def test_a_full_disk_is_an_error_with_a_fix_and_leaves_nothing(small_disk: Path)
         write(small_disk / "set", ["some words " * 2000] * 100)
     assert caught.value.fix
     assert list((small_disk / "set").iterdir()) == [], "what was written is given back"
+    with pytest.raises(UserError, match="is not a complete token set"):
+        TokenSet.open(small_disk / "set")
     assert write(small_disk / "set", TEXTS).num_documents == len(TEXTS)

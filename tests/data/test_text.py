@@ -21,12 +21,11 @@ from hypothesis import strategies as st
 
 from intone.data import text as text_module
 from intone.data.chat import Message
+from intone.data.files import file_type, find_files
 from intone.data.text import (
     Document,
     Kind,
     ReadReport,
-    file_type,
-    find_files,
     is_validation,
     read_documents,
     read_part,

@@ -3,23 +3,14 @@
 import contextlib
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from intone.data.encoding import Encoded
 from intone.data.text import Kind
 from intone.paths import disk_errors, sync_folder
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A batch of documents one behind the other."""
-
-    ids: np.ndarray  # (n,)
-    lengths: np.ndarray  # (documents,) int64
-    mask: np.ndarray | None  # (n,) uint8
 
 
 class _HashedFile:
@@ -96,7 +87,7 @@ class ShardWriter:
 
     def _remove_files(self) -> None:
         (self._folder / "manifest.json").unlink(missing_ok=True)  # first: without it the folder is not a set
-        for path in self._folder.glob("shard_*"):
+        for path in [*self._folder.glob("shard_*"), *self._folder.glob("states.json")]:
             path.unlink()
 
     def _write(self, ids: np.ndarray, lengths: np.ndarray, mask: np.ndarray | None) -> None:

@@ -1,10 +1,8 @@
 """Text files of many kinds as a stream of documents or conversations, with an account of what could not be read."""
 
 import contextlib
-import glob
 import hashlib
 import json
-import re
 import shutil
 import tempfile
 from collections import Counter
@@ -14,23 +12,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from intone.data.chat import Message, parse_messages
+from intone.data.files import file_type
 from intone.data.unpack import COMPRESSIONS, open_binary, open_utf8, pieces, read_errors, unreadable
-from intone.errors import UserError, nearest
+from intone.errors import UserError
 
 Document = str | list[Message]
 Kind = Literal["documents", "conversations"]
 COLUMN_OF: dict[Kind, str] = {"documents": "text", "conversations": "messages"}
 
-TEXT_SUFFIXES = (".txt", ".md")
-ROW_SUFFIXES = (".jsonl", ".parquet")
-KNOWN_TYPES = f"{', '.join(TEXT_SUFFIXES + ROW_SUFFIXES)}, each also with {', '.join(COMPRESSIONS)}"
-VALIDATION_NAME = re.compile(r"(val|valid|validation)(?![a-z])", re.IGNORECASE)
 VALIDATION_SHARE = 0.01
 
 NOT_UTF8 = "it is not valid UTF-8"
 NAMED_ROWS = 5  # damaged rows that a report names one by one; the others are counted
 KEPT_REASONS = 50  # different ones that are counted by themselves
-HOPELESS_ROWS = 1000  # a file whose first rows are all damaged is given up early
+MAX_DAMAGED_SHARE = 0.1  # guess: above it something is wrong with all of the data, not with single rows
+FEW_DAMAGED = 10  # so many are left out of a small file, too, as long as half of its rows are good
+EARLY_ROWS = 1000  # rows after which a file that is mostly damaged is given up before its end
+LOOK_EVERY_ROWS = 64  # how often it is noted how far a file was read: a system call (guess)
+BATCH_ROWS = 256  # of a parquet file that are Python objects at a time
+PAGE_BYTES = 1 << 20
 
 
 @dataclass
@@ -42,6 +42,7 @@ class ReadReport:
     num_empty_files: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     first: list[str] = field(default_factory=list)  # "file:row: reason", the first few
+    file_bytes: int = 0  # of the files as they are on disk that were read, for progress
 
     def damaged(self, path: Path, row: int, reason: str) -> None:
         self.num_damaged += 1
@@ -72,96 +73,24 @@ class ReadReport:
         return "; ".join(parts) or None
 
 
-# --- finding files ----------------------------------------------------------------------------------------------
-
-
-def find_files(patterns: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """(training files, validation files) of files, folders (recursive) and globs, sorted within each pattern.
-
-    A file is for validation where its name, or that of a folder below the pattern, is val, valid or validation with
-    anything but a letter behind it, unless all are. Raises UserError where a path does not exist (offering the
-    nearest name that does), has an unknown type, or a folder has no file of a known type.
-    """
-    found: dict[Path, bool] = {}
-    for pattern in patterns:
-        if not pattern:
-            raise UserError("an empty path was given", value=pattern, fix="name a file or a folder with text")
-        for path, is_validation_name in _expand(pattern):
-            found.setdefault(path, is_validation_name)
-    if all(found.values()):
-        return list(found), []
-    return [path for path, is_val in found.items() if not is_val], [path for path, is_val in found.items() if is_val]
-
-
-def file_type(path: Path) -> str | None:
-    """ ".txt", ".md", ".jsonl" or ".parquet", whatever the compression; None for a type we do not read."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in TEXT_SUFFIXES + ROW_SUFFIXES else None
-
-
-def _expand(pattern: str) -> list[tuple[Path, bool]]:
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        return _in_folder(path)
-    if path.exists():
-        if file_type(path) is None:
-            raise UserError(f"{path} has an unknown type", value=str(path), fix=f"known: {KNOWN_TYPES}")
-        return [(path, _has_validation_name(Path(path.name)))]
-    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-    if not matches:
-        raise _missing(path)
-    files: list[tuple[Path, bool]] = []
-    for match in matches:
-        if match.is_dir():
-            files.extend(_in_folder(match))
-        elif file_type(match):
-            files.append((match, _has_validation_name(Path(match.name))))
-    if not files:
-        raise UserError(f"{pattern} matches no file of a known type", value=pattern, fix=f"known: {KNOWN_TYPES}")
-    return files
-
-
-def _in_folder(folder: Path) -> list[tuple[Path, bool]]:
-    files = []
-    for path in sorted(folder.rglob("*")):
-        below = path.relative_to(folder)
-        if path.is_file() and file_type(path) and not any(part.startswith(".") for part in below.parts):
-            files.append((path, _has_validation_name(below)))
-    if not files:
-        raise UserError(f"{folder} has no file of a known type", value=str(folder), fix=f"known: {KNOWN_TYPES}")
-    return files
-
-
-def _has_validation_name(path: Path) -> bool:
-    return any(VALIDATION_NAME.match(part) for part in path.parts)
-
-
-def _missing(path: Path) -> UserError:
-    folder = path.parent
-    while not folder.is_dir():
-        path, folder = folder, folder.parent
-    guess = nearest(path.name, (entry.name for entry in folder.iterdir()))
-    fix = f"did you mean {folder / guess}?" if guess else f"nothing in {folder} has a similar name"
-    return UserError(f"{path} does not exist", value=str(path), fix=fix)
-
-
 # --- rows -------------------------------------------------------------------------------------------------------
 
 
-def read_documents(paths: Sequence[Path], report: ReadReport, *, kind: Kind | None = None) -> Iterator[Document]:
+def read_documents(
+    paths: Sequence[Path], report: ReadReport, *, kind: Kind | None = None, share: float = 1.0
+) -> Iterator[Document]:
     """The rows of all files in order, with flat memory; kind decides where a row holds both `text` and `messages`.
 
-    Rows that cannot be read are left out, counted and named in the report. Raises UserError where a file cannot be
-    read as its type, more than half of its rows (or of all rows) are damaged, or nothing at all was found.
+    share below 1: only about that part of every file, see read_rows. Rows that cannot be read are left out, counted
+    and named in the report. Raises UserError where a file cannot be read as its type, too many rows of a file or of
+    all together are damaged (see too_many_damaged), or nothing at all was found.
     """
     num_documents = 0
     for path in paths:
-        for document in read_rows(path, report, kind=kind):
+        for document in read_rows(path, report, kind=kind, share=share):
             num_documents += 1
             yield document
-    if report.num_damaged > report.num_rows / 2:
+    if too_many_damaged(report.num_damaged, report.num_rows):
         raise _mostly_damaged(_listed(paths), report.num_damaged, report.num_rows, report)
     if not num_documents:
         raise UserError(
@@ -171,26 +100,69 @@ def read_documents(paths: Sequence[Path], report: ReadReport, *, kind: Kind | No
         )
 
 
-def read_rows(path: Path, report: ReadReport, *, kind: Kind | None = None) -> Iterator[Document]:
-    """The documents (str) or conversations (list[Message]) of one file; see read_documents."""
+def read_rows(path: Path, report: ReadReport, *, kind: Kind | None = None, share: float = 1.0) -> Iterator[Document]:
+    """The documents (str) or conversations (list[Message]) of one file; see read_documents.
+
+    share below 1, a power of 1/2: the beginning of a text or JSON-lines file; of a parquet file row groups from all
+    over it where it has enough, else its first rows. Equal files and shares give equal documents.
+    """
+    reading = _Reading(path, report, kind, share)
     reader = {".jsonl": _read_jsonl, ".parquet": _read_parquet}.get(file_type(path) or "")
     if path.stat().st_size == 0:
         report.num_empty_files += 1
         return
     with read_errors(path):
         if reader is None:
-            yield from _read_text(path, report)
-            return
-        rows_before, damaged_before = report.num_rows, report.num_damaged
-        for document in reader(path, report, kind):
-            if document is not None:
-                yield document
-            num_rows, num_damaged = report.num_rows - rows_before, report.num_damaged - damaged_before
-            if num_rows == num_damaged == HOPELESS_ROWS:
-                break
-        num_rows, num_damaged = report.num_rows - rows_before, report.num_damaged - damaged_before
-        if num_damaged > num_rows / 2:
-            raise _mostly_damaged(str(path), num_damaged, num_rows, report)
+            yield from _read_text(reading)
+        else:
+            for document in reader(reading):
+                if document is not None:
+                    yield document
+                elif reading.num_rows >= EARLY_ROWS and reading.is_hopeless:
+                    break
+            if reading.is_hopeless:
+                raise _mostly_damaged(str(path), reading.num_damaged, reading.num_rows, report)
+    reading.reached(share)
+
+
+def too_many_damaged(num_damaged: int, num_rows: int) -> bool:
+    """Whether reading must stop: more than a tenth of the rows are damaged, of a few rows more than half."""
+    return num_damaged > min(num_rows / 2, max(FEW_DAMAGED, MAX_DAMAGED_SHARE * num_rows))
+
+
+class _Reading:
+    """One file while it is read: how far it is, whether that is enough, and what was damaged in it."""
+
+    def __init__(self, path: Path, report: ReadReport, kind: Kind | None, share: float) -> None:
+        self.path, self.report, self.kind, self.share = path, report, kind, share
+        self._begun = report.file_bytes, report.num_rows, report.num_damaged
+        self._size = path.stat().st_size
+
+    @property
+    def num_rows(self) -> int:
+        return self.report.num_rows - self._begun[1]
+
+    @property
+    def num_damaged(self) -> int:
+        return self.report.num_damaged - self._begun[2]
+
+    @property
+    def is_hopeless(self) -> bool:
+        return too_many_damaged(self.num_damaged, self.num_rows)
+
+    def reached(self, done: float) -> bool:
+        """Notes that this part of the file (0..1) was read; True where no more is wanted."""
+        self.report.file_bytes = self._begun[0] + round(done * self._size)
+        return self.share < 1 and done >= self.share
+
+    def document(self, row: Any, number: int) -> Document | None:
+        """The content of row number (from 1), None where it is damaged, which is counted."""
+        self.report.num_rows += 1
+        try:
+            return _document(_parse_line(row) if isinstance(row, bytes) else row, self.kind)
+        except _BadRow as reason:
+            self.report.damaged(self.path, number, str(reason))
+            return None
 
 
 def _mostly_damaged(where: str, num_damaged: int, num_rows: int, report: ReadReport) -> UserError:
@@ -245,18 +217,14 @@ def _json_type(value: object) -> str:
     return names.get(type(value), "a list" if isinstance(value, list) else "an object")
 
 
-def _read_jsonl(path: Path, report: ReadReport, kind: Kind | None) -> Iterator[Document | None]:
+def _read_jsonl(reading: _Reading) -> Iterator[Document | None]:
     """None stands for a damaged row, so that the caller sees every row go by."""
-    with open_utf8(path) as stream:
+    with open_utf8(reading.path) as (stream, done):
         for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            report.num_rows += 1
-            try:
-                yield _document(_parse_line(line), kind)
-            except _BadRow as reason:
-                report.damaged(path, number, str(reason))
-                yield None
+            if line.strip():
+                yield reading.document(line, number)
+            if number % LOOK_EVERY_ROWS == 0 and reading.reached(done()):
+                return
 
 
 def _parse_line(line: bytes) -> Any:
@@ -268,17 +236,20 @@ def _parse_line(line: bytes) -> Any:
         raise _BadRow("it is not valid JSON") from None
 
 
-def _read_parquet(path: Path, report: ReadReport, kind: Kind | None) -> Iterator[Document | None]:
+def _read_parquet(reading: _Reading) -> Iterator[Document | None]:
     import pyarrow
     import pyarrow.parquet
 
+    path = reading.path
     with contextlib.ExitStack() as stack:
         source: Any = path
         if path.suffix.lower() in COMPRESSIONS:  # parquet is read from its end: it needs a file one can seek in
             source = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(stack.enter_context(open_binary(path)), source)
+            binary, _ = stack.enter_context(open_binary(path))
+            shutil.copyfileobj(binary, source)
         try:
-            table = stack.enter_context(pyarrow.parquet.ParquetFile(source))
+            # pages are read one by one: a whole row group may be hundreds of megabytes
+            table = stack.enter_context(pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=PAGE_BYTES))
             names = table.schema_arrow.names
             columns = [name for name in ("messages", "text") if name in names]
             if not columns:
@@ -288,21 +259,36 @@ def _read_parquet(path: Path, report: ReadReport, kind: Kind | None) -> Iterator
                     value=names,
                     fix="rename the column with the text to `text`",
                 )
-            number = 0
-            for batch in table.iter_batches(batch_size=256, columns=columns):
-                for row in _parquet_rows(batch):
-                    number += 1
-                    report.num_rows += 1
-                    try:
-                        yield _document(row, kind)
-                    except _BadRow as reason:
-                        report.damaged(path, number, str(reason))
-                        yield None
+            for number, row, done in _parquet_rows(table, columns, reading.share):
+                yield reading.document(row, number)
+                if number % LOOK_EVERY_ROWS == 0 and reading.reached(done):
+                    return
         except pyarrow.ArrowException as error:
             raise unreadable(path, str(error).splitlines()[0]) from None
 
 
-def _parquet_rows(batch: Any) -> Iterator[Any]:
+def _parquet_rows(table: Any, columns: list[str], share: float) -> Iterator[tuple[int, Any, float]]:
+    """(row number from 1, row, share of the file read with it); with share below 1 of row groups spread evenly."""
+    metadata = table.metadata
+    step = round(1 / share)
+    # with fewer groups their number would not be near the share: then the first rows are read
+    is_spread = metadata.num_row_groups >= 4 * step
+    first_row = 0
+    for group in range(metadata.num_row_groups):
+        group_rows = metadata.row_group(group).num_rows
+        if is_spread and group % step:
+            first_row += group_rows
+            continue
+        number = first_row
+        for batch in table.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=columns):
+            for row in _batch_rows(batch):
+                number += 1
+                done = number / metadata.num_rows
+                yield number, row, done * share if is_spread else done
+        first_row += group_rows
+
+
+def _batch_rows(batch: Any) -> Iterator[Any]:
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:  # one bad string fails the batch: find out which row it is
@@ -313,27 +299,37 @@ def _parquet_rows(batch: Any) -> Iterator[Any]:
                 yield _BadRow(NOT_UTF8)
 
 
-def _read_text(path: Path, report: ReadReport) -> Iterator[Document]:
+def _read_text(reading: _Reading) -> Iterator[Document]:
     """A small file whole, a large one in pieces that end at blank lines."""
-    with open_utf8(path) as stream:
+    report = reading.report
+    with open_utf8(reading.path) as (stream, done):
         for number, piece in enumerate(pieces(stream), 1):
             report.num_rows += 1
             try:
                 text = piece.decode()
             except UnicodeDecodeError:
-                report.damaged(path, number, NOT_UTF8)
+                report.damaged(reading.path, number, NOT_UTF8)
                 continue
             if "\0" in text:
-                report.damaged(path, number, "it holds zero bytes: no text, or UTF-16 without a byte order mark")
+                report.damaged(
+                    reading.path, number, "it holds zero bytes: no text, or UTF-16 without a byte order mark"
+                )
             elif not text.isspace():
                 yield text
+            if reading.reached(done()):
+                return
 
 
 # --- splitting --------------------------------------------------------------------------------------------------
 
 
 def read_part(
-    paths: Sequence[Path], part: Literal["train", "validation"], report: ReadReport, *, kind: Kind | None = None
+    paths: Sequence[Path],
+    part: Literal["train", "validation"],
+    report: ReadReport,
+    *,
+    kind: Kind | None = None,
+    share: float = 1.0,
 ) -> Iterator[Document]:
     """The documents of one side of a split by content: 1 % are validation, at least one of two different documents.
 
@@ -342,7 +338,7 @@ def read_part(
     """
     is_validation_document = split_rule(read_documents(paths, ReadReport(), kind=kind))
     num_documents = 0
-    for document in read_documents(paths, report, kind=kind):
+    for document in read_documents(paths, report, kind=kind, share=share):
         if is_validation_document(document) == (part == "validation"):
             num_documents += 1
             yield document

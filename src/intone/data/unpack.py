@@ -7,12 +7,13 @@ import errno
 import gzip
 import io
 import lzma
+import os
 import re
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, BinaryIO, cast
 
 from intone.errors import Damaged, DiskFull, UserError
 
@@ -35,43 +36,56 @@ BYTE_ORDER_MARKS = (
 )
 
 
-def open_binary(path: Path) -> IO[bytes]:
-    """The file's content, decompressed while it is read."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if suffix == ".bz2":
-        return cast(IO[bytes], bz2.open(path, "rb"))
-    if suffix == ".xz":
-        return cast(IO[bytes], lzma.open(path, "rb"))
-    if suffix == ".zst":
-        import pyarrow
-
-        stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
-        return io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20)  # adds reading by lines
-    return open(path, "rb")
+Done = Callable[[], float]  # which part of the file was read, 0..1
 
 
 @contextlib.contextmanager
-def open_utf8(path: Path) -> Iterator[IO[bytes]]:
+def open_binary(path: Path) -> Iterator[tuple[IO[bytes], Done]]:
+    """The file's content, decompressed while it is read, and how much of the file that took."""
+    with open(path, "rb") as raw:
+        size = os.fstat(raw.fileno()).st_size
+
+        def done() -> float:
+            return raw.tell() / max(size, 1)
+
+        yield _decompressed(raw, path.suffix.lower()), done
+
+
+def _decompressed(raw: BinaryIO, suffix: str) -> IO[bytes]:
+    if suffix == ".gz":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+    if suffix == ".bz2":
+        return cast(IO[bytes], bz2.BZ2File(raw))
+    if suffix == ".xz":
+        return cast(IO[bytes], lzma.LZMAFile(raw))
+    if suffix == ".zst":
+        import pyarrow
+
+        stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+        return io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20)  # adds reading by lines
+    return raw
+
+
+@contextlib.contextmanager
+def open_utf8(path: Path) -> Iterator[tuple[IO[bytes], Done]]:
     """The content as UTF-8 without a byte order mark; UTF-16 and UTF-32 are recognised by theirs and recoded."""
-    with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(open_binary(path))
+    with open_binary(path) as (stream, _):
         head = stream.read(4)
-        stack.close()
-        stream = stack.enter_context(open_binary(path))
-        encoding = next((name for mark, name in BYTE_ORDER_MARKS if head.startswith(mark)), None)
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if head.startswith(mark)), None)
+    with open_binary(path) as (stream, done):
         if encoding == "utf-8-sig":
             stream.read(len(codecs.BOM_UTF8))
-        elif encoding:
-            recoded = stack.enter_context(tempfile.TemporaryFile())
+        if encoding in (None, "utf-8-sig"):
+            yield stream, done
+            return
+        with tempfile.TemporaryFile() as recoded:
             decoder = codecs.getincrementaldecoder(encoding)()
             while data := stream.read(1 << 20):
                 recoded.write(decoder.decode(data).encode())
             recoded.write(decoder.decode(b"", True).encode())
+            size = recoded.tell()
             recoded.seek(0)
-            stream = recoded
-        yield stream
+            yield recoded, lambda: recoded.tell() / max(size, 1)
 
 
 @contextlib.contextmanager
