@@ -131,7 +131,7 @@ def test_train_from_a_run_takes_its_model_settings_below_the_flags(verb, capsys)
         ("train", "STAGE is missing after intone train", "STAGE is one of base, mid, sft"),
         ("export d3-1", "--to is missing after intone export", "--to is a text"),
         ("import --step 3", "PATH is missing after intone import", "PATH is a text"),
-        ("data check", "DATA is missing after intone data", "DATA is a list, each a text"),
+        ("data check", "DATA is missing after intone data check", "name files, folders or public sets"),
         ("train bse", "STAGE 'bse' is not one of base, mid, sft", "did you mean 'base'?"),
         ("train sft", "train sft needs a run to start from", "add --from RUN; `intone runs` lists them"),
         ("train sft --from d9-9", "there is no run under HOME/runs", "make one with intone run, or set INTONE_HOME"),

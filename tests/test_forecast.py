@@ -51,3 +51,12 @@ def test_more_kept_saves_need_more_disk_and_larger_micro_batches_more_memory():
     default = forecast(RunSettings(depth=3), {})[1]
     assert forecast(RunSettings(depth=3, keep=5), {})[1]["disk_bytes"] > default["disk_bytes"]
     assert forecast(RunSettings(depth=3, device_batch=99), {})[1]["memory_bytes"] > default["memory_bytes"]
+
+
+def test_what_must_be_fetched_is_told_and_counted_as_disk():
+    text, values = forecast(RunSettings(depth=3), {})
+    assert values["fetch_bytes"] == 0 and "to fetch" not in text
+    text, more = forecast(RunSettings(depth=3, data=("starter:0.5,tinystories:0.5",)), {})
+    assert more["fetch_bytes"] == 259_000_000
+    assert more["disk_bytes"] - values["disk_bytes"] > 2 * more["fetch_bytes"]
+    assert text.splitlines()[0].endswith(" of disk, 0.241 GiB to fetch where they are not here yet")

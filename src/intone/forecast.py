@@ -17,6 +17,9 @@ PASS_TOKENS = 2048  # of a micro-batch on a CPU, where a larger one is no faster
 TRAINING_SHARE = 0.75  # of the minutes goes into optimizer steps; planning.py reckons with the same
 SUPERVISOR_BYTES = 2**29  # the command itself beside its worker (guess)
 TEXT_BYTES = 2**26  # token sets and tokenizer of starter: 20 to 60 MiB
+# a training and a validation file of each public set, see data/sources.py: more only for runs of many hours
+FETCHED_BYTES = {"climbmix": 200e6, "fineweb-edu": 200e6, "tinystories": 259e6, "smoltalk": 278e6}
+TOKENS_PER_FETCHED = 1.7  # bytes of token sets for a byte that was fetched, at most (data/streams.py)
 
 
 def forecast(settings: RunSettings, _origins: Mapping[str, Resolved]) -> tuple[str, dict[str, Any]]:
@@ -37,18 +40,24 @@ def forecast(settings: RunSettings, _origins: Mapping[str, Resolved]) -> tuple[s
     rows = max(1, PASS_TOKENS // context) if settings.device_batch == "auto" else settings.device_batch
     memory_bytes = memory.training_bytes(config, rows, dtype=dtype, compiled=settings.compile != "off")
     save_bytes = training_state_bytes(config) - weight_bytes(config)  # weights and moments, no gradients
+    portions = [*parse_mixture(settings.data).portions, *parse_mixture(settings.sft).portions]
+    fetch_bytes = sum(FETCHED_BYTES.get(portion.name or "", 0.0) for portion in portions)
     values = {
         "minutes": minutes,
         "memory_bytes": memory_bytes + SUPERVISOR_BYTES,
         # a save that is being written stands beside those kept and the best one
-        "disk_bytes": NUM_STAGES * (settings.keep + 2) * save_bytes + TEXT_BYTES,
+        "disk_bytes": NUM_STAGES * (settings.keep + 2) * save_bytes
+        + TEXT_BYTES
+        + round((1 + TOKENS_PER_FETCHED) * fetch_bytes),
+        "fetch_bytes": round(fetch_bytes),
         "depth": depth,
         "context": context,
         "vocab_size": vocab,
     }
+    fetching = f", {human_bytes(fetch_bytes)} to fetch where they are not here yet" if fetch_bytes else ""
     text = (
         f"about {three_digits(minutes)} minutes, {human_bytes(values['memory_bytes'])} of memory, "
-        f"{human_bytes(values['disk_bytes'])} of disk\n"
+        f"{human_bytes(values['disk_bytes'])} of disk{fetching}\n"
         f"depth {depth} ({reason}), context {context:,}, {vocab:,} vocabulary entries"
     )
     return text, values
