@@ -281,7 +281,10 @@ def run_stage(run: Run, stage: str) -> None:
     job = TrainJob.from_json(config)
     ensure_data_of(config)
     say(f"{stage}: {job.steps:,} steps of {human_count(job.rows_per_step * job.context)} tokens")
-    check_outcome(run, stage, supervise(folder, choices.environment))
+    outcome = supervise(folder, choices.environment)
+    if outcome.outcome == "bad_input" and ensure_data_of(config):  # a shard that was damaged in the middle of the run
+        outcome = supervise(folder, choices.environment)
+    check_outcome(run, stage, outcome)
 
 
 def check_outcome(run: Run, stage: str, outcome: Outcome) -> None:

@@ -357,11 +357,12 @@ def epochs_of(config: Mapping[str, Any], tokens: float) -> list[dict[str, Any]]:
     ]
 
 
-def ensure_data_of(config: Mapping[str, Any]) -> None:
+def ensure_data_of(config: Mapping[str, Any]) -> bool:
     """Token sets that a job's config.json names and that are damaged or gone are made again from their text.
 
-    Raises UserError where that is not possible, with what to do.
+    True where there was one. Raises UserError where that is not possible, with what to do.
     """
+    is_remade = False
     for folder in map(Path, [*config.get("data", ()), *filter(None, [config.get("val")])]):
         try:
             TokenSet.open(folder)
@@ -371,6 +372,8 @@ def ensure_data_of(config: Mapping[str, Any]) -> None:
             say(f"{error.message}: it is made again from its text")
             made = remake(folder)
             say(f"{folder.name}: {human_count(made.num_tokens)} tokens, made again")
+            is_remade = True
+    return is_remade
 
 
 def _ensure(plan: SetPlan, tokenizer: Tokenizer) -> TokenSet:

@@ -11,6 +11,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow as pa
@@ -212,6 +213,67 @@ def test_a_mostly_damaged_file_is_refused_with_count_and_reason(tmp_path: Path, 
         read(path)
     assert f"2 of 3 rows of {path} cannot be used, mostly: {reason}" in str(caught.value)
     assert caught.value.fix and caught.value.value == reason
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "is_read"), [(181, 20, True), (179, 21, False), (11, 10, True), (9, 10, False)]
+)
+def test_more_than_a_tenth_of_damaged_rows_ends_the_reading(tmp_path: Path, good: int, bad: int, is_read: bool) -> None:
+    path = put(tmp_path, "a.jsonl", jsonl([{"text": "fine"}] * good + [{"text": None}] * bad))
+    if is_read:
+        documents, report = read(path)
+        assert (len(documents), report.num_damaged) == (good, bad)
+        return
+    with pytest.raises(UserError, match=f"{bad} of {good + bad} rows of {path} cannot be used"):
+        read(path)
+
+
+def test_a_share_of_damage_over_all_files_ends_the_reading_too(tmp_path: Path) -> None:
+    rows = [{"text": "fine"}] * 11 + [{"text": None}] * 10
+    paths = [put(tmp_path, f"{number}.jsonl", jsonl(rows)) for number in range(3)]
+    assert read(paths[0])[1].num_damaged == 10
+    with pytest.raises(UserError, match=f"30 of 63 rows of {paths[0]}, "):
+        read(*paths)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.125])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst", "a.parquet", "b.parquet", "a.txt"])
+def test_a_share_of_a_file_is_about_that_part_of_it_and_always_the_same(
+    tmp_path: Path, name: str, share: float
+) -> None:
+    noise = Random(3)
+    texts = [f"text number {number}\n\n{noise.randbytes(600).hex()}" for number in range(4000)]
+    if name.endswith(".parquet"):
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"text": texts}), sink, row_group_size=50 if name[0] == "a" else 4000)
+        content = bytes(sink.getvalue())
+    else:
+        content = "\n\n".join(texts).encode() if name == "a.txt" else jsonl([{"text": text} for text in texts])
+    path = put(tmp_path, name, zstd(content) if name.endswith("zst") else content)
+    reports = [ReadReport(), ReadReport()]
+    first, second = (list(read_documents([path], report, share=share)) for report in reports)
+    assert first == second
+    whole = sum(map(len, map(str, read_documents([path], ReadReport()))))
+    taken = sum(map(len, map(str, first))) / whole
+    assert share - 0.01 <= taken <= share + (0.15 if name.endswith("zst") else 0.06), "decoders read ahead"
+    assert reports[0].file_bytes == pytest.approx(share * path.stat().st_size, abs=1)
+    if name == "a.parquet":
+        assert texts.index(str(first[-1])) > 3000, "row groups from all over the file"
+
+
+def test_of_a_small_compressed_file_any_share_is_all_of_it(tmp_path: Path) -> None:
+    path = put(tmp_path, "a.jsonl.gz", gzip.compress(jsonl([{"text": "some words"}] * 4000)))
+    assert len(list(read_documents([path], ReadReport(), share=0.125))) == 4000
+
+
+def test_rows_of_a_share_are_named_by_their_place_in_the_whole_file(tmp_path: Path) -> None:
+    sink = pa.BufferOutputStream()
+    texts = [None if number == 3205 else "fine" for number in range(4000)]
+    pq.write_table(pa.table({"text": texts}), sink, row_group_size=50)
+    path = put(tmp_path, "a.parquet", bytes(sink.getvalue()))
+    report = ReadReport()
+    assert len(list(read_documents([path], report, share=0.25))) == 999
+    assert report.first == [f"{path}:3206: `text` is null, not a string"]
 
 
 def test_a_hopeless_file_is_not_read_to_its_end(tmp_path: Path) -> None:

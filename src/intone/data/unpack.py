@@ -24,6 +24,7 @@ COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 LARGE_TEXT_BYTES = 64 * 1024
 PIECE_BYTES = 16 * 1024  # a piece ends at the first blank line after so many bytes
 LONGEST_PIECE_BYTES = 1 << 20  # without a blank line it ends at a line, or else here
+READ_AHEAD_BYTES = 1 << 18  # at most, that decoders have taken of a file and not given out yet
 BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 
 # longest first: the mark of UTF-32 begins with that of UTF-16
@@ -41,12 +42,14 @@ Done = Callable[[], float]  # which part of the file was read, 0..1
 
 @contextlib.contextmanager
 def open_binary(path: Path) -> Iterator[tuple[IO[bytes], Done]]:
-    """The file's content, decompressed while it is read, and how much of the file that took."""
+    """The file's content, decompressed while it is read, and how much of the file that surely took."""
     with open(path, "rb") as raw:
         size = os.fstat(raw.fileno()).st_size
 
+        ahead = READ_AHEAD_BYTES if path.suffix.lower() in COMPRESSIONS else 0
+
         def done() -> float:
-            return raw.tell() / max(size, 1)
+            return max(raw.tell() - ahead, 0) / max(size, 1)
 
         yield _decompressed(raw, path.suffix.lower()), done
 
@@ -62,7 +65,7 @@ def _decompressed(raw: BinaryIO, suffix: str) -> IO[bytes]:
         import pyarrow
 
         stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
-        return io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20)  # adds reading by lines
+        return io.BufferedReader(cast(io.RawIOBase, stream), 1 << 17)  # adds reading by lines
     return raw
 
 
