@@ -249,16 +249,3 @@ def test_ctrl_c_stops_every_file_at_once(stand_in: Hub, tmp_path: Path, monkeypa
         fetch(tmp_path / NAME, file)
     assert not (tmp_path / NAME).exists()
     assert threading.active_count() <= before + 1  # the server's thread for the connection that was left
-
-
-def test_progress_says_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    clock = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    progress = Progress("words", 10 * 2**20, done_bytes=2 * 2**20)
-    for _ in range(12):
-        clock[0] += 1.0
-        progress.add(2**19)
-    assert capsys.readouterr().err.splitlines() == [
-        "words: 4.5 MiB of 10 MiB, 0.5 MiB/s, left 11 s",
-        "words: 7 MiB of 10 MiB, 0.5 MiB/s, left 6 s",
-    ]

@@ -254,6 +254,27 @@ def test_a_weight_of_two_repeats_a_set_within_an_epoch(tmp_path: Path) -> None:
     assert (batch.ids == ord("A")).sum() == 20 and (batch.ids == ord("B")).sum() == 5
 
 
+@pytest.mark.parametrize("weights", [[1.0, 0.03], [0.37, 2.6], [5.0, 1.0]])
+@pytest.mark.parametrize("kind", ["documents", "conversations"])
+def test_rows_of_a_mixture_go_on_exactly_where_a_run_stopped(tmp_path: Path, weights: list[float], kind: str) -> None:
+    other = texts([9, 25] * 20, mark="B") if kind == "documents" else chats([9, 25] * 20)
+    sets = [make(tmp_path, "a", texts([14, 31, 6] * 30, mark="A")), make(tmp_path, "b", other)]
+    straight = Rows(sets, 32, 7, weights=weights).rows(0, 400)  # several epochs, whose sizes differ
+    for first in (1, 130, 399):
+        resumed = Rows(sets, 32, 7, weights=weights).rows(first, 400 - first)
+        assert_equal(resumed, straight.rows(first, 400))
+    assert not np.array_equal(Rows(sets, 32, 8, weights=weights).rows(0, 400).ids, straight.ids)
+
+
+def test_a_small_part_of_a_large_set_is_another_one_in_every_epoch_until_all_was_seen(tmp_path: Path) -> None:
+    lengths = np.array([5] * 100 + [7] * 4)
+    order = pack_module.EpochOrder(lengths, [100, 4], [0.1, 1.0], seed=2)
+    epochs = [[n for n in order.documents(epoch) if n < 100] for epoch in range(20)]
+    assert all(len(part) == 10 for part in epochs)
+    assert sorted(np.concatenate(epochs[:10]).tolist()) == list(range(100))
+    assert [sorted(part) for part in epochs[10:]] == [sorted(part) for part in epochs[:10]]
+
+
 def test_conversations_beside_text_are_never_cut(tmp_path: Path) -> None:
     sets = [make(tmp_path, "a", texts([40] * 30)), make(tmp_path, "b", chats([5, 9, 14] * 8))]
     rows = Rows(sets, 32, 0)

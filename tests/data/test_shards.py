@@ -311,9 +311,7 @@ print(ensure_token_set(Path({str(tmp_path / "set")!r}), tokenizer, kind="documen
     command = [sys.executable, "-c", script]
     first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None and first.stdout.readline() == "making\n"
-    second = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    second = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert second.stderr is not None
     assert second.stderr.readline() == "waiting for another process that is at work on the token set set\n"
     assert first.communicate("go on\n")[0] == "made for the first time\n"

@@ -206,6 +206,8 @@ class EpochOrder:
         self.is_constant = all(weight == int(weight) for weight in weights)
         self._sizes, self._weights, self._seed = set_sizes, weights, seed
         self._cached: tuple[int, np.ndarray] | None = None
+        # by set: where an epoch takes a small part of a large set, ordering that set anew would cost more than the part
+        self._rings: dict[int, np.ndarray] = {}
 
     def documents(self, epoch: int) -> np.ndarray:
         """The epoch's documents in order, (n,) int32 or int64."""
@@ -227,8 +229,9 @@ class EpochOrder:
             if weight < 1:
                 share = max(share, 1)  # a set is never left out
             if share:
-                ring = everything[shuffled(size, self._seed, SHARE, number)]
-                parts.append(ring[(epoch * share + np.arange(share)) % size])
+                if number not in self._rings:
+                    self._rings[number] = everything[shuffled(size, self._seed, SHARE, number)]
+                parts.append(self._rings[number][(epoch * share + np.arange(share)) % size])
             begin += size
         return np.concatenate(parts)
 
