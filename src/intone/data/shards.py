@@ -314,7 +314,7 @@ def _map_shard(folder: Path, entry: dict[str, Any], first_document: int, dtype: 
 
 
 def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
-    # a plain array over the map: indexing numpy's own subclass for maps costs 40 microseconds a time [measured]
+    # a plain array over the map: indexing numpy's subclass for maps costs 1.3 microseconds more each time [measured]
     return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
 
 
