@@ -237,7 +237,7 @@ def test_whether_compiling_pays_is_asked_for_the_steps_that_were_asked_for(machi
         asked_steps.append(steps)
         return Choice("off", "test", "default")
 
-    monkeypatch.setattr(planning, "settle_compile", settle_compile)
+    monkeypatch.setattr(ground, "settle_compile", settle_compile)
     for more in ({"steps": 17, "minutes": "auto"}, {"minutes": 0.8}):
         settings, origins = settings_of(TrainSettings, {**ASKED, "stage": "base", "data": data["data"], **more})
         planning.plan_stage(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
