@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from tests.engine.conftest import Texts
 from tests.exchange.reference import (
     CASES,
     NUM_GREEDY,
@@ -16,7 +17,6 @@ from tests.exchange.reference import (
 from torch.testing import assert_close
 
 from intone.engine.engine import Engine
-from intone.engine.kv import KVCache
 from intone.engine.requests import Request
 from intone.errors import Damaged, UserError
 from intone.exchange.nanochat import find_save, read_nanochat
@@ -61,12 +61,13 @@ def test_logits_with_a_cache_are_those_of_nanochat(read):
     """A prompt that ends inside the window, a chunk that crosses it, then one token after the other."""
     case, model, fixture = read
     gpt, ids = loaded(model), ids_of(case)
-    cache = KVCache(gpt.config, num_slots=3, capacity=192, dtype=torch.float32, device=torch.device("cpu"))
+    texts = Texts(gpt, dtype=torch.float32)
+    table = texts.open([])
     pieces, begin = [], 0
-    for length in (61, 69, *[1] * 41):
-        part = ids[:, begin : begin + length]
-        pieces.append(gpt.logits(part, cache=cache.view([1], [length]))[0])
-        begin += length
+    with torch.inference_mode():
+        for length in (61, 69, *[1] * 41):
+            pieces.append(texts.feed({table: ids[0, begin : begin + length].tolist()})[table])
+            begin += length
     assert_close(torch.cat(pieces)[fixture.positions], fixture.logits, atol=ATOL, rtol=0)
 
 
