@@ -8,8 +8,7 @@ import time
 import pytest
 
 import intone
-from intone import settings
-from intone.cli import main
+from intone.cli import main, settings_class
 from intone.fields import flag_of
 from intone.settings import named_fields
 from intone.verbs import VERBS
@@ -23,6 +22,7 @@ Trains, measures and talks to small language models, fitted to this machine.
   train      one stage: base, mid or sft
   chat       talk to a run
   eval       bits per byte and starter skills of a run
+  bench      measure whether B is faster: A-settings -- B-settings; or a suite
   tune       what this machine can do, measured
   tokenizer  train or inspect a tokenizer
   data       check data, or tokenise it ahead of time
@@ -52,7 +52,7 @@ def test_the_help_of_a_verb_lists_its_flags_with_their_comments(verb, capsys, mo
     monkeypatch.setenv("COLUMNS", "100")
     assert main([verb, "--help"]) == 0
     out = capsys.readouterr().out
-    cls = getattr(settings, VERBS[verb].settings)
+    cls = settings_class(VERBS[verb])
     assert [flag_of(entry) for entry in named_fields(cls).values() if flag_of(entry) not in out] == []
     assert VERBS[verb].summary in out
     assert not re.search(r"default: (None|\)|\()", out)

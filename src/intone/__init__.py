@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from intone.api import load, train
+    from intone.api import compare, load, train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "train"]
+__all__ = ["__version__", "compare", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """`intone.load` and `intone.train`, imported at first use: `import intone` alone loads no torch."""
-    if name in ("load", "train"):
+    """The Python interface, imported at first use: `import intone` alone loads no torch."""
+    if name in ("compare", "load", "train"):
         from intone import api
 
         return getattr(api, name)

@@ -1,4 +1,4 @@
-"""The Python interface, `intone.load` and `intone.train`, and the verbs that are a thin coat over it.
+"""The Python interface, `intone.load`, `intone.train` and `intone.compare`, and the verbs that are a thin coat over it.
 
 torch is imported inside the functions that compute: `intone tune --facts` and a mistyped run answer without it.
 """
@@ -21,6 +21,7 @@ from intone.settings import ChatSettings, EvalSettings, Layer, Resolved, TrainSe
 if TYPE_CHECKING:
     from intone.data.tokenizer import Tokenizer
     from intone.engine.engine import Engine
+    from intone.prove.verdict import Comparison
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -103,6 +104,16 @@ def train(stage: str, **settings: Any) -> Answer:
 
     asked, origins = resolve(TrainSettings, [Layer("flag", "intone.train", {"stage": stage, **settings})])
     return run_train(asked, origins)
+
+
+def compare(a: Mapping[str, Any], b: Mapping[str, Any], **about: Any) -> "Comparison":
+    """Whether training with the settings b is faster than with a, measured here; see bench.compare.compare.
+
+    intone.compare({"compile": "off"}, {"compile": "on"}, stage="base", quick=True).verdict
+    """
+    from intone.bench import compare as sides
+
+    return sides.compare(a, b, **about)
 
 
 def conversation(messages: str | Sequence[Message] | Sequence[Mapping[str, Any]]) -> list[Message]:

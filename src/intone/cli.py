@@ -28,12 +28,12 @@ from intone.errors import (
     nearest,
     unknown_name,
 )
-from intone.fields import flag_of, help_of, kind, metavar, shown
+from intone.fields import flag_of, help_of, kind, metavar, shown, words_of
 from intone.log import say
 from intone.paths import home, write_atomic
 from intone.records import FORMAT, Answer
 from intone.settings import Checked, Layer, Resolved, inherited, named_fields, preset_rows, resolve, show_table
-from intone.verbs import VERBS, static_answer
+from intone.verbs import VERBS, Verb, static_answer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,18 +86,59 @@ def run_verb(verb: str, args: list[str], theirs: list[str] | None) -> Answer | N
     """Reads the flags and calls the verb; None where only help was printed. Raises UserError."""
     if verb not in VERBS:
         raise unknown_name("verb", verb, VERBS)
-    if theirs is not None:
+    entry = VERBS[verb]
+    cls = settings_class(entry)
+    if entry.suites and args and not args[0].startswith("-"):
+        stages = [word for field in named_fields(cls).values() if _is_first(field) for word in words_of(field.type)]
+        if args[0] in entry.suites:
+            verb, entry, args = f"{verb} {args[0]}", entry.suites[args[0]], args[1:]
+            cls = settings_class(entry)
+        elif args[0] not in stages:
+            raise unknown_name(f"stage or suite of intone {verb}", args[0], [*stages, *entry.suites])
+    if theirs is not None and not entry.has_other:
         raise UserError(f"intone {verb} takes no command after --", value=" ".join(theirs), fix="leave out the --")
-    cls: type[Checked] = getattr(settings_module, VERBS[verb].settings)
-    given = parse_flags(verb, cls, args)
+    given = parse_flags(verb, entry, args)
     if given is None:
         return None
     settings, origins = resolve(cls, layers(cls, given))
     if getattr(settings, "show", False):
-        return _show(verb, settings, origins)
-    answer = _call(VERBS[verb].target, settings, origins)
-    assert isinstance(answer, Answer), f"{VERBS[verb].target} returned no Answer"
+        return _show(entry, settings, origins)
+    more = (other_settings(verb, entry, given, theirs),) if entry.has_other else ()
+    answer = _call(entry.target, settings, origins, *more)
+    assert isinstance(answer, Answer), f"{entry.target} returned no Answer"
     return answer
+
+
+def settings_class(entry: Verb) -> type[Checked]:
+    """The settings class of a verb."""
+    module, _, name = entry.settings.rpartition(":")
+    found: type[Checked] = getattr(importlib.import_module(module) if module else settings_module, name)
+    return found
+
+
+def other_settings(
+    verb: str, entry: Verb, given: Mapping[str, Any], theirs: list[str] | None
+) -> tuple[Checked, Mapping[str, Resolved]] | None:
+    """The settings behind `--`, laid over those before it; None where there is no `--`. Raises UserError.
+
+    What is about the comparison itself (aside) can only stand before it.
+    """
+    if theirs is None:
+        return None
+    cls = settings_class(entry)
+    changed = parse_flags(verb, entry, theirs)
+    if changed is None:
+        raise UserError("--help stands behind the --", value="--help", fix=f"see intone {verb} --help")
+    fields = named_fields(cls)
+    for name in changed:
+        if fields[name].metadata.get("aside") or fields[name].metadata.get("positional"):
+            flag = flag_of(fields[name])
+            raise UserError(f"{flag} holds for both sides", value=flag, fix=f"put {flag} before the --")
+    return resolve(cls, layers(cls, {**given, **changed}))
+
+
+def _is_first(entry: dataclasses.Field[Any]) -> bool:
+    return bool(entry.metadata.get("positional"))
 
 
 def layers(cls: type[Checked], given: Mapping[str, Any]) -> list[Layer]:
@@ -113,20 +154,21 @@ def layers(cls: type[Checked], given: Mapping[str, Any]) -> list[Layer]:
     return [Layer("from", f"run {run.name}", inherited(cls, run.settings)), *stronger]
 
 
-def parse_flags(verb: str, cls: type[Checked], args: list[str]) -> dict[str, Any] | None:
-    """The settings that the words name, and only those; None where help was asked and printed.
+def parse_flags(verb: str, entry: Verb, args: list[str]) -> dict[str, Any] | None:
+    """The settings that the words name, and only those; None where help was asked and printed. verb: for messages.
 
     Raises UserError for an unknown flag (with the nearest), a flag given twice, or a value of the wrong kind.
     """
     import tyro
 
+    cls = settings_class(entry)
     fields = named_fields(cls)
     words, named = _known_flags(verb, fields, args)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             parsed: Any = tyro.cli(
-                _parser_class(cls), prog=f"intone {verb}", description=VERBS[verb].summary, args=words
+                _parser_class(cls), prog=f"intone {verb}", description=description(entry), args=words
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -136,12 +178,19 @@ def parse_flags(verb: str, cls: type[Checked], args: list[str]) -> dict[str, Any
     for name, flag in named.items():
         if values[name] == ():
             raise UserError(f"{flag} needs at least one value", value=flag, fix=f"see intone {verb} --help")
-    for name, entry in fields.items():
-        if values[name] == () and entry.default is dataclasses.MISSING:
-            raise _missing(verb, entry)
+    for name, field in fields.items():
+        if values[name] == () and field.default is dataclasses.MISSING:
+            raise _missing(verb, field)
     return {
-        name: values[name] for name, entry in fields.items() if name in named or _is_given_word(entry, values[name])
+        name: values[name] for name, field in fields.items() if name in named or _is_given_word(field, values[name])
     }
+
+
+def description(entry: Verb) -> str:
+    """What `--help` says of a verb before its flags: what it does, and its suites."""
+    width = max(map(len, entry.suites), default=0)
+    lines = [f"  {name:<{width}}  {suite.summary}" for name, suite in entry.suites.items()]
+    return "\n".join([entry.summary, *(["", "suites:", *lines] if lines else [])])
 
 
 def _known_flags(
@@ -256,24 +305,23 @@ def _value_of(flag: str, words: list[str], text: str) -> str:
     return values[words.index(flag) + 1] if value not in values and flag in words[:-1] else value
 
 
-def _show(verb: str, settings: Checked, origins: Mapping[str, Resolved]) -> Answer:
+def _show(entry: Verb, settings: Checked, origins: Mapping[str, Resolved]) -> Answer:
     """`--show`: the forecast where the verb has one, and every value with its origin and reason."""
-    rows = {name: entry for name, entry in origins.items() if name not in ("show", "json")}
+    rows = {name: value for name, value in origins.items() if name not in ("show", "json")}
     rows |= preset_rows(rows["preset"].value)
-    values = {name: dataclasses.asdict(entry) for name, entry in rows.items()}
+    values = {name: dataclasses.asdict(value) for name, value in rows.items()}
     result: dict[str, Any] = {"settings": values}
     text = show_table(rows)
-    forecast = VERBS[verb].forecast
-    if forecast is not None:
-        lines, result["forecast"] = _call(forecast, settings, origins)
+    if entry.forecast is not None:
+        lines, result["forecast"] = _call(entry.forecast, settings, origins)
         text = f"{lines}\n\n{text}"
     return Answer(result, text)
 
 
-def _call(target: str, settings: Checked, origins: Mapping[str, Resolved]) -> Any:
+def _call(target: str, *arguments: Any) -> Any:
     module, _, function = target.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)(settings, origins)
+        return getattr(importlib.import_module(module), function)(*arguments)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "intone":
             raise

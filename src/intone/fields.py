@@ -35,7 +35,7 @@ def setting(
 def check_value(entry: dataclasses.Field[Any], value: Any) -> None:
     """Raises UserError unless the value is of the field's kind and within its bounds."""
     if not _accepts(entry.type, value):
-        words = _words(entry.type)
+        words = words_of(entry.type)
         guess = nearest(value, words) if isinstance(value, str) else None
         raise UserError(
             f"{entry.name} {value!r} is not {kind(entry.type)}",
@@ -51,7 +51,7 @@ def check_value(entry: dataclasses.Field[Any], value: Any) -> None:
         bound, fix = f"at most {most:g}", f"use {most:g} or less"
     else:
         return
-    words = _words(entry.type)
+    words = words_of(entry.type)
     raise UserError(f"{entry.name} is {value:g}, it must be {bound}", value=value, fix=", or ".join([fix, *words[:1]]))
 
 
@@ -75,7 +75,7 @@ def flag_of(entry: dataclasses.Field[Any]) -> str:
 
 def kind(annotation: Any) -> str:
     """A type in words: "a number or auto", "one of fp32, bf16"."""
-    words = _words(annotation)
+    words = words_of(annotation)
     kinds = {int: "a whole number", float: "a number", str: "a text", bool: "yes or no", types.NoneType: "none"}
     alternatives = [kinds[part] for part in _parts(annotation) if part in kinds and part is not types.NoneType]
     if typing.get_origin(annotation) is tuple:
@@ -94,7 +94,8 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _words(annotation: Any) -> list[str]:
+def words_of(annotation: Any) -> list[str]:
+    """The words that a setting of this type can be: auto, on, off."""
     parts = typing.get_args(annotation)[:1] if typing.get_origin(annotation) is tuple else _parts(annotation)
     return [word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part)]
 
@@ -145,4 +146,4 @@ def metavar(annotation: Any) -> str:
     if typing.get_origin(annotation) is tuple:
         return metavar(typing.get_args(annotation)[0])
     names = [kinds[part] for part in _parts(annotation) if part in kinds]
-    return "|".join([*names, *_words(annotation), *(["none"] if type(None) in _parts(annotation) else [])])
+    return "|".join([*names, *words_of(annotation), *(["none"] if type(None) in _parts(annotation) else [])])

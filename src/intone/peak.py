@@ -6,8 +6,6 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
-
 from intone.errors import UserError
 from intone.paths import read_json, write_json
 
@@ -86,6 +84,10 @@ def process_tree(pid: int) -> list[int]:
 
 
 def _children_elsewhere(pid: int) -> list[int]:
+    try:
+        import psutil
+    except ImportError:  # a bare GPU image: Linux answered above, unless the process has ended
+        return []
     with contextlib.suppress(psutil.Error):
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
     return []
@@ -108,6 +110,10 @@ def proportional_bytes(pid: int) -> int:
 
 
 def _resident_elsewhere(pid: int) -> int:
+    try:
+        import psutil
+    except ImportError:
+        return 0
     with contextlib.suppress(psutil.Error):
         return int(psutil.Process(pid).memory_info().rss)
     return 0

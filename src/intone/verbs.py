@@ -1,5 +1,6 @@
 """The verbs as a static table, so that `intone --help` answers without importing anything else."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import intone
@@ -8,14 +9,29 @@ import intone
 class Verb(NamedTuple):
     """One verb: its line in `--help`, its settings class, and the function that does it.
 
-    target and forecast are "module:function", imported when called with (settings, origins). target returns
-    records.Answer; forecast returns (text, object for JSON) and is what `--show` prints before the settings.
+    settings is a class of intone.settings, or "module:class". target and forecast are "module:function", imported
+    when called with (settings, origins). target returns records.Answer; forecast returns (text, object for JSON) and
+    is what `--show` prints before the settings. suites: words behind the verb that are verbs of their own.
+    has_other: other settings may stand behind `--`; target then gets a third argument, (settings, origins) of them
+    laid over the first, or None.
     """
 
     summary: str
     settings: str
     target: str
     forecast: str | None = None
+    suites: Mapping[str, "Verb"] = {}
+    has_other: bool = False
+
+
+# what `intone bench SUITE` measures, one row a suite
+SUITES: dict[str, Verb] = {
+    "prove": Verb(
+        "the measuring itself: false alarms, planted slow-downs, seconds per verdict",
+        "intone.bench.settings:BenchProveSettings",
+        "intone.bench.prove:bench_prove",
+    ),
+}
 
 
 # a verb stands here when it works
@@ -29,6 +45,13 @@ VERBS = {
     "train": Verb("one stage: base, mid or sft", "TrainSettings", "intone.pipeline:run_train"),
     "chat": Verb("talk to a run", "ChatSettings", "intone.api:chat"),
     "eval": Verb("bits per byte and starter skills of a run", "EvalSettings", "intone.api:evaluate"),
+    "bench": Verb(
+        "measure whether B is faster: A-settings -- B-settings; or a suite",
+        "intone.bench.settings:BenchSettings",
+        "intone.bench.compare:bench_stage",
+        suites=SUITES,
+        has_other=True,
+    ),
     "tune": Verb("what this machine can do, measured", "TuneSettings", "intone.api:tune"),
     "tokenizer": Verb("train or inspect a tokenizer", "TokenizerSettings", "intone.corpus:tokenizer_verb"),
     "data": Verb("check data, or tokenise it ahead of time", "DataSettings", "intone.corpus:data_verb"),

@@ -52,12 +52,21 @@ def test_a_restart_begins_again_with_the_same_weights_and_rows(in_blocks, undist
 def test_a_plan_holds_for_this_and_later_blocks_and_changes_no_mathematics(in_blocks, undisturbed):
     """Micro-batches of 2 of 5 rows: the losses of the same plan in a run, close to those of another plan."""
     ready, answers = in_blocks(
-        {"steps": 6, "restart": True, "plan": {"device_batch": 2}}, {"steps": 3}, {"steps": 2, "plan": {"threads": 1}}
-    )
+        {"steps": 6, "restart": True, "plan": {"device_batch": 2}}, {"steps": 3}, {"steps": 2, "plan": {"threads": 1}},
+        {"steps": 11, "restart": True},
+    )  # fmt: skip
     assert ready["facts"]["device_batch"] == 5
-    losses = sum((answer["losses"] for answer in answers), [])
-    assert losses != undisturbed[:11]
-    assert losses == pytest.approx(undisturbed[:11], rel=1e-3)
+    *parts, again = [answer["losses"] for answer in answers]
+    assert sum(parts, []) == again
+    assert again != undisturbed[:11]
+    assert again == pytest.approx(undisturbed[:11], rel=1e-3)
+
+
+def test_another_plan_is_warmed_up_outside_the_block(in_blocks, undisturbed):
+    _, answers = in_blocks({"steps": 4, "plan": {"device_batch": 2}}, {"steps": 4, "plan": {"device_batch": 2}})
+    assert [answer["first_step"] for answer in answers] == [6, 10]
+    assert answers[0]["first_s"] > 0 and answers[0]["warm_s"] > 0
+    assert "first_s" not in answers[1]
 
 
 def test_the_plan_of_a_block_is_bitwise_that_of_a_run_planned_so(in_blocks, make_job, train, plan):

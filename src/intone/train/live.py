@@ -1,7 +1,6 @@
 """Training on command: the same Trainer, which does a block of steps when it is told to and says how long they took."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from intone.train.memory import peak_bytes, reset_peak
 from intone.train.plan import check_segments
 
 WARM_STEPS = 2  # allocator and caches settle in them, as in the trials of tune
-PLAN = ("device_batch", "compiled", "threads", "dtype", "attention")  # what a block may ask to compute otherwise
+# what a block may ask to compute otherwise
+PLAN = ("device_batch", "compiled", "threads", "dtype", "attention", "kernels")
 COMMAND = ("steps", "plan", "restart")
 # several micro-batches in one process each compile; torch gives up compiling one function after 8 shapes, silently
 NUM_COMPILED = 256
@@ -31,7 +31,8 @@ class LiveTraining:
     A block answers {steps, seconds, tokens (positions), supervised (tokens learned), losses (None: not finite),
     peak_bytes (of this block), first_step (optimizer steps done before it)}. Blocks go on with the same run; with
     "restart": true the job begins again at its start, without compiling again. "plan" changes how this and later
-    blocks are computed, never what.
+    blocks are computed, never what; where it does, a first and some warm steps come before the block, and the answer
+    has their first_s and warm_s.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,36 +51,41 @@ class LiveTraining:
         trainer.set_up()
         allow_many_shapes(trainer.choices)
         trainer.job = replace(trainer.job, keep=0)  # a block neither saves nor evaluates
-        commands = exchange.blocks(COMMAND)
-        block: dict[str, Any] | None = None
-        while True:
-            with trainer.batches() as batches:
-                if block is None:
-                    first_s, warm_s = (self._timed(batches, steps)[0] for steps in (1, WARM_STEPS))
-                    exchange.ready(first_s, warm_s, self._facts())
-                else:
-                    exchange.answer(self._block(batches, block))
-                block = self._until_restart(exchange, commands, batches)
-            if block is None:
-                return Outcome("done", trainer.progress.step)
+        with trainer.batches() as batches:
+            exchange.ready(**self._warmed(batches), facts=self._facts())
+            block = self._until_restart(exchange, batches)
+        while block is not None:
+            warmed: dict[str, float] = {}
+            if self._change_plan(block.get("plan", {})):
+                trainer.restore()
+                with trainer.batches() as batches:
+                    warmed = self._warmed(batches)
             trainer.restore()
+            with trainer.batches() as batches:
+                exchange.answer(self._block(batches, block) | warmed)
+                block = self._until_restart(exchange, batches)
+        return Outcome("done", trainer.progress.step)
 
-    def _until_restart(
-        self, exchange: Exchange, commands: Iterator[dict[str, Any]], batches: Prefetcher
-    ) -> dict[str, Any] | None:
+    def _until_restart(self, exchange: Exchange, batches: Prefetcher) -> dict[str, Any] | None:
         """Answers blocks that go on -> the first that begins again, None at the end."""
+        commands = exchange.blocks(COMMAND)
         while True:
             with batches.paused():  # nothing works here while another process is measured
                 block = next(commands, None)
             if block is None or block.get("restart"):
                 return block
-            exchange.answer(self._block(batches, block))
+            changed = self._change_plan(block.get("plan", {}))
+            warmed = self._warmed(batches) if changed else {}
+            exchange.answer(self._block(batches, block) | warmed)
+
+    def _warmed(self, batches: Prefetcher) -> dict[str, float]:
+        """Steps that compile, allocate and fill caches -> their seconds."""
+        first_s, warm_s = (self._timed(batches, steps)[0] for steps in (1, WARM_STEPS))
+        return {"first_s": first_s, "warm_s": warm_s}
 
     def _block(self, batches: Prefetcher, command: dict[str, Any]) -> dict[str, Any]:
         steps = whole_number(command, "steps", 1)
         trainer = self._trainer
-        if "plan" in command:
-            self._change_plan(command["plan"])
         first_step = trainer.progress.step
         seconds, rows = self._timed(batches, steps)
         return {
@@ -117,21 +123,22 @@ class LiveTraining:
     def _note(self, row: StepRow, num_supervised: int) -> None:
         self._rows.append((row, num_supervised))
 
-    def _change_plan(self, plan: Any) -> None:
-        """Adds a segment from the next step on where the plan differs. Raises UserError for what no segment has."""
+    def _change_plan(self, plan: Any) -> bool:
+        """Computes by another plan from here on; False where it is the same. Raises UserError for an impossible one."""
         trainer = self._trainer
         if not isinstance(plan, dict):
             raise UserError(f"plan {plan!r} is not an object", value=plan)
         for name in plan:
             if name not in PLAN:
                 raise unknown_name("plan setting", name, PLAN)
-        step = trainer.progress.step
-        now = trainer.choices.segment_at(step)
+        now = trainer.choices.segment_at(trainer.progress.step)
         if all(getattr(now, name) == value for name, value in plan.items()):
-            return
-        trainer.choices = trainer.choices.with_segment(replace(now, from_step=step, reason="asked for a block", **plan))
+            return False
+        asked = replace(now, from_step=0, reason="asked for a block", **plan)
+        trainer.choices = replace(trainer.choices, segments=(asked,))
         check_segments(trainer.choices)
         allow_many_shapes(trainer.choices)
+        return True
 
     def _facts(self) -> dict[str, Any]:
         """What the measured process says about itself."""

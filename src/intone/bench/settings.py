@@ -1,0 +1,84 @@
+"""What a person can ask of `intone bench`: the settings of its suites"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from intone.config import Preset
+from intone.errors import UserError
+from intone.fields import setting
+from intone.settings import Auto, Checked, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings(Checked):
+    """`intone bench [STAGE] A-settings -- B-settings`: is B faster than A?
+
+    B has the settings of A but for what stands behind the --. Settings marked aside are about the comparison and
+    stand before it.
+    """
+
+    # stage whose training is compared: base (text), mid (text and conversations) or sft (conversations)
+    stage: Stage = setting("base", positional=True)
+    # run whose weights and model settings it starts from; mid and sft need one
+    from_run: str | None = setting(None, flag="from")
+    # text or conversations: starter, or files and folders
+    data: tuple[str, ...] = ("starter",)
+    # number of blocks
+    depth: int | Auto = setting("auto", least=1, inherit=True)
+    # longest row in tokens
+    context: int | Auto = setting("auto", least=16, inherit=True)
+    # entries of the tokenizer
+    vocab_size: int | Auto = setting("auto", least=265, inherit=True)
+    # architecture: modern or classic
+    preset: Preset = setting("modern", inherit=True)
+    # order of the data and starting weights
+    seed: int = setting(1337, least=0, inherit=True)
+    # where to compute
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    # number format of the matrix products
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # CPU threads
+    threads: int | Auto = setting("auto", least=1)
+    # operations of a training step: PyTorch's or our own for CPUs
+    kernels: Literal["auto", "torch", "native"] = "auto"
+    # compile the training step
+    compile: Literal["auto", "on", "off"] = "auto"
+    # rows that go through the model at once
+    device_batch: int | Auto = setting("auto", least=1)
+    # tokens per optimizer step, a power of two
+    batch_tokens: int | Auto = setting("auto", least=1)
+    # bitwise repeatable on a GPU too
+    deterministic: bool = False
+    # two replicates instead of three and more: proves large differences only
+    quick: bool = setting(False, aside=True)
+    # stop at this many pairs of measurements without a verdict
+    pairs: int = setting(10, least=5, aside=True)
+    # exit with 1 unless this is the verdict on B
+    expect: Literal["faster", "slower", "same"] | None = setting(None, aside=True)
+    # compare tokens per second also where model, data or tokens per step differ
+    different_work: bool = setting(False, aside=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stage != "base" and self.from_run is None:
+            raise UserError(
+                f"bench {self.stage} needs a run to start from",
+                value=self.stage,
+                fix="add --from RUN; `intone runs` lists them",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchProveSettings(Checked):
+    """`intone bench prove`: how often the verdicts are right on this machine, and how long one takes."""
+
+    # sim: made-up noise; aa: A against A; planted: B slowed down by 30 %; small: by 5 %
+    parts: tuple[Literal["sim", "aa", "planted", "small"], ...] = ("sim", "aa", "planted", "small")
+    # comparisons in aa and in planted
+    rounds: int = setting(20, least=1)
+    # comparisons in small
+    small_rounds: int = setting(5, least=1)
+    # file that rows are appended to; none given: bench/results/prove.jsonl of this checkout
+    out: str | None = None
+    # file that every pair is appended to, one comparison a line
+    raw: str | None = None
