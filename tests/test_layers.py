@@ -147,7 +147,9 @@ import {module}
 """
 
 
-@pytest.mark.parametrize("module", ["intone.worker", "intone.engine.engine", "intone.prove.measure", "intone.bench.gpu"])
+@pytest.mark.parametrize(
+    "module", ["intone.worker", "intone.engine.engine", "intone.prove.measure", "intone.bench.gpu"]
+)
 def test_the_modules_for_a_bare_gpu_image_need_only_what_it_has(module):
     if not exists(module):
         pytest.skip(f"{module} does not exist yet")

@@ -267,7 +267,7 @@ class Session:
 
     @contextlib.contextmanager
     def _watched(self, side: Side) -> Iterator[None]:
-        """A side that fails is out. Raises SideFailed where it is the first, or the last of the others."""
+        """A side that fails inside is out. Raises SideFailed where it is the first."""
         try:
             yield
         except LiveFailed as failure:
