@@ -47,21 +47,26 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"intone {intone.__version__}\n"
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_help_of_a_verb_lists_its_flags_with_their_comments(verb, capsys, monkeypatch):
+# every verb, and every suite of one as the two words that it is called by
+ENTRIES = VERBS | {f"{verb} {name}": suite for verb, entry in VERBS.items() for name, suite in entry.suites.items()}
+
+
+@pytest.mark.parametrize("words", ENTRIES)
+def test_the_help_of_a_verb_lists_its_flags_with_their_comments(words, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    assert main([verb, "--help"]) == 0
+    assert main([*words.split(), "--help"]) == 0
     out = capsys.readouterr().out
-    cls = settings_class(VERBS[verb])
+    cls = settings_class(ENTRIES[words])
     assert [flag_of(entry) for entry in named_fields(cls).values() if flag_of(entry) not in out] == []
-    assert VERBS[verb].summary in out
+    assert ENTRIES[words].summary in out
+    assert [name for name in ENTRIES[words].suites if f"  {name}  " not in out] == []
     assert not re.search(r"default: (None|\)|\()", out)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_in_help_has_its_function(verb):
+@pytest.mark.parametrize("words", ENTRIES)
+def test_every_verb_in_help_has_its_function(words):
     """Only what works stands in the table."""
-    for target in filter(None, (VERBS[verb].target, VERBS[verb].forecast)):
+    for target in filter(None, (ENTRIES[words].target, ENTRIES[words].forecast)):
         module, _, name = target.partition(":")
         assert callable(getattr(pytest.importorskip(module, reason=f"{module} does not exist yet"), name))
 

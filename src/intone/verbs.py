@@ -31,6 +31,11 @@ SUITES: dict[str, Verb] = {
         "intone.bench.settings:BenchProveSettings",
         "intone.bench.prove:bench_prove",
     ),
+    "train": Verb(
+        "our training against nanochat's, in turns: speed, launch, quality",
+        "intone.bench.train_settings:BenchTrainSettings",
+        "intone.bench.train:bench_train",
+    ),
 }
 
 

@@ -27,16 +27,14 @@ from intone.model.checkpoint import (
 )
 from intone.model.cost import train_flops_per_token
 from intone.model.gpt import GPT
-from intone.model.native.build import library
-from intone.model.native.shapes import shape_obstacle
 from intone.model.optim import Optimizer
 from intone.paths import read_json, write_json
 from intone.records import Choices, EventRow, Outcome, Segment, StepRow, cut_log, log_row, read_choices, read_log
 from intone.train.evaluation import evaluate_stage
 from intone.train.memory import peak_bytes, reset_peak
-from intone.train.plan import check_segments, pick_device
+from intone.train.plan import check_kernels, check_segments, pick_device
 from intone.train.schedule import scale_at
-from intone.train.step import DTYPES, StepResult, TrainStep, step_lag
+from intone.train.step import DTYPES, Pending, TrainStep, step_lag
 
 MAX_NOT_FINITE = 3  # skipped steps in a row that end the run
 PROGRESS_EVERY_S = 5.0
@@ -58,17 +56,6 @@ class Progress:
 
     def as_json(self) -> dict[str, Any]:
         return dict(self.__dict__)
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A step that was handed to the device."""
-
-    result: StepResult
-    batch: Batch
-    lr: float
-    begin_s: float
-    data_s: float
 
 
 @dataclass
@@ -265,7 +252,7 @@ class Trainer:
         self.model.compute_dtype = DTYPES[segment.dtype]
         self.model.kernels = self.optimizer.kernels = segment.kernels
         if segment.kernels == "native":
-            self._check_kernels()
+            check_kernels(self.job.model, self.device)
         else:
             self.model.attention_backend = cast(Backend, segment.attention)
         if segment.threads:
@@ -283,13 +270,6 @@ class Trainer:
         if segment.dtype == "fp16" and self.progress.loss_scale > 1.0:
             runner.loss_scale, runner.good_steps = self.progress.loss_scale, self.progress.good_steps
         return runner
-
-    def _check_kernels(self) -> None:
-        """Raises UserError where our kernels are planned and cannot be had on this machine for this model."""
-        obstacle = shape_obstacle(self.job.model)
-        if self.device.type != "cpu" or obstacle is not None:
-            raise UserError(obstacle or "our kernels need the model on the CPU", fix="use --kernels torch")
-        library()
 
     def _finish_step(self, runner: TrainStep, pending: Pending) -> Outcome | None:
         """Waits for a step, counts, logs and prints it; an outcome where too many in a row were not finite."""

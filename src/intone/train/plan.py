@@ -2,8 +2,11 @@
 
 import torch
 
+from intone.config import ModelConfig
 from intone.errors import UserError, unknown_name
 from intone.model.attention import BACKENDS
+from intone.model.native.build import library
+from intone.model.native.shapes import shape_obstacle
 from intone.records import Choices, Segment
 from intone.train.step import DTYPES
 
@@ -31,6 +34,14 @@ def check_native(segment: Segment) -> None:
     if (segment.dtype, segment.compiled, segment.attention) != ("bf16", False, "native"):
         how = f"{segment.dtype}, compiled {segment.compiled}, attention {segment.attention}"
         raise UserError(f"our kernels run bf16, not compiled, attention native; the plan says {how}", value=how)
+
+
+def check_kernels(model: ModelConfig, device: torch.device) -> None:
+    """Raises UserError where our kernels are planned and cannot be had on this machine for this model."""
+    obstacle = shape_obstacle(model)
+    if device.type != "cpu" or obstacle is not None:
+        raise UserError(obstacle or "our kernels need the model on the CPU", fix="use --kernels torch")
+    library()
 
 
 def pick_device(choices: Choices) -> torch.device:

@@ -33,6 +33,17 @@ class StepResult:
         return value if np.isfinite(value) else None
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A step that was handed to the device."""
+
+    result: StepResult
+    batch: Batch
+    lr: float
+    begin_s: float
+    data_s: float
+
+
 def step_lag(device: torch.device, dtype: str) -> int:
     """How many steps later a loss is read: 1 on a device with a queue, which would otherwise run empty.
 
