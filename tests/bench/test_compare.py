@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -13,7 +14,7 @@ from intone.config import OptimConfig, TrainJob
 from intone.errors import UserError
 from intone.hardware import Facts
 from intone.paths import read_json
-from intone.prove.measure import Measured, SideFailed, SideResult, measure_rounds
+from intone.prove.measure import Measured, SideFailed, SideResult
 from intone.prove.verdict import Comparison, rejected
 from intone.records import Outcome, read_choices
 from intone.settings import Layer, resolve
@@ -81,9 +82,9 @@ def test_another_amount_of_work_is_refused_by_name_or_labelled(text):
     a, b = planned("A", **text), planned("B", **text, batch_tokens=512)
     with pytest.raises(UserError) as caught:
         compare.check_work(a, b, allowed=False)
-    assert caught.value.message == "A and B do different work: rows_per_step: 8 and 16"
+    assert caught.value.message == "A and B do different work: rows per step (--batch-tokens): 8 and 16"
     assert compare.check_work(a, b, allowed=True) == [
-        "different work, only tokens per second are compared: rows_per_step: 8 and 16"
+        "different work, only tokens per second are compared: rows per step (--batch-tokens): 8 and 16"
     ]
 
 
@@ -95,7 +96,8 @@ def test_every_part_of_a_job_is_judged_or_known_not_to_matter(pair):
         if entry.name in compare.BESIDE:
             assert compare.check_work(a, other, allowed=False) == []
         elif entry.name in compare.WORK:
-            with pytest.raises(UserError, match=f"do different work: {entry.name}"):
+            label = re.escape(compare.LABELS.get(entry.name, entry.name))
+            with pytest.raises(UserError, match=f"do different work: {label}"):
                 compare.check_work(a, other, allowed=False)
         else:
             assert compare.check_work(a, other, allowed=False)[0].startswith("the recipes differ")
@@ -229,12 +231,17 @@ def test_the_help_of_the_verb_names_its_suites_and_they_have_their_own(capsys):
     assert "--small-rounds" in capsys.readouterr().out
 
 
-def test_from_python_two_trainings_are_compared_for_real(text, monkeypatch):
-    """Rows one by one against all at once, in two replicates of short blocks."""
-    monkeypatch.setattr(compare, "measure_rounds", lambda sides, **about: measure_rounds(sides, block_s=0.05, **about))
-    found = intone.compare({**ASKED, **text}, {"device_batch": 1}, quick=True)
-    assert isinstance(found, Comparison)
-    assert found.ratio < 0.8
-    assert found.num_pairs >= 6
+def test_from_python_the_verdict_is_an_object(text, monkeypatch):
+    asked = {}
+
+    def measured(sides, **options):
+        asked.update(options, names=[side.name for side in sides])
+        return Measured((None, None), (FASTER,), (), 2, True, 1.0, "")
+
+    monkeypatch.setattr(compare, "measure_rounds", measured)
+    assert intone.compare({**ASKED, **text}, {"device_batch": 1}, quick=True, pairs=7) == FASTER
+    assert asked == {"names": ["A", "B"], "quick": True, "max_pairs": 7}
     with pytest.raises(UserError, match="unknown setting 'device_bach'"):
         intone.compare(ASKED, {"device_bach": 1})
+    with pytest.raises(UserError, match="do different work"):
+        intone.compare({**ASKED, **text}, {"context": 64, "device_batch": 4})

@@ -168,17 +168,6 @@ def test_a_killed_worker_is_an_outcome_also_on_disk(worker):
     assert read_outcome(folder).outcome == "killed"
 
 
-def test_a_worker_that_stands_still_is_killed(worker):
-    child, folder = worker
-    child.wait_ready()
-    os.kill(child.pid, signal.SIGSTOP)
-    assert str(failure(lambda: child.block(steps=2, timeout_s=0.4))) == (
-        "the worker did not finish a block within 0.4 s"
-    )
-    child.close()
-    assert read_outcome(folder).outcome == "killed"
-
-
 def test_a_block_that_cannot_be_ends_the_worker_with_the_reason(worker):
     child, folder = worker
     child.wait_ready()

@@ -157,7 +157,7 @@ def test_a_spread_of_each_side_against_itself_stands_in_the_way():
 
 
 def test_before_the_last_look_it_takes_more_to_be_settled():
-    close = exact(1.09, 1.06, 1.03, 1.08, 1.05)
+    close = exact(1.0825, 1.06, 1.0375, 1.075, 1.045)
     assert (judge(close).verdict, judge(close, is_last=False).verdict) == ("faster", "not proven")
 
 

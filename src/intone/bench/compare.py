@@ -26,6 +26,7 @@ NUM_STEPS = 1_000_000  # of the measured jobs: more than any block needs
 DATA_STEPS = 50
 # parts of a job that say what is computed; where they differ a step is another amount of work
 WORK = ("model", "tokenizer_hash", "data", "weights", "context", "rows_per_step", "learn_all")
+LABELS = {"rows_per_step": "rows per step (--batch-tokens)", "tokenizer_hash": "tokenizer"}
 # parts that a comparison of speed does not depend on
 BESIDE = (
     "tokenizer", "val", "deterministic", "eval_every", "eval_tokens", "samples", "save_every_s", "keep", "peak_flops",
@@ -109,7 +110,7 @@ def check_work(a: Planned, b: Planned, *, allowed: bool) -> list[str]:
         one, two = getattr(a.job, entry.name), getattr(b.job, entry.name)
         if entry.name in BESIDE or one == two:
             continue
-        (work if entry.name in WORK else other).extend(differences(entry.name, one, two))
+        (work if entry.name in WORK else other).extend(differences(LABELS.get(entry.name, entry.name), one, two))
     if work and not allowed:
         raise UserError(
             f"A and B do different work: {'; '.join(work)}",
