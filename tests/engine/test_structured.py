@@ -8,11 +8,14 @@ import threading
 import numpy as np
 import pytest
 import regex
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intone.data.chat import SPECIALS
 from intone.data.tokenizer import SPLIT_PATTERN, Tokenizer
+from intone.engine.engine import Engine
+from intone.engine.requests import Request
 from intone.engine.structured import Form, FormFailed, Forms, parse_form
 from intone.errors import UserError
 
@@ -369,3 +372,135 @@ def test_the_library_is_not_imported_until_a_form_is_compiled():
         "s.parse_form({'regex': 'a'})\nassert 'llguidance' not in sys.modules, 'imported'"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
+
+
+# --- inside the engine
+
+PROMPT = [5, 200, 17, 5, 9]
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 9},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "日", None]}, "minItems": 1, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def random_weights(random_model, tokenizer):
+    return random_model(vocab_size=tokenizer.vocab_size, depth=1, context=250, dtype=torch.float32, scale=0.2)
+
+
+@pytest.fixture
+def engine_of(tokenizer):
+    """Makes engines and closes them after the test."""
+    engines = []
+
+    def make(model, **options):
+        engines.append(Engine(model, tokenizer, **options))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def test_random_weights_always_write_valid_json(random_weights, engine_of):
+    engine = engine_of(random_weights, num_slots=5)
+    requests = [
+        Request(PROMPT, structured={"json_schema": PERSON}, temperature=temperature, n=n, seed=3, **filters)
+        for temperature, n, filters in [(0, 1, {}), (1.0, 8, {}), (3.0, 8, {}), (1.0, 3, {"top_k": 2, "top_p": 0.5})]
+    ]
+    completions = [completion for samples in engine.generate(requests) for completion in samples]
+    assert {completion.reason for completion in completions} == {"stop"}
+    for completion in completions:
+        assert is_valid(json.loads(completion.text), PERSON), completion.text
+    assert len({completion.text for completion in completions}) > 10
+
+
+def test_regexes_and_choices_hold_and_the_text_ends_with_its_form(random_weights, engine_of):
+    engine = engine_of(random_weights)
+    specs = [{"regex": "(ab|cd){3}-[0-9]{2}"}, {"choice": ["yes", "no", "日本"]}]
+    requests = [Request(PROMPT, structured=spec, n=12, seed=1, temperature=2.0) for spec in specs]
+    dates, choices = engine.generate(requests)
+    assert all(re.fullmatch("(ab|cd){3}-[0-9]{2}", completion.text) for completion in dates)
+    assert {completion.text for completion in choices} == {"yes", "no", "日本"}
+    # nothing can follow, so there is no token that only says so
+    assert all(completion.reason == "stop" for completion in dates + choices)
+    assert all(engine.tokenizer.decode(completion.ids) == completion.text for completion in dates + choices)
+
+
+def test_a_text_that_may_go_on_ends_where_the_model_ends_it(random_weights, engine_of, tokenizer):
+    engine = engine_of(random_weights)
+    ends = (tokenizer.bos, tokenizer.special("<|assistant_end|>"))
+    request = Request(PROMPT, structured={"regex": "[ab]+"}, n=30, seed=2, temperature=2.0)
+    completions = engine.generate([request])[0]
+    assert all(re.fullmatch("[ab]+", completion.text) for completion in completions)
+    assert all(completion.ids[-1] in ends for completion in completions if completion.reason == "stop")
+    assert len({len(completion.ids) for completion in completions}) > 3
+
+
+def test_a_limit_cuts_the_text_and_says_so(random_weights, engine_of):
+    engine = engine_of(random_weights)
+    spec = {"regex": "[0-9]{30}"}
+    cut, whole = engine.generate([Request(PROMPT, structured=spec, max_tokens=n, seed=0) for n in (7, 30)])
+    assert (cut[0].reason, len(cut[0].ids)) == ("length", 7)
+    assert whole[0].reason == "stop" and re.fullmatch("[0-9]{30}", whole[0].text)
+    assert whole[0].text.startswith(cut[0].text)
+
+
+def test_tokens_are_drawn_as_the_model_says_among_those_allowed(random_weights, engine_of):
+    request = Request(PROMPT, structured={"regex": "[abc]x"}, n=1500, seed=4, max_tokens=1)
+    completions = engine_of(random_weights).generate([request])[0]
+    allowed = [ord("a"), ord("b"), ord("c")]
+    log_probs = random_weights.logits(torch.tensor([PROMPT]))[0, -1].detach().log_softmax(-1)
+    expected = log_probs[allowed].softmax(-1).numpy() * 1500
+    counts = np.array([sum(completion.ids[0] == token for completion in completions) for token in allowed])
+    # chi-square with 2 degrees of freedom: above 25 once in 250,000
+    assert counts.sum() == 1500 and ((counts - expected) ** 2 / expected).sum() < 25
+    # the reported numbers are the model's own, without the form
+    assert completions[0].logprobs[0] == pytest.approx(float(log_probs[completions[0].ids[0]]), abs=1e-4)
+
+
+def test_other_texts_in_the_batch_do_not_notice(random_weights, engine_of):
+    plain = [Request([7, 8, 9], max_tokens=20, seed=5, n=2), Request(PROMPT, max_tokens=9, temperature=0)]
+    shaped = Request(PROMPT, structured={"json_schema": PERSON}, seed=6, n=3)
+    alone = [[c.ids for c in samples] for samples in engine_of(random_weights).generate(plain)]
+    together = engine_of(random_weights, num_slots=4).generate([*plain, shaped])
+    assert [[c.ids for c in samples] for samples in together[:2]] == alone
+    by_itself = engine_of(random_weights).generate([shaped])[0]
+    assert [c.ids for c in together[2]] == [c.ids for c in by_itself]
+
+
+def test_guessing_ahead_changes_nothing(random_weights, engine_of):
+    request = Request(list(b'{"name": "ab", "age": 12, {"name": '), structured={"json_schema": PERSON}, seed=8)
+    texts = {engine_of(random_weights, num_guesses=guesses).generate([request])[0][0].text for guesses in (0, 4)}
+    assert len(texts) == 1
+
+
+def test_a_form_that_is_too_complex_fails_its_request_and_no_other(random_weights, engine_of):
+    engine = engine_of(random_weights)
+    bad = Request(PROMPT, structured={"regex": "(?:(?:a?){100}){100}"}, temperature=0, logit_bias={ord("a"): 50}, n=2)
+    failed, fine = engine.generate([bad, Request(PROMPT, structured={"choice": ["a"]})])
+    assert [completion.reason for completion in failed] == ["error"] * 2
+    assert "too complex" in failed[0].error
+    assert fine[0].text == "a"
+
+
+def test_a_form_and_biases_that_leave_no_token_fail_the_request(random_weights, engine_of):
+    request = Request(PROMPT, structured={"choice": ["a"]}, logit_bias={ord("a"): -math.inf})
+    completion = engine_of(random_weights).generate([request])[0][0]
+    assert completion.reason == "error"
+    assert completion.error == "the request's biases and form leave no token to choose at position 5"
+
+
+def test_forms_that_are_none_are_refused_before_anything_starts(random_weights, engine_of):
+    engine = engine_of(random_weights)
+    with pytest.raises(UserError, match="this regex cannot be used: unclosed group"):
+        engine.generate([Request(PROMPT, max_tokens=2), Request(PROMPT, structured={"regex": "("})])
+    assert engine.num_token_forwards == 0
+    with pytest.raises(UserError, match="unknown form 'regexp'"):
+        Request(PROMPT, structured={"regexp": "a"})

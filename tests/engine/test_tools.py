@@ -1,10 +1,14 @@
+import os
 import sys
 import threading
+import time
 from queue import Queue
 
 import pytest
 
 from intone.engine.calculator import calculator
+from intone.engine.engine import Engine
+from intone.engine.requests import Done, Request, Token, ToolCall
 from intone.engine.sandbox.box import Limits, Sandbox
 from intone.engine.tools import QUICK_CHARACTERS, ToolRunner, ToolsBusy, tool_names
 from intone.errors import UserError
@@ -66,7 +70,7 @@ def test_long_sums_are_answered_by_a_worker(runner_of):
     text = "+".join(["1"] * QUICK_CHARACTERS)
     call = runner.submit(("calculator",), text)
     assert answered.get(timeout=60) is call
-    assert (call.is_done, call.name, call.output) == (True, "calculator", "200")
+    assert (call.name, call.output) == ("calculator", "200")
     refused = runner.submit(("calculator",), "x" * (QUICK_CHARACTERS + 1))
     assert answered.get(timeout=60) is refused and refused.output is None
 
@@ -106,7 +110,7 @@ def test_closing_ends_programs_and_is_harmless_twice(runner_of):
     calls = [runner.submit(("python",), ENDLESS) for _ in range(3)]
     runner.close()
     runner.close()
-    assert all(call.is_done for call in calls) and answered.empty()
+    assert all(call.is_cancelled for call in calls) and not runner._open and answered.empty()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("intone-python")]
 
 
@@ -137,6 +141,18 @@ def test_where_python_cannot_be_contained_it_is_off_and_says_why(runner_of, monk
     assert call.output is None
 
 
+def test_a_call_is_done_when_it_is_polled_and_not_before(runner_of):
+    """A worker that is quicker than its caller must not look like an answer that was given at once."""
+    for _ in range(50):
+        finished = threading.Event()
+        runner = ToolRunner(on_done=finished.set)
+        call = runner.submit(("calculator",), "+".join(["1"] * QUICK_CHARACTERS))
+        assert finished.wait(timeout=60)
+        assert not call.is_done
+        assert runner.poll() == [call] and call.is_done
+        runner.close()
+
+
 def test_a_fault_of_ours_is_reported_and_not_swallowed(runner_of):
     class Broken(Sandbox):
         def prepared(self, code):
@@ -150,8 +166,6 @@ def test_a_fault_of_ours_is_reported_and_not_swallowed(runner_of):
 
 
 def test_a_quick_sum_takes_no_longer_than_a_step():
-    import time
-
     slowest = ["+".join(["3**200/7**150"] * 14), "(" * 99 + "1" + ")" * 99, "**0.5".join(["2"] * 33),
                "+".join(f"1/{10**9 + number}" for number in range(15)), "'" + "\\'" * 90 + "'.count('a')"]  # fmt: skip
     assert all(len(text) <= QUICK_CHARACTERS for text in slowest)
@@ -162,3 +176,130 @@ def test_a_quick_sum_takes_no_longer_than_a_step():
             calculator(text)
             times.append(time.thread_time() - start)
         assert min(times) < 0.005
+
+
+# --- inside the engine
+
+PROMPT = [5, 200, 17, 5, 9]
+
+
+@pytest.fixture
+def engine_saying(scripted_model, byte_tokenizer):
+    """Makes engines whose model says a text, in which <|names|> are special tokens; closes them after the test."""
+    engines = []
+
+    def make(text, **options):
+        script = []
+        for piece in text.replace("<|", "\0<|").replace("|>", "|>\0").split("\0"):
+            script += [byte_tokenizer.special(piece)] if piece.startswith("<|") else list(piece.encode())
+        model = scripted_model(script, prompt_length=len(PROMPT), context=256)
+        engines.append(Engine(model, byte_tokenizer, **options))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def called(code, answer):
+    """A text that calls a tool; the model's words at the places of the tool's answer are never heard."""
+    return f"so <|python_start|>{code}<|python_end|>" + "?" * (len(answer) + 2) + "fine<|assistant_end|>"
+
+
+@pytest.mark.usefixtures("has_python")
+def test_what_a_program_prints_becomes_part_of_the_text(engine_saying):
+    engine = engine_saying(called("print(sum(range(10)))", "45"))
+    events = list(engine.submit(Request(PROMPT, tools=BOTH)))
+    assert ToolCall(0, "python", "print(sum(range(10)))", "45") in events
+    tokens = [event for event in events if isinstance(event, Token)]
+    assert "".join(token.text for token in tokens) == "so fine"
+    assert bytes(token.id for token in tokens if token.logprob is None and token.id < 256) == b"45"
+    assert [type(event) for event in events[-2:]] == [Token, Done]
+
+
+@pytest.mark.usefixtures("has_python")
+def test_tools_answer_as_each_request_asked(engine_saying):
+    engine = engine_saying(called("50/5", "10"))
+    wanted = [True, False, "calculator", ["python", "calculator"]]
+    answers = [samples[0].tool_calls for samples in engine.generate([Request(PROMPT, tools=tools) for tools in wanted])]
+    call = ToolCall(0, "calculator", "50/5", "10")
+    assert answers == [[call], [], [call], [call]]
+    completion = engine_saying(called("50/5", "10.0")).generate([Request(PROMPT, tools="python")])[0][0]
+    assert completion.tool_calls == [ToolCall(0, "python", "50/5", "10.0")]
+    completion = engine_saying(called("[1]", "")).generate([Request(PROMPT, tools=True)])[0][0]
+    assert completion.tool_calls == [ToolCall(0, "calculator", "[1]", None)]
+
+
+@pytest.mark.usefixtures("has_python")
+def test_other_texts_go_on_while_a_program_runs_and_a_cancelled_one_is_killed(engine_saying):
+    engine = engine_saying(called(ENDLESS, ""), sandbox=Sandbox(Limits(wall_s=300, cpu_s=300)), num_slots=3)
+    first = engine.submit(Request(PROMPT, tools="python", n=2))
+    events = iter(first)
+    num_said = 2 * (len("so ") + len(ENDLESS) + 2)  # both have called
+    for _ in range(num_said):
+        next(events)
+    others = engine.generate([Request(PROMPT, tools=False, n=4), Request(PROMPT, tools=True)])
+    assert [completion.reason for samples in others for completion in samples] == ["stop"] * 5
+    runs = [call._run for call in engine._worker.tools._open]
+    first.cancel()
+    assert [completion.reason for completion in first.result()] == ["cancelled"] * 2
+    engine.close()
+    for run in runs:
+        if run is not None and run.process_group is not None:
+            with pytest.raises(ProcessLookupError):
+                os.killpg(run.process_group, 0)
+
+
+@pytest.mark.usefixtures("has_python")
+def test_all_rows_may_wait_for_programs_and_nothing_spins(engine_saying):
+    engine = engine_saying(called("import time; time.sleep(0.5)", ""), num_slots=2)
+    start = time.process_time()
+    completions = engine.generate([Request(PROMPT, tools="python", n=4)])[0]
+    assert [completion.text for completion in completions] == ["so fine"] * 4
+    assert [call.output for completion in completions for call in completion.tool_calls] == [""] * 4
+    # a thread that looks again and again for a second would take that second
+    assert time.process_time() - start < 0.6
+
+
+@pytest.mark.usefixtures("has_python")
+def test_a_program_without_an_end_is_stopped_and_the_text_goes_on(engine_saying):
+    note = "[stopped: out of time]"
+    engine = engine_saying(called(ENDLESS, note), sandbox=Sandbox(Limits(wall_s=0.2)))
+    completion = engine.generate([Request(PROMPT, tools="python")])[0][0]
+    assert (completion.text, completion.reason) == ("so fine", "stop")
+    assert completion.tool_calls == [ToolCall(0, "python", ENDLESS, note)]
+
+
+@pytest.mark.usefixtures("has_python")
+def test_an_engine_that_is_closed_does_not_wait_for_programs(engine_saying):
+    engine = engine_saying(called(ENDLESS, ""), sandbox=Sandbox(Limits(wall_s=3000, cpu_s=3000)))
+    handle = engine.submit(Request(PROMPT, tools="python"))
+    while not engine._worker.tools._open:
+        threading.Event().wait(0.01)
+    engine.close()
+    assert [completion.reason for completion in handle.result()] == ["cancelled"]
+
+
+def test_python_that_is_off_is_refused_before_anything_starts(engine_saying, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    engine = engine_saying(called("7", "7"))
+    with pytest.raises(UserError, match="the Python tool is off on this machine: it needs the system call filter"):
+        engine.generate([Request(PROMPT), Request(PROMPT, tools=["python"])])
+    assert engine.num_token_forwards == 0
+    assert engine.generate([Request(PROMPT)])[0][0].tool_calls[0].output == "7"
+
+
+def test_a_tool_that_breaks_fails_its_request_and_no_other(engine_saying):
+    class Broken(Sandbox):
+        def prepared(self, code):
+            raise RuntimeError("no luck")
+
+    engine = engine_saying(called("[7]", ""), sandbox=Broken())
+    engine._worker.tools._weakness = (None,)
+    completions = engine.generate([Request(PROMPT, tools="python"), Request(PROMPT, tools=False)])
+    assert [(samples[0].reason, samples[0].error) for samples in completions] == [("error", "no luck"), ("stop", None)]
+
+
+def test_unknown_tools_are_refused():
+    with pytest.raises(UserError, match="unknown tool 'bash'"):
+        Request(PROMPT, tools=["bash"])

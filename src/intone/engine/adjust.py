@@ -1,8 +1,9 @@
 """What requests change in the model's logits before a token is drawn: penalties, biases, tokens that may not come."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,14 +32,15 @@ class Adjuster:
         self._device = device
         self._seen: dict[Row, _Seen] = {}
 
-    def adjusted(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    def adjusted(self, logits: Tensor, rows: Sequence[Row], masks: Mapping[int, np.ndarray]) -> Tensor:
         """logits (B, V) of rows with what their requests change; the same tensor where nothing does.
 
-        Where something does, the result is a copy: the model's own numbers are still needed.
+        masks: for some places in rows, (V,) bool, the tokens that the form of the answer allows.
+        Where something changes, the result is a copy: the model's own numbers are still needed.
         """
         penalised = [i for i, row in enumerate(rows) if row.group.request.has_penalties]
         biased = [i for i, row in enumerate(rows) if row.group.bias or row.is_too_short]
-        if not penalised and not biased:
+        if not penalised and not biased and not masks:
             return logits
         logits = logits.clone()
         if penalised:
@@ -51,6 +53,8 @@ class Adjuster:
                 logits[i, torch.tensor(ids, device=self._device)] += torch.tensor(values, device=self._device)
             if row.is_too_short:
                 logits[i, torch.tensor(sorted(row.group.stop_ids), device=self._device)] = -torch.inf
+        for i, mask in masks.items():
+            logits[i].masked_fill_(torch.from_numpy(~mask).to(self._device), -torch.inf)
         return logits
 
     def forget(self, row: Row) -> None:

@@ -15,9 +15,11 @@ from torch import Tensor
 from intone.data.chat import Message, render_prompt
 from intone.engine.requests import Completion, Prompt, Request, check_ids, check_prompt
 from intone.engine.rows import Group, Handle
+from intone.engine.sandbox.box import Sandbox
 from intone.engine.stats import EngineStats
+from intone.engine.structured import Forms
 from intone.engine.text import Specials, Tokenizer
-from intone.engine.work import Setup, Tool, Worker, calculate
+from intone.engine.work import Setup, Worker
 from intone.errors import UserError
 
 
@@ -39,7 +41,7 @@ class Engine:
     tokens and log-probabilities, to the bit, whatever else runs; slower. share_prefixes False: no request finds what
     another one computed. num_guesses: tokens guessed per step by looking them up in the text, verified, so they change
     nothing but speed; 0: none; None: as suits the device. max_waiting: requests that may wait for a slot; None: any
-    number. tool: answers calls in texts, on a thread of its own.
+    number. sandbox: where Python that texts call runs; None: one with the usual limits.
     Close it after use: it owns threads.
     """
 
@@ -47,7 +49,7 @@ class Engine:
         self, model: Any, tokenizer: Tokenizer, *, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None, num_slots: int | None = None, context: int | None = None,
         cache_bytes: int | None = None, deterministic: bool = False, share_prefixes: bool = True,
-        num_guesses: int | None = None, max_waiting: int | None = None, tool: Tool = calculate,
+        num_guesses: int | None = None, max_waiting: int | None = None, sandbox: Sandbox | None = None,
     ) -> None:  # fmt: skip
         config = model.config
         self.context: int = config.context if context is None else context
@@ -73,8 +75,9 @@ class Engine:
         self._lock = threading.Lock()
         setup = Setup(
             device=device, dtype=dtype, context=self.context, num_slots=num_slots, cache_bytes=cache_bytes,
-            deterministic=deterministic, share_prefixes=share_prefixes, num_guesses=num_guesses, tool=tool,
+            deterministic=deterministic, share_prefixes=share_prefixes, num_guesses=num_guesses, sandbox=sandbox,
         )  # fmt: skip
+        self._forms = Forms(tokenizer)
         self._worker = Worker(model, tokenizer, setup, self._specials, self._commands)
         self._thread = threading.Thread(target=self._worker.run, name="intone-engine", daemon=True)
         self._thread.start()
@@ -152,6 +155,7 @@ class Engine:
                 self._is_closed = True
                 self._commands.put(None)
         self._thread.join()
+        self._forms.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -173,10 +177,12 @@ class Engine:
                 value=request.min_tokens,
                 fix="shorten the prompt, or ask for fewer tokens",
             )
+        self._worker.tools.require(request.tool_names)
+        grammar = self._forms.grammar(request.form) if request.form is not None else None
         seed = secrets.randbits(63) if request.seed is None else request.seed
         handle = Handle(request, seed=seed, on_cancel=self._cancel_soon)
         limit = room if request.max_tokens is None else min(room, request.max_tokens)
-        return Group(handle, ids, limit, self.tokenizer, self._specials)
+        return Group(handle, ids, limit, self.tokenizer, self._specials, grammar)
 
     def _start(self, group: Group, *, is_bounded: bool = True) -> Handle:
         if is_bounded and self._max_waiting is not None and self._worker.num_waiting >= self._max_waiting:

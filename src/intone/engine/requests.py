@@ -6,6 +6,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from intone.data.chat import Message
+from intone.engine.structured import Form, parse_form
+from intone.engine.tools import tool_names
 from intone.errors import UserError
 
 Reason = Literal["stop", "length", "cancelled", "error"]
@@ -27,8 +29,10 @@ class Request:
     logit_bias is added, -inf excludes a token. seed None: a new one per request.
 
     stop: texts and token ids that end an answer, besides the end of an assistant's turn and of a document; a stop
-    text is left out of the text. tools: answer calls of tools. logprobs False: tokens come without, which saves a
-    pass over the vocabulary. top_logprobs: report this many likeliest tokens with every token.
+    text is left out of the text. tools: which answer calls: True the calculator, False none, or names of
+    tools.TOOLS, of which "python" gets what the calculator refuses. structured: the form of the answer, an object
+    for structured.parse_form(); the answer ends where its form is complete. logprobs False: tokens come without,
+    which saves a pass over the vocabulary. top_logprobs: report this many likeliest tokens with every token.
     Raises UserError for a value out of range.
     """
 
@@ -41,7 +45,7 @@ class Request:
     seed: int | None = None
     n: int = 1
     stop: str | int | Sequence[str | int] = ()
-    tools: bool = True
+    tools: bool | str | Sequence[str] = True
     top_logprobs: int = 0
     _: KW_ONLY
     logprobs: bool = True
@@ -50,6 +54,7 @@ class Request:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    structured: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str | Sequence) or isinstance(self.prompt, bytes):
@@ -62,15 +67,17 @@ class Request:
         _check_whole("n", self.n, low=1)
         _check_whole("top_logprobs", self.top_logprobs, low=0)
         _check_whole("seed", self.seed, or_none=True)
-        for name in ("tools", "logprobs"):
-            if not isinstance(getattr(self, name), bool):
-                raise UserError(f"{name} {getattr(self, name)!r} is neither True nor False", value=getattr(self, name))
+        if not isinstance(self.logprobs, bool):
+            raise UserError(f"logprobs {self.logprobs!r} is neither True nor False", value=self.logprobs)
         _check_number("temperature", self.temperature, low=0.0, fix="0 takes the likeliest token, 1 samples as trained")
         _check_number("top_p", self.top_p, low=0.0, high=1.0, fix="1 keeps every token, 0.9 drops the unlikeliest")
         _check_number("min_p", self.min_p, low=0.0, high=1.0, fix="0 keeps every token, 0.05 is usual")
         for name in ("presence_penalty", "frequency_penalty"):
             _check_number(name, getattr(self, name), low=-100.0, high=100.0, fix="0 changes nothing, 0.5 is usual")
         _check_number("repetition_penalty", self.repetition_penalty, low=0.0, fix="1 changes nothing, 1.1 is usual")
+        tool_names(self.tools)
+        if self.structured is not None:
+            parse_form(self.structured)
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -98,6 +105,16 @@ class Request:
     def stops(self) -> tuple[str | int, ...]:
         """stop as a tuple."""
         return (self.stop,) if isinstance(self.stop, str | int) else tuple(self.stop)
+
+    @property
+    def tool_names(self) -> tuple[str, ...]:
+        """tools as names, in the order in which they are asked."""
+        return tool_names(self.tools)
+
+    @property
+    def form(self) -> Form | None:
+        """structured as a form that can be compiled."""
+        return None if self.structured is None else parse_form(self.structured)
 
     @property
     def has_penalties(self) -> bool:

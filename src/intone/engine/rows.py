@@ -22,6 +22,7 @@ from intone.engine.requests import (
 )
 from intone.engine.sample import streams
 from intone.engine.speculate import Lookup
+from intone.engine.structured import Grammar
 from intone.engine.text import Specials, Tokenizer, VisibleText
 
 MASK64 = (1 << 64) - 1
@@ -81,6 +82,7 @@ class Group:
     limit: int  # new tokens per sample, at least 1
     tokenizer: Tokenizer
     specials: Specials
+    grammar: Grammar | None = None
     number: int = 0
     num_started: int = 0
     active: list["Row"] = field(default_factory=list)
@@ -96,6 +98,7 @@ class Group:
         self.prompt_array = np.array(self.prompt, dtype=np.int64)
         bias = self.request.logit_bias
         self.bias = (list(bias), [float(value) for value in bias.values()]) if bias else None
+        self.tools = self.request.tool_names
 
     @property
     def request(self) -> Request:
@@ -188,6 +191,9 @@ class Row:
         self.tool_calls: list[ToolCall] = []
         self.visible = VisibleText(group.tokenizer, group.specials, group.stop_texts)
         self.lookup = Lookup()
+        self.matcher = group.grammar.matcher() if group.grammar is not None else None
+        if self.matcher is not None:
+            self.matcher.prepare()  # made while the prompt is fed
         seed, number = (np.array([part & MASK64], dtype=np.uint64) for part in (group.handle.seed, sample))
         self.stream = streams(seed, number)[0]
 
@@ -220,7 +226,12 @@ class Row:
         text, call = self.visible.push(token, may_stop=may_stop)
         self._append(token, logprob)
         ends = token in group.stop_ids or self.visible.is_stopped
-        if call is not None and group.request.tools and not ends:
+        if self.matcher is not None and not ends:
+            self.matcher.accept(token)
+            ends = self.matcher.is_complete
+            if not ends:
+                self.matcher.prepare()  # made while the next logits are computed
+        if call is not None and group.tools and not ends:
             self.is_paused = True
             return Taken([Token(self.sample, token, text, logprob, top)], call=call)
         reason: Reason | None = "stop" if ends else "length" if len(self.ids) >= group.limit else None

@@ -15,6 +15,7 @@ from intone.engine.kv import PageStore
 from intone.engine.pages import PAGE
 from intone.engine.rows import Row
 from intone.engine.scheduler import Segment
+from intone.engine.structured import FormFailed
 
 # float32 logits of a batch of scored texts stay below a quarter of a GiB
 MOST_SCORED_LOGITS = 1 << 26
@@ -27,7 +28,7 @@ class Drawn:
     id: int
     logprob: float | None
     top: tuple[tuple[int, float], ...]
-    problem: str | None = None
+    problem: Exception | None = None
 
 
 class Runner:
@@ -81,7 +82,8 @@ class Runner:
         A row may come several times, at several positions.
         """
         requests = [row.group.request for row in rows]
-        adjusted = self.adjuster.adjusted(logits, rows)
+        masks, failures = _masks(rows)
+        adjusted = self.adjuster.adjusted(logits, rows, masks)
         uniform = sample.uniforms(np.array([row.stream for row in rows]), np.array(positions))
         ids = sample.choose(adjusted, self._settings(rows), uniform)
         wide = torch.float64 if logits.device.type != "mps" else torch.float32
@@ -93,11 +95,12 @@ class Runner:
         tops = self._sync_top(logits, num_top) if num_top else [()] * len(rows)
         drawn = []
         for i, request in enumerate(requests):
-            problem = None
+            problem: Exception | None = failures.get(i)
             if not is_finite[i]:
-                problem = f"the model's logits are not finite at position {positions[i]}"
+                problem = FloatingPointError(f"the model's logits are not finite at position {positions[i]}")
             elif not is_possible[i]:
-                problem = f"the request's biases leave no token to choose at position {positions[i]}"
+                left = "biases and form leave" if i in masks else "biases leave"
+                problem = FloatingPointError(f"the request's {left} no token to choose at position {positions[i]}")
             logprob = logprobs[0][i] if request.logprobs else None
             drawn.append(Drawn(int(found[i]), logprob, tops[i][: request.top_logprobs], problem))
         return drawn
@@ -181,3 +184,19 @@ class Runner:
     def _sync_top(self, logits: Tensor, num_top: int) -> list[tuple[tuple[int, float], ...]]:
         values, ids = logits.log_softmax(-1).topk(num_top)
         return [tuple(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)]
+
+
+def _masks(rows: Sequence[Row]) -> tuple[dict[int, np.ndarray], dict[int, FormFailed]]:
+    """What the forms of answers allow next, and which could not be followed, by place in rows.
+
+    Waits for masks that the helper has not finished: it began them when the last token was taken.
+    """
+    masks: dict[int, np.ndarray] = {}
+    failures: dict[int, FormFailed] = {}
+    for place, row in enumerate(rows):
+        if row.matcher is not None:
+            try:
+                masks[place] = row.matcher.mask()
+            except FormFailed as error:
+                failures[place] = error
+    return masks, failures

@@ -253,8 +253,8 @@ class Scheduler:
     def _guesses(self, row: Row, most: int) -> tuple[int, ...]:
         request = row.group.request
         room = row.group.limit - len(row.ids) - 1
-        if min(most, room) < 1 or not row.ids or request.has_penalties or row.is_too_short:
-            return ()  # penalties would change with every guess
+        if min(most, room) < 1 or not row.ids or request.has_penalties or row.is_too_short or row.matcher:
+            return ()  # penalties and forms would change with every guess
         return tuple(row.lookup.guess(row.tokens(0, row.position), min(most, room)))
 
     def _chunk(self, row: Row, budget: int) -> int:

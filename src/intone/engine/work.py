@@ -2,8 +2,8 @@
 
 import queue
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,13 @@ from intone.engine.kv import Cache, PageStore, page_groups
 from intone.engine.requests import Reason, ToolCall
 from intone.engine.rows import Group, Handle, Row, Taken
 from intone.engine.runner import Drawn, Runner
+from intone.engine.sandbox.box import Sandbox
 from intone.engine.scheduler import Limits, Scheduler, Segment
 from intone.engine.stats import Account, EngineStats
 from intone.engine.text import Specials, Tokenizer
-from intone.engine.tools import calculator
+from intone.engine.tools import Call, ToolRunner, ToolsBusy
 from intone.log import human_bytes
 from intone.model.gpt import GPT
-
-# the text of a call -> the tool's name and its output, None where it refuses; may take its time
-Tool = Callable[[str], tuple[str, str | None]]
 
 # more rows than this no longer make a token cheaper (guess: a CPU's products are compute-bound from 16 rows on)
 MOST_SLOTS = {"cpu": 64, "other": 256}
@@ -32,13 +30,6 @@ MOST_SLOTS = {"cpu": 64, "other": 256}
 # CPU 64 rows reach nine tenths of the products' speed at 512 (one core of an EPYC 9004, torch 2.13); other: guess
 ALONE_TOKENS = {"cpu": 512, "other": 8192}
 MIXED_TOKENS = {"cpu": 64, "other": 2048}
-# tools that may work at once (guess); a call beyond them waits, its row only
-NUM_TOOL_THREADS = 4
-
-
-def calculate(call: str) -> tuple[str, str | None]:
-    """The tool that answers where no other was given."""
-    return "calculator", calculator(call)
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class Setup:
     deterministic: bool
     share_prefixes: bool
     num_guesses: int | None
-    tool: Tool
+    sandbox: Sandbox | None
 
 
 class Worker:
@@ -69,10 +60,8 @@ class Worker:
         self._commands = commands
         self._tokenizer = tokenizer
         self._specials = specials
-        self._tool = setup.tool
         self._deterministic = setup.deterministic
         self._groups: dict[Handle, Group] = {}
-        self._tools: ThreadPoolExecutor | None = None
         decoder, device = _decoder_of(model, setup)
         kind = "cpu" if device.type == "cpu" else "other"
         limits = Limits(
@@ -102,6 +91,10 @@ class Worker:
         self.runner = Runner(decoder, store, deterministic=setup.deterministic)
         self._step_tokens = limits.alone_tokens
         self._num_slots = limits.num_slots
+        # a row has one call at most, but rows that wait for theirs may lose their slot to others
+        most_calls = 4 * limits.num_slots
+        self.tools = ToolRunner(on_done=self._tools_are_done, max_calls=most_calls, sandbox=setup.sandbox)
+        self._calls: dict[Call, Row] = {}
         self._scheduler = Scheduler(self._cache, limits)
         self._account = Account([page_bytes(config, group, decoder.dtype) for group in groups])
 
@@ -148,8 +141,7 @@ class Worker:
         for group in list(self._groups.values()):
             self._end(group, "cancelled")
         self._apply_updates()
-        if self._tools is not None:
-            self._tools.shutdown(wait=False, cancel_futures=True)
+        self.tools.close()
 
     def enqueue(self, group: Group) -> None:
         """On the engine's thread: a request arrives."""
@@ -248,7 +240,7 @@ class Worker:
         if row.has_ended:
             return  # another sample ended the whole request
         if drawn.problem is not None:
-            self._end(row.group, "error", error=FloatingPointError(drawn.problem), scrub=True)
+            self._end(row.group, "error", error=drawn.problem, scrub=True)
             return
         try:
             taken = row.take(drawn.id, drawn.logprob, drawn.top)
@@ -274,24 +266,34 @@ class Worker:
             del self._groups[group.handle]
         group.close_if_done()
 
-    def _ask_tool(self, row: Row, call: str) -> None:
-        """Has a tool answer a call on another thread; the row goes on when it has."""
-        if self._tools is None:
-            self._tools = ThreadPoolExecutor(NUM_TOOL_THREADS, thread_name_prefix="intone-tool")
+    def _ask_tool(self, row: Row, text: str) -> None:
+        """Has the request's tools answer a call; the row goes on when they have."""
+        try:
+            call = self.tools.submit(row.group.tools, text)
+        except ToolsBusy as error:
+            self._fail_row(row, error)
+            return
+        if call.is_done:
+            # not at once: this row may be in the middle of verified guesses
+            self._commands.put(partial(self._answer, row, call))
+        else:
+            self._calls[call] = row
 
-        def work() -> None:
-            try:
-                name, output = self._tool(call)
-                self._commands.put(lambda: self._answer(row, ToolCall(row.sample, name, call, output)))
-            except Exception as error:
-                failure = error
-                self._commands.put(lambda: self._fail_row(row, failure))
+    def _tools_are_done(self) -> None:
+        """On a tool's thread: has the engine's thread look."""
+        self._commands.put(self._answer_calls)
 
-        self._tools.submit(work)
+    def _answer_calls(self) -> None:
+        for call in self.tools.poll():
+            self._answer(self._calls.pop(call), call)
 
-    def _answer(self, row: Row, called: ToolCall) -> None:
+    def _answer(self, row: Row, call: Call) -> None:
         if row.has_ended:
             return
+        if call.error is not None:
+            self._fail_row(row, call.error)
+            return
+        called = ToolCall(row.sample, call.name, call.text, call.output)
         try:
             forced = [] if called.output is None else self._specials.as_output(self._tokenizer.encode(called.output))
             taken = row.answer(called, forced)
@@ -309,6 +311,9 @@ class Worker:
         self._scheduler.drop(group, scrub=scrub)
         for row in group.active:
             self.runner.adjuster.forget(row)
+        for call in [call for call, row in self._calls.items() if row.group is group]:
+            call.cancel()
+            del self._calls[call]
         del self._groups[group.handle]
         group.end(reason, error=error)
 
@@ -318,6 +323,9 @@ class Worker:
         # not by _end: an error in the book-keeping itself must not keep anybody waiting
         self._scheduler.clear()
         self.runner.adjuster.clear()
+        for call in self._calls:
+            call.cancel()
+        self._calls.clear()
         groups = list(self._groups.values())
         self._groups.clear()
         for group in groups:
