@@ -37,10 +37,11 @@ class LoadedModel:
     def chat(
         self, messages: str | Sequence[Message] | Sequence[Mapping[str, Any]], *, max_tokens: int | None = 256,
         temperature: float = 0.0, top_k: int | None = None, top_p: float = 1.0, seed: int | None = None,
-        tools: bool = True,
+        tools: bool | str | Sequence[str] = True,
     ) -> str:  # fmt: skip
         """The readable answer to a question, or to a list of {"role", "content"} that ends with the user's turn.
 
+        tools: True the calculator, False none, or names: "calculator", "python".
         Raises UserError for a conversation that is none or does not fit, RuntimeError where the model fails.
         """
         from intone.engine.requests import Request

@@ -166,6 +166,8 @@ class ChatSettings(Checked):
     seed: int = setting(0, least=0)
     # let the model use its calculator
     tools: bool = True
+    # let it run Python as well, in a sandbox, where this machine has what contains it
+    python: bool = False
     # where to compute
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 

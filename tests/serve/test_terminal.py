@@ -1,12 +1,14 @@
 import io
+import sys
 
 import pytest
 import torch
 
 from intone.config import model_config
-from intone.data.chat import SPECIALS
+from intone.data.chat import SPECIALS, Message
 from intone.data.tokenizer import SPLIT_PATTERN, Tokenizer
 from intone.engine.engine import Engine
+from intone.engine.requests import Request
 from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, EXIT_STOPPED, UserError
 from intone.serve.terminal import answer_once, chat_loop, piped_prompt
 from intone.settings import ChatSettings
@@ -175,6 +177,30 @@ def test_a_model_that_fails_ends_the_chat_with_its_reason(engine_of, capsys):
     engine, _ = engine_of({})
     assert talk(engine, ["hi", "never"]) == (EXIT_CHECK_FAILED, "")
     assert "the model failed: 'hi'" in capsys.readouterr().err
+
+
+RUN = "it is <|python_start|>sum(range(10))<|python_end|><|output_start|>45<|output_end|>45"
+
+
+def test_python_runs_only_where_the_person_allows_it(engine_of, capsys):
+    engine, _ = engine_of({"sum?": RUN})
+    if (reason := engine.tools()["python"]) != "on":
+        pytest.skip(f"Python is {reason}")
+    handle = engine.submit(Request([Message("user", "sum?")], temperature=0, tools=["calculator", "python"]))
+    assert [(call.name, call.output) for call in handle.result()[0].tool_calls] == [("python", "45")]
+    assert answer_once(engine, "sum?", settings=ChatSettings(temperature=0, python=True)) == "it is 45"
+    completion = engine.generate([Request([Message("user", "sum?")], temperature=0)])[0][0]
+    assert [(call.name, call.output) for call in completion.tool_calls] == [("calculator", None)]
+
+
+def test_python_that_is_off_says_so_in_the_chat(engine_of, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    engine, _ = engine_of({"hi": "hello"})
+    reason = "it needs the system call filter of Linux, this is darwin"
+    assert engine.tools() == {"calculator": "on", "python": f"off: {reason}"}
+    assert talk(engine, ["hi"], python=True) == (EXIT_DONE, "")
+    assert "the Python tool is off on this machine: " + reason in capsys.readouterr().err
+    assert talk(engine, ["hi"]) == (EXIT_DONE, "hello\n")
 
 
 def test_one_prompt_is_answered_once(engine_of):

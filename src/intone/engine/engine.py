@@ -104,6 +104,10 @@ class Engine:
         found: EngineStats = self._call(self._worker.stats)
         return found
 
+    def tools(self) -> dict[str, str]:
+        """Each tool that requests may name, and "on", or "off: " and why. The first time takes half a second."""
+        return self._worker.tools.describe()
+
     def submit(self, request: Request) -> Handle:
         """Starts a request -> its handle, at once. Raises UserError for a prompt that cannot be answered.
 

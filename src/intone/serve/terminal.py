@@ -199,6 +199,7 @@ def _number(text: str, kind: Callable[[str], N]) -> N:
 
 def _request(messages: list[Message], settings: ChatSettings, *, turn: int) -> Request:
     """The request for the next answer; every turn draws its own numbers from the one seed."""
+    tools = ["calculator"] * settings.tools + ["python"] * settings.python
     return Request(
         messages,
         max_tokens=settings.max_tokens,
@@ -206,7 +207,7 @@ def _request(messages: list[Message], settings: ChatSettings, *, turn: int) -> R
         top_k=settings.top_k,
         top_p=1.0 if settings.top_p is None else settings.top_p,
         seed=settings.seed + turn,
-        tools=settings.tools,
+        tools=tools,
     )
 
 
