@@ -7,16 +7,16 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from intone import jobs
 from intone.paths import write_json
 from intone.prepare import ensure_mix, ensure_tokenizer, ensure_val, find_source
 from intone.runs import create_run
 from intone.settings import Layer, TrainSettings, identity, resolve
 from tests.conftest import REPOSITORY
-from tests.tiny_jobs import CONFIG, losses, wait_for, write_job
+from tests.tiny_jobs import CONFIG, ENVIRONMENT, losses, wait_for, write_job
 
 STEPS = 250  # long enough to come between, short enough for a test: two seconds of training
 
@@ -42,21 +42,13 @@ def run(home, tiny_job, tmp_path):
     return "train base --depth 1 --name sea --json", stage, mix.sets[0].folder
 
 
-def start(words: str, home: Path) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "INTONE_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "intone", *words.split()]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_a_shard_that_is_deleted_in_the_middle_does_not_end_the_run(run, home):
-    words, stage, token_set = run
-    command = start(words, home)
+def test_a_shard_that_is_deleted_in_the_middle_does_not_end_the_run(run):
+    _, stage, token_set = run
+    job = jobs.start(stage, ENVIRONMENT)
     wait_for(lambda: len(losses(stage)) > 3, "the fourth step")
     for path in token_set.glob("shard_*"):
         path.unlink()
-    out, err = command.communicate()
-    assert command.returncode == 0, err
-    assert json.loads(out.splitlines()[-1])["outcome"] == "done"
+    assert job.wait().outcome == "done"
     assert [step for step, _ in losses(stage)] == list(range(1, STEPS + 1))
 
 
@@ -64,7 +56,9 @@ def test_a_shard_that_is_cut_in_the_middle_is_made_again_and_the_run_goes_on(run
     words, stage, token_set = run
     path = token_set / "shard_00000.ids"
     content = path.read_bytes()
-    command = start(words, home)
+    environment = {**os.environ, "INTONE_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "intone", *words.split()]
+    command = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list((stage / "checkpoints").glob("step_*")), "a save")
     os.truncate(path, 0)
     out, err = command.communicate()

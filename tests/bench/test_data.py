@@ -60,10 +60,10 @@ def test_growth_is_counted_from_the_settled_memory_on(small, monkeypatch, capsys
 def test_memory_that_grows_is_seen(monkeypatch):
     memory = iter([100, 130, 180])
     monkeypatch.setattr(data, "process_tree", lambda pid: [pid])
-    monkeypatch.setattr(data, "resident", lambda pid: 0)
-    monkeypatch.setattr(data, "proportional_bytes", lambda pid: next(memory))
+    monkeypatch.setattr(data, "resident", lambda pid: next(memory))
+    monkeypatch.setattr(data, "proportional_bytes", lambda pid: 0)
     samples: list[data.Sample] = []
     note = data.sampler(samples)
     for megabytes in (1, 5, 11, 12, 30):
         note(0, megabytes * 10**6)
-    assert [(sample.megabytes, sample.pss_bytes) for sample in samples] == [(1, 100), (11, 130), (30, 180)]
+    assert [(sample.megabytes, sample.rss_bytes) for sample in samples] == [(1, 100), (11, 130), (30, 180)]

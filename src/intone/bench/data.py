@@ -153,7 +153,8 @@ class Sample:
 def growth_row(path: str, folder: Path, megabytes: int) -> ResultRow:
     """cpu.data.tokenise_growth_mib: how much more memory there was at any time than after the first 100 MB.
 
-    low and high: the smallest and the largest of all later samples. Prints every sample's distance and the slope.
+    By resident memory: the proportional one moved by 17 MiB when another program that maps the same libraries ended.
+    low and high: the smallest and the largest of all later samples. Prints every sample and the slope.
     """
     source = find_source("documents", [path], ())
     _, tokenizer = ensure_tokenizer([source], VOCAB)
@@ -166,9 +167,10 @@ def growth_row(path: str, folder: Path, megabytes: int) -> ResultRow:
     if not before or not after:
         raise UserError(f"{megabytes} MB are too few", value=megabytes, fix=f"use more than {2 * SETTLED_MB}")
     settled = before[-1]
-    growth = [(sample.pss_bytes - settled.pss_bytes) / 2**20 for sample in after]
+    growth = [(sample.rss_bytes - settled.rss_bytes) / 2**20 for sample in after]
     for sample, grown in zip(after, growth, strict=True):
-        say(f"{sample.megabytes:6,.0f} MB  RSS {sample.rss_bytes / 2**20:7.1f} MiB  PSS {grown:+7.1f} MiB")
+        proportional = sample.pss_bytes / 2**20
+        say(f"{sample.megabytes:6,.0f} MB  resident {grown:+7.1f} MiB  proportional {proportional:7.1f} MiB")
     slope = statistics.linear_regression([sample.megabytes for sample in after], growth).slope
     say(f"slope {100 * slope:+.3f} MiB for every 100 MB of text")
     command = f"{COMMAND} --gigabyte {path}" + ("" if megabytes == GIGABYTE // 10**6 else f" --megabytes {megabytes}")
