@@ -7,9 +7,10 @@ from intone.errors import UserError
 from intone.hardware import Facts
 from intone.model.native import build
 from intone.model.native.shapes import shape_obstacle
+from intone.prove.gates.parity import trajectory_gate
 from intone.records import Choice, choice
 from intone.settings import Resolved
-from intone.tune.precision import GATE_STEPS, NoTrial, trajectory_gate
+from intone.tune.precision import GATE_STEPS, NoTrial
 from intone.tune.settle import shape_key
 from intone.tune.trials import Trials
 
