@@ -7,10 +7,11 @@ import torch
 
 from intone.engine.engine import Engine
 from intone.hardware import Facts
-from intone.prove.gates import chain, faults
+from intone.model.checkpoint import list_checkpoints, saved_step
+from intone.prove.gates import chain, faults, physical
 from intone.prove.gates.result import run_gates
 from intone.prove.gates.tiny import SEGMENT, random_model
-from intone.records import Outcome
+from intone.records import Outcome, read_log
 
 GIB = 2**30
 FACTS = Facts("ab", device="cpu", cores_logical=2, cores_physical=2, memory_available_bytes=16 * GIB,
@@ -42,6 +43,28 @@ def test_a_right_change_passes_every_gate_the_cheap_ones_first(jobs, run_here, r
     assert report.passed, report.table()
     assert sorted(names(report)) == sorted(ALL)
     assert names(report)[:2] == ["physical bound", "recipe"] and names(report)[-1] == "sealed inputs"
+
+
+def test_the_peak_is_that_of_steps_a_save_and_an_evaluation(jobs, run_here):
+    seen = {}
+
+    def run_and_look(folder):
+        outcome = run_here(folder)
+        seen["saves"] = [saved_step(path) for path in list_checkpoints(folder)]
+        seen["evaluated"] = [row["step"] for row in read_log(folder / "log.jsonl", "eval") if row["values"]]
+        return outcome
+
+    gate = chain.memory_gate(jobs.side(run_and_look, val=str(jobs.folder / "text")), jobs.scratch, FACTS)
+    assert gate.run().passed
+    assert seen == {"saves": [3], "evaluated": [2, 3]}
+
+
+def test_a_rate_is_judged_by_what_is_learned(jobs, run_here):
+    side = jobs.side(run_here)
+    work, _ = chain.rate_gate(side, FACTS, 1e4).gather()
+    full = physical.training_work(jobs.job.model, 1e4, dtype="fp32")
+    assert 0.8 * full.flops_per_s < work.flops_per_s <= full.flops_per_s
+    assert chain.rate_gate(side, FACTS, 1e9).run().passed is False
 
 
 def test_the_case_studys_batch_of_93_meets_the_recipe_before_anything_is_trained(jobs, run):

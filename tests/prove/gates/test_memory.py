@@ -18,7 +18,7 @@ def test_the_margin_must_be_left_free():
     assert judge(Memory(85 * GIB, 100 * GIB)).passed
     result = judge(Memory(86 * GIB, 100 * GIB))
     assert result.passed is False
-    assert result.reason == "peak 86 GiB of 100 GiB available in a short training leaves 14.0%, asked are 15%"
+    assert result.reason == "peak 86 GiB of 100 GiB available in a training leaves 14.0%, asked are 15%"
 
 
 def test_a_smaller_margin_is_the_callers_to_give():
@@ -47,7 +47,7 @@ def test_ends_retries_and_unknown_sizes(memory, passed):
 def test_a_trials_peak_is_its_highest_step_against_its_own_device():
     rows = [{"peak_bytes": size} for size in (2 * GIB, 3 * GIB, None)]
     found = Trial(Path("x"), Outcome("done", 3), rows)
-    assert of_trial(found, FACTS) == Memory(3 * GIB, 7 * GIB, what="3 steps")
+    assert of_trial(found, FACTS) == Memory(3 * GIB, 7 * GIB, what="a training of 3 steps")
     gpu = dataclasses.replace(FACTS, device="cuda", gpu_memory_free_bytes=140 * GIB)
     assert of_trial(found, gpu).available_bytes == 140 * GIB
     assert of_trial(Trial(Path("x"), Outcome("out_of_memory", 0), []), FACTS).peak_bytes is None

@@ -204,6 +204,9 @@ def test_a_baseline_that_is_far_from_fp32_itself_lets_its_candidate_be_as_far():
     assert judge_tolerance(far, RIGHT, dtype="bf16", own=own).passed
     farther = changed(gradient=dataclasses.replace(NEAR, gradient=0.1))
     assert judge_tolerance(farther, RIGHT, dtype="bf16", own=own).passed is False
+    wrong = dataclasses.replace(NEAR, gradient=0.9)  # no measure for anybody
+    as_wrong = changed(gradient=dataclasses.replace(NEAR, gradient=0.2))
+    assert judge_tolerance(as_wrong, RIGHT, dtype="bf16", own=wrong).passed is False
 
 
 def test_without_gradients_or_with_few_steps_nothing_is_shown():

@@ -1,6 +1,5 @@
 """Which gates a change must pass, put together for two trainings and for an engine; run them with result.run_gates."""
 
-import dataclasses
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -14,9 +13,11 @@ from intone.prove.gates.decode import Generate
 from intone.prove.gates.parity import Kind
 from intone.prove.gates.result import Gate
 from intone.prove.trial import Side, trial
-from intone.records import read_choices
 
-PEAK_STEPS = 3  # the first allocates, the second has the optimizer's moments too, the third shows that it stays
+# the first step allocates, the second has the optimizer's moments too; a save and an evaluation follow it, whose peak
+# the third step's row shows
+PEAK_STEPS = 3
+PEAK_EVAL_ROWS = 32  # two batches of an evaluation: more rows need no more memory
 
 
 def training_gates(
@@ -52,10 +53,15 @@ def generation_gates(
 
 
 def memory_gate(candidate: Side, scratch: Path, facts: Facts) -> Gate[memory.Memory]:
-    """The peak of the candidate's first steps on this machine."""
+    """The peak of the candidate's first steps, a save and an evaluation on this machine."""
 
     def gather() -> memory.Memory:
-        with trial(candidate, scratch, steps=PEAK_STEPS) as found:
+        job = training.job_of(candidate)
+        changes: dict[str, Any] = {
+            "steps": PEAK_STEPS, "keep": 1, "val": job.val, "eval_every": PEAK_STEPS - 1,
+            "eval_tokens": min(job.eval_tokens, PEAK_EVAL_ROWS * job.context),
+        }  # fmt: skip
+        with trial(candidate, scratch, **changes) as found:
             return memory.of_trial(found, facts)
 
     return Gate(memory.NAME, training.TRIAL_COST_S, gather, memory.judge)
@@ -70,11 +76,10 @@ def fresh_gate(candidate: Side, scratch: Path) -> Gate[list[replay.Written]]:
         for seed in (first, first + 1):
             began_at_s = time.time()
             with trial(candidate, scratch, steps=replay.MIN_EQUAL, seed=seed) as found:
-                written = replay.read_written(
-                    f"seed {seed}", found.folder, found.losses, fresh_key=(seed,), began_at_s=began_at_s,
+                runs.append(replay.read_written(
+                    f"the run with seed {seed}", found.folder, found.losses, fresh_key=(seed,), began_at_s=began_at_s,
                     num_steps=replay.MIN_EQUAL,
-                )  # fmt: skip
-            runs.append(dataclasses.replace(written, name=f"the run with seed {seed}"))
+                ))  # fmt: skip
         return runs
 
     return Gate(replay.NAME, 2 * training.TRIAL_COST_S, gather, replay.judge)
@@ -84,8 +89,10 @@ def rate_gate(candidate: Side, facts: Facts, tokens_per_s: float) -> Gate[tuple[
     """The candidate's measured rate of training against what this machine can do."""
 
     def gather() -> tuple[physical.Work, physical.Bound]:
-        dtype = read_choices(candidate.folder).segments[0].dtype
-        work = physical.training_work(training.job_of(candidate).model, tokens_per_s, dtype=dtype)
+        dtype, job = training.first_segment(candidate)[0].dtype, training.job_of(candidate)
+        learned = recipe.first_rows(job).targets >= 0
+        share = float(learned.mean())
+        work = physical.training_work(job.model, tokens_per_s, dtype=dtype, supervised_share=share)
         return work, physical.bound_of(facts, dtype)
 
     return Gate(physical.NAME, 0.0, gather, lambda found: physical.judge(*found))

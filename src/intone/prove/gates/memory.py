@@ -26,14 +26,15 @@ class Memory:
     available_bytes: int | None
     outcome: str = "done"
     num_retries: int | None = None
-    what: str = "a short training"
+    what: str = "a training"
 
 
 def of_trial(found: Trial, facts: Facts) -> Memory:
     """The memory of a trial on this machine. CUDA: allocated bytes of the device; else resident bytes of the worker."""
     peaks = [row["peak_bytes"] for row in found.rows if row["peak_bytes"] is not None]
     available = facts.gpu_memory_free_bytes if facts.device == "cuda" else facts.memory_available_bytes
-    return Memory(max(peaks, default=None), available, found.outcome.outcome, what=f"{len(found.rows)} steps")
+    what = f"a training of {len(found.rows)} steps"
+    return Memory(max(peaks, default=None), available, found.outcome.outcome, what=what)
 
 
 def judge(memory: Memory, *, margin: float = MARGIN) -> GateResult:

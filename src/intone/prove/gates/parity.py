@@ -49,7 +49,12 @@ LIMITS = {
     # guess: those of bf16, whose rounding is 8 times as coarse; overflows are skipped steps, not differences
     "fp16": Limits(3e-3, 2e-2, 5e-3, gradient=6e-2, norm=1.5e-2, tensor=2e-1),
 }
-OWN_ERROR = 1.5  # a baseline's own distance from fp32 times this is allowed where it is more than the limit; guess
+# a baseline's own distance from fp32 times OWN_ERROR is allowed where it is more than the limit, up to OWN_MOST limits:
+# a baseline that is wrong must not make its candidate right; guesses
+OWN_ERROR, OWN_MOST = 1.5, 3.0
+GRADIENT_WORDS = {
+    "gradient": "the gradients are", "norm": "the norm of the gradients is", "tensor": "the gradient of one tensor is",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -198,8 +203,7 @@ def judge_tolerance(
 ) -> GateResult:
     """The candidate's losses and gradients stay as close to fp32 eager's as right code of its dtype does.
 
-    reference: fp32 eager. own: how far the baseline's gradients in its own dtype are; a candidate's may be as far,
-    times OWN_ERROR, where that is more than the limit.
+    reference: fp32 eager. own: how far the baseline's gradients in its own dtype are, see OWN_ERROR.
     """
     limits = LIMITS[dtype]
     threshold = Threshold(
@@ -221,7 +225,7 @@ def judge_tolerance(
     for name, words in GRADIENT_WORDS.items():
         found, allowed = getattr(candidate.gradient, name), getattr(limits, name)
         if own is not None:
-            allowed = max(allowed, OWN_ERROR * getattr(own, name))
+            allowed = max(allowed, min(OWN_ERROR * getattr(own, name), OWN_MOST * allowed))
         if not found <= allowed:
             place = f" (in {candidate.gradient.worst})" if name == "tensor" else ""
             reason = f"{words} {found:.2e} off fp32's{place}, allowed are {allowed:.1e}"
@@ -236,11 +240,6 @@ def judge_tolerance(
     if not accepted:
         return GateResult(NAME, False, why, threshold, evidence, fix=fix)
     return GateResult(NAME, True, f"{why}, gradients within {evidence['gradient_error']:.1e}", threshold, evidence)
-
-
-GRADIENT_WORDS = {
-    "gradient": "the gradients are", "norm": "the norm of the gradients is", "tensor": "the gradient of one tensor is",
-}  # fmt: skip
 
 
 def tolerance_evidence(candidate: Losses, reference: Losses) -> dict[str, Any]:

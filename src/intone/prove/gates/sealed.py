@@ -32,7 +32,7 @@ class Seal:
 
 def seal(paths: Iterable[Path]) -> Seal:
     """The state of files and whole folders now. Caches of Python (__pycache__) are left out, links are followed."""
-    kept = tuple(paths)
+    kept = tuple(dict.fromkeys(paths))
     return Seal({str(file): content(file) for path in kept for file in files_below(path)}, kept)
 
 

@@ -208,12 +208,12 @@ def gather_seeds(
 
 def gate(
     baseline: Side, candidate: Side, scratch: Path, *, declared: Collection[str] = (), kind: parity.Kind | None = None,
-    numbers: Sequence[int] = (1, 2, 3, 4, 5), steps: int = TRAJECTORY_STEPS,
+    numbers: Sequence[int] = (1, 2, 3, 4, 5), margin: float = seeds.MARGIN, steps: int = TRAJECTORY_STEPS,
 ) -> Gate[Any]:  # fmt: skip
     """The gate on losses for two sides, of the kind that fits the change unless one is asked for.
 
     declared: what the change of the recipe touches. numbers: the seeds of the statistical kind, which trains whole
-    jobs; steps: of the other two kinds.
+    jobs and allows the margin; steps: of the other two kinds.
     """
     chosen: str = kind or parity.kind_of_change(
         read_choices(baseline.folder), read_choices(candidate.folder), is_recipe_change=bool(declared)
@@ -233,7 +233,7 @@ def gate(
         "statistical": (
             2 * len(numbers) * TRIAL_COST_S,
             lambda: gather_seeds(baseline, candidate, scratch, numbers=numbers),
-            lambda found: seeds.judge(found, allow_better=True),
+            lambda found: seeds.judge(found, margin=margin, allow_better=True),
         ),
     }
     return Gate(parity.NAME, *kinds[chosen])
