@@ -28,6 +28,7 @@ Trains, measures and talks to small language models, fitted to this machine.
   data       check data, or tokenise it ahead of time
   import     a checkpoint of nanochat or transformers becomes a run
   export     a run as a folder for transformers, or as safetensors
+  report     a page to look at and to show: of a run, or of measurements
   runs       what is on disk
 
 intone VERB --help lists the flags of a verb; --json ends stdout with one line for machines.

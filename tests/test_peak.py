@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from intone import peak
 from intone.paths import read_json, write_json
 from intone.peak import CostWatch, process_tree, proportional_bytes, resident
@@ -43,6 +45,20 @@ def test_what_a_killed_call_cost_is_kept_while_it_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(peak, "KEEP_EVERY_S", 0.0)
     with CostWatch(tmp_path / "spent.json"):
         wait_for((tmp_path / "spent.json").exists, "the first writing")
+
+
+def test_the_time_inside_a_phase_is_counted_to_it_over_all_calls(tmp_path):
+    write_json(tmp_path / "spent.json", {"format": 1, "seconds": 9.0, "peak_bytes": 1, "phases": {"planning": 70.0}})
+    with CostWatch(tmp_path / "spent.json") as cost:
+        with cost.phase("planning"):
+            wait_for(lambda: cost.phases["planning"] > 70.0, "the clock of a phase at work")
+        with pytest.raises(ValueError, match="planted"), cost.phase("base"):
+            raise ValueError("planted")
+        after = cost.phases
+        assert list(after) == ["planning", "base"]
+    kept = read_json(tmp_path / "spent.json")["phases"]
+    assert kept == after  # nothing is counted outside
+    assert 70.0 < kept["planning"] < 130.0 and kept["base"] > 0
 
 
 def test_a_folder_that_is_deleted_meanwhile_stays_deleted(tmp_path):

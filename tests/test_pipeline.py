@@ -7,6 +7,7 @@ import pytest
 
 from intone import pipeline
 from intone.errors import DiskFull, UserError
+from intone.model.cost import train_flops_per_token
 from intone.paths import FolderLock, read_json, write_json
 from intone.pipeline import honest_word, run_pipeline, run_train
 from intone.planning import Plan
@@ -17,6 +18,7 @@ from tests.tiny_jobs import ENVIRONMENT, SEGMENT
 
 SKILL = {"score": 0.95, "low": 0.9, "high": 0.98, "num_items": 200}
 STARTER = {"mean": 0.95, "low": 0.93, "high": 0.97, "skills": {"facts": SKILL, "story": SKILL}}
+WRONG = {"skill": "facts", "question": "Who?", "expected": "Ada.", "got": "Bo.", "reason": "stop"}
 BPB = {"value": 1.25, "low": 1.2, "high": 1.3, "num_bytes": 4096}
 
 
@@ -53,7 +55,7 @@ class Machine:
         self.started.append(folder.name)
         outcome = self.outcomes.pop(folder.name, Outcome("done", 2))
         if outcome.outcome == "done" and folder.name == "eval":
-            write_json(folder / "eval.json", {"format": 1, "starter": {**STARTER, "wrong": [{"skill": "facts"}]}})
+            write_json(folder / "eval.json", {"format": 1, "starter": {**STARTER, "wrong": [WRONG]}})
         elif outcome.outcome == "done":
             for step in (1, 2):
                 log_row(folder / "log.jsonl", StepRow(step, 160 * step, 3.0 / step, 1.0, 0.5, 0.0, 320.0, 7, False))
@@ -122,8 +124,43 @@ def test_the_text_ends_with_the_command_to_chat(machine, home):
     assert lines[1].split() == ["base", "2", "320", "320", "1.500", "1", "s"]
     assert "base model: 1.250 bits per byte [1.200, 1.300] on validation text" in lines
     assert "It is reliable at facts, story. It knows a small world only: other topics get confident nonsense." in lines
-    assert lines[-2].endswith(f", in {home}/runs/d1-1")
+    assert lines[-3].endswith(f", in {home}/runs/d1-1")
+    assert lines[-2] == f"report: {home}/runs/d1-1/report.html"
     assert lines[-1] == "next: intone chat --from d1-1"
+
+
+def test_a_run_ends_with_its_page_beside_it_and_where_its_time_went(machine, home):
+    run()
+    folder = home / "runs" / "d1-1"
+    assert "<h1>d1-1</h1>" in (folder / "report.html").read_text()
+    assert (folder / "report.md").read_text().startswith("# d1-1\n")
+    phases = read_json(folder / "spent.json")["phases"]
+    assert sorted(phases) == ["base", "evaluation", "mid", "planning", "sft"]
+    report = read_json(folder / "report.json")
+    assert report["result"]["chat"] == "intone chat --from d1-1"
+    # each stage of the stand-in has logged two steps of 0.5 s, and no clock can have seen them
+    assert report["time"]["parts_s"]["planning"] == phases["planning"]
+    assert report["machine"]["facts"]["cores_logical"]["value"] >= 1
+
+
+def test_a_page_that_cannot_be_written_does_not_fail_the_run(machine, home, monkeypatch, capsys):
+    def broken(folder):
+        raise KeyError("planted")
+
+    monkeypatch.setattr("intone.report.write.write_run_report", broken)
+    answer = run()
+    assert (answer.outcome, answer.exit, find_run("d1-1").state) == ("done", 0, "done")
+    assert answer.text.splitlines()[-1] == "next: intone chat --from d1-1"
+    assert "report:" not in answer.text
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "the report was not written (KeyError: 'planted'); try: intone report d1-1"
+
+
+def test_the_share_of_the_machines_rate_is_that_of_the_median_step(machine):
+    machine.job = replace(machine.job, peak_flops=1e9)
+    [base, *_] = run().result["stages"]
+    flops = train_flops_per_token(machine.job.model, machine.job.context) * 5 * machine.job.context
+    assert base["mfu"] == pytest.approx(flops / 0.5 / 1e9)
 
 
 def test_what_earlier_calls_cost_is_added_and_lateness_is_said(machine):

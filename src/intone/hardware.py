@@ -280,6 +280,13 @@ def load_facts(*, again: bool = False, measure: Callable[[Facts], dict[str, Any]
     return completed(now, kept)
 
 
+def known_facts() -> Facts:
+    """What is known without measuring: today's facts and those that were measured here before."""
+    now = read_system()
+    kept = read_kept(now.folder / "facts.json")
+    return now if kept is None else completed(now, kept)
+
+
 def completed(now: Facts, kept: dict[str, Any]) -> Facts:
     """Today's facts with the measured ones and what the tables say about the GPU."""
     facts = dataclasses.replace(now, **{name: value for name, value in kept.items() if value is not None})

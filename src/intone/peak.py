@@ -4,7 +4,9 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from intone.errors import UserError
 from intone.paths import read_json, write_json
@@ -16,7 +18,7 @@ GROWTH = 1.005  # of the resident sum since it was last looked at closely: the p
 
 
 class CostWatch:
-    """Seconds and peak memory of a run over all processes that worked on it, kept in a file every few seconds.
+    """Seconds, their phases and peak memory of a run over all processes that worked on it, kept in a file as it goes.
 
     Watches this process and its children in a thread. What an earlier process wrote is added to (seconds) or
     kept (peak), so that a run that was killed does not look cheaper than it was. Pages shared by several
@@ -24,10 +26,12 @@ class CostWatch:
     """
 
     def __init__(self, path: Path) -> None:
-        before = read_json(path) if path.exists() else {"seconds": 0.0, "peak_bytes": 0}
+        before: dict[str, Any] = read_json(path) if path.exists() else {"seconds": 0.0, "peak_bytes": 0}
         self.peak_bytes = int(before["peak_bytes"])
         self._path = path
         self._seconds_before = float(before["seconds"])
+        self._phases: dict[str, float] = dict(before.get("phases", {}))
+        self._at_work: tuple[str, float] | None = None  # the phase that runs now, and since when
         self._started_s = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="cost", daemon=True)
@@ -37,6 +41,26 @@ class CostWatch:
         """Seconds of the whole run up to now."""
         return self._seconds_before + time.monotonic() - self._started_s
 
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds of every phase of the whole run up to now."""
+        phases = dict(self._phases)
+        at_work = self._at_work
+        if at_work is not None:
+            name, began_s = at_work
+            phases[name] = phases.get(name, 0.0) + time.monotonic() - began_s
+        return phases
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the time inside to a phase of the run. Phases do not nest: time has one owner."""
+        assert self._at_work is None, f"phase {name} inside {self._at_work}"
+        self._at_work = (name, time.monotonic())
+        try:
+            yield
+        finally:
+            self._phases, self._at_work = self.phases, None
+
     def __enter__(self) -> "CostWatch":
         self._thread.start()
         return self
@@ -44,7 +68,7 @@ class CostWatch:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._keep()
+        self.keep()
 
     def _watch(self) -> None:
         known: list[int] = []
@@ -53,7 +77,7 @@ class CostWatch:
         while not self._ended.wait(INTERVAL_S):
             if time.monotonic() - kept_s > KEEP_EVERY_S:
                 kept_s = time.monotonic()
-                self._keep()
+                self.keep()
             tree = process_tree(os.getpid())
             resident_bytes = sum(map(resident, tree))
             # the kernel walks every page for a proportional size, 14 ms per GiB: only read where it may be a new peak
@@ -62,11 +86,12 @@ class CostWatch:
             known, measured_at_bytes = tree, resident_bytes
             self.peak_bytes = max(self.peak_bytes, sum(map(proportional_bytes, tree)))
 
-    def _keep(self) -> None:
-        """A full disk or a deleted folder must not end a run for the sake of its cost."""
+    def keep(self) -> None:
+        """Writes the file. A full disk or a deleted folder must not end a run for the sake of its cost."""
         if self._path.parent.exists():
+            kept = {"format": 1, "seconds": self.seconds, "peak_bytes": self.peak_bytes, "phases": self.phases}
             with contextlib.suppress(UserError, OSError):
-                write_json(self._path, {"format": 1, "seconds": self.seconds, "peak_bytes": self.peak_bytes})
+                write_json(self._path, kept)
 
 
 def process_tree(pid: int) -> list[int]:

@@ -2,19 +2,21 @@
 
 import contextlib
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from intone import recipe
+from intone import __version__, recipe
 from intone.config import TrainJob
 from intone.errors import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, DiskFull, UserError
 from intone.fields import flag_of, shown
-from intone.hardware import load_facts
+from intone.hardware import known_facts, load_facts
 from intone.log import human_bytes, human_count, human_duration, say, table, three_digits
 from intone.mixture import STARTER, parse_mixture
+from intone.model.cost import train_flops_per_token
 from intone.paths import FolderLock, read_json, write_json
 from intone.peak import CostWatch
 from intone.planning import Plan, fastest_rate, plan_run, plan_stage
@@ -28,6 +30,7 @@ STAGES = ("base", "mid", "sft")
 EVAL_FOLDER = "eval"
 SPENT = "spent.json"  # what the run cost so far
 FORECAST = "forecast.json"  # what was planned
+MACHINE = "machine.json"  # what is known about the machine that it was planned on
 LATE = 1.1  # of the planned minutes: a run that takes longer says so
 
 
@@ -35,31 +38,38 @@ def run_pipeline(settings: RunSettings, origins: Mapping[str, Resolved]) -> Answ
     """Text -> tokenizer -> base -> mid -> SFT -> evaluation, or what is left of it. Raises UserError."""
     started_s = time.monotonic()
     with claimed_run("run", settings, origins, STAGES) as run, CostWatch(run.folder / SPENT) as cost:
-        plan_once(run, settings.like, lambda: plan_run(settings, origins, run.folder, started_s=started_s))
+        with cost.phase("planning"):
+            plan_once(run, settings.like, lambda: plan_run(settings, origins, run.folder, started_s=started_s))
         try:
             for stage in run.stages:
                 if run.stage_state(stage) != "done":
-                    run_stage(run, stage)
-            run_evaluation(run)
+                    with cost.phase(stage):
+                        run_stage(run, stage)
+            with cost.phase("evaluation"):
+                run_evaluation(run)
         except StageFailed as failure:
             return failed_answer(run, failure)
         result = collect_result(run, seconds=cost.seconds, peak_bytes=cost.peak_bytes)
         run = with_state(run, "done", result=result)
-        return Answer(result, run_text(run, result), run=run.name, path=str(run.folder))
+        cost.keep()
+        page = write_page(run)
+        return Answer(result, run_text(run, result, page), run=run.name, path=str(run.folder))
 
 
 def run_train(settings: TrainSettings, origins: Mapping[str, Resolved]) -> Answer:
     """One stage by itself: `intone train base|mid|sft`. With prepare it only writes the job folder."""
     started_s = time.monotonic()
     with claimed_run("train", settings, origins, (settings.stage,)) as run, CostWatch(run.folder / SPENT) as cost:
-        plan_once(run, settings.like, lambda: plan_stage(settings, origins, run.folder, started_s=started_s))
+        with cost.phase("planning"):
+            plan_once(run, settings.like, lambda: plan_stage(settings, origins, run.folder, started_s=started_s))
         folder = run.stage_folder(settings.stage)
         if settings.prepare:
             text = f"the job is in {folder}\nnext: python -m intone.worker {folder}"
             return Answer({"folder": str(folder)}, text, run=run.name, path=str(run.folder))
         try:
             if run.stage_state(settings.stage) != "done":
-                run_stage(run, settings.stage)
+                with cost.phase(settings.stage):
+                    run_stage(run, settings.stage)
         except StageFailed as failure:
             return failed_answer(run, failure)
         result: dict[str, Any] = {
@@ -230,6 +240,7 @@ def plan_once(run: Run, like: str | None, make_plan: Callable[[], Plan]) -> None
         say(f"going on with run {run.name}")
         return
     say(f"run {run.name} in {run.folder}")
+    write_json(run.folder / MACHINE, {"format": 1, "intone": __version__, "facts": known_facts().as_json()})
     write_plan(run, make_plan() if like is None else copy_plan(find_run(like), run))
 
 
@@ -337,10 +348,16 @@ def stage_bpb(run: Run, stage: str) -> dict[str, Any] | None:
 
 
 def stage_summary(run: Run, stage: str) -> dict[str, Any]:
-    """What a stage did: seconds in steps, tokens, tokens per second, steps."""
+    """What a stage did: seconds in steps, tokens, tokens per second, steps, and its share of the machine's rate."""
     rows = read_log(run.stage_folder(stage) / "log.jsonl", "step")
+    job = TrainJob.from_json(read_json(run.stage_folder(stage) / "config.json"))
     seconds = sum(row["step_s"] for row in rows)
     tokens = rows[-1]["tokens"] if rows else 0
+    mfu = None
+    if job.peak_flops and rows:
+        typical_s = statistics.median(row["step_s"] for row in rows)
+        flops = train_flops_per_token(job.model, job.context) * job.rows_per_step * job.context
+        mfu = flops / typical_s / job.peak_flops
     return {
         "stage": stage,
         "seconds": seconds,
@@ -350,11 +367,23 @@ def stage_summary(run: Run, stage: str) -> dict[str, Any]:
         "loss": next((row["loss"] for row in reversed(rows) if row["loss"] is not None), None),
         "data": epochs_of(read_json(run.stage_folder(stage) / "config.json"), tokens),
         "skipped": sum(row["skipped"] for row in rows),
+        "mfu": mfu,  # at the median step
     }
 
 
-def run_text(run: Run, result: Mapping[str, Any]) -> str:
-    """What a person reads at the end: stages, skills, an honest word, and the next command."""
+def write_page(run: Run) -> Path | None:
+    """The run's report.html, with its Markdown and JSON; None where it could not be written, which is said."""
+    try:
+        from intone.report.write import write_run_report  # here: a package that is missing must not fail a run either
+
+        return write_run_report(run.folder).html
+    except Exception as error:  # a finished run must not fail for the sake of its page, whatever is wrong with it
+        say(f"the report was not written ({type(error).__name__}: {error}); try: intone report {run.name}")
+        return None
+
+
+def run_text(run: Run, result: Mapping[str, Any], page: Path | None) -> str:
+    """What a person reads at the end: stages, skills, an honest word, its page, and the next command."""
     lines = [stages_table(result), ""]
     bpb = result["bpb"]
     if bpb:
@@ -371,6 +400,7 @@ def run_text(run: Run, result: Mapping[str, Any]) -> str:
     lines += late_word(run, result["minutes"])
     lines += [
         f"{three_digits(result['minutes'])} minutes, peak memory {human_bytes(result['peak_bytes'])}, in {run.folder}",
+        *([] if page is None else [f"report: {page}"]),
         f"next: {result['chat']}",
     ]
     return "\n".join(lines)

@@ -205,6 +205,7 @@ class EventRow:
     step: int
     event: str
     message: str
+    seconds: float | None = None  # how long it took, where that was measured
 
 
 LogRow = StepRow | EvalRow | SampleRow | EventRow

@@ -156,7 +156,7 @@ def list_runs() -> tuple[list[Run], list[UserError]]:
 
 def find_run(reference: str) -> Run:
     """The run that NAME, NAME/STAGE, a path or `latest` means. Raises UserError with the nearest name."""
-    return _parse(reference)[0]
+    return find_part(reference)[0]
 
 
 def find_stage(reference: str) -> Place:
@@ -168,7 +168,7 @@ def find_stage(reference: str) -> Place:
     path = Path(reference).expanduser()
     if "/" in reference and (path / "config.json").exists() and not (path.parent / "run.json").exists():
         return Place(path.absolute(), path.name, None)  # a stage that was copied out of its run
-    run, stage = _parse(reference)
+    run, stage = find_part(reference)
     if reference == "latest":
         run = next((run for run in list_runs()[0] if run.finished_stage()), run)
     if stage is None:
@@ -190,8 +190,8 @@ def find_stage(reference: str) -> Place:
     return Place(run.stage_folder(stage), stage, run)
 
 
-def _parse(reference: str) -> tuple[Run, str | None]:
-    """RUN as a person writes it -> (run, the stage it names or None)."""
+def find_part(reference: str) -> tuple[Run, str | None]:
+    """RUN as a person writes it -> (run, the stage it names or None; not checked). Raises UserError."""
     name, _, stage = reference.rstrip("/").partition("/")
     if name == "latest":
         runs, _ = list_runs()

@@ -17,6 +17,7 @@ from intone.mixture import absolute_word
 
 Auto = Literal["auto"]
 Stage = Literal["base", "mid", "sft"]
+OPEN_REASON = "settled for this machine at the start"  # of "auto" until it is
 Origin = Literal["default", "preset", "from", "flag", "measured", "cached"]
 
 
@@ -281,6 +282,16 @@ class RunsSettings(Checked):
     run: str | None = setting(None, positional=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(Checked):
+    """`intone report [RUN]`: one page of a run or of measurements, as HTML, Markdown and JSON."""
+
+    # run to report on: NAME, NAME/STAGE, a path, or latest; or a .json or .jsonl file of comparisons or result rows
+    run: str = setting("latest", positional=True)
+    # folder to write to; none given: the run's own, or that of the file
+    out: str | None = None
+
+
 S = TypeVar("S", bound=Checked)
 
 
@@ -310,7 +321,7 @@ def resolve(cls: type[S], layers: Sequence[Layer]) -> tuple[S, dict[str, Resolve
     resolved: dict[str, Resolved] = {}
     for name, entry in named_fields(cls).items():
         if entry.default is not dataclasses.MISSING:
-            reason = "settled for this machine at the start" if entry.default == "auto" else "default"
+            reason = OPEN_REASON if entry.default == "auto" else "default"
             resolved[name] = Resolved(entry.default, "default", reason)
     for layer in layers:
         for name, value in checked_values(cls, layer.values).items():

@@ -70,6 +70,8 @@ VERBS = {
         "ExportSettings",
         "intone.exchange.exporting:export_verb",
     ),
+    "report": Verb("a page to look at and to show: of a run, or of measurements", "ReportSettings",
+                   "intone.report.write:report_verb"),  # fmt: skip
     "runs": Verb("what is on disk", "RunsSettings", "intone.runs:runs_verb"),
 }
 
