@@ -152,7 +152,7 @@ def test_a_run_without_incidents_says_so_and_one_with_them_names_each(finished):
         ["sft", "21", "skipped", "1 updates left out: 21"],
         ["sft", "20", "disk_full", "no space left"],
     ]
-    assert segments.rows[-1] == ["sft", "9", "2 rows", "bf16", "yes", "sdpa", "2", "memory ran out"]
+    assert segments.rows[-1] == ["sft", "9", "2 rows", "bf16", "yes", "sdpa, kernels torch", "2", "memory ran out"]
 
 
 def test_an_unfinished_run_says_how_to_go_on(finished):

@@ -29,7 +29,9 @@ def steps_logged(folder):
 
 
 def events(folder):
-    return [(row["step"], row["event"]) for row in read_log(folder / "log.jsonl", "event")]
+    """What happened besides saving and going on."""
+    rows = read_log(folder / "log.jsonl", "event")
+    return [(row["step"], row["event"]) for row in rows if row["event"] not in ("save", "resumed")]
 
 
 def steps_saved(folder):
@@ -144,6 +146,14 @@ def test_a_stopped_run_goes_on_bitwise(make_job, train, final_state, text_files,
     for name in ("samples.jsonl", "eval.json"):
         assert (parts / name).read_text() == (whole / name).read_text()
     assert "going on from the save at step 5" in capsys.readouterr().err
+    rows = [row for row in read_log(parts / "log.jsonl", "event") if row["event"] in ("save", "resumed")]
+    assert [(row["step"], row["event"], row["message"]) for row in rows] == [
+        (2, "save", "step_000002"), (2, "resumed", "from the save at step 2"), (3, "save", "step_000003"),
+        (5, "save", "step_000005"), (5, "resumed", "from the save at step 5"), (6, "save", "step_000006"),
+        (7, "save", "step_000007"),
+    ]  # fmt: skip
+    assert all((row["seconds"] > 0) == (row["event"] == "save") for row in rows if row["seconds"] is not None)
+    assert [row["event"] for row in rows if row["seconds"] is None] == ["resumed", "resumed"]
 
 
 def test_a_stop_in_the_last_step_leaves_the_evaluation_for_the_next_start(make_job, train, text_files):

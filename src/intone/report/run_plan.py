@@ -141,7 +141,7 @@ def segment_rows(record: RunRecord) -> list[list[str]]:
                     f"{segment.device_batch:,} rows",
                     segment.dtype,
                     shown(segment.compiled),
-                    segment.attention,
+                    f"{segment.attention}, kernels {segment.kernels}",
                     "auto" if segment.threads is None else str(segment.threads),
                     segment.reason,
                 ]

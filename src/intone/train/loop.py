@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -129,6 +130,7 @@ class Trainer:
             # filling new memory hides bugs, not rounding, and takes 7 % of an eager step (LOG.md)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         elif job.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses every product on CUDA
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         if first.threads:
@@ -158,8 +160,10 @@ class Trainer:
         self._restore_logs()
         for problem in problems:
             self._event("damaged save skipped", problem)
-        if checkpoint is not None and problems:
-            discard_after(self.folder, checkpoint.step)
+        if checkpoint is not None:
+            self._note("resumed", f"from the save at step {checkpoint.step:,}")
+            if problems:
+                discard_after(self.folder, checkpoint.step)
 
     def _start_from(self, before: Path) -> list[str]:
         """Takes over the weights of another job's newest good save; returns what was wrong with newer ones."""
@@ -343,7 +347,8 @@ class Trainer:
         progress = self.progress
         if progress.step == self.saved_step:
             return  # nothing was trained since
-        save_checkpoint(
+        begin_s = time.monotonic()
+        folder = save_checkpoint(
             self.folder,
             progress.step,
             model=self.job.model,
@@ -352,8 +357,9 @@ class Trainer:
             state=progress.as_json(),
             tokenizer_hash=self.job.tokenizer_hash,
         )
-        self.saved_step, self.last_save_s = progress.step, time.monotonic()
         prune(self.folder, keep=self.job.keep, best_step=progress.best_step)
+        self.saved_step, self.last_save_s = progress.step, time.monotonic()
+        self._note("save", folder.name, seconds=self.last_save_s - begin_s)
 
     def _evaluate(self) -> None:
         """bpb on the fixed validation rows, and samples, once per step; the save was made before."""
@@ -391,4 +397,7 @@ class Trainer:
 
     def _event(self, event: str, message: str) -> None:
         say(f"{event}: {message}")
-        log_row(self.folder / "log.jsonl", EventRow(self.progress.step, event, message))
+        self._note(event, message)
+
+    def _note(self, event: str, message: str, *, seconds: float | None = None) -> None:
+        log_row(self.folder / "log.jsonl", EventRow(self.progress.step, event, message, seconds))
