@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from intone.bench.gpu_suites import SUITES
 from tests.layers import LAYERS, LAZY_DOORS, STRANGERS
 from tests.make_map import SOURCE
 
@@ -150,6 +151,11 @@ import {module}
 @pytest.mark.parametrize(
     "module", ["intone.worker", "intone.engine.engine", "intone.prove.measure", "intone.bench.gpu"]
 )
+BARE_MODULES = ["intone.worker", "intone.engine.engine", "intone.bench.gpu", "intone.bench.gpu_suites.run"]
+BARE_MODULES += sorted({suite.target.partition(":")[0] for suite in SUITES.values()})
+
+
+@pytest.mark.parametrize("module", BARE_MODULES)
 def test_the_modules_for_a_bare_gpu_image_need_only_what_it_has(module):
     if not exists(module):
         pytest.skip(f"{module} does not exist yet")

@@ -82,6 +82,18 @@ def test_a_comparison_that_cannot_be_is_refused(tmp_path, change, words):
         read_measured(written(tmp_path, FASTER | change))
 
 
+def test_a_change_that_was_refused_has_a_row_and_no_point(tmp_path):
+    refused = {"name": "skips a layer", "ratio": None, "low": None, "high": None, "num_pairs": 0, "verdict": "rejected",
+               "reason": "losses differ"}  # fmt: skip
+    document = read_measured(written(tmp_path, [refused, {"name": "compile", **FASTER}]))
+    [table], [figure] = blocks(document, Table), blocks(document, Figure)
+    assert table.rows[0] == ["skips a layer", "rejected", "not measured", "unknown", "", "losses differ"]
+    assert "skips a layer" not in figure.svg
+    alone = read_measured(written(tmp_path, refused))
+    assert blocks(alone, Figure) == []
+    assert alone.subtitle == "skips a layer: rejected, not measured."
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", '{"id": 1}', "[1, 2]"])
 def test_a_file_of_something_else_is_refused(tmp_path, content):
     path = tmp_path / "other.json"

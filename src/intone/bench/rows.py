@@ -1,5 +1,6 @@
 """Where measured rows are kept, and the facts that every row carries: machine and code revision."""
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,12 @@ def machine_facts() -> dict[str, Any]:
 
 
 def code_revision() -> str:
-    """The git revision with "+" where files differ from it; outside a checkout the version."""
+    """The git revision with "+" where files differ from it; outside a checkout INTONE_CODE, else the version."""
     try:
         revision = _git("rev-parse", "--short=12", "HEAD")
         return revision + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
-        return f"intone {intone.__version__}"
+        return os.environ.get("INTONE_CODE") or f"intone {intone.__version__}"
 
 
 def _git(*words: str) -> str:

@@ -66,7 +66,8 @@ def comparison_document(
     """Factors with their intervals and verdicts, what they rest on, and the measured values of both sides."""
     for name, entry in found:
         _check(name, entry)
-    blocks: list[Block] = [ratios_figure(found), verdict_table(found)]
+    figure = ratios_figure(found)
+    blocks: list[Block] = [*([figure] if figure else []), verdict_table(found)]
     sides = [block for name, entry in found if (block := sides_figure(name, entry))]
     counts = {verdict: sum(entry["verdict"] == verdict for _, entry in found) for verdict in VERDICTS}
     figures = [(str(number), verdict, "") for verdict, number in counts.items() if number]
@@ -88,13 +89,18 @@ def comparison_document(
 
 
 def _check(name: str, entry: Mapping[str, Any]) -> None:
-    """Raises Damaged for a comparison that no measurement could have given."""
+    """Raises Damaged for a comparison that no measurement could have given.
+
+    A thing that failed, or was not measured, has no ratio; its verdict then is rejected or not proven.
+    """
+    if entry["verdict"] not in VERDICTS:
+        raise Damaged(f"{name}: {entry['verdict']!r} is no verdict", value=entry["verdict"], fix=", ".join(VERDICTS))
+    if entry["ratio"] is None and entry["verdict"] in ("rejected", "not proven"):
+        return
     numbers = [entry[key] for key in ("low", "ratio", "high")]
     are_factors = all(isinstance(n, (int, float)) and not isinstance(n, bool) and n > 0 for n in numbers)
     if not are_factors or numbers != sorted(numbers):
         raise Damaged(f"{name}: ratio {numbers[1]} with interval [{numbers[0]}, {numbers[2]}]", value=name)
-    if entry["verdict"] not in VERDICTS:
-        raise Damaged(f"{name}: {entry['verdict']!r} is no verdict", value=entry["verdict"], fix=", ".join(VERDICTS))
 
 
 def headline(found: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
@@ -107,6 +113,8 @@ def headline(found: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 
 def factor(entry: Mapping[str, Any]) -> str:
     """1.32x [1.27, 1.36]"""
+    if entry["ratio"] is None:
+        return "not measured"
     return f"{entry['ratio']:.3g}x [{entry['low']:.3g}, {entry['high']:.3g}]"
 
 
@@ -116,12 +124,15 @@ def pairs(entry: Mapping[str, Any]) -> str:
     return f", {number} pairs" if number else ""
 
 
-def ratios_figure(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
-    """All factors on one axis around 1."""
+def ratios_figure(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure | None:
+    """All factors on one axis around 1; None where nothing was measured."""
     ratios = [
         Ratio(name, e["ratio"], e["low"], e["high"], f"{factor(e)} {e['verdict']}", _noise(e), COLOURS[e["verdict"]])
         for name, e in found
+        if e["ratio"] is not None
     ]
+    if not ratios:
+        return None
     axis = Axis("factor; right of 1: B is faster")
     words = "Lines: intervals. Grey: the factors that two equal sides gave on this machine, its noise."
     shown = ", ".join(f"{ratio.name} {ratio.shown}" for ratio in ratios)
