@@ -164,13 +164,12 @@ TARGETS: tuple[Target, ...] = (
 # what measured values mean that have no target: pattern of ids -> words; the first that fits counts
 MEANINGS = (
     ("*.smoke.checks", "checks of a first look at the machine that passed: training, resume, generation"),
-    ("*.smoke.seconds", "how long that first look took"),
     ("*.facts.copy_bytes_per_s", "copying inside the device's memory, bytes read and written"),
     ("*.facts.products.*", "square matrix products of random numbers, by dtype and side"),
     ("*.facts.attention.*", "attention forward and backward, by shape, way and backend; median of a call"),
     ("*.train.*.tokens_per_s", "our training step, by depth, micro-batch, eager or compiled"),
     ("*.train.*.peak_gib", "the most memory that it had allocated on the device"),
-    ("*.train.*.mfu", "operations in nanochat's count over the maker's number for bf16"),
+    ("*.train.*.mfu_bf16", "operations in nanochat's count over the maker's number for bf16"),
     ("*.decode.*.tokens_per_s", "tokens/s of the engine with this many rows, prompts of 64 tokens, greedy"),
 )
 

@@ -96,10 +96,9 @@ def product_kinds(device: torch.device) -> dict[str, Callable[[int], Callable[[]
 
     def fp8(size: int) -> Callable[[], object]:
         a, b = (torch.randn(size, size, device=device).to(torch.float8_e4m3fn) for _ in range(2))
-        scale = torch.ones((), device=device)
-        fixed = dict(scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16, use_fast_accum=True)
-        # the second operand must lie column by column
-        return lambda: torch._scaled_mm(a, b.t(), **fixed)
+        one = torch.ones((), device=device)
+        b = b.t()  # the second operand must lie column by column
+        return lambda: torch._scaled_mm(a, b, one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
     kinds = {"fp32": plain(torch.float32), "bf16": plain(torch.bfloat16)}
     if device.type == "cuda":

@@ -43,11 +43,14 @@ def synthetic_documents(tokenizer: Tokenizer, num_tokens: int, *, mean_tokens: i
     rng = np.random.default_rng(seed)
     letters = [chr(letter) for letter in LETTERS if len(tokenizer.encode(chr(letter))) == 1]
     table = np.array(letters or list("abcdefghijklmnopqrstuvwxyz"))
+    # Zipf's law, as languages have it: few tokens often, most of them seldom
+    shares = 1 / np.arange(1, len(table) + 1)
+    below = np.cumsum(shares[:-1]) / shares.sum()
     made = 0
     while made < num_tokens:
         # a spread of 0.8 around the mean: half of the documents are shorter than 0.7 of it
         length = max(2, int(rng.lognormal(np.log(mean_tokens) - 0.32, 0.8)))
-        drawn = table[rng.integers(0, len(table), length)]
+        drawn = table[np.searchsorted(below, rng.random(length))]
         drawn[WORD_LETTERS :: WORD_LETTERS + 1] = " "
         made += length + 1
         yield "".join(drawn.tolist())
