@@ -286,7 +286,7 @@ class RunsSettings(Checked):
 class ReportSettings(Checked):
     """`intone report [RUN]`: one page of a run or of measurements, as HTML, Markdown and JSON."""
 
-    # run to report on: NAME, NAME/STAGE, a path, or latest; or a .json or .jsonl file of comparisons or result rows
+    # run: NAME, NAME/STAGE, a path, or latest; or a .json or .jsonl file of comparisons or rows
     run: str = setting("latest", positional=True)
     # folder to write to; none given: the run's own, or that of the file
     out: str | None = None
