@@ -488,6 +488,7 @@ def test_a_form_that_is_too_complex_fails_its_request_and_no_other(random_weight
     assert [completion.reason for completion in failed] == ["error"] * 2
     assert "too complex" in failed[0].error
     assert fine[0].text == "a"
+    assert engine.healthy and engine.generate([Request(PROMPT, structured={"choice": ["b"]})])[0][0].text == "b"
 
 
 def test_a_form_and_biases_that_leave_no_token_fail_the_request(random_weights, engine_of):

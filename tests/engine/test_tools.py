@@ -188,11 +188,11 @@ def engine_saying(scripted_model, byte_tokenizer):
     """Makes engines whose model says a text, in which <|names|> are special tokens; closes them after the test."""
     engines = []
 
-    def make(text, **options):
+    def make(text, *, prompt=PROMPT, **options):
         script = []
         for piece in text.replace("<|", "\0<|").replace("|>", "|>\0").split("\0"):
             script += [byte_tokenizer.special(piece)] if piece.startswith("<|") else list(piece.encode())
-        model = scripted_model(script, prompt_length=len(PROMPT), context=256)
+        model = scripted_model(script, prompt_length=len(prompt), context=256)
         engines.append(Engine(model, byte_tokenizer, **options))
         return engines[-1]
 
@@ -215,6 +215,19 @@ def test_what_a_program_prints_becomes_part_of_the_text(engine_saying):
     assert "".join(token.text for token in tokens) == "so fine"
     assert bytes(token.id for token in tokens if token.logprob is None and token.id < 256) == b"45"
     assert [type(event) for event in events[-2:]] == [Token, Done]
+
+
+@pytest.mark.parametrize("num_guesses", [0, 4])
+def test_an_answer_that_comes_at_once_waits_for_the_end_of_guesses(engine_saying, byte_tokenizer, num_guesses):
+    """The guesses are right, and reach beyond the call: what follows it is the tool's answer all the same."""
+    said = called("7*8", "56")
+    start, end = (byte_tokenizer.special(name) for name in ("<|python_start|>", "<|python_end|>"))
+    prompt = [1, start, *b"7*8", end, *b"????"]
+    engine = engine_saying(said, prompt=prompt, num_guesses=num_guesses)
+    completion = engine.generate([Request(prompt)])[0][0]
+    assert (completion.text, completion.reason) == ("so fine", "stop")
+    assert bytes(token for token in completion.ids if token < 256) == b"so 7*856fine"
+    assert engine.stats().num_right_guesses == (2 if num_guesses else 0)
 
 
 @pytest.mark.usefixtures("has_python")
@@ -243,7 +256,11 @@ def test_other_texts_go_on_while_a_program_runs_and_a_cancelled_one_is_killed(en
     runs = [call._run for call in engine._worker.tools._open]
     first.cancel()
     assert [completion.reason for completion in first.result()] == ["cancelled"] * 2
-    engine.close()
+    for _ in range(6000):  # a minute at most; the programs would take five
+        if not engine._worker.tools._open:
+            break
+        threading.Event().wait(0.01)
+    assert not engine._worker.tools._open
     for run in runs:
         if run is not None and run.process_group is not None:
             with pytest.raises(ProcessLookupError):
