@@ -9,6 +9,12 @@ from intone.errors import UserError
 from intone.model.native import build
 
 
+def needs(variant):
+    """Skips where these kernels cannot be had, with the reason."""
+    reason = build.obstacle(variant)
+    return pytest.mark.skipif(reason is not None, reason=f"no kernels here: {reason}")
+
+
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """An empty home and no library loaded before."""
@@ -24,15 +30,18 @@ def test_another_processor_or_system_is_a_reason_in_words(monkeypatch):
     monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(build.platform, "system", lambda: "Linux")
     monkeypatch.setattr(build, "processor", lambda: ("Old", {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512dq"}))
-    assert build.obstacle() == "our CPU kernels need avx512_bf16, avx512_vnni, which this processor does not have"
-    monkeypatch.setattr(build, "processor", lambda: ("New", set(build.FEATURES)))
+    assert build.obstacle() == (
+        "our CPU kernels in bf16 need avx512_bf16, avx512_vnni, which this processor does not have"
+    )
+    assert build.obstacle("avx2") == "our CPU kernels in fp32 need fma, f16c, which this processor does not have"
+    monkeypatch.setattr(build, "processor", lambda: ("New", set(build.KINDS["avx512_bf16"].features)))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     assert "need g++, which was not found" in build.obstacle()
 
 
 def test_a_compiler_that_fails_is_a_clear_error_and_leaves_no_file(fresh, monkeypatch):
-    monkeypatch.setattr(build, "obstacle", lambda: None)
+    monkeypatch.setattr(build, "obstacle", lambda variant: None)
     monkeypatch.setattr(build, "FLAGS", ("--no-such-flag",))
     if build.compiler() is None:
         pytest.skip("no g++ here")
@@ -49,7 +58,7 @@ def test_a_build_that_hangs_ends(fresh, monkeypatch):
             return subprocess.CompletedProcess(words, 0, "g++ 1", "")
         raise subprocess.TimeoutExpired(words, options["timeout"])
 
-    monkeypatch.setattr(build, "obstacle", lambda: None)
+    monkeypatch.setattr(build, "obstacle", lambda variant: None)
     monkeypatch.setattr(build, "compiler", lambda: "g++")
     monkeypatch.setattr(build.subprocess, "run", hang)
     with pytest.raises(UserError, match="were not built within 300 s"):
@@ -57,17 +66,34 @@ def test_a_build_that_hangs_ends(fresh, monkeypatch):
     assert [path.name for path in fresh.rglob("*.so")] == []
 
 
-@pytest.mark.skipif(build.obstacle() is not None, reason=f"no kernels here: {build.obstacle()}")
-def test_kernels_are_built_once_and_again_when_a_source_changes(fresh, monkeypatch, tmp_path_factory):
+@pytest.fixture(params=[pytest.param(variant, marks=needs(variant)) for variant in build.KINDS])
+def variant(request):
+    return request.param
+
+
+def test_kernels_are_built_once_and_again_when_a_source_changes(fresh, monkeypatch, tmp_path_factory, variant):
     sources = tmp_path_factory.mktemp("sources")
-    (sources / "one.cpp").write_text('extern "C" int intone_number() { return 1; }')
+    source = sources / ("one_avx2.cpp" if variant == "avx2" else "one.cpp")
+    source.write_text('extern "C" int intone_number() { return 1; }')
     monkeypatch.setattr(build, "SOURCES", sources)
-    assert build.library().intone_number() == 1
+    assert build.library(variant).intone_number() == 1
     (path,) = fresh.rglob("kernels.so")
     stamp = path.stat().st_mtime_ns
     build.library.cache_clear()
-    assert isinstance(build.library(), ctypes.CDLL)
+    assert isinstance(build.library(variant), ctypes.CDLL)
     assert path.stat().st_mtime_ns == stamp
-    (sources / "one.cpp").write_text('extern "C" int intone_number() { return 2; }')
+    source.write_text('extern "C" int intone_number() { return 2; }')
     build.library.cache_clear()
-    assert build.library().intone_number() == 2
+    assert build.library(variant).intone_number() == 2
+
+
+def test_each_kind_is_built_from_its_own_files_and_no_file_is_left_over():
+    names = {variant: {path.name for path in build.sources_of(variant)} for variant in build.KINDS}
+    assert names["avx2"] >= {"blocks_avx2.cpp"}
+    assert names["avx512_bf16"] >= {"blocks.cpp"}
+    assert not names["avx2"] & names["avx512_bf16"]
+    assert set().union(*names.values()) == {path.name for path in build.SOURCES.glob("*.cpp")}
+
+
+def test_training_in_fp32_has_kernels_of_its_own_and_fp16_has_none():
+    assert [build.variant_for(dtype) for dtype in ("bf16", "fp32", "fp16")] == ["avx512_bf16", "avx2", None]

@@ -1,7 +1,9 @@
 """Builds the C++ kernels on the machine they run on and loads them; says why where they cannot be had.
 
 Plain C functions on raw pointers, loaded with ctypes: no headers of Python or PyTorch, so building takes seconds and
-the file serves every Python and PyTorch. It is kept in INTONE_HOME/machine/<fingerprint>/native/<key>/.
+the file serves every Python and PyTorch. It is kept in INTONE_HOME/native/<key>/. There are two sets of kernels, one
+library each: bfloat16 for processors with AVX-512's instructions for it, and float32 for those with AVX2 (files that
+end in _avx2.cpp). A processor that has the first runs the second too.
 """
 
 import contextlib
@@ -13,27 +15,54 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from intone.errors import UserError
 from intone.paths import FolderLock, home
 from intone.system import processor
 
+Variant = Literal["avx512_bf16", "avx2"]
+
 SOURCES = Path(__file__).parent
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17", "-w")
-# what the code is written with; all processors since Intel's Cooper Lake and AMD's Zen 4
-FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni")
+FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=c++17", "-w")
 BUILD_TIMEOUT_S = 300.0  # a build takes 4 s on a quiet core (guess: sixty times that on a loaded one)
 
 
-def obstacle() -> str | None:
-    """Why the kernels cannot be built or used here; None: nothing is known to be in the way."""
+@dataclass(frozen=True)
+class Kind:
+    """What one set of kernels is written with."""
+
+    features: tuple[str, ...]  # of the processor, as the kernel spells them
+    flags: tuple[str, ...]  # for the compiler
+    dtype: str  # that training computes in
+
+
+KINDS: dict[Variant, Kind] = {
+    # all processors since Intel's Cooper Lake and AMD's Zen 4, except Intel's for laptops
+    "avx512_bf16": Kind(
+        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"), ("-march=native",), "bf16"
+    ),
+    # all since Intel's Haswell and AMD's Zen; not -march=native, so that any processor tests the same code
+    "avx2": Kind(("avx2", "fma", "f16c"), ("-mavx2", "-mfma", "-mf16c", "-mtune=native"), "fp32"),
+}
+
+
+def variant_for(dtype: str) -> Variant | None:
+    """The kernels that compute in this dtype; None: there are none."""
+    return next((variant for variant, kind in KINDS.items() if kind.dtype == dtype), None)
+
+
+def obstacle(variant: Variant = "avx512_bf16") -> str | None:
+    """Why these kernels cannot be built or used here; None: nothing is known to be in the way."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"our CPU kernels are written for Linux on x86-64, this is {platform.system()} on {platform.machine()}"
+    kind = KINDS[variant]
     flags = processor()[1] or set()
-    missing = [name for name in FEATURES if name not in flags]
+    missing = [name for name in kind.features if name not in flags]
     if missing:
-        return f"our CPU kernels need {', '.join(missing)}, which this processor does not have"
+        return f"our CPU kernels in {kind.dtype} need {', '.join(missing)}, which this processor does not have"
     if compiler() is None:
         return "our CPU kernels need g++, which was not found: install it (Debian: apt-get install g++)"
     return None
@@ -48,43 +77,49 @@ def compiler() -> str | None:
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
-    """The kernels, built if they are not there yet. Raises UserError with the reason where they cannot be had.
+def library(variant: Variant = "avx512_bf16") -> ctypes.CDLL:
+    """These kernels, built if they are not there yet. Raises UserError with the reason where they cannot be had.
 
     Import torch first: its OpenMP is then the one that the kernels use, with the same threads.
     """
-    reason = obstacle()
+    reason = obstacle(variant)
     if reason is not None:
         raise UserError(reason, fix="use --kernels torch")
     command = compiler()
     assert command is not None, "obstacle() looked"
-    sources = sorted(SOURCES.glob("*.cpp"))
-    path = home() / "native" / build_key(command, sources) / "kernels.so"
+    sources = sources_of(variant)
+    words = [command, *FLAGS, *KINDS[variant].flags]
+    path = home() / "native" / build_key(words, sources) / "kernels.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FolderLock(path.parent / "lock", what="the folder of our CPU kernels", wait=True):
             if not path.exists():
-                build(command, sources, path)
+                build(words, sources, path)
     return ctypes.CDLL(str(path))
 
 
-def build_key(command: str, sources: list[Path]) -> str:
-    """What the result of a build depends on: sources, flags, compiler and processor."""
-    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout
+def sources_of(variant: Variant) -> list[Path]:
+    """The C++ files of these kernels."""
+    return [path for path in sorted(SOURCES.glob("*.cpp")) if path.stem.endswith("_avx2") == (variant == "avx2")]
+
+
+def build_key(words: list[str], sources: list[Path]) -> str:
+    """What the result of a build depends on: sources, compiler and its flags (words), and processor."""
+    version = subprocess.run([words[0], "--version"], capture_output=True, text=True, check=False).stdout
     name, flags = processor()
-    digest = hashlib.sha256("\n".join([version, *FLAGS, str(name), *sorted(flags or ())]).encode())
+    digest = hashlib.sha256("\n".join([version, *words[1:], str(name), *sorted(flags or ())]).encode())
     for source in [*sources, *sorted(SOURCES.glob("*.h"))]:
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def build(command: str, sources: list[Path], path: Path) -> None:
+def build(words: list[str], sources: list[Path], path: Path) -> None:
     """Compiles into a temporary file next to path and renames it. Raises UserError with the compiler's words."""
     handle, name = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(handle)
     try:
-        words = [command, *FLAGS, *map(str, sources), "-o", name]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
+        command = [*words, *map(str, sources), "-o", name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
         if done.returncode:
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
             raise UserError(f"our CPU kernels could not be built: {first}", fix="use --kernels torch")

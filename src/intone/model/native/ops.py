@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from intone.model.native.build import library
+from intone.model.native.build import Variant, library
 
 HEAD_ROWS = 1024  # rows of logits at a time: 16 MiB at 8,192 entries stay in the last cache, 15.3 us a row (LOG.md)
 PARTS = 64  # of the sums in intone_norm_backward
@@ -25,7 +25,9 @@ class Shape(ctypes.Structure):
     ]
 
 
-def call(name: str, *arguments: Tensor | int | float | ctypes.Structure | None) -> None:
+def call(
+    name: str, *arguments: Tensor | int | float | ctypes.Structure | None, variant: Variant = "avx512_bf16"
+) -> None:
     """Calls a kernel: tensors as pointers, ints as int64, floats as float32; the number of threads goes last."""
     words: list[Any] = []
     for value in arguments:
@@ -37,7 +39,7 @@ def call(name: str, *arguments: Tensor | int | float | ctypes.Structure | None) 
             words.append(ctypes.byref(value))
         else:
             words.append(ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_float(value))
-    getattr(library(), name)(*words, torch.get_num_threads())
+    getattr(library(variant), name)(*words, torch.get_num_threads())
 
 
 def first_visible(documents: Tensor | None, rows: int, positions: int, window: int) -> Tensor:
