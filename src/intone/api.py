@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from intone import jobs
 from intone.config import TrainJob
 from intone.data.chat import Message, parse_messages
-from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, EXIT_STOPPED, Damaged, UserError
+from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, EXIT_STOPPED, UserError
 from intone.hardware import load_facts
 from intone.paths import home, read_json, write_json
 from intone.records import Answer, read_choices
@@ -73,27 +73,12 @@ def load(
 
     dtype auto: the one it was trained in. Raises UserError where there is no such run, stage or save.
     """
-    place = find_stage(run)
-    job = read_job(place.folder)
+    find_stage(run)  # a mistyped run is said before torch is imported
 
-    import torch
+    from intone.serve.loading import open_run
 
-    from intone.data.tokenizer import Tokenizer
-    from intone.engine.engine import Engine
-    from intone.engine.load import load_model
-    from intone.tune.settle import settle_device
-
-    chosen = settle_device(Resolved(device, "default" if device == "auto" else "flag", "intone.load"), load_facts())
-    tokenizer = Tokenizer.load(Path(job.tokenizer))
-    if tokenizer.hash != job.tokenizer_hash:
-        raise Damaged(
-            f"the tokenizer in {job.tokenizer} is not the one that {place.folder} was trained with",
-            value=tokenizer.hash,
-            fix="restore that folder, or train again",
-        )
-    trained_in = read_choices(place.folder).segments[-1].dtype
-    model = load_model(place.folder, dtype=trained_in if dtype == "auto" else dtype, device=torch.device(chosen.value))
-    return LoadedModel(Engine(model, tokenizer), tokenizer, place)
+    opened = open_run(run, device=device, dtype=dtype)
+    return LoadedModel(opened.engine, opened.tokenizer, opened.place)
 
 
 def train(stage: str, **settings: Any) -> Answer:

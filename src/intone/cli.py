@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import importlib
 import io
-import json
 import os
 import re
 import sys
@@ -31,7 +30,7 @@ from intone.errors import (
 from intone.fields import flag_of, help_of, kind, metavar, shown, words_of
 from intone.log import say
 from intone.paths import home, write_atomic
-from intone.records import FORMAT, Answer
+from intone.records import Answer, json_line
 from intone.settings import Checked, Layer, Resolved, inherited, named_fields, preset_rows, resolve, show_table
 from intone.verbs import VERBS, Verb, static_answer
 
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer = run_verb(verb, ours[1:], theirs)
         if answer is None:
             return EXIT_DONE
-        if answer.text and not as_json:
+        if answer.text and not as_json and not answer.is_said:
             print(answer.text)
     except UserError as error:
         answer = _failed("disk_full" if isinstance(error, DiskFull) else "bad_input", EXIT_BAD_INPUT, error)
@@ -68,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_STOPPED
     except Exception as error:
         answer = _crashed(verb, words, error)
-    if as_json:
+    if as_json and not answer.is_said:
         print(json_line(verb, answer), flush=True)
     return answer.exit
 
@@ -350,13 +349,3 @@ def _crashed(verb: str, words: list[str], error: Exception) -> Answer:
     failure = UserError(message, value=type(error).__name__, fix=fix)
     say(f"intone {verb}: {failure}")
     return _failed("error", EXIT_CHECK_FAILED, failure)
-
-
-def json_line(verb: str, answer: Answer) -> str:
-    """The result object of `--json`: one line."""
-    value: dict[str, Any] = {"format": FORMAT, "verb": verb, "outcome": answer.outcome, "exit": answer.exit}
-    if answer.error is None or answer.result:
-        value |= {"run": answer.run, "path": answer.path, "result": dict(answer.result)}
-    if answer.error is not None:
-        value["error"] = dict(answer.error)
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)

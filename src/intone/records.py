@@ -252,6 +252,17 @@ class Answer:
     outcome: str = "done"
     exit: int = 0
     error: Mapping[str, Any] | None = None  # {message, value, fix} where the outcome is not done
+    is_said: bool = False  # printed already, by a verb that goes on after its result
+
+
+def json_line(verb: str, answer: Answer) -> str:
+    """The result object of `--json`: one line."""
+    value: dict[str, Any] = {"format": FORMAT, "verb": verb, "outcome": answer.outcome, "exit": answer.exit}
+    if answer.error is None or answer.result:
+        value |= {"run": answer.run, "path": answer.path, "result": dict(answer.result)}
+    if answer.error is not None:
+        value["error"] = dict(answer.error)
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,11 @@ VERBS = {
     ),
     "train": Verb("one stage: base, mid or sft", "TrainSettings", "intone.pipeline:run_train"),
     "chat": Verb("talk to a run", "ChatSettings", "intone.api:chat"),
+    "serve": Verb(
+        "a run behind an HTTP address: OpenAI's API, metrics, a page to chat",
+        "intone.serve.settings:ServeSettings",
+        "intone.serve.verb:serve",
+    ),
     "eval": Verb("bits per byte and starter skills of a run", "EvalSettings", "intone.api:evaluate"),
     "bench": Verb(
         "measure whether B is faster: A-settings -- B-settings; or a suite",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from intone.data.chat import Message, render_prompt
 from intone.engine.requests import Completion, Prompt, Request, check_ids, check_prompt
-from intone.engine.rows import Group, Handle
+from intone.engine.rows import Group, Handle, Listener
 from intone.engine.sandbox.box import Sandbox
 from intone.engine.stats import EngineStats
 from intone.engine.structured import Forms
@@ -108,12 +108,13 @@ class Engine:
         """Each tool that requests may name, and "on", or "off: " and why. The first time takes half a second."""
         return self._worker.tools.describe()
 
-    def submit(self, request: Request) -> Handle:
+    def submit(self, request: Request, *, listener: Listener | None = None) -> Handle:
         """Starts a request -> its handle, at once. Raises UserError for a prompt that cannot be answered.
 
+        listener gets its events instead of whoever iterates the handle: for callers with many requests and one thread.
         Raises EngineFull where too many wait, EngineStopped after close() or a failure of the model.
         """
-        return self._start(self._prepared(request))
+        return self._start(self._prepared(request, listener))
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Answers all requests together -> per request its n completions.
@@ -167,7 +168,7 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prepared(self, request: Request) -> Group:
+    def _prepared(self, request: Request, listener: Listener | None = None) -> Group:
         """The request, checked, ready for the engine's thread. Raises UserError."""
         ids = check_prompt(
             _prompt_ids(request.prompt, self.tokenizer), vocab_size=self.vocab_size, context=self.context
@@ -184,7 +185,7 @@ class Engine:
         self._worker.tools.require(request.tool_names)
         grammar = self._forms.grammar(request.form) if request.form is not None else None
         seed = secrets.randbits(63) if request.seed is None else request.seed
-        handle = Handle(request, seed=seed, on_cancel=self._cancel_soon)
+        handle = Handle(request, seed=seed, on_cancel=self._cancel_soon, listener=listener)
         limit = room if request.max_tokens is None else min(room, request.max_tokens)
         return Group(handle, ids, limit, self.tokenizer, self._specials, grammar)
 

@@ -13,11 +13,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def load_model(job_folder: Path, *, dtype: str, device: torch.device) -> GPT:
     """The model of a training job in evaluation mode. Raises UserError where it has no save, Damaged where bad."""
+    return load_newest(job_folder, dtype=dtype, device=device)[0]
+
+
+def load_newest(job_folder: Path, *, dtype: str, device: torch.device) -> tuple[GPT, int]:
+    """load_model(), and the step of the save that it comes from."""
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
-    config, weights, _ = load_weights(job_folder)
+    config, weights, save = load_weights(job_folder)
     model = GPT(config)
     model.load_state_dict(weights)
     model.to(device).eval().requires_grad_(False)
     model.compute_dtype = DTYPES[dtype]
-    return model
+    return model, save.step

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -26,20 +27,27 @@ from intone.engine.structured import Grammar
 from intone.engine.text import Specials, Tokenizer, VisibleText
 
 MASK64 = (1 << 64) - 1
+# gets every list of events of a handle, then None; called on the engine's thread, so it must be quick and not raise
+Listener = Callable[["Handle", list[Event] | None], None]
 
 
 class Handle:
     """The caller's side of a submitted request.
 
     Iterating gives the events of all its samples as they happen and ends with the request; one thread may iterate,
-    once. cancel() and result() may be called from any thread.
+    once. cancel() and result() may be called from any thread. With a listener nothing is left to iterate.
+    started_s: time.monotonic() when its first sample got a slot.
     """
 
-    def __init__(self, request: Request, *, seed: int, on_cancel: Callable[["Handle"], None]) -> None:
+    def __init__(
+        self, request: Request, *, seed: int, on_cancel: Callable[["Handle"], None], listener: Listener | None = None
+    ) -> None:
         self.request = request
         self.seed = seed
+        self.started_s: float | None = None
         self.completions: dict[int, Completion] = {}
         self._on_cancel = on_cancel
+        self._listener = listener
         self._events: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()
         self._finished = threading.Event()
 
@@ -57,14 +65,23 @@ class Handle:
         self._finished.wait()
         return [self.completions[sample] for sample in range(self.request.n)]
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing follows."""
+        return self._finished.is_set()
+
     def put(self, events: list[Event]) -> None:
         """The engine's side: hands over events."""
-        if events:
+        if events and self._listener is not None:
+            self._listener(self, events)
+        elif events:
             self._events.put(events)
 
     def close(self) -> None:
         """The engine's side: nothing follows, completions are complete."""
         self._finished.set()
+        if self._listener is not None:
+            self._listener(self, None)
         self._events.put(None)
 
 
@@ -117,6 +134,8 @@ class Group:
     def start_row(self) -> "Row":
         """The next sample; it has no pages yet."""
         row = Row(self, self.num_started)
+        if not self.num_started:
+            self.handle.started_s = time.monotonic()
         self.num_started += 1
         self.active.append(row)
         return row
