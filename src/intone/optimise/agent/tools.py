@@ -47,7 +47,7 @@ class Tools:
         """Does one action and answers in text; a refusal is an answer too."""
         name = action.get("tool")
         known: dict[str, Callable[..., str]] = {
-            "list": self.list, "read": self.read, "search": self.search, "edit": self.edit, "create": self.create,
+            "list": self.list_files, "read": self.read, "search": self.search, "edit": self.edit, "create": self.create,
             "run_tests": self.run_tests, "measure": self.run_measure,
         }  # fmt: skip
         if not isinstance(name, str) or name not in known:
@@ -61,7 +61,7 @@ class Tools:
 
     # --- reading --------------------------------------------------------------------------------------------------
 
-    def list(self, pattern: str = "*") -> str:
+    def list_files(self, pattern: str = "*") -> str:
         """Files below the root whose path matches a pattern such as *.py."""
         found = [name for name in self._files() if fnmatch.fnmatch(name, pattern)]
         more = f"\n... and {len(found) - MAX_LINES} more" if len(found) > MAX_LINES else ""
@@ -134,7 +134,7 @@ class Tools:
 
     # --- paths ----------------------------------------------------------------------------------------------------
 
-    def _files(self) -> "list[str]":
+    def _files(self) -> list[str]:
         found = []
         for place, folders, names in os.walk(self.root):
             folders[:] = sorted(name for name in folders if not name.startswith((".", "__pycache__")))
