@@ -59,7 +59,6 @@ def coarse(rows: Sequence[Mapping[str, Any]], num: int = JSON_POINTS) -> dict[st
     curve: dict[str, list[float | None]] = {
         name: [] for name in ("step", "tokens", "loss", "tokens_per_s", "peak_bytes")
     }
-    before = 0.0
     for begin, end in zip(cuts, cuts[1:], strict=False):
         group = rows[begin:end]
         losses = [row["loss"] for row in group if row["loss"] is not None]
@@ -68,7 +67,7 @@ def coarse(rows: Sequence[Mapping[str, Any]], num: int = JSON_POINTS) -> dict[st
         curve["step"].append(last["step"])
         curve["tokens"].append(last["tokens"])
         curve["loss"].append(statistics.fmean(losses) if losses else None)
-        curve["tokens_per_s"].append((last["tokens"] - before) / seconds if seconds else None)
+        tokens = sum(row["tokens_per_s"] * row["step_s"] for row in group)
+        curve["tokens_per_s"].append(tokens / seconds if seconds else None)
         curve["peak_bytes"].append(last["peak_bytes"])
-        before = last["tokens"]
     return curve

@@ -74,15 +74,18 @@ class _Reader:
             return otherwise
 
 
-def read_record(reference: str) -> RunRecord:
-    """The run, or the one stage of a run, that RUN means. Raises UserError where there is none."""
+def read_record(reference: str, *, with_logs: bool = True) -> RunRecord:
+    """The run, or the one stage of a run, that RUN means. Raises UserError where there is none.
+
+    with_logs False leaves out what grows with every step: steps, evaluations and events are then empty.
+    """
     run, stage = find_part(reference)
     if stage is not None and stage not in run.stages:
         raise UserError(
             f"run {run.name} has no stage {stage!r}", value=reference, fix=f"it has: {', '.join(run.stages)}"
         )
     read = _Reader()
-    stages = [_read_stage(run, name, read) for name in run.stages if stage in (None, name)]
+    stages = [_read_stage(run, name, read, with_logs) for name in run.stages if stage in (None, name)]
     folder = run.folder
     return RunRecord(
         run=run,
@@ -96,9 +99,9 @@ def read_record(reference: str) -> RunRecord:
     )
 
 
-def _read_stage(run: Run, stage: str, read: _Reader) -> StageRecord:
+def _read_stage(run: Run, stage: str, read: _Reader, with_logs: bool) -> StageRecord:
     folder = run.stage_folder(stage)
-    log: list[dict[str, Any]] = read(folder / "log.jsonl", lambda path: read_log(path), [])
+    log: list[dict[str, Any]] = read(folder / "log.jsonl", lambda path: read_log(path), []) if with_logs else []
     evaluation = read(folder / "eval.json", _read_object, None)
     saves = sorted((folder / "checkpoints").glob("step_*/model.safetensors"))
 

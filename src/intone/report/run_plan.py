@@ -6,6 +6,7 @@ from typing import Any
 from intone import settings as settings_module
 from intone.fields import shown
 from intone.log import human_bytes, human_count, three_digits
+from intone.records import Choice, Choices
 from intone.report.document import Block, Section, Table
 from intone.report.record import RunRecord
 
@@ -100,15 +101,11 @@ def decisions_section(record: RunRecord) -> Section:
     stage = next((stage for stage in record.stages if stage.choices), None)
     if stage is None or stage.choices is None:
         return Section("What was decided, and why", "decisions", [])
-    names = [name for name in RECIPE_FIRST if name in stage.choices.settings]
-    names += [name for name in stage.choices.settings if name not in (*RECIPE_FIRST, *UNDECIDED)]
     decided: list[list[str]] = []
     left: list[list[str]] = []
-    for name in names:
-        choice = stage.choices.settings[name]
+    for name, choice, is_plain in ordered_choices(stage.choices):
         beat = "; ".join(f"{written(entry['value'])}: {entry['why']}" for entry in choice.beat)
         row = [name, written(choice.value), choice.origin, choice.reason, beat]
-        is_plain = choice.origin == "default" and choice.reason in ("default", settings_module.OPEN_REASON)
         (left if is_plain else decided).append(row)
     header = ["setting", "value", "from", "why", "what lost"]
     blocks: list[Block] = [Table(header, decided, left=5, stacked=True)]
@@ -120,6 +117,15 @@ def decisions_section(record: RunRecord) -> Section:
         caption = f"{len(variables)} environment variables of the workers"
         blocks.append(Table(["variable", "value"], variables, left=2, caption=caption, folded=True))
     return Section("What was decided, and why", "decisions", blocks)
+
+
+def ordered_choices(choices: Choices) -> list[tuple[str, Choice, bool]]:
+    """(setting, its choice, whether it was left at its default), what the recipe decides first."""
+    names = [name for name in RECIPE_FIRST if name in choices.settings]
+    names += [name for name in choices.settings if name not in (*RECIPE_FIRST, *UNDECIDED)]
+    found = [(name, choices.settings[name]) for name in names]
+    plain = ("default", settings_module.OPEN_REASON)
+    return [(name, choice, choice.origin == "default" and choice.reason in plain) for name, choice in found]
 
 
 def written(value: Any) -> str:
