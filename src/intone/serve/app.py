@@ -18,6 +18,7 @@ from intone.serve.gate import Gate, is_loopback
 from intone.serve.generation import ClientGone, Generation
 from intone.serve.metrics import Metrics
 from intone.serve.models import Models, Served
+from intone.serve.pages import pages_router
 from intone.serve.problems import Problem, bad_value, invalid, json_response, unavailable
 from intone.serve.requests import asked_of
 from intone.serve.settings import ServeSettings
@@ -129,6 +130,7 @@ def create_app(models: Models, settings: ServeSettings) -> FastAPI:
     app.state.server = server
     _add_handlers(app)
     _add_routes(app, server)
+    app.include_router(pages_router(load=models.load))  # the gate asks for the key below /api/
     app.add_middleware(
         Gate,
         key=settings.api_key, is_local=is_loopback(settings.host), origins=settings.cors_origin,

@@ -2,7 +2,7 @@
 
 const KEY = "intone.key";
 
-/** What went wrong, in words for people. kind: offline, key, busy, context, refused, failed. */
+/** What went wrong, in words for people. kind: offline, key, busy, context, model (unknown), refused, failed. */
 export class ApiError extends Error {
   constructor(kind, message, { retryAfter_s = null } = {}) {
     super(message);
@@ -71,6 +71,7 @@ async function refusal(response) {
   if (response.status === 401) return new ApiError("key", keptKey() ? "The server does not accept this key." : "The server asks for a key.");
   if (response.status === 429) return new ApiError("busy", words, { retryAfter_s: wait_s ?? 2 });
   if (response.status === 503) return new ApiError("offline", words, { retryAfter_s: wait_s });
+  if (error.code === "model_not_found") return new ApiError("model", words);
   if (error.code === "context_length_exceeded") return new ApiError("context", words);
   return new ApiError(response.status >= 500 ? "failed" : "refused", words);
 }
@@ -78,6 +79,11 @@ async function refusal(response) {
 /** The JSON behind a path. */
 export async function getJson(path, options = {}) {
   return (await send(path, options)).json();
+}
+
+/** Makes the newest save of a run's stage answer -> {model, step}. */
+export function loadRun(name, stage, signal = null) {
+  return getJson(`/api/runs/${encodeURIComponent(name)}/load?stage=${encodeURIComponent(stage)}`, { method: "POST", signal });
 }
 
 /** Streams an answer: onEvent({text}), ({call: {id, name, input}}), ({output: {id, text}}), then ({finish}), ({usage}).

@@ -42,6 +42,7 @@ function draw() {
     shown.push(state.views.get(node.id).root);
   }
   $("thread").replaceChildren(...shown);
+  if (state.live) state.views.get(state.live.answer.id)?.update({ isLive: true, waiting: state.live.waiting });
   $("empty").hidden = path.length > 0;
   const name = state.conversation.title || "New chat";
   $("title").textContent = name;
@@ -112,7 +113,7 @@ async function begin(question, node = null) {
   const before = node?.forgotten ?? store.pathOf(conversation).findLast((other) => other.role === "assistant" && other.id !== node?.id)?.forgotten ?? 0;
   const answer = node ?? store.addNode(conversation, question.id, { role: "assistant" });
   Object.assign(answer, { parts: [], cost: { end: "interrupted" }, error: null, forgotten: before, model: state.model });
-  const live = { conversation, answer, abort: new AbortController(), asked_ms: performance.now(), waiting: "" };
+  const live = { conversation, answer, abort: new AbortController(), asked_ms: performance.now(), waiting: "", forgotten: before };
   state.live = live;
   if (!conversation.title) conversation.title = titleOf(question.text);
   history.replaceState(null, "", `#${conversation.id}`);
@@ -143,15 +144,50 @@ async function answered(live) {
       if (live.answer.parts.length) throw error;
       if (error.kind === "busy") await waitFor(live, error);
       else if (error.kind === "context" && forgetOldest(live)) continue;
+      else if (error.kind === "model" && (await loaded(live))) continue;
       else throw error;
     }
   }
 }
 
-function requestOf({ conversation, answer }) {
+function requestOf(live) {
+  const { conversation, answer } = live;
   const path = store.pathOf(conversation);
   const before = path.slice(answer.forgotten, path.indexOf(answer));
+  while (before.length > 2 && !leavesRoom(before)) {
+    before.splice(0, 2);
+    answer.forgotten += 2;
+  }
+  live.prompt_letters = lettersOf(before);
+  if (live.forgotten !== answer.forgotten) {
+    live.forgotten = answer.forgotten;
+    draw();
+  }
   return { model: state.model || undefined, messages: store.asMessages(before, settings.value.system), ...settings.forRequest() };
+}
+
+/** Whether a quarter of the context stays for the answer, by the letters per token of the answer before. */
+function leavesRoom(messages) {
+  const context = state.models.find((model) => model.id === state.model)?.context;
+  const known = messages.findLast((node) => node.cost?.prompt_letters && node.cost.prompt_tokens);
+  if (!context || !known) return true;
+  const { prompt_letters: letters, prompt_tokens: tokens } = known.cost;
+  return lettersOf(messages) * (tokens / letters) < 0.75 * context;
+}
+
+const lettersOf = (messages) => messages.reduce((sum, node) => sum + (node.role === "user" ? node.text : node.parts.map((part) => part.text ?? part.input).join("")).length, settings.value.system.length);
+
+/** Has the server load a run that it does not hold (any more). False where that was tried, or the model is no run. */
+async function loaded(live) {
+  const [name, stage] = state.model.split("/");
+  if (live.isLoaded || !stage) return false;
+  live.isLoaded = true;
+  live.waiting = `${state.model} is being loaded ...`;
+  paint(live);
+  state.model = (await api.loadRun(name, stage, live.abort.signal)).model;
+  live.waiting = "";
+  live.asked_ms = performance.now();
+  return true;
 }
 
 /** Leaves out the oldest question with its answer. False where only the last question is left. */
@@ -159,7 +195,6 @@ function forgetOldest({ conversation, answer }) {
   const path = store.pathOf(conversation);
   if (answer.forgotten + 2 >= path.indexOf(answer)) return false;
   answer.forgotten += 2;
-  draw();
   return true;
 }
 
@@ -203,6 +238,8 @@ function take(live, event) {
   else if (event.finish) answer.cost.end = event.finish;
   else if (event.usage) {
     answer.cost.tokens = event.usage.completion_tokens;
+    answer.cost.prompt_tokens = event.usage.prompt_tokens;
+    answer.cost.prompt_letters = live.prompt_letters;
     const seconds = (live.last_ms - live.first_ms) / 1000;
     // between the first and the last piece; an answer of a few tokens says nothing about the rate
     if (answer.cost.tokens > 8 && seconds > 0.02) answer.cost.tokens_per_s = (answer.cost.tokens - 1) / seconds;
@@ -268,7 +305,6 @@ function showSend() {
   $("send").title = state.live ? "Stop (Escape)" : "Send (Enter)";
   $("send").disabled = !state.live && !$("words").value.trim();
   $("words").placeholder = state.live ? "The answer is coming ..." : "Message";
-  if (state.live) state.views.get(state.live.answer.id)?.update({ isLive: true, waiting: state.live.waiting });
 }
 
 function submit() {

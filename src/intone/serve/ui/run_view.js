@@ -48,7 +48,7 @@ export class RunView {
     const { word, kind } = stateOf(run);
     const newest = run.train.findLast((stage) => stage.newest_save !== null);
     const save = newest ? `${newest.stage}, step ${newest.newest_save.toLocaleString("en-US")}` : "";
-    const talk = this.canLoad && newest ? h("button", { type: "button", class: "primary", onclick: (event) => this.talk(run.name, event.currentTarget) }, `Chat with it (${save})`) : null;
+    const talk = this.canLoad && newest ? h("button", { type: "button", class: "primary", onclick: (event) => this.talk(run.name, newest.stage, event.currentTarget) }, `Chat with it (${save})`) : null;
     this.head.replaceChildren(
       h("div", { class: "title" }, h("h1", {}, run.name), h("span", { class: `state ${kind}` }, word), talk),
       h("p", { class: "subtitle" }, run.subtitle), ...run.problems.map((problem) => h("p", { class: "problem" }, problem)), ...ending(run));

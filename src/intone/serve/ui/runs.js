@@ -85,18 +85,18 @@ function list(folder) {
 }
 
 /** Loads the newest save of a run on the server, then opens the chat with it. */
-async function talk(name, button) {
+async function talk(name, stage, button) {
   button.disabled = true;
   const words = button.textContent;
   button.textContent = "Loading its newest save ...";
   try {
-    const { model } = await api.getJson(`/api/runs/${encodeURIComponent(name)}/load`, { method: "POST" });
+    const { model } = await api.loadRun(name, stage);
     location.href = `/?model=${encodeURIComponent(model)}`;
   } catch (error) {
     note(error.message);
     button.disabled = false;
     button.textContent = words;
-    if (error.kind === "key") askKey(() => talk(name, button));
+    if (error.kind === "key") askKey(() => talk(name, stage, button));
   }
 }
 

@@ -32,7 +32,7 @@ export class Settings {
     const system = h("textarea", { id: "set-system", rows: "3", placeholder: "For example: Answer in one short sentence." });
     system.value = this.value.system;
     system.addEventListener("input", () => this.set("system", system.value));
-    const tools = h("select", { id: "set-tools" }, [["calculator", "Calculator"], ["python", "Calculator and Python"], ["none", "None"]].map(([value, name]) => h("option", { value }, name)));
+    const tools = h("select", { id: "set-tools" }, [["server", "As the server was started"], ["calculator", "Calculator"], ["python", "Calculator and Python"], ["none", "None"]].map(([value, name]) => h("option", { value }, name)));
     tools.value = this.value.tools;
     tools.addEventListener("change", () => this.set("tools", tools.value));
     this.root.replaceChildren(
@@ -81,10 +81,10 @@ export class Settings {
   /** The fields of a request. seed null: a new one for each answer. */
   forRequest() {
     const { temperature, top_p, top_k, max_tokens, seed, tools } = this.value;
-    const fields = { temperature, top_p, seed: seed ?? Math.floor(Math.random() * 2 ** 31) };
-    if (top_k !== null) fields.top_k = top_k;
+    // top_k null is said: left out it would be the server's own
+    const fields = { temperature, top_p, top_k, seed: seed ?? Math.floor(Math.random() * 2 ** 31) };
     if (max_tokens !== null) fields.max_tokens = max_tokens;
-    if (tools !== "calculator") fields.builtin_tools = tools === "none" ? [] : ["calculator", "python"];
+    if (tools !== "server") fields.builtin_tools = { none: [], calculator: ["calculator"], python: ["calculator", "python"] }[tools];
     return fields;
   }
 }

@@ -4,7 +4,7 @@ const PREFIX = "intone.chat.";
 const SETTINGS = "intone.settings";
 
 export const DEFAULTS = Object.freeze({
-  system: "", temperature: 0.6, top_p: 1, top_k: 50, max_tokens: 256, seed: null, tools: "calculator",
+  system: "", temperature: 0.6, top_p: 1, top_k: 50, max_tokens: 256, seed: null, tools: "server",
 });
 
 const newId = (letter) => letter + Date.now().toString(36) + Math.random().toString(36).slice(2, 8);
