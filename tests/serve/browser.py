@@ -178,8 +178,8 @@ class Page:
         wait_ms = int(1000 * WAIT_S)
         loop = (
             "new Promise((done) => { const end = performance.now() + %d; const look = () => { let value = null; "
-            "try { value = (%s); } catch (error) { value = null; } "
-            "if (value || performance.now() > end) done(value instanceof Node ? true : value || null); else setTimeout(look, 10); }; look(); })"
+            "try { value = (%s); } catch (error) { value = null; } value = value instanceof Node ? true : value; "
+            "if (value || performance.now() > end) done(value || null); else setTimeout(look, 10); }; look(); })"
         )
         for _ in range(20):  # a page that is being left takes its promises with it
             try:

@@ -65,7 +65,8 @@ function answerMessages(node) {
       open = null;
     }
   }
-  return messages;
+  // an answer without words still is a turn
+  return messages.length ? messages : [{ role: "assistant", content: "" }];
 }
 
 /** Keeps a conversation. False where the browser has no room or no storage. */

@@ -44,6 +44,11 @@ export class MessageView {
     }
     for (const extra of this.parts.splice(parts.length)) extra.root.remove();
     this.wait?.remove();
+    this.none?.remove();
+    if (!isLive && !textOf(this.node) && !this.node.error) {
+      this.none = h("p", { class: "waiting" }, "(no words)");
+      this.words.append(this.none);
+    }
     if (isLive && !parts.length) {
       this.wait = h("p", { class: "waiting" }, h("span", { class: "dots", "aria-hidden": "true" }, h("i"), h("i"), h("i")), waiting);
       this.words.append(this.wait);
