@@ -31,7 +31,7 @@ def guarded(tmp_path, monkeypatch):
         log_row(tmp_path / "log.jsonl", StepRow(step, 64, 2.0, 1.0, 0.1, 0.0, 640.0, None))
 
     def use(function):
-        monkeypatch.setattr(worker, "run_job", lambda folder, stop: function())
+        monkeypatch.setattr(worker, "run_job", lambda *_: function())
         return worker.run_guarded(tmp_path, lambda: False)
 
     return use
@@ -161,7 +161,7 @@ def test_our_own_fault_is_one_line_and_the_traceback_a_file(guarded, tmp_path, c
 def stop_flag():
     """A flag with its signal handlers, and those of the tests put back afterwards."""
     before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
-    yield worker.StopFlag()
+    yield worker.StopFlag().listen()
     for number, handler in before:
         signal.signal(number, handler)
 

@@ -46,6 +46,10 @@ class DiskFull(UserError):
     """The disk or quota behind a path is exhausted; what was saved before is intact."""
 
 
+class RankLost(Exception):
+    """Another process of a team ended, failed or no longer answers; what it left about itself is the cause."""
+
+
 class Damaged(UserError):
     """A file on disk is not what its manifest or format says."""
 

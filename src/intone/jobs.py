@@ -14,7 +14,7 @@ from pathlib import Path
 from intone.child import PACKAGE_PARENT
 from intone.errors import UserError
 from intone.paths import FolderLock, disk_errors, read_lines
-from intone.records import Outcome, read_outcome, write_outcome
+from intone.records import Outcome, read_choices, read_outcome, write_outcome
 
 # a worker's exit status says what its outcome.json could not where the disk is full; every other outcome: 1
 EXIT_CODES = {"done": 0, "bad_input": 2, "disk_full": errno.ENOSPC, "stopped": 130}
@@ -91,22 +91,37 @@ class Job:
         code = self.process.returncode
         if timed_out:
             return Outcome("killed", step, f"the worker did not end within {self._limits.seconds:g} s and was killed")
-        if code < 0 and kernel_oom_kills() > self._oom_kills:
-            return Outcome(
-                "out_of_memory", step, "the kernel killed the worker because the machine's memory ran out",
-                "close other programs, or use a smaller --device-batch, --context or --depth",
-            )  # fmt: skip
         if code < 0:
-            return Outcome("killed", step, f"the worker was ended by {signal.Signals(-code).name}")
+            return ended_by_signal(-code, step, "the worker", oom_kills_before=self._oom_kills)
         if code == EXIT_CODES["disk_full"]:
             fix = "free some space, or set INTONE_HOME to a larger disk; the same command goes on from the last save"
             return Outcome("disk_full", step, f"no space left on the disk of {self.folder}", fix)
         return Outcome("error", step, f"the worker ended with exit code {code} and wrote no outcome")
 
 
+def ended_by_signal(number: int, step: int | None, who: str, *, oom_kills_before: int) -> Outcome:
+    """The outcome of a job whose process was ended by a signal; oom_kills_before: kernel_oom_kills() at its start."""
+    if kernel_oom_kills() > oom_kills_before:
+        return Outcome(
+            "out_of_memory", step, f"the kernel killed {who} because the machine's memory ran out",
+            "close other programs, or use a smaller --device-batch, --context or --depth",
+        )  # fmt: skip
+    return Outcome("killed", step, f"{who} was ended by {signal.Signals(number).name}")
+
+
+def devices_of(folder: Path) -> int:
+    """How many processes train the job of a folder together, as its plan says; 1 where it has no plan."""
+    with contextlib.suppress(UserError):
+        settings = read_choices(folder).settings
+        if "devices" in settings:
+            return int(settings["devices"].value)
+    return 1
+
+
 def start(folder: Path, env: Mapping[str, str] | None = None, limits: Limits | None = None) -> Job:
     """Starts the worker of a job folder with env added to this process's variables; its output goes to our stderr.
 
+    Where the plan says several devices, torchrun starts as many workers (launch.py) and Job stands for all of them.
     An outcome.json of an earlier try is removed: a job has one outcome, that of its last try.
     """
     return _start(folder, env, limits or Limits(), live=False)
@@ -133,7 +148,9 @@ def _start(folder: Path, env: Mapping[str, str] | None, limits: Limits, *, live:
         read_end, ours = os.pipe()
         variables["INTONE_PARENT_PIPE"] = str(read_end)
         theirs = (read_end,)
-    command = [sys.executable, "-P", "-m", "intone.worker", str(folder)]  # -P: no module from where the person stands
+    devices = 1 if live else devices_of(folder)
+    module = ["intone.worker", str(folder)] if devices == 1 else ["intone.launch", str(folder), str(devices)]
+    command = [sys.executable, "-P", "-m", *module]  # -P: no module from where the person stands
     if live:
         with disk_errors(folder), open(folder / "live.log", "ab") as log:
             process = subprocess.Popen(
@@ -148,6 +165,8 @@ def _start(folder: Path, env: Mapping[str, str] | None, limits: Limits, *, live:
             stdout=sys.stderr.fileno() if has_stderr() else subprocess.DEVNULL,
             stderr=None if has_stderr() else subprocess.DEVNULL,
             pass_fds=theirs,
+            # torchrun hands signals on: a Ctrl-C in the terminal must not reach its workers by two ways
+            start_new_session=devices > 1,
         )
     for descriptor in theirs:
         os.close(descriptor)

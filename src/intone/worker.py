@@ -1,6 +1,8 @@
 """One process of one job folder: `python -m intone.worker FOLDER` does what config.json says, writes outcome.json.
 
-With --live behind the folder it does the job in blocks, on command, and says how long each took (blocks.py).
+Several of them train one job together where torchrun starts them; the first one then writes the outcome, after looking
+for that of another one which caused it. With --live behind the folder it does the job in blocks, on command, and says
+how long each took (blocks.py).
 """
 
 import contextlib
@@ -11,21 +13,26 @@ import resource
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from intone.blocks import Exchange
 from intone.child import die_with_parent
-from intone.errors import DiskFull, UserError
+from intone.dist import World, read_world
+from intone.errors import DiskFull, RankLost, UserError
 from intone.jobs import EXIT_CODES, LIVE, last_step
 from intone.log import human_bytes, say
 from intone.paths import FolderLock, read_json, write_atomic
-from intone.records import Outcome, write_outcome
+from intone.records import Outcome, read_outcome, write_outcome
 
 # what PyTorch's CPU allocator, the system, CUDA and Python (which cannot map a thread's stack) say
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "can't start new thread")
+
+ECHO_S = 3.0  # a second Ctrl-C of a person comes later than the one that torchrun hands on
 
 
 class StopFlag:
@@ -34,20 +41,29 @@ class StopFlag:
     at_once: the first signal does, in a job that has nothing to save.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, under_torchrun: bool = False) -> None:
+        """under_torchrun: one Ctrl-C arrives twice, from the terminal and handed on by torchrun."""
         self.is_set = self.at_once = False
+        self._under_torchrun = under_torchrun
+        self._set_s = 0.0
+
+    def listen(self) -> "StopFlag":
+        """From here on signals are noticed; in the main thread only, elsewhere nothing happens."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_signal)
             signal.signal(signal.SIGINT, self._on_signal)
+        return self
 
     def __call__(self) -> bool:
         return self.is_set
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        if self.at_once or (self.is_set and number == signal.SIGINT):
+        is_echo = self._under_torchrun and time.monotonic() - self._set_s < ECHO_S
+        if self.at_once or (self.is_set and number == signal.SIGINT and not is_echo):
             raise KeyboardInterrupt
-        self.is_set = True
-        say("stopping after this step; Ctrl-C again stops at once, from the last save")
+        if not self.is_set:
+            self.is_set, self._set_s = True, time.monotonic()
+            say("stopping after this step; Ctrl-C again stops at once, from the last save")
 
 
 def main(argv: list[str]) -> int:
@@ -58,8 +74,23 @@ def main(argv: list[str]) -> int:
     folder = Path(argv[0]).absolute()
     die_with_parent()
     limit_memory()
-    stop = StopFlag()
-    exchange = Exchange.on_standard_streams() if LIVE in argv else None
+    try:
+        world = read_world()
+    except UserError as error:
+        say(str(error))
+        return EXIT_CODES["bad_input"]
+    stop = StopFlag(under_torchrun=world.size > 1)
+    if world.size == 1:
+        stop.listen()
+    else:  # until it has met the others a process ends at once: waiting for them, it could not look at a flag
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if world.is_main:
+        return run_main(folder, stop, world, Exchange.on_standard_streams() if LIVE in argv else None)
+    return run_beside(folder, stop, world)
+
+
+def run_main(folder: Path, stop: StopFlag, world: World, exchange: Exchange | None) -> int:
+    """The one process of a job, or the first: holds the folder's lock and writes the outcome -> exit code."""
     try:
         lock = FolderLock(folder / "lock", what="this job folder")
     except UserError as error:
@@ -69,7 +100,7 @@ def main(argv: list[str]) -> int:
             exchange.fail(outcome)
         return EXIT_CODES[outcome.outcome]
     with lock:
-        outcome = run_guarded(folder, stop, exchange)
+        outcome = run_guarded(folder, stop, exchange, world)
         if exchange is not None and outcome.outcome != "done":
             exchange.fail(outcome)
         with contextlib.suppress(DiskFull):  # the parent then derives the outcome from the exit status
@@ -79,10 +110,38 @@ def main(argv: list[str]) -> int:
     return EXIT_CODES.get(outcome.outcome, 1)
 
 
-def run_guarded(folder: Path, stop: StopFlag, exchange: Exchange | None = None) -> Outcome:
+def run_beside(folder: Path, stop: StopFlag, world: World) -> int:
+    """A further process of a job: what went wrong here is left for the first one to read -> exit code."""
+    place = rank_folder(folder, world.rank)
+    (place / "outcome.json").unlink(missing_ok=True)
+    outcome = run_guarded(folder, stop, None, world)
+    if outcome.outcome not in ("done", "stopped", "killed"):
+        say(f"process {world.rank}: {outcome.outcome}: {outcome.message}")
+        with contextlib.suppress(UserError):  # the first process then only knows that this one ended
+            write_outcome(place, outcome)
+    return EXIT_CODES.get(outcome.outcome, 1)
+
+
+def rank_folder(folder: Path, rank: int) -> Path:
+    """Where a further process of a job leaves its outcome."""
+    return folder / "ranks" / str(rank)
+
+
+def cause_elsewhere(folder: Path, world: World) -> Outcome | None:
+    """The outcome that another process left, None where none did: it was killed, or only lost another one itself."""
+    for rank in range(1, world.size):
+        with contextlib.suppress(UserError):
+            found = read_outcome(rank_folder(folder, rank))
+            if found is not None:
+                return replace(found, message=f"process {rank}: {found.message}")
+    return None
+
+
+def run_guarded(folder: Path, stop: StopFlag, exchange: Exchange | None = None, world: World | None = None) -> Outcome:
     """The job, with every way to fail turned into its one outcome."""
+    world = world or World()
     try:
-        return run_job(folder, stop) if exchange is None else run_live(folder, stop, exchange)
+        return run_job(folder, stop, world) if exchange is None else run_live(folder, stop, exchange)
     except DiskFull as error:
         return Outcome("disk_full", last_step(folder), error.message, error.fix)
     except UserError as error:
@@ -90,26 +149,42 @@ def run_guarded(folder: Path, stop: StopFlag, exchange: Exchange | None = None) 
     except KeyboardInterrupt:
         return Outcome("stopped", last_step(folder), "stopped at once; the same command goes on from the last save")
     except Exception as error:  # whatever it is, it must end in one outcome that a person can read
-        step = last_step(folder)
-        if is_out_of_memory(error):
-            fix = "use a smaller --device-batch, --context or --depth"
-            return Outcome("out_of_memory", step, out_of_memory_message(error), fix)
-        if is_disk_full(error):
-            return Outcome("disk_full", step, short(error), "free some space; the same command goes on from there")
-        with contextlib.suppress(UserError):
-            write_atomic(folder / "traceback.txt", traceback.format_exc())
-        say(traceback.format_exc())
-        return Outcome("error", step, short(error), f"the full trace is in {folder / 'traceback.txt'}")
+        return unexpected_outcome(folder, error, world)
 
 
-def run_job(folder: Path, stop: StopFlag) -> Outcome:
+def unexpected_outcome(folder: Path, error: Exception, world: World) -> Outcome:
+    """What an exception that nobody translated means for the job."""
+    step = last_step(folder)
+    if isinstance(error, RankLost):
+        lost = Outcome("killed", step, str(error), "the same command goes on from the last save")
+        return (cause_elsewhere(folder, world) if world.is_main else None) or lost
+    if is_out_of_memory(error):
+        fix = "use a smaller --device-batch, --context or --depth"
+        return Outcome("out_of_memory", step, out_of_memory_message(error), fix)
+    if is_disk_full(error):
+        return Outcome("disk_full", step, short(error), "free some space; the same command goes on from there")
+    trace = folder / ("traceback.txt" if world.is_main else f"traceback.rank{world.rank}.txt")
+    with contextlib.suppress(UserError):
+        write_atomic(trace, traceback.format_exc())
+    say(traceback.format_exc())
+    return Outcome("error", step, short(error), f"the full trace is in {trace}")
+
+
+def run_job(folder: Path, stop: StopFlag, world: World) -> Outcome:
     """Dispatches on config.json's "job". The verbs' code is imported here so that a wrong folder fails fast."""
     config: dict[str, Any] = read_json(folder / "config.json")
     kind = config.get("job")
     if kind == "train":
-        from intone.train.loop import Trainer
+        from intone.train.loop import Trainer, join_team
 
-        return Trainer(folder, stop).run()
+        team = join_team(folder, world)
+        if team.size > 1:
+            stop.listen()
+        outcome = Trainer(folder, stop, team=team).run()
+        team.close()
+        return outcome
+    if world.size > 1:
+        raise UserError(f"a job {kind!r} runs in one process, this is one of {world.size}", value=world.size)
     stop.at_once = True
     if kind == "evaluate":
         from intone.evals.job import evaluate_job

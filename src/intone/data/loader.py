@@ -152,8 +152,15 @@ class Prefetcher:
     of a with block. rows must not be used elsewhere meanwhile.
     """
 
-    def __init__(self, rows: Rows, rows_per_step: int, first_step: int = 0, *, depth: int = 3) -> None:
+    def __init__(
+        self, rows: Rows, rows_per_step: int, first_step: int = 0, *, depth: int = 3, rank: int = 0, size: int = 1
+    ) -> None:
+        """rank of size: batches hold that share of each step's rows, the shares as equal as can be.
+
+        Where a step has fewer rows than there are shares, an empty share is one row in which nothing is learned.
+        """
         self._rows, self._rows_per_step = rows, rows_per_step
+        self._begin, self._end = rows_per_step * rank // size, rows_per_step * (rank + 1) // size
         self._ready: queue.Queue[tuple[int, Batch] | BaseException] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
         self._may_work = threading.Event()
@@ -200,6 +207,11 @@ class Prefetcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _batch(self, step: int) -> Batch:
+        first, count = step * self._rows_per_step + self._begin, self._end - self._begin
+        batch = self._rows.rows(first, max(count, 1))
+        return batch if count else Batch(batch.ids, np.full_like(batch.targets, -1), batch.documents)
+
     def _work(self, step: int) -> None:
         try:
             while not self._closed.is_set():
@@ -207,7 +219,7 @@ class Prefetcher:
                 with self._turn:
                     if not self._may_work.is_set():
                         continue  # paused between the two lines above
-                    batch = self._rows.rows(step * self._rows_per_step, self._rows_per_step)
+                    batch = self._batch(step)
                 self._ready.put((step, batch))
                 step += 1
         except BaseException as error:  # handed to the consumer, who is told and stops

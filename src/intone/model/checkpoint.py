@@ -1,12 +1,14 @@
 """Saves of a training job: complete or absent, checksummed, self-describing, and how to fall back from a bad one."""
 
 import contextlib
+import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,11 +18,14 @@ from torch import Tensor
 from intone.config import ModelConfig
 from intone.errors import Damaged, UserError
 from intone.log import say
+from intone.model.sharding import Part
 from intone.paths import disk_errors, file_sha256, read_json, sync_folder, write_json
+from intone.team import ALONE, Team
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 STATE = "state.json"
+NUM_STEPS = "num_steps"  # of the optimizer: the same for all processes
 
 
 def optimizer_file(rank: int) -> str:
@@ -47,40 +52,48 @@ def step_folder(job_folder: Path, step: int) -> Path:
 
 def save_checkpoint(
     job_folder: Path, step: int, *, model: ModelConfig, weights: dict[str, Tensor], optimizer: dict[str, Tensor],
-    state: dict[str, Any], tokenizer_hash: str, rank: int = 0,
+    state: dict[str, Any], tokenizer_hash: str, team: Team = ALONE,
 ) -> Path:  # fmt: skip
     """Writes checkpoints/step_N: files under a temporary name, fsync, manifest last, rename, fsync of the folder.
 
-    A save of the same step is replaced. Raises DiskFull; what was saved before is not touched by that.
+    A save of the same step is replaced. Every process of a team calls this and writes its part of the optimizer; the
+    first one writes the rest. Raises DiskFull; what was saved before is not touched by that.
     """
     final = step_folder(job_folder, step)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    temporary = final.with_name(f".{final.name}.tmp")
     with disk_errors(final):
-        remove_leftovers(job_folder)
         try:
-            temporary.mkdir(parents=True)
-            files = {}
-            for name, tensors in ((WEIGHTS, weights), (optimizer_file(rank), optimizer)):
-                _save_tensors(temporary / name, tensors)
-                files[name] = _file_facts(temporary / name)
-            write_json(temporary / STATE, state)
-            files[STATE] = _file_facts(temporary / STATE)
-            manifest = {
-                "format": FORMAT,
-                "step": step,
-                "model": model.as_json(),
-                "tokenizer_hash": tokenizer_hash,
-                "torch": torch.__version__,
-                "files": files,
-            }
-            write_json(temporary / "manifest.json", manifest)
-            if final.exists():
-                shutil.rmtree(final)
-            os.replace(temporary, final)
+            with team.all_or_none():
+                if team.is_main:
+                    remove_leftovers(job_folder)
+                    temporary.mkdir(parents=True)
+            with team.all_or_none():
+                own = {optimizer_file(team.rank): optimizer} | ({WEIGHTS: weights} if team.is_main else {})
+                for name, tensors in own.items():
+                    _save_tensors(temporary / name, tensors)
+                facts = {name: _file_facts(temporary / name) for name in own}
+            files = {name: entry for said in team.everyone_says(facts) for name, entry in said.items()}
+            with team.all_or_none():
+                if team.is_main:
+                    write_json(temporary / STATE, state)
+                    files[STATE] = _file_facts(temporary / STATE)
+                    manifest = {
+                        "format": FORMAT,
+                        "step": step,
+                        "model": model.as_json(),
+                        "tokenizer_hash": tokenizer_hash,
+                        "torch": torch.__version__,
+                        "files": files,
+                    }
+                    write_json(temporary / "manifest.json", manifest)
+                    if final.exists():
+                        shutil.rmtree(final)
+                    os.replace(temporary, final)
+                    sync_folder(final.parent)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if team.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
             raise
-        sync_folder(final.parent)
     return final
 
 
@@ -156,8 +169,8 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_checkpoint(folder: Path, *, optimizer: bool = True, rank: int = 0) -> Checkpoint:
-    """A save, verified. Raises Damaged, or UserError for another format."""
+def read_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
+    """A save, verified, with the whole optimizer. Raises Damaged, or UserError for another format."""
     manifest = verify(folder)
     try:
         model = ModelConfig.from_json(manifest["model"])
@@ -168,15 +181,70 @@ def read_checkpoint(folder: Path, *, optimizer: bool = True, rank: int = 0) -> C
         step=manifest["step"],
         model=model,
         weights=load_file(folder / WEIGHTS),
-        optimizer=load_file(folder / optimizer_file(rank)) if optimizer else {},
+        optimizer=read_optimizer(folder) if optimizer else {},
         state=read_json(folder / STATE),
         tokenizer_hash=manifest["tokenizer_hash"],
     )
 
 
-def has_optimizer(folder: Path, *, rank: int = 0) -> bool:
+def read_optimizer(folder: Path, parts: Mapping[str, Part] | None = None) -> dict[str, Tensor]:
+    """The optimizer's state in a save, of however many processes wrote it: the whole, or only these parts of it.
+
+    Parts come as they are cut; of the whole, what several processes wrote comes flat for AdamW. Not verified here.
+    Raises KeyError for a name that is not in the save.
+    """
+    names = list(read_json(folder / "manifest.json")["files"])
+    ranks = sum(re.fullmatch(r"optimizer\.rank\d+\.safetensors", name) is not None for name in names)
+    if parts is None and ranks == 1:
+        return load_file(folder / optimizer_file(0))
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(safe_open(folder / optimizer_file(r), framework="pt")) for r in range(ranks)]
+        known = set(files[0].keys())
+        tensors = {NUM_STEPS: files[0].get_tensor(NUM_STEPS)}
+        if parts is None:
+            for name in known - {NUM_STEPS}:
+                tensors[name] = torch.cat([file.get_tensor(name) for file in files])
+            return tensors
+        for name, part in parts.items():
+            if name not in known:
+                raise KeyError(name)
+            tensors[name] = _read_part([file.get_slice(name) for file in files], part)
+        return tensors
+
+
+def _read_part(slices: list[Any], part: Part) -> Tensor:
+    """Entries of a tensor that lies in several files one after the other; only these are read."""
+    pieces: list[Tensor] = []
+    first = 0
+    for piece in slices:
+        shape = piece.get_shape()
+        count = math.prod(shape) if part.is_flat else shape[0]
+        begin, end = max(part.begin - first, 0), min(part.end - first, count)
+        if begin < end or not pieces:
+            pieces.append(_cut_slice(piece, shape, begin, max(begin, end), is_flat=part.is_flat))
+        first += count
+    found = torch.cat(pieces)
+    if len(found) != part.end - part.begin:
+        raise ValueError(f"the save has {first} entries of a tensor, {part.end} are asked for")
+    return found
+
+
+def _cut_slice(piece: Any, shape: list[int], begin: int, end: int, *, is_flat: bool) -> Tensor:
+    """Entries begin..end-1 of one tensor in a file, counted over its numbers or over its first dimension."""
+    begin = min(begin, end)
+    if not is_flat or len(shape) == 1:
+        return cast(Tensor, piece[begin:end])
+    if not shape:
+        return cast(Tensor, piece[...]).reshape(1)[begin:end]
+    width = math.prod(shape[1:])
+    rows = piece[begin // width : -(-end // width)].reshape(-1)
+    skipped = begin // width * width
+    return cast(Tensor, rows[begin - skipped : end - skipped])
+
+
+def has_optimizer(folder: Path) -> bool:
     """Whether a save holds the optimizer's state: that of an imported model does not."""
-    with safe_open(folder / optimizer_file(rank), framework="pt") as file:
+    with safe_open(folder / optimizer_file(0), framework="pt") as file:
         return bool(list(file.keys()))
 
 
@@ -198,6 +266,27 @@ def newest_checkpoint(job_folder: Path, *, optimizer: bool = True) -> tuple[Chec
             fix=f"delete {job_folder / 'checkpoints'}; the stage then starts again from its beginning",
         )
     return None, []
+
+
+def agreed_checkpoint(job_folder: Path, team: Team) -> tuple[Checkpoint | None, list[str]]:
+    """newest_checkpoint() as the first process of a team sees it, which alone verifies and reads the weights.
+
+    Its optimizer is empty: each process reads its own parts. Raises as newest_checkpoint, RankLost in the others.
+    """
+    found: Checkpoint | None = None
+    problems: list[str] = []
+    with team.all_or_none():
+        if team.is_main:
+            found, problems = newest_checkpoint(job_folder, optimizer=False)
+    about = found and {
+        "folder": str(found.folder), "step": found.step, "model": found.model.as_json(), "state": found.state,
+        "tokenizer_hash": found.tokenizer_hash,
+    }  # fmt: skip
+    about = team.main_says(about)
+    if about is None or found is not None:
+        return found, problems
+    model, folder = ModelConfig.from_json(about.pop("model")), Path(about.pop("folder"))
+    return Checkpoint(folder=folder, model=model, weights={}, optimizer={}, **about), []
 
 
 def load_weights(job_folder: Path) -> tuple[ModelConfig, dict[str, Tensor], Checkpoint]:

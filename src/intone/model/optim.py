@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from intone.config import OptimConfig
 from intone.model.gpt import GPT
 from intone.model.native.ops import call
+from intone.model.sharding import GroupShard, Part
+from intone.team import ALONE, Team
 
 # Quintic coefficients, one triple per iteration. Source: Amsel et al. 2025, "The Polar Express"
 # (arXiv 2505.16932), five iterations, safety factor 2e-2
@@ -53,7 +55,8 @@ class Optimizer:
     All hyper-parameters enter the update functions as 0-d tensors, so that compiling them never recompiles.
     """
 
-    def __init__(self, model: GPT, config: OptimConfig, *, compiled: bool = False) -> None:
+    def __init__(self, model: GPT, config: OptimConfig, *, compiled: bool = False, team: Team = ALONE) -> None:
+        """team: with others, gradients are summed over all of them and each keeps only its part of the moments."""
         self.config = config
         self.groups = parameter_groups(model, config)
         self.num_steps = 0
@@ -61,15 +64,24 @@ class Optimizer:
         self.kernels = "torch"  # native: updates run on model/native/optimizer.cpp, where there is one
         self._muon: Callable[..., None] = torch.compile(muon_update, dynamic=False) if compiled else muon_update
         self._adamw: Callable[..., None] = torch.compile(adamw_update, dynamic=False) if compiled else adamw_update
-        for group in self.groups:
-            group.state = initial_state(group, config)
+        self._shards: list[GroupShard] | None = None  # of the groups, in their order; None: everything is ours
+        if team.size > 1:
+            self._shards = [GroupShard(group.params, team, whole=group.kind == "muon") for group in self.groups]
+        for group, params in zip(self.groups, self._own_params(), strict=True):
+            group.state = initial_state(group, params, config)
+
+    def _own_params(self) -> list[list[Tensor]]:
+        """What this process updates, group by group."""
+        if self._shards is None:
+            return [list(group.params) for group in self.groups]
+        return [shard.params for shard in self._shards]
 
     @torch.no_grad()
     def step(self, scale: StepScale, finite: Tensor | None = None) -> None:
         """One update from the accumulated gradients, which are freed. A parameter without gradient stays.
 
         finite () bool on the gradients' device, False: nothing changes but the step count. It is not read by
-        the host, so a device queue never waits for it.
+        the host, so a device queue never waits for it. In a team it is the same everywhere.
         """
         self.num_steps += 1
         if finite is not None and finite.device.type == "cpu":
@@ -77,62 +89,105 @@ class Optimizer:
                 self._forget_gradients()
                 return
             finite = None
-        apply = torch.ones(()) if finite is None else finite.to(torch.float32)
+        if self._shards is not None:
+            self._sharded_step(self._shards, scale, finite)
+            return
         for group in self.groups:
             if any(p.grad is None for p in group.params):
                 continue
-            if finite is not None:
-                for p in group.params:
-                    p.grad = torch.where(finite, p.grad, 0.0)  # type: ignore[arg-type]
-            if self.kernels == "native" and not self.config.plain_muon:
-                native_update(group, self, scale)
-            elif group.kind == "muon":
-                self._step_muon(group, scale, apply)
-            else:
-                self._step_adamw(group, scale, apply)
+            self._update(group, list(group.params), [p.grad for p in group.params], scale, finite)  # type: ignore[misc]
             for p in group.params:
                 p.grad = None
+
+    def _sharded_step(self, shards: list[GroupShard], scale: StepScale, finite: Tensor | None) -> None:
+        """All groups travel at once: while one is updated, others arrive and leave."""
+        summed = [shard.scatter() for shard in shards]
+        gatherings = []
+        for group, shard, waiting in zip(self.groups, shards, summed, strict=True):
+            grads = shard.grads(waiting.wait())
+            if not shard.is_empty:
+                self._update(group, shard.params, grads, scale, finite)
+            gatherings.append(shard.gather())
+        for gathering in gatherings:
+            gathering.finish()
+
+    def _update(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], scale: StepScale, finite: Tensor | None
+    ) -> None:
+        """Changes params, which are a part of the group or all of it, and the group's state."""
+        apply = torch.ones(()) if finite is None else finite.to(torch.float32)
+        if finite is not None:
+            grads = [torch.where(finite, grad, 0.0) for grad in grads]
+        if self.kernels == "native" and not self.config.plain_muon:
+            native_update(group, params, grads, self, scale)
+        elif group.kind == "muon":
+            self._step_muon(group, params, grads, scale, apply)
+        else:
+            self._step_adamw(group, params, grads, scale, apply)
 
     def _forget_gradients(self) -> None:
         for group in self.groups:
             for p in group.params:
                 p.grad = None
 
-    def _step_muon(self, group: Group, scale: StepScale, apply: Tensor) -> None:
-        grads = torch.stack([p.grad for p in group.params])  # type: ignore[misc]
-        params = torch.stack(list(group.params))
+    def _step_muon(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], scale: StepScale, apply: Tensor
+    ) -> None:
+        stacked = torch.stack(params)
         self._muon(
-            params, grads, group.state["momentum"], group.state.get("second_moment"),
+            stacked, torch.stack(grads), group.state["momentum"], group.state.get("second_moment"),
             scalar(group.lr * scale.lr), scalar(scale.momentum), scalar(group.weight_decay * scale.weight_decay),
             scalar(self.config.second_moment), apply, self.orthogonalise_dtype, self.config.plain_muon,
         )  # fmt: skip
-        for p, new in zip(group.params, params, strict=True):
+        for p, new in zip(params, stacked, strict=True):
             p.copy_(new)
 
-    def _step_adamw(self, group: Group, scale: StepScale, apply: Tensor) -> None:
+    def _step_adamw(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], scale: StepScale, apply: Tensor
+    ) -> None:
         """The scale's decay factor does not apply: tables and head keep their small constant decay."""
         steps = scalar(self.num_steps)
-        for i, p in enumerate(group.params):
+        for i, (p, grad) in enumerate(zip(params, grads, strict=True)):
             self._adamw(
-                p, p.grad, group.state[f"first.{i}"], group.state[f"second.{i}"], steps,
+                p, grad, group.state[f"first.{i}"], group.state[f"second.{i}"], steps,
                 scalar(group.lr * scale.lr), scalar(group.betas[0]), scalar(group.betas[1]), scalar(group.eps),
                 scalar(group.weight_decay), apply,
             )  # fmt: skip
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Everything a bitwise resume needs, by stable names; the tensors are live, not copies."""
+        """Everything a bitwise resume needs, by stable names; the tensors are live, not copies.
+
+        In a team those of this process: the whole is what all of them have, one after the other (see parts).
+        """
         tensors = {"num_steps": torch.tensor(self.num_steps)}
         for group in self.groups:
             for key, value in group.state.items():
-                tensors[f"{group.names[0]}:{group.kind}:{key}"] = value
+                tensors[state_name(group, key)] = value
         return tensors
 
+    def parts(self) -> dict[str, Part]:
+        """Which part of each tensor of the whole state this process of a team keeps; num_steps is everybody's."""
+        assert self._shards is not None, "a process alone keeps the whole"
+        return {
+            state_name(group, key): shard.parts[0 if group.kind == "muon" else int(key.partition(".")[2])]
+            for group, shard in zip(self.groups, self._shards, strict=True)
+            for key in group.state
+        }
+
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restores state_tensors(). Raises KeyError or RuntimeError where names or shapes differ."""
+        """Restores state_tensors(). Raises KeyError or RuntimeError where names or shapes differ.
+
+        A tensor may be flat: that is how those of a team are kept.
+        """
         for group in self.groups:
             for key, value in group.state.items():
-                value.copy_(tensors[f"{group.names[0]}:{group.kind}:{key}"])
+                value.copy_(tensors[state_name(group, key)].reshape(value.shape))
         self.num_steps = int(tensors["num_steps"])
+
+
+def state_name(group: Group, key: str) -> str:
+    """The name of one tensor of a group's state in a save."""
+    return f"{group.names[0]}:{group.kind}:{key}"
 
 
 def parameter_groups(model: GPT, config: OptimConfig) -> list[Group]:
@@ -171,42 +226,47 @@ def shape_factor(shape: Sequence[int]) -> float:
     return max(1.0, shape[-2] / shape[-1]) ** 0.5
 
 
-def initial_state(group: Group, config: OptimConfig) -> dict[str, Tensor]:
-    """Zero moments in float32; Muon's second moment is factored: one value per row or column."""
+def initial_state(group: Group, params: Sequence[Tensor], config: OptimConfig) -> dict[str, Tensor]:
+    """Zero moments in float32 for these params of the group, which may be a part of it.
+
+    Muon's second moment is factored: one value per row or column.
+    """
     if group.kind == "adamw":
-        moments = {f"first.{i}": torch.zeros_like(p) for i, p in enumerate(group.params)}
-        return moments | {f"second.{i}": torch.zeros_like(p) for i, p in enumerate(group.params)}
+        moments = {f"first.{i}": torch.zeros_like(p) for i, p in enumerate(params)}
+        return moments | {f"second.{i}": torch.zeros_like(p) for i, p in enumerate(params)}
     first = group.params[0]
     rows, columns = first.shape
-    state = {"momentum": first.new_zeros(len(group.params), rows, columns)}
+    state = {"momentum": first.new_zeros(len(params), rows, columns)}
     if not config.plain_muon:
         factored = (rows, 1) if rows >= columns else (1, columns)
-        state["second_moment"] = first.new_zeros(len(group.params), *factored)
+        state["second_moment"] = first.new_zeros(len(params), *factored)
     return state
 
 
-def native_update(group: Group, optimizer: Optimizer, scale: StepScale) -> None:
+def native_update(
+    group: Group, params: Sequence[Tensor], grads: Sequence[Tensor], optimizer: Optimizer, scale: StepScale
+) -> None:
     """muon_update() or adamw_update() on the CPU kernels: one pass before the products and one after them."""
     lr = group.lr * scale.lr
     if group.kind == "muon":
-        rows, columns = group.params[0].shape
-        x = torch.empty(len(group.params), rows, columns, dtype=torch.bfloat16)
-        for i, p in enumerate(group.params):
-            call("intone_muon_before", p.grad, group.state["momentum"][i], x[i], rows, columns, float(scale.momentum))
+        rows, columns = params[0].shape
+        x = torch.empty(len(params), rows, columns, dtype=torch.bfloat16)
+        for i, grad in enumerate(grads):
+            call("intone_muon_before", grad, group.state["momentum"][i], x[i], rows, columns, float(scale.momentum))
         x = orthogonalise(x, POLAR_EXPRESS).contiguous()
         sums = torch.empty(max(rows, columns) + 16)
         share = 1 - optimizer.config.second_moment
         decay = group.weight_decay * scale.weight_decay
-        for i, p in enumerate(group.params):
+        for i, p in enumerate(params):
             second = group.state["second_moment"][i]
             call("intone_muon_after", x[i], p, second, sums, rows, columns, float(lr), float(decay), float(share))
     else:
         beta1, beta2 = group.betas
         size, unbias = lr / (1 - beta1**optimizer.num_steps), 1 / (1 - beta2**optimizer.num_steps)
-        for i, p in enumerate(group.params):
-            assert p.grad is not None and p.grad.is_contiguous(), "step() looked for the gradient"
+        for i, (p, grad) in enumerate(zip(params, grads, strict=True)):
+            assert grad.is_contiguous(), "the kernel walks over it in one go"
             call(
-                "intone_adamw", p, p.grad, group.state[f"first.{i}"], group.state[f"second.{i}"], p.numel(), size,
+                "intone_adamw", p, grad, group.state[f"first.{i}"], group.state[f"second.{i}"], p.numel(), size,
                 unbias, beta1, beta2, group.eps, 1 - lr * group.weight_decay,
             )  # fmt: skip
     # the kernels write behind PyTorch's back: who keeps something made from a parameter must see that it changed

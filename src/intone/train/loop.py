@@ -12,17 +12,20 @@ from typing import Any, cast
 import torch
 
 from intone.config import TrainJob
-from intone.data.loader import Batch, Prefetcher, Rows
+from intone.data.loader import Prefetcher, Rows
 from intone.data.shards import TokenSet
 from intone.data.tokenizer import Tokenizer
+from intone.dist import World
 from intone.errors import Damaged, UserError
 from intone.log import human_bytes, human_count, human_duration, say
 from intone.model.attention import Backend
 from intone.model.checkpoint import (
     Checkpoint,
+    agreed_checkpoint,
     discard_after,
     newest_checkpoint,
     prune,
+    read_optimizer,
     remove_leftovers,
     save_checkpoint,
 )
@@ -31,6 +34,7 @@ from intone.model.gpt import GPT
 from intone.model.optim import Optimizer
 from intone.paths import read_json, write_json
 from intone.records import Choices, EventRow, Outcome, Segment, StepRow, cut_log, log_row, read_choices, read_log
+from intone.team import ALONE, Team
 from intone.train.evaluation import evaluate_stage
 from intone.train.memory import peak_bytes, reset_peak
 from intone.train.plan import check_kernels, check_segments, pick_device
@@ -59,16 +63,26 @@ class Progress:
         return dict(self.__dict__)
 
 
+def join_team(folder: Path, world: World) -> Team:
+    """Meets the other processes of the job in folder. Raises UserError, RankLost."""
+    if world.size == 1:
+        return ALONE
+    return Team.join(world, pick_device(read_choices(folder), world))
+
+
 @dataclass
 class Trainer:
     """One stage in one process. run() is called once and returns how it ended; train/live.py goes step by step.
 
     on_step is called after every step with its row and the number of its supervised tokens.
+    team: this process and those that it trains with. All of them do the same steps, each on its share of the rows; the
+    first one decides what a clock decides, and alone writes logs, weights and evaluations.
     """
 
     folder: Path
     should_stop: Callable[[], bool]
     on_step: Callable[[StepRow, int], None] | None = None
+    team: Team = ALONE
     job: TrainJob = field(init=False)
     choices: Choices = field(init=False)
     progress: Progress = field(init=False, default_factory=Progress)
@@ -78,21 +92,24 @@ class Trainer:
     def run(self) -> Outcome:
         """Trains from the newest save, or the start, to the last step of the job, and evaluates.
 
-        Raises UserError for a job that cannot run here; MemoryError and torch's out-of-memory errors pass through.
+        Raises UserError for a job that cannot run here, RankLost where another process of the team did not go on;
+        MemoryError and torch's out-of-memory errors pass through.
         """
         self.set_up()
         with self.batches() as batches:
             if self.progress.step:
-                self._between_steps()  # an evaluation that was due after the restored save may be missing
+                # an evaluation that was due after the restored save may be missing
+                self._between_steps(due=self._is_due(self.progress.step))
             stopped = self.advance(batches, self.job.steps)
         if stopped is not None:
             return stopped
         if self.job.keep:
             self._save()
-            if self.should_stop():
+            if self.team.anyone(self.should_stop())[0]:
                 return Outcome("stopped", self.progress.step, "stopped before the last evaluation")
             self._evaluate()
-            prune(self.folder, keep=self.job.keep, best_step=self.progress.best_step)
+            if self.team.is_main:
+                prune(self.folder, keep=self.job.keep, best_step=self.progress.best_step)
         return Outcome("done", self.progress.step)
 
     # --- setting up -------------------------------------------------------------------------------------------
@@ -102,9 +119,10 @@ class Trainer:
         self.job = TrainJob.from_json(read_json(self.folder / "config.json"))
         self.choices = read_choices(self.folder)
         check_segments(self.choices)
-        self.device = pick_device(self.choices)
-        self._open_data()
-        self._build_model()
+        self.device = pick_device(self.choices, self.team.world)
+        with self.team.all_or_none():
+            self._open_data()
+            self._build_model()
         self.restore()
 
     def _open_data(self) -> None:
@@ -142,21 +160,23 @@ class Trainer:
     def restore(self) -> None:
         """The newest good save of this job, else the weights it starts from, else the random start."""
         self.model.init_weights(self.job.seed)
-        self.optimizer = Optimizer(self.model, self.job.optim)
+        self.optimizer = Optimizer(self.model, self.job.optim, team=self.team)
         self.progress = Progress()
         self.runner: TrainStep | None = None
         self.segment: Segment | None = None  # of the runner
-        remove_leftovers(self.folder)
-        checkpoint, problems = newest_checkpoint(self.folder)
+        if self.team.is_main:
+            remove_leftovers(self.folder)
+        checkpoint, problems = self._newest(self.folder, optimizer=True)
         if checkpoint is not None:
-            self._check(checkpoint)
-            self.model.load_state_dict(checkpoint.weights)
-            self.optimizer.load_state_tensors(checkpoint.optimizer)
+            self._take_over(checkpoint, optimizer=True)
             self.progress = Progress(**checkpoint.state)
             self.saved_step = checkpoint.step
-            say(f"going on from the save at step {checkpoint.step:,}")
+            self._say(f"going on from the save at step {checkpoint.step:,}")
         elif self.job.init_from:
             problems = self._start_from(Path(self.job.init_from))
+        self.team.spread_([tensor.detach() for tensor in self.model.state_dict().values()])
+        if not self.team.is_main:
+            return
         self._restore_logs()
         for problem in problems:
             self._event("damaged save skipped", problem)
@@ -165,15 +185,29 @@ class Trainer:
             if problems:
                 discard_after(self.folder, checkpoint.step)
 
+    def _newest(self, folder: Path, *, optimizer: bool) -> tuple[Checkpoint | None, list[str]]:
+        """The newest good save of a job and what was wrong with newer ones; in a team without the optimizer."""
+        if self.team.size == 1:
+            return newest_checkpoint(folder, optimizer=optimizer)
+        return agreed_checkpoint(folder, self.team)
+
+    def _take_over(self, checkpoint: Checkpoint, *, optimizer: bool) -> None:
+        """Weights, which in a team only the first process has, and where asked the moments that are ours."""
+        with self.team.all_or_none():
+            self._check(checkpoint)
+            if self.team.is_main:
+                self.model.load_state_dict(checkpoint.weights)
+            if optimizer and self.team.size == 1:
+                self.optimizer.load_state_tensors(checkpoint.optimizer)
+            elif optimizer:
+                self.optimizer.load_state_tensors(read_optimizer(checkpoint.folder, self.optimizer.parts()))
+
     def _start_from(self, before: Path) -> list[str]:
         """Takes over the weights of another job's newest good save; returns what was wrong with newer ones."""
-        start, problems = newest_checkpoint(before, optimizer=self.job.keep_optimizer)
+        start, problems = self._newest(before, optimizer=self.job.keep_optimizer)
         if start is None:
             raise UserError(f"{before} has no save to start from", value=str(before), fix="train that stage first")
-        self._check(start)
-        self.model.load_state_dict(start.weights)
-        if self.job.keep_optimizer:
-            self.optimizer.load_state_tensors(start.optimizer)
+        self._take_over(start, optimizer=self.job.keep_optimizer)
         return problems
 
     def _restore_logs(self) -> None:
@@ -212,7 +246,8 @@ class Trainer:
         gc.freeze()  # everything alive now stays: collections in the loop need not look at it
         reset_peak(self.device)
         try:
-            with Prefetcher(self.rows, self.job.rows_per_step, self.progress.step) as batches:
+            share = dict(rank=self.team.rank, size=self.team.size)
+            with Prefetcher(self.rows, self.job.rows_per_step, self.progress.step, **share) as batches:
                 yield batches
         finally:
             gc.unfreeze()
@@ -228,8 +263,9 @@ class Trainer:
             data_s = time.perf_counter() - begin_s
             scale = scale_at(job.schedule, step, job.steps)
             waiting.append(Pending(runner.run(batch, scale), batch, scale.lr, begin_s, data_s))
-            stopping = self.should_stop()
-            read_now = stopping or step + 1 == last_step or self._is_due(step + 1)
+            (stopping,) = self.team.anyone(self.should_stop())
+            due = self._is_due(step + 1)
+            read_now = stopping or step + 1 == last_step or due
             lag = 0 if read_now else step_lag(self.device, self.choices.segment_at(step).dtype)
             while len(waiting) > lag:
                 outcome = self._finish_step(runner, waiting.pop(0))
@@ -237,7 +273,7 @@ class Trainer:
                     return outcome
             if waiting:
                 continue
-            self._between_steps()
+            self._between_steps(due=due)
             if stopping and progress.step < job.steps:
                 if job.keep:
                     self._save()
@@ -270,6 +306,7 @@ class Trainer:
             dtype=segment.dtype,
             device_batch=segment.device_batch,
             compiled=segment.compiled,
+            team=self.team,
         )
         if segment.dtype == "fp16" and self.progress.loss_scale > 1.0:
             runner.loss_scale, runner.good_steps = self.progress.loss_scale, self.progress.good_steps
@@ -278,13 +315,13 @@ class Trainer:
     def _finish_step(self, runner: TrainStep, pending: Pending) -> Outcome | None:
         """Waits for a step, counts, logs and prints it; an outcome where too many in a row were not finite."""
         progress = self.progress
-        result, batch = pending.result, pending.batch
+        result, tokens = pending.result, self.job.rows_per_step * self.job.context
         loss = result.sync_loss()
         applied = bool(result.finite)
         runner.note_finite(applied)
         progress.loss_scale, progress.good_steps = runner.loss_scale, runner.good_steps
         progress.step += 1
-        progress.tokens += batch.ids.size
+        progress.tokens += tokens
         now_s = time.perf_counter()
         step_s = now_s - max(pending.begin_s, self.last_finish_s)
         self.last_finish_s = now_s
@@ -299,46 +336,51 @@ class Trainer:
             lr=pending.lr,
             step_s=step_s,
             data_s=pending.data_s,
-            tokens_per_s=batch.ids.size / step_s,
+            tokens_per_s=tokens / step_s,
             peak_bytes=peak_bytes(self.device),
             skipped=not applied,
         )
-        log_row(self.folder / "log.jsonl", row)
+        if self.team.is_main:
+            log_row(self.folder / "log.jsonl", row)
+            self._progress_line(row)
         if self.on_step is not None:
             self.on_step(row, result.num_supervised)
-        self._progress_line(row)
-        if progress.num_not_finite < MAX_NOT_FINITE:
-            return None
-        return self._not_finite(batch)
+        return None if progress.num_not_finite < MAX_NOT_FINITE else self._not_finite()
 
-    def _not_finite(self, batch: Batch) -> Outcome:
-        step = self.progress.step
-        first_row = (step - 1) * self.job.rows_per_step
-        address = {"step": step, "first_row": first_row, "num_rows": len(batch), "in_a_row": MAX_NOT_FINITE}
-        write_json(self.folder / "not_finite.json", address)
+    def _not_finite(self) -> Outcome:
+        step, num_rows = self.progress.step, self.job.rows_per_step
+        first_row = (step - 1) * num_rows
+        address = {"step": step, "first_row": first_row, "num_rows": num_rows, "in_a_row": MAX_NOT_FINITE}
+        if self.team.is_main:
+            write_json(self.folder / "not_finite.json", address)
         return Outcome(
             "not_finite",
             step,
             f"the loss was not finite in {MAX_NOT_FINITE} steps in a row, the last of rows {first_row:,} to "
-            f"{first_row + len(batch) - 1:,}",
+            f"{first_row + num_rows - 1:,}",
             "the rows are named in not_finite.json; try --dtype fp32, or look at that text",
         )
 
-    def _between_steps(self) -> None:
-        """Saves and evaluations that are due."""
+    def _between_steps(self, *, due: bool) -> None:
+        """Saves and evaluates where that is due."""
         step = self.progress.step
-        if step == self.job.steps or not self._is_due(step):
+        if step == self.job.steps or not due:
             return
         self._save()
         if self._is_evaluated_at(step):
             self._evaluate()
 
     def _is_due(self, step: int) -> bool:
-        """Whether the loop must have finished this step before the next one: the end, a save or an evaluation."""
+        """Whether the loop must have finished this step before the next one: the end, a save or an evaluation.
+
+        A team goes by the clock of the first process.
+        """
         if step == self.job.steps:
             return True
+        if not self.job.keep:
+            return False
         save_due = time.monotonic() - self.last_save_s >= self.job.save_every_s
-        return bool(self.job.keep) and (save_due or self._is_evaluated_at(step))
+        return self._is_evaluated_at(step) or self.team.anyone(save_due and self.team.is_main)[0]
 
     def _is_evaluated_at(self, step: int) -> bool:
         return self.job.eval_every is not None and step % self.job.eval_every == 0
@@ -356,14 +398,19 @@ class Trainer:
             optimizer=self.optimizer.state_tensors(),
             state=progress.as_json(),
             tokenizer_hash=self.job.tokenizer_hash,
+            team=self.team,
         )
-        prune(self.folder, keep=self.job.keep, best_step=progress.best_step)
         self.saved_step, self.last_save_s = progress.step, time.monotonic()
-        self._note("save", folder.name, seconds=self.last_save_s - begin_s)
+        if self.team.is_main:
+            prune(self.folder, keep=self.job.keep, best_step=progress.best_step)
+            self._note("save", folder.name, seconds=self.last_save_s - begin_s)
 
     def _evaluate(self) -> None:
-        """bpb on the fixed validation rows, and samples, once per step; the save was made before."""
-        if self.progress.step == self.evaluated_step:
+        """bpb on the fixed validation rows, and samples, once per step; the save was made before.
+
+        In a team the first process does it, and the others wait for it where they next need it.
+        """
+        if self.progress.step == self.evaluated_step or not self.team.is_main:
             return
         bpb = evaluate_stage(self.folder, self.job, self.model, self.tokenizer, self.val, self.progress.step)
         self.evaluated_step = self.progress.step
@@ -396,8 +443,13 @@ class Trainer:
         )
 
     def _event(self, event: str, message: str) -> None:
-        say(f"{event}: {message}")
-        self._note(event, message)
+        if self.team.is_main:
+            say(f"{event}: {message}")
+            self._note(event, message)
+
+    def _say(self, text: str) -> None:
+        if self.team.is_main:
+            say(text)
 
     def _note(self, event: str, message: str, *, seconds: float | None = None) -> None:
         log_row(self.folder / "log.jsonl", EventRow(self.progress.step, event, message, seconds))

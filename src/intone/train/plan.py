@@ -3,6 +3,7 @@
 import torch
 
 from intone.config import ModelConfig
+from intone.dist import World
 from intone.errors import UserError, unknown_name
 from intone.model.attention import BACKENDS
 from intone.model.native.build import library
@@ -44,9 +45,24 @@ def check_kernels(model: ModelConfig, device: torch.device) -> None:
     library()
 
 
-def pick_device(choices: Choices) -> torch.device:
-    """The device that was settled for the job. Raises UserError where it is not here."""
+def pick_device(choices: Choices, world: World) -> torch.device:
+    """The device that was settled for the job; of several GPUs the one of this process.
+
+    Raises UserError where it is not here.
+    """
     name = choices.settings["device"].value if "device" in choices.settings else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+    if name != "cuda":
+        return torch.device(name)
+    if not torch.cuda.is_available():
         raise UserError("this job was settled for a CUDA device and there is none here", value=name)
-    return torch.device(name)
+    count = torch.cuda.device_count()
+    if world.local_size > count:
+        raise UserError(
+            f"{world.local_size} processes were started for {count} GPUs here",
+            value=world.local_size,
+            fix=f"use --devices {count}, or torchrun --nproc-per-node {count}",
+        )
+    if world.size == 1:
+        return torch.device(name)
+    torch.cuda.set_device(world.local_rank)
+    return torch.device(name, world.local_rank)

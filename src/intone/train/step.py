@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from intone.data.loader import Batch
 from intone.model.gpt import GPT
 from intone.model.optim import Optimizer, StepScale
+from intone.team import ALONE, Team
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # fp16 gradients below 6e-8 vanish: the loss is multiplied by this, halved after an overflow, doubled after 1,000
@@ -19,7 +20,7 @@ GROW_EVERY = 1000
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step says about itself; tensors are on the device and not yet waited for."""
+    """What a step says about itself, over all processes; tensors are on the device and not yet waited for."""
 
     loss_sum: Tensor  # () float32, nats over the supervised tokens
     num_supervised: int
@@ -60,20 +61,23 @@ class TrainStep:
     """
 
     def __init__(
-        self, model: GPT, optimizer: Optimizer, *, device: torch.device, dtype: str, device_batch: int, compiled: bool
-    ) -> None:
+        self, model: GPT, optimizer: Optimizer, *, device: torch.device, dtype: str, device_batch: int, compiled: bool,
+        team: Team = ALONE,
+    ) -> None:  # fmt: skip
+        """team: those who have the other rows of every step, and optimizers of the same team."""
         self.device_batch = device_batch
         self.compiled = compiled
         self.loss_scale = FIRST_LOSS_SCALE if dtype == "fp16" else 1.0
         self.good_steps = 0  # since the loss scale last changed
         self._device = device
         self._optimizer = optimizer
+        self._team = team
         self._parameters = list(model.parameters())
         self._model: nn.Module = torch.compile(model, dynamic=False) if compiled else model  # type: ignore[assignment]
 
     def run(self, batch: Batch, scale: StepScale) -> StepResult:
-        """One step over the rows of batch. Does not wait for the device."""
-        num_supervised = int((batch.targets >= 0).sum())
+        """One step over the rows of batch, which is a team's share of the step. Does not wait for the device."""
+        (num_supervised,) = self._team.sums(int((batch.targets >= 0).sum()))
         loss_sum = torch.zeros((), device=self._device)
         if num_supervised == 0:
             return StepResult(loss_sum, 0, torch.tensor(True, device=self._device))
@@ -83,7 +87,12 @@ class TrainStep:
             part, _ = self._model(ids, targets, documents)
             (part * factor).backward()
             loss_sum = loss_sum + part.detach()
-        finite = torch.isfinite(loss_sum) & self._unscale()
+        finite = self._unscale()
+        if self._team.size > 1:
+            both = torch.stack([loss_sum, (~finite).to(loss_sum.dtype)])
+            self._team.sum_(both)
+            loss_sum, finite = both[0], both[1] == 0
+        finite = torch.isfinite(loss_sum) & finite
         self._optimizer.step(scale, finite)
         return StepResult(loss_sum, num_supervised, finite)
 
