@@ -19,6 +19,7 @@ def setting(
     least: float | None = None,
     most: float | None = None,
     aside: bool = False,
+    movable: bool = False,
     inherit: bool = False,
     positional: bool = False,
     flag: str | None = None,
@@ -26,9 +27,12 @@ def setting(
     """A field of a settings class, with what its type cannot say.
 
     least, most: bounds of a number, inclusive. aside: two runs that differ only here are the same run.
+    movable: may be another one each time a run goes on.
     inherit: `--from RUN` hands it on. positional: a word without a flag. flag: its spelling where the name will not do.
     """
-    metadata = dict(least=least, most=most, aside=aside, inherit=inherit, positional=positional, flag=flag)
+    metadata = dict(
+        least=least, most=most, aside=aside, movable=movable, inherit=inherit, positional=positional, flag=flag
+    )
     return dataclasses.field(default=default, metadata=metadata)
 
 

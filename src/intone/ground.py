@@ -16,7 +16,14 @@ from intone.settings import Resolved, TrainingSettings
 from intone.tune import compiling
 from intone.tune.kernels import settle_kernels
 from intone.tune.precision import NoTrial
-from intone.tune.settle import compile_key, settle_compile, settle_device_batch, settle_dtype, settle_threads
+from intone.tune.settle import (
+    compile_key,
+    settle_compile,
+    settle_device_batch,
+    settle_dtype,
+    settle_threads,
+    shared_threads,
+)
 from intone.tune.trial import TrialRunner, attention_for
 from intone.tune.trials import Trials
 
@@ -67,22 +74,27 @@ class Ground:
 def settle_ground(
     settled: Settled, settings: TrainingSettings, origins: Mapping[str, Resolved], config: ModelConfig,
     tokenizer_folder: Path, tokenizer: Tokenizer, *, trial_data: Path, rows_per_step: int, device: str,
-    expected_steps: int,
+    devices: int, expected_steps: int,
 ) -> Ground:  # fmt: skip
-    """threads, dtype, kernels, compile and micro-batch, in this order, with the step time they lead to."""
+    """threads, dtype, kernels, compile and micro-batch, in this order, with the step time they lead to.
+
+    devices: processes that share the rows of a step; threads and micro-batch are those of each of them.
+    """
     facts, trials = settled.facts, Trials(settled.facts)
     dtype_guess = "bf16" if origins["dtype"].value == "auto" else origins["dtype"].value
-    threads = settled.put("threads", settle_threads(origins["threads"], facts, config, trials, dtype=dtype_guess))
+    threads_choice = settle_threads(origins["threads"], facts, config, trials, dtype=dtype_guess)
+    threads = settled.put("threads", shared_threads(threads_choice, facts, devices))
     variables = {name: variable.value for name, variable in environment(facts, threads=threads).items()}
+    rows_per_device = -(-rows_per_step // devices)
     first_batch = settle_device_batch(
-        origins["device_batch"], facts, config, rows_per_step=rows_per_step, dtype=dtype_guess, compiled=False
+        origins["device_batch"], facts, config, rows_per_step=rows_per_device, dtype=dtype_guess, compiled=False
     )
     trial_job = TrainJob(
         stage="base", model=config, tokenizer=str(tokenizer_folder), tokenizer_hash=tokenizer.hash,
         data=(str(trial_data),), val=None, context=config.context, steps=1, rows_per_step=rows_per_step,
         optim=recipe.RUN_OPTIM, schedule=recipe.TRIAL_SCHEDULE, seed=settings.seed, keep=0,
     )  # fmt: skip
-    runner = TrialRunner(trial_job, device, threads, first_batch.value, variables, facts.folder / "trials")
+    runner = TrialRunner(trial_job, device, threads, first_batch.value, variables, facts.folder / "trials", devices)
     dtype = settled.put(
         "dtype", settle_dtype(origins["dtype"], facts, config, trials, run_steps=runner.run_steps)
     )
@@ -103,7 +115,7 @@ def settle_ground(
     reason = "our kernels" if kernels == "native" else "the faster one for this device and code, by rule (LOG.md)"
     settled.put("attention", Choice(attention, reason, "default"))
     batch = settle_device_batch(
-        origins["device_batch"], facts, config, rows_per_step=rows_per_step, dtype=dtype, compiled=compiled
+        origins["device_batch"], facts, config, rows_per_step=rows_per_device, dtype=dtype, compiled=compiled
     )
     settled.put("device_batch", batch)
     return Ground(

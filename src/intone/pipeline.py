@@ -14,6 +14,7 @@ from intone.config import TrainJob
 from intone.errors import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, DiskFull, UserError
 from intone.fields import flag_of, shown
 from intone.hardware import known_facts, load_facts
+from intone.jobs import devices_of
 from intone.log import human_bytes, human_count, human_duration, say, table, three_digits
 from intone.mixture import STARTER, parse_mixture
 from intone.model.cost import train_flops_per_token
@@ -21,9 +22,9 @@ from intone.paths import FolderLock, read_json, write_json
 from intone.peak import CostWatch
 from intone.planning import Plan, fastest_rate, plan_run, plan_stage
 from intone.prepare import ensure_data_of, epochs_of, find_source
-from intone.records import Answer, Choices, Outcome, read_choices, read_log, read_outcome, write_choices
+from intone.records import Answer, Choices, Outcome, choice, read_choices, read_log, read_outcome, write_choices
 from intone.runs import UNFINISHED, Run, check_same, create_run, find_run, list_runs, unfinished_run, with_state
-from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings, identity, named_fields
+from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings, identity, is_free, named_fields
 from intone.supervisor import supervise
 
 STAGES = ("base", "mid", "sft")
@@ -40,6 +41,7 @@ def run_pipeline(settings: RunSettings, origins: Mapping[str, Resolved]) -> Answ
     with claimed_run("run", settings, origins, STAGES) as run, CostWatch(run.folder / SPENT) as cost:
         with cost.phase("planning"):
             plan_once(run, settings.like, lambda: plan_run(settings, origins, run.folder, started_s=started_s))
+            move(run, origins)
         try:
             for stage in run.stages:
                 if run.stage_state(stage) != "done":
@@ -62,9 +64,10 @@ def run_train(settings: TrainSettings, origins: Mapping[str, Resolved]) -> Answe
     with claimed_run("train", settings, origins, (settings.stage,)) as run, CostWatch(run.folder / SPENT) as cost:
         with cost.phase("planning"):
             plan_once(run, settings.like, lambda: plan_stage(settings, origins, run.folder, started_s=started_s))
+            move(run, origins)
         folder = run.stage_folder(settings.stage)
         if settings.prepare:
-            text = f"the job is in {folder}\nnext: python -m intone.worker {folder}"
+            text = f"the job is in {folder}\nnext: {start_command(folder)}"
             return Answer({"folder": str(folder)}, text, run=run.name, path=str(run.folder))
         try:
             if run.stage_state(settings.stage) != "done":
@@ -162,8 +165,7 @@ def check_like(settings: TrainingSettings, origins: Mapping[str, Resolved]) -> N
         return
     fields = named_fields(type(settings))
     for name, entry in origins.items():
-        is_aside = name in ("like", "stage") or fields[name].metadata.get("aside")
-        if entry.origin == "flag" and not is_aside:
+        if entry.origin == "flag" and name not in ("like", "stage") and not is_free(fields[name]):
             raise UserError(
                 f"{flag_of(fields[name])} cannot be given with --like: run {settings.like} brings its own {name}",
                 value=shown(entry.value),
@@ -242,6 +244,32 @@ def plan_once(run: Run, like: str | None, make_plan: Callable[[], Plan]) -> None
     say(f"run {run.name} in {run.folder}")
     write_json(run.folder / MACHINE, {"format": 1, "intone": __version__, "facts": known_facts().as_json()})
     write_plan(run, make_plan() if like is None else copy_plan(find_run(like), run))
+
+
+def move(run: Run, origins: Mapping[str, Resolved]) -> None:
+    """What a person asks for anew of a planned run, and may: the stages that are left go on with it."""
+    fields = named_fields(TrainingSettings)
+    asked = {
+        name: entry for name, entry in origins.items()
+        if name in fields and fields[name].metadata.get("movable") and entry.origin == "flag" and entry.value != "auto"
+    }  # fmt: skip
+    for stage in run.stages:
+        folder = run.stage_folder(stage)
+        choices = read_choices(folder)
+        planned = {name: choices.settings[name].value if name in choices.settings else None for name in asked}
+        changed = {name: choice(entry) for name, entry in asked.items() if entry.value != planned[name]}
+        if changed and run.stage_state(stage) != "done":
+            for name, new in changed.items():
+                say(f"{stage}: {name} {shown(planned[name])} -> {shown(new.value)}")
+            write_choices(folder, replace(choices, settings={**choices.settings, **changed}))
+
+
+def start_command(folder: Path) -> str:
+    """What starts the job of a folder by hand."""
+    devices = devices_of(folder)
+    if devices == 1:
+        return f"python -m intone.worker {folder}"
+    return f"torchrun --standalone --nproc-per-node {devices} -m intone.worker {folder}"
 
 
 def copy_plan(like: Run, run: Run) -> Plan:

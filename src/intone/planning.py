@@ -29,7 +29,7 @@ from intone.prepare import (
 from intone.records import Choice, Choices, Segment, choice
 from intone.runs import find_stage
 from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings
-from intone.tune.settle import fallbacks, settle_device, settle_device_batch
+from intone.tune.settle import fallbacks, settle_device, settle_device_batch, settle_devices
 
 STARTER_PROMPTS = {
     "base": ("One day Anna walked to the", "Words in order:", "One metre is"),
@@ -65,6 +65,9 @@ def plan_run(
     depth, context, vocab = settle_size(settled, origins, facts, minutes, is_starter=text.is_starter)
     config = model_config(settings.preset, depth=depth, vocab_size=vocab, context=context)
     batch_tokens, expected_steps = settle_steps(settled, origins, config, minutes)
+    rows_per_step = batch_tokens // context
+    devices_choice = settle_devices(origins["devices"], facts, device=device, rows_per_step=rows_per_step)
+    devices = settled.put("devices", devices_choice)
     (text, talk), fetch_s = timed_fetch([text, talk], expected_steps * batch_tokens)
     tokenizer_folder, tokenizer = ensure_tokenizer([text, talk], vocab)
     config = replace(config, vocab_size=tokenizer.vocab_size)
@@ -73,7 +76,7 @@ def plan_run(
     tokenise_ahead([(text, "base"), (talk, "sft")], tokenizer_folder, tokenizer, tokens=expected_steps * batch_tokens)
     ground = settle_ground(
         settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=base_val.folder,
-        rows_per_step=batch_tokens // context, device=device, expected_steps=expected_steps,
+        rows_per_step=rows_per_step, device=device, devices=devices, expected_steps=expected_steps,
     )  # fmt: skip
     started_s += fetch_s  # the minutes of a run begin when its data is here
     left_s = 60 * minutes - (time.monotonic() - started_s) - fixed_seconds(ground, asks_skills=talk.has_starter)
@@ -146,6 +149,9 @@ def plan_stage(
         depth, context, vocab = settle_size(settled, origins, facts, minutes, is_starter=source.is_starter)
         config = model_config(settings.preset, depth=depth, vocab_size=vocab, context=context)
         batch_tokens, expected_steps = settle_steps(settled, origins, config, minutes)
+    rows_per_step = batch_tokens // config.context
+    devices_choice = settle_devices(origins["devices"], facts, device=device, rows_per_step=rows_per_step)
+    devices = settled.put("devices", devices_choice)
     if isinstance(settings.steps, int):
         expected_steps = settings.steps  # compiling must pay within what will be trained, not within what would fit
     sources, fetch_s = timed_fetch(sources, expected_steps * batch_tokens)
@@ -158,7 +164,7 @@ def plan_stage(
     tokenise_ahead(named, tokenizer_folder, tokenizer, tokens=expected_steps * batch_tokens)
     ground = settle_ground(
         settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=val_set.folder,
-        rows_per_step=batch_tokens // config.context, device=device, expected_steps=expected_steps,
+        rows_per_step=rows_per_step, device=device, devices=devices, expected_steps=expected_steps,
     )  # fmt: skip
     started_s += fetch_s
     if isinstance(settings.steps, int):

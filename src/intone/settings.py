@@ -61,6 +61,8 @@ class TrainingSettings(Checked):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # CPU threads; auto: the fastest number, by measurement
     threads: int | Auto = setting("auto", least=1)
+    # processes that train together, one per GPU; auto: all GPUs, one process on a CPU
+    devices: int | Auto = setting("auto", least=1, movable=True)
     # operations of a training step: PyTorch's or our own for CPUs; auto: the faster, by measurement
     kernels: Literal["auto", "torch", "native"] = "auto"
     # compile the training step; auto: where it saves more than it costs
@@ -370,13 +372,18 @@ def as_json(settings: Checked) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+def is_free(entry: dataclasses.Field[Any]) -> bool:
+    """Whether a run may go on with another value of this setting."""
+    return bool(entry.metadata.get("aside") or entry.metadata.get("movable"))
+
+
 def identity(settings: Checked) -> dict[str, Any]:
     """The settings that make two runs the same run, as JSON; paths that exist are absolute.
 
     Equal identities: the same command given again goes on with the unfinished run.
     """
     fields = named_fields(type(settings))
-    kept = {name: value for name, value in as_json(settings).items() if not fields[name].metadata.get("aside")}
+    kept = {name: value for name, value in as_json(settings).items() if not is_free(fields[name])}
     return {
         name: [absolute_word(word) for word in value] if isinstance(value, list) else value
         for name, value in kept.items()

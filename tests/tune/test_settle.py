@@ -7,6 +7,7 @@ import pytest
 from intone.child import ChildFailed
 from intone.config import model_config
 from intone.errors import UserError
+from intone.records import Choice
 from intone.settings import Resolved
 from intone.tune import compiling, settle
 from intone.tune.precision import NoTrial
@@ -60,6 +61,48 @@ def test_a_usable_gpu_is_taken_unless_the_cpu_is_asked_for(auto, facts):
 def test_a_machine_without_a_working_torch_is_an_error_with_a_fix(auto, facts):
     with pytest.raises(UserError, match="no device to compute on: torch 2.13.0.cpu could not be started"):
         settle.settle_device(auto, dataclasses.replace(facts, device=None))
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "rows", "asked_for", "expected"),
+    [
+        ("cpu", None, 8, "auto", 1),
+        ("cpu", None, 8, 3, 3),
+        ("cpu", 4, 8, "auto", 1),  # GPUs that torch cannot use, or that are not asked for
+        ("cuda", 4, 8, "auto", 4),
+        ("cuda", 4, 3, "auto", 3),
+        ("cuda", None, 8, "auto", 1),
+        ("cuda", 4, 8, 2, 2),
+        ("mps", None, 8, 1, 1),
+    ],
+)
+def test_every_gpu_is_a_device_and_a_cpu_is_one(auto, facts, device, gpus, rows, asked_for, expected):
+    facts = dataclasses.replace(facts, device=device, num_gpus=gpus)
+    wanted = auto if asked_for == "auto" else asked(asked_for)
+    assert settle.settle_devices(wanted, facts, device=device, rows_per_step=rows).value == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "rows", "asked_for", "message"),
+    [
+        ("cpu", 4, 5, "devices 5 is more than the 4 rows of a step"),
+        ("cuda", 64, 9, "devices 9 is more than the 2 GPUs here"),
+        ("mps", 8, 2, "several processes cannot train together on device mps"),
+    ],
+)
+def test_more_devices_than_can_be_are_refused(facts, device, rows, asked_for, message):
+    facts = dataclasses.replace(facts, device=device, num_gpus=2)
+    with pytest.raises(UserError, match=message):
+        settle.settle_devices(asked(asked_for), facts, device=device, rows_per_step=rows)
+
+
+def test_processes_on_one_cpu_share_its_threads_unless_a_number_is_asked_for(facts):
+    measured = Choice(6, "the fastest", "measured")
+    assert settle.shared_threads(measured, facts, 1) == measured
+    assert settle.shared_threads(measured, facts, 4).value == 1
+    assert settle.shared_threads(measured, facts, 2).reason == "6 are shared by 2 processes (the fastest)"
+    given = Choice(6, "asked for", "flag")
+    assert settle.shared_threads(given, facts, 2) == given
 
 
 def test_dtype_is_timed_gated_and_then_remembered(auto, facts, config, trials):

@@ -51,6 +51,44 @@ def settle_device(asked: Resolved, facts: Facts) -> Choice:
     return Choice(facts.device, reason, "default", ({"value": "cpu", "why": "slower than any GPU"},))
 
 
+def settle_devices(asked: Resolved, facts: Facts, *, device: str, rows_per_step: int) -> Choice:
+    """Processes that share the rows of every step: one per GPU, else one unless more are asked for.
+
+    Raises UserError for more than the rows of a step, and for more than one where the device is no CPU or CUDA GPU.
+    """
+    gpus = (facts.num_gpus or 1) if device == "cuda" else 1
+    if asked.value == "auto":
+        if gpus == 1:
+            return Choice(1, "one GPU is here" if device == "cuda" else "threads share one process", "default")
+        beat = tuple({"value": gpus, "why": f"a step has {rows_per_step} rows"} for _ in range(gpus > rows_per_step))
+        return Choice(min(gpus, rows_per_step), f"{gpus} GPUs are here", "default", beat)
+    if asked.value > rows_per_step:
+        raise UserError(
+            f"devices {asked.value:,} is more than the {rows_per_step:,} rows of a step",
+            value=asked.value,
+            fix=f"use --devices {rows_per_step} or fewer, or a larger --batch-tokens",
+        )
+    if asked.value > 1 and device not in ("cpu", "cuda"):
+        raise UserError(
+            f"several processes cannot train together on device {device}",
+            value=asked.value,
+            fix="use --devices 1",
+        )
+    if device == "cuda" and asked.value > gpus:
+        raise UserError(
+            f"devices {asked.value:,} is more than the {gpus} GPUs here", value=asked.value, fix=f"use --devices {gpus}"
+        )
+    return choice(asked)
+
+
+def shared_threads(settled: Choice, facts: Facts, devices: int) -> Choice:
+    """The threads of each of several processes on one CPU; a number that was asked for is that of each."""
+    if devices == 1 or facts.device != "cpu" or settled.origin == "flag":
+        return settled
+    each = max(1, settled.value // devices)
+    return Choice(each, f"{settled.value} are shared by {devices} processes ({settled.reason})", settled.origin)
+
+
 def settle_dtype(
     asked: Resolved, facts: Facts, config: ModelConfig, trials: Trials, *, run_steps: RunSteps,
     time_steps: TimeCases = time_cases,

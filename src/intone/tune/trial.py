@@ -35,6 +35,7 @@ class TrialRunner:
     device_batch: int
     environment: Mapping[str, str]
     folder: Path
+    devices: int = 1
     # by dtype, compiled, kernels, number of steps
     known: dict[tuple[str, bool, str, int], TrialResult] = field(default_factory=dict)
 
@@ -49,7 +50,8 @@ class TrialRunner:
         segment = Segment(
             0, self.device_batch, compiled, dtype, attention, "trial", self.threads, kernels=kernels  # type: ignore[arg-type]
         )
-        settings = {"device": Choice(self.device, "trial", "default")}
+        asked = {"device": self.device, "devices": self.devices}
+        settings = {name: Choice(value, "trial", "default") for name, value in asked.items()}
         with jobs.trial_folder(self.folder) as folder:
             choices = Choices(settings, (segment,), {}, dict(self.environment))
             job = replace(self.job, steps=num_steps, keep=0, eval_every=None, samples=(), val=None)
