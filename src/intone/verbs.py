@@ -26,6 +26,31 @@ class Verb(NamedTuple):
 
 # what `intone bench SUITE` measures, one row a suite
 SUITES: dict[str, Verb] = {
+    "casestudy": Verb(
+        "the published case study's tables again, measured together on this machine",
+        "intone.bench.casestudy_settings:CasestudySettings",
+        "intone.bench.casestudy:bench_casestudy",
+    ),
+    "autobatch": Verb(
+        "part of casestudy: what the settled micro-batch is worth",
+        "intone.bench.casestudy_settings:AutobatchSettings",
+        "intone.bench.casestudy:bench_autobatch",
+    ),
+    "compile": Verb(
+        "part of casestudy: the same steps with and without compiled code",
+        "intone.bench.casestudy_settings:CompileSettings",
+        "intone.bench.casestudy:bench_compile",
+    ),
+    "combined": Verb(
+        "part of casestudy: all changes together, and each taken out alone",
+        "intone.bench.casestudy_settings:CombinedSettings",
+        "intone.bench.casestudy:bench_combined",
+    ),
+    "inference": Verb(
+        "part of casestudy: generation without a cache, with one, in batches",
+        "intone.bench.casestudy_settings:InferenceSettings",
+        "intone.bench.casestudy:bench_inference",
+    ),
     "prove": Verb(
         "the measuring itself: false alarms, planted slow-downs, seconds per verdict",
         "intone.bench.settings:BenchProveSettings",

@@ -9,6 +9,7 @@ from intone.data.tokenizer import Tokenizer
 from intone.engine.engine import Engine
 from intone.engine.load import load_model
 from intone.engine.requests import Request
+from intone.model.gpt import GPT
 from intone.paths import append_line
 from intone.records import Outcome
 
@@ -16,8 +17,8 @@ from intone.records import Outcome
 def generate_job(folder: Path, config: dict[str, Any]) -> Outcome:
     """Completes config["prompts"] (texts or lists of ids) with the model of config["from"] -> completions.jsonl.
 
-    config: from (job folder of a training), tokenizer (folder), prompts, dtype (fp32 | bf16), sampling (fields of
-    Request). One line per prompt: prompt, completions [{text, ids, reason}].
+    config: from (job folder of a training), tokenizer (folder), prompts, dtype (fp32 | bf16), device, sampling
+    (fields of Request), engine (options of Engine). One line per prompt: prompt, completions [{text, ids, reason}].
     """
     engine, requests = open_engine(config)
     (folder / "completions.jsonl").unlink(missing_ok=True)
@@ -32,7 +33,14 @@ def generate_job(folder: Path, config: dict[str, Any]) -> Outcome:
 
 def open_engine(config: dict[str, Any]) -> tuple[Engine, list[Request]]:
     """The engine and the requests of a generate job; the caller closes the engine."""
-    model = load_model(Path(config["from"]), dtype=config.get("dtype", "fp32"), device=torch.device("cpu"))
+    model, tokenizer, requests, options = open_model(config)
+    return Engine(model, tokenizer, **options), requests
+
+
+def open_model(config: dict[str, Any]) -> tuple[GPT, Tokenizer, list[Request], dict[str, Any]]:
+    """What a generate job works with: model, tokenizer, requests, and the options of its engine."""
+    device = torch.device(config.get("device", "cpu"))
+    model = load_model(Path(config["from"]), dtype=config.get("dtype", "fp32"), device=device)
     tokenizer = Tokenizer.load(Path(config["tokenizer"]))
     requests = [Request(prompt=prompt, **config.get("sampling", {})) for prompt in config["prompts"]]
-    return Engine(model, tokenizer), requests
+    return model, tokenizer, requests, dict(config.get("engine", {}))

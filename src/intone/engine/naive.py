@@ -20,18 +20,19 @@ class NaiveResult:
 @torch.inference_mode()
 def generate_naive(
     model: Any, prompt: list[int], *, max_tokens: int, temperature: float = 0.0, top_k: int | None = None,
-    seed: int = 0, stop_ids: frozenset[int] = frozenset(),
+    seed: int = 0, number: int = 0, stop_ids: frozenset[int] = frozenset(),
 ) -> NaiveResult:  # fmt: skip
     """Continues prompt by max_tokens ids, or fewer where a stop id comes (it is the last then).
 
     The engine's reference in tests and the slow side of the case study: for equal logits it draws the same tokens as
-    the engine's sample 0 with the same seed. 50 tokens and 200 new ones cost 50 + 51 + ... + 249 = 29,900 forwards.
+    the engine's sample of this number with the same seed. 50 tokens and 200 new ones cost 50 + 51 + ... + 249 =
+    29,900 forwards.
     The prompt and the answer must fit into the model's context: not checked.
     """
     device = next(model.parameters()).device
     vocab = model.config.vocab_size
     ids, num_forwards = list(prompt), 0
-    stream = sample.streams(np.array([seed], dtype=np.uint64), np.array([0], dtype=np.uint64))
+    stream = sample.streams(np.array([seed], dtype=np.uint64), np.array([number], dtype=np.uint64))
     settings = sample.Settings(
         temperature=np.array([temperature]),
         top_k=np.array([min(top_k or vocab, vocab)]),

@@ -34,7 +34,8 @@ class Side:
     """What is compared: how a fresh process of it starts, and what is asked of it.
 
     command goes with every block. count: how the size of a block is asked for ("steps", "requests"). unit: the key of
-    the answer that says how much was done: "tokens", "supervised", "steps".
+    the answer that says how much was done: "tokens", "supervised", "steps". size: of every block; None: found, so that
+    a block takes block_s.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Side:
     command: Mapping[str, Any] = field(default_factory=dict)
     count: str = "steps"
     unit: str = "tokens"
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,12 @@ def compare(a: Side, b: Side, **options: Any) -> Comparison:
 def measure_rounds(
     sides: Sequence[Side], *, quick: bool = False, max_pairs: int = MAX_PAIRS, block_s: float = BLOCK_S,
     limit_s: float | None = None, lock: bool = True, watch: Callable[..., Watch] = Watch,
+    shape: tuple[int, int] | None = None,
 ) -> Measured:  # fmt: skip
     """Measures all sides in rounds A B C .. C B A until every verdict against the first is settled, or a limit is met.
 
-    quick: two replicates are enough, which proves large differences only. limit_s: no replicate is begun after it.
+    quick: two replicates are enough, which proves large differences only. shape: exactly so many replicates of so many
+    rounds instead, settled or not; a disturbed round is not done again then. limit_s: no replicate is begun after it.
     lock: take the machine's measuring lock; False only where the caller holds it. watch: what reads the signals.
     A side that fails is "rejected" and the others go on. Raises SideFailed where the first fails.
     """
@@ -127,7 +131,7 @@ def measure_rounds(
         if lock:
             what = f"the comparison of {' and '.join(side.name for side in sides)}"
             stack.enter_context(quiet(load_facts().folder, what))
-        session = Session(list(sides), quick, max_pairs, block_s, limit_s, watch)
+        session = Session(list(sides), quick, max_pairs, block_s, limit_s, watch, shape)
         return session.run()
 
 
@@ -141,6 +145,7 @@ class Session:
     block_s: float
     limit_s: float | None
     watch: Callable[..., Watch]
+    shape: tuple[int, int] | None = None
     rounds: list[Round] = field(default_factory=list)
     ready: dict[str, list[Ready]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
@@ -151,9 +156,10 @@ class Session:
     def run(self) -> Measured:
         begin_s = time.monotonic()
         least = QUICK_REPLICATES if self.quick else MIN_REPLICATES
+        least = self.shape[0] if self.shape else least
         while True:
             self._replicate()
-            planned = least if self.quick else max(least, self.max_pairs // self.pairs_each)
+            planned = least if self.quick or self.shape else max(least, self.max_pairs // self.pairs_each)
             out_of_time = self.limit_s is not None and time.monotonic() - begin_s > self.limit_s
             hopeless = self.num_replicates >= least and all(entry.disturbed for entry in self.rounds)
             is_last = self.num_replicates >= planned or out_of_time or hopeless or not self._others()
@@ -189,7 +195,7 @@ class Session:
             devices = {str(entry[-1].facts.get("device", "cpu")) for entry in self.ready.values()}
             watch = self.watch([child.pid for child in children.values()], has_gpu=not devices <= {"cpu", "mps"})
             for _ in range(self.pairs_each):
-                if not self._round(children, watch):
+                if not self._round(children, watch) and not self.shape:
                     self._round(children, watch)  # once more: something interfered
 
     def _pairs_per_replicate(self, starts_per_pair: float) -> int:
@@ -197,6 +203,8 @@ class Session:
 
         That is the cheapest where processes differ about as much as rounds (the usual result for nested samples).
         """
+        if self.shape:
+            return self.shape[1]
         least = math.ceil(MIN_PAIRS / QUICK_REPLICATES) if self.quick else 1
         return max(least, min(MAX_PAIRS_EACH, int(math.sqrt(starts_per_pair))))
 
@@ -222,6 +230,10 @@ class Session:
     def _settle(self, side: Side, child: LineChild) -> None:
         """Unmeasured work; the first time it also finds how large a block of block_s is."""
         with self._watched(side):
+            if side.size is not None:
+                self.sizes[side.name] = side.size
+                child.block(**side.command, **{side.count: side.size})
+                return
             size = self.sizes.get(side.name)
             if size is not None:
                 child.block(**side.command, **{side.count: max(1, round(size * SETTLE_S / self.block_s))})
@@ -235,6 +247,8 @@ class Session:
     def _share_sizes(self) -> None:
         """Sides that are about equally fast get blocks of equal size: then they do the very same steps."""
         sizes = self.sizes.values()
+        if any(side.size is not None for side in self.sides):
+            return
         if sizes and max(sizes) <= 2 * min(sizes) and len({side.count for side in self.sides}) == 1:
             common = round(statistics.fmean(sizes))
             self.sizes = dict.fromkeys(self.sizes, common)
@@ -280,7 +294,7 @@ class Session:
 
     def _verdict(self, side: Side, *, is_last: bool, least: int) -> Comparison:
         clean = [entry for entry in self.rounds if not entry.disturbed]
-        found = judge(self._pairs(clean, side), is_last=is_last)
+        found = judge(pairs_between(clean, self.sides[0].name, side.name), is_last=is_last)
         if side.name in self.failed:
             return rejected(self.failed[side.name].message, found if found.num_pairs else None)
         if found.num_pairs >= MIN_PAIRS and len({entry.replicate for entry in clean}) >= least:
@@ -289,18 +303,7 @@ class Session:
         elif len(clean) == len(self.rounds):
             return found  # too few so far, or all that the limits allowed
         unsteady = f"the machine was unsteady: {summary([entry.disturbed for entry in self.rounds])}"
-        return unproven(unsteady, judge(self._pairs(self.rounds, side), is_last=is_last))
-
-    def _pairs(self, rounds: Sequence[Round], side: Side) -> list[list[Pair]]:
-        """The pairs of a side with the first, by replicate."""
-        groups: dict[int, list[Pair]] = {}
-        for entry in rounds:
-            a, b = entry.of(self.sides[0].name), entry.of(side.name)
-            if len(a) == len(b) == 2:
-                groups.setdefault(entry.replicate, []).append(
-                    Pair(whole_rate(a), whole_rate(b), halves(a), halves(b))
-                )
-        return list(groups.values())
+        return unproven(unsteady, judge(pairs_between(self.rounds, self.sides[0].name, side.name), is_last=is_last))
 
     def _side_result(self, side: Side) -> SideResult | None:
         usable = [entry for entry in self.rounds if not entry.disturbed and entry.of(side.name)] or self.rounds
@@ -325,6 +328,18 @@ class Session:
         num_disturbed = sum(bool(entry.disturbed) for entry in self.rounds)
         aside = f", {num_disturbed} of {len(self.rounds)} rounds disturbed" if num_disturbed else ""
         say(f"replicate {self.num_replicates}: {', '.join(parts) or 'no pair'}{aside}")
+
+
+def pairs_between(rounds: Sequence[Round], a: str, b: str) -> list[list[Pair]]:
+    """The pairs of two sides that were measured in the same rounds, by replicate."""
+    groups: dict[int, list[Pair]] = {}
+    for entry in rounds:
+        first, second = entry.of(a), entry.of(b)
+        if len(first) == len(second) == 2:
+            groups.setdefault(entry.replicate, []).append(
+                Pair(whole_rate(first), whole_rate(second), halves(first), halves(second))
+            )
+    return list(groups.values())
 
 
 def is_settled(found: Comparison) -> bool:
