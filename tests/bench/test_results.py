@@ -119,7 +119,8 @@ def test_readme_shows_headlines_that_were_measured_between_its_marks(root):
 def test_check_tells_what_is_old_and_writes_nothing(root, capsys):
     measured(root, ROW)
     assert main(["--check", "--root", str(root)]) == 1
-    assert capsys.readouterr().out == f"BENCH.md is not current: run {results.COMMAND}\n"
+    lines = [f"{name} is not current: run {results.COMMAND}\n" for name in ("BENCH.md", "case-study.md")]
+    assert capsys.readouterr().out == "".join(lines)
     assert not (root / "BENCH.md").exists()
     assert main(["--root", str(root)]) == 0
     assert main(["--check", "--root", str(root)]) == 0

@@ -164,7 +164,7 @@ def prepared(settings: CaseSettings, facts: Facts) -> Iterator[Prepared]:
     }
     ground = settle_ground(
         settled, asked, origins, config, folder, tokenizer, trial_data=Path(mixes["base"].folders[0]),
-        rows_per_step=rows_per_step, device=device, expected_steps=PLAN_STEPS,
+        rows_per_step=rows_per_step, device=device, devices=1, expected_steps=PLAN_STEPS,
     )  # fmt: skip
     tuned = stage_choices(settled, ground)
     with jobs.trial_folder(home() / "trials") as scratch:
@@ -172,7 +172,7 @@ def prepared(settings: CaseSettings, facts: Facts) -> Iterator[Prepared]:
         measured = {stage: measured_job(stage_of(asked, ground, stage, mix), weights) for stage, mix in mixes.items()}
         no_compile = compile_obstacle(facts) or ("--compile off" if settings.compile == "off" else None)
         kit = Kit(measured, tuned, scratch, no_compile)
-        size = human_count(sum(num_parameters(config).values()))
+        size = human_count(num_parameters(config)["total"])
         words = (
             f"{settings.preset} model, depth {config.depth}, width {config.width}, {size} parameters, "
             f"{tokenizer.vocab_size:,} entries; context {config.context}, "

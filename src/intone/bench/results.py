@@ -1,4 +1,4 @@
-"""BENCH.md and the measured lines of README.md, made from bench/results: `python -m intone.bench.results [--check]`."""
+"""BENCH.md, docs/case-study.md and README's measured lines, made from bench/results: -m intone.bench.results [--check]"""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from intone.bench.casestudy_page import page_text
 from intone.bench.rows import ROOT
 from intone.bench.targets import AREAS, TARGETS, Target, meaning
 from intone.errors import EXIT_CHECK_FAILED, UserError
@@ -58,7 +59,7 @@ class Results:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes both files, or with --check compares: exit 1 where one is old, 2 where a row is no row."""
+    """Writes these files, or with --check compares: exit 1 where one is old, 2 where a row is no row."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file is not current")
     parser.add_argument("--root", type=Path, default=ROOT, help="checkout that holds bench/results and README.md")
@@ -79,11 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def files(root: Path) -> dict[Path, str]:
-    """What BENCH.md and README.md of a checkout should hold. Raises UserError for a row that is none."""
+    """What BENCH.md, docs/case-study.md and README.md of a checkout should hold. Raises UserError for a bad row."""
     results = read_all(root / "bench" / "results")
     readme = root / "README.md"
     return {
         root / "BENCH.md": bench_text(results),
+        root / "docs" / "case-study.md": page_text(results.newest, value_words, plain),
         readme: with_measured(readme.read_text(encoding="utf-8"), readme_lines(results)),
     }
 

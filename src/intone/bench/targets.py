@@ -164,6 +164,10 @@ TARGETS: tuple[Target, ...] = (
 # what measured values mean that have no target: pattern of ids -> words; the first that fits counts
 MEANINGS = (
     ("*.smoke.checks", "checks of a first look at the machine that passed: training, resume, generation"),
+    ("*.casestudy.*.without_*", "case study: everything over everything without this one change"),
+    ("*.casestudy.*.per_s", "case study: what a row itself reaches"),
+    ("*.casestudy.compile", "case study: compiled base steps over eager ones, compiling aside"),
+    ("*.casestudy.*.*", "case study: this row over the starting point"),
     ("*.facts.copy_bytes_per_s", "copying inside the device's memory, bytes read and written"),
     ("*.facts.products.*", "square matrix products of random numbers, by dtype and side"),
     ("*.facts.attention.*", "attention forward and backward, by shape, way and backend; median of a call"),
