@@ -1,4 +1,4 @@
-"""BENCH.md, docs/case-study.md and README's measured lines, made from bench/results: -m intone.bench.results [--check]"""
+"""BENCH.md, docs/case-study.md and README's measured lines, from bench/results: python -m intone.bench.results"""
 
 import argparse
 import sys
