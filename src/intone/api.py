@@ -3,8 +3,10 @@
 torch is imported inside the functions that compute: `intone tune --facts` and a mistyped run answer without it.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from intone.data.tokenizer import Tokenizer
     from intone.engine.engine import Engine
     from intone.prove.verdict import Comparison
+    from intone.serve.partners import Partner
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -116,23 +119,52 @@ def read_job(folder: Path) -> TrainJob:
     return TrainJob.from_json(read_json(folder / "config.json"))
 
 
-def chat(settings: ChatSettings, _origins: Mapping[str, Resolved]) -> Answer:
+def chat(settings: ChatSettings, origins: Mapping[str, Resolved]) -> Answer:
     """`intone chat`: one answer for --prompt or piped text, else a conversation in the terminal."""
-    from intone.serve.terminal import answer_once, chat_loop, piped_prompt
+    from intone.serve.terminal import piped_prompt
 
-    find_stage(settings.from_run)  # a mistyped run is said before anything is loaded
+    if settings.url is None:
+        if settings.api_key is not None:
+            raise UserError("--api-key is for a server", fix="name it: --url http://127.0.0.1:8000")
+        find_stage(settings.from_run)  # a mistyped run is said before anything is loaded
     prompt = settings.prompt if settings.prompt is not None else piped_prompt(sys.stdin)
     if prompt is None and settings.json:
         raise UserError("--json needs a question", fix='add --prompt "..." or pipe a text in')
+    if settings.url is not None:
+        return chat_with_server(settings, prompt, is_named=origins["from_run"].origin == "flag")
+
+    from intone.serve.partners import EnginePartner
+
     with load(settings.from_run, device=settings.device) as model:
-        run, path = model.place.run.name if model.place.run else None, str(model.place.folder)
-        if prompt is not None:
-            out = None if settings.json else sys.stdout
-            answer = answer_once(model.engine, prompt, settings=settings, out=out)
-            return Answer({"prompt": prompt, "answer": answer}, run=run, path=path)
-        code = chat_loop(model.engine, model.tokenizer, settings=settings)
+        place = model.place
+        run, path = place.run.name if place.run else None, str(place.folder)
+        name = f"{run}/{place.stage}" if run else path
+        answer = converse(EnginePartner(model.engine, model.tokenizer, name), prompt, settings)
+    return replace(answer, run=run, path=path)
+
+
+def chat_with_server(settings: ChatSettings, prompt: str | None, *, is_named: bool) -> Answer:
+    """The same with a server; needs no torch. is_named: --from says which model."""
+    from intone.serve.remote import ServerPartner
+
+    assert settings.url is not None, "the caller looked"
+    key = settings.api_key or os.environ.get("INTONE_API_KEY")
+    return converse(
+        ServerPartner(settings.url, api_key=key, model=settings.from_run if is_named else None), prompt, settings
+    )
+
+
+def converse(partner: "Partner", prompt: str | None, settings: ChatSettings) -> Answer:
+    """One answer where there is a prompt, else a conversation until the person leaves."""
+    from intone.serve.terminal import answer_once, chat_loop, line_editing
+
+    if prompt is not None:
+        out = None if settings.json else sys.stdout
+        return Answer({"prompt": prompt, "answer": answer_once(partner, prompt, settings=settings, out=out)})
+    with line_editing():
+        code = chat_loop(partner, settings=settings)
     outcomes = {EXIT_DONE: "done", EXIT_STOPPED: "stopped"}
-    return Answer({}, run=run, path=path, outcome=outcomes.get(code, "error"), exit=code)
+    return Answer({}, outcome=outcomes.get(code, "error"), exit=code)
 
 
 def evaluate(settings: EvalSettings, _origins: Mapping[str, Resolved]) -> Answer:

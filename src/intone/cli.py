@@ -335,9 +335,16 @@ def _failed(outcome: str, code: int, error: UserError) -> Answer:
     return Answer({}, outcome=outcome, exit=code, error=error.as_json())
 
 
+def _without_keys(words: Sequence[str]) -> list[str]:
+    """The command line with *** where a key stands: people send these files to each other."""
+    hidden = ["***" if before == "--api-key" else word for before, word in zip(["", *words], words, strict=False)]
+    return ["--api-key=***" if word.startswith("--api-key=") else word for word in hidden]
+
+
 def _crashed(verb: str, words: list[str], error: Exception) -> Answer:
     """Our own mistake: one line for the person, the traceback in a file under INTONE_HOME."""
-    report = f"intone {intone.__version__}: {' '.join(words)}\n\n{''.join(traceback.format_exception(error))}"
+    line = f"intone {intone.__version__}: {' '.join(_without_keys(words))}"
+    report = f"{line}\n\n{''.join(traceback.format_exception(error))}"
     path = home() / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     message = f"{type(error).__name__}: {error}"
     try:

@@ -153,8 +153,14 @@ class TrainSettings(TrainingSettings):
 class ChatSettings(Checked):
     """`intone chat`: talk to a run in the terminal."""
 
-    # run to talk to: NAME, NAME/STAGE, a path, or latest
+    # run to talk to: NAME, NAME/STAGE, a path, or latest; with --url a model of that server
     from_run: str = setting("latest", flag="from")
+    # talk to a server instead: intone serve, or another with OpenAI's API
+    url: str | None = None
+    # key for that server; better given as INTONE_API_KEY, which other users cannot see
+    api_key: str | None = None
+    # what stands before the first message
+    system: str | None = None
     # answer this once and stop; text piped in does the same
     prompt: str | None = None
     # 0: always the likeliest token; higher: more varied

@@ -1,4 +1,5 @@
 import io
+import json
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from intone.data.tokenizer import SPLIT_PATTERN, Tokenizer
 from intone.engine.engine import Engine
 from intone.engine.requests import Request
 from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, EXIT_STOPPED, UserError
+from intone.serve.partners import EnginePartner
 from intone.serve.terminal import answer_once, chat_loop, piped_prompt
 from intone.settings import ChatSettings
 
@@ -77,8 +79,14 @@ def talk(engine, lines, *, out=None, **settings):
             raise line
         return line
 
-    code = chat_loop(engine, TOKENIZER, settings=ChatSettings(**{"temperature": 0, **settings}), read=read, out=out)
+    partner, asked = EnginePartner(engine, TOKENIZER), ChatSettings(**{"temperature": 0, **settings})
+    code = chat_loop(partner, settings=asked, read=read, out=out)
     return code, out.getvalue()
+
+
+def once(engine, prompt, *, out=None, **settings):
+    settings = ChatSettings(**{"temperature": 0, **settings})
+    return answer_once(EnginePartner(engine, TOKENIZER), prompt, settings=settings, out=out)
 
 
 class StopsAfter(io.StringIO):
@@ -111,13 +119,14 @@ def test_answers_go_to_stdout_and_the_conversation_is_remembered_with_its_tool_c
 
 def test_commands_change_the_conversation_and_the_settings(engine_of, capsys):
     engine, model = engine_of({"hi": "hello", "bye": "see you"})
-    lines = ["hi", "/clear", "bye", "/temperature 0.5", "/top-k 3", "/top-k none", "hi", "/help", "/quit", "never"]
+    lines = ["hi", "/new", "bye", "/set temperature 0.5", "/set top-k 3", "/set top-k none", "hi", "/help"]
+    lines += ["/quit", "never"]
     assert talk(engine, lines) == (EXIT_DONE, "hello\nsee you\nhello\n")
     assert "hello" not in model.prompts[1] and "see you" in model.prompts[2]
     said = capsys.readouterr().err
     for words in ("forgot the conversation", "temperature is 0.5 now", "top-k is 3 now", "top-k is none now"):
         assert words in said
-    for command in ("/help", "/clear", "/temperature X", "/top-k N", "/quit"):
+    for command in ("/help", "/new", "/retry", "/system [TEXT]", "/set [NAME VALUE]", "/save FILE", "/quit"):
         assert command in said
 
 
@@ -125,13 +134,19 @@ def test_commands_change_the_conversation_and_the_settings(engine_of, capsys):
     "line, words",
     [
         ("/quti", "unknown command '/quti'\n  fix: did you mean '/quit'?"),
-        ("/zzzzz", "known: /clear, /help, /quit, /temperature, /top-k"),
-        ("/temperature warm", "'warm' is not a number"),
-        ("/temperature", "'' is not a number"),
-        ("/temperature -1", "-1"),
-        ("/temperature nan", "nan"),
-        ("/top-k 0", "0"),
-        ("/top-k 2.5", "'2.5' is not a number"),
+        ("/zzzzz", "known: /help, /model, /new, /quit, /retry, /save, /set, /system"),
+        ("/set temperature warm", "'warm' is not a number"),
+        ("/set temperature", "'' is not a number"),
+        ("/set temperature -1", "-1"),
+        ("/set temperature nan", "nan"),
+        ("/set top-k 0", "0"),
+        ("/set top-k 2.5", "'2.5' is not a whole number"),
+        ("/set python maybe", "'maybe' is neither yes nor no\n  fix: /set python yes"),
+        ("/set warmth 3", "unknown setting 'warmth'"),
+        ("/new now", "/new stands alone, without 'now'"),
+        ("/retry", "there is nothing to answer again"),
+        ("/save", "/save needs the name of a file"),
+        ("/model other", "this chat has one model"),
     ],
 )
 def test_wrong_commands_are_explained_and_change_nothing(engine_of, capsys, line, words):
@@ -188,7 +203,7 @@ def test_python_runs_only_where_the_person_allows_it(engine_of, capsys):
         pytest.skip(f"Python is {reason}")
     handle = engine.submit(Request([Message("user", "sum?")], temperature=0, tools=["calculator", "python"]))
     assert [(call.name, call.output) for call in handle.result()[0].tool_calls] == [("python", "45")]
-    assert answer_once(engine, "sum?", settings=ChatSettings(temperature=0, python=True)) == "it is 45"
+    assert once(engine, "sum?", python=True) == "it is 45"
     completion = engine.generate([Request([Message("user", "sum?")], temperature=0)])[0][0]
     assert [(call.name, call.output) for call in completion.tool_calls] == [("calculator", None)]
 
@@ -203,24 +218,77 @@ def test_python_that_is_off_says_so_in_the_chat(engine_of, capsys, monkeypatch):
     assert talk(engine, ["hi"]) == (EXIT_DONE, "hello\n")
 
 
+def test_a_message_of_many_lines_goes_on_after_a_backslash_or_between_fences(engine_of):
+    engine, _ = engine_of({"one\ntwo": "2", "a\n\nb": "b"})
+    assert talk(engine, ["one\\", "two", '"""a', "", 'b"""', '"""one', "two", '"""']) == (EXIT_DONE, "2\nb\n2\n")
+
+
+def test_retry_answers_the_last_message_in_the_same_place(engine_of):
+    engine, model = engine_of({"hi": "hello", "bye": "see you"})
+    assert talk(engine, ["hi", "bye", "/retry"]) == (EXIT_DONE, "hello\nsee you\nsee you\n")
+    assert model.prompts[2] == model.prompts[1]
+
+
+def test_a_retry_that_fails_keeps_the_answer_before(engine_of, monkeypatch):
+    engine, model = engine_of({"hi": "hello", "bye": "see you"})
+    asked = EnginePartner.answer
+
+    def failing(self, messages, settings, *, seed):
+        if seed == 1:
+            raise UserError("no answer")
+        return asked(self, messages, settings, seed=seed)
+
+    monkeypatch.setattr(EnginePartner, "answer", failing)
+    assert talk(engine, ["hi", "/retry", "bye"]) == (EXIT_DONE, "hello\n")
+    monkeypatch.undo()
+    assert talk(engine, ["hi", "/retry", "bye"]) == (EXIT_DONE, "hello\nhello\nsee you\n")
+    assert model.prompts[-1].count("hi<|user_end|>") == 1, "one question has one answer"
+
+
+def test_the_system_text_stands_before_the_first_message_of_every_prompt(engine_of):
+    replies = {"hi": "hello", "be kind\n\nhi": "dear", "be kind\n\nbye": "farewell", "bye": "see you"}
+    engine, model = engine_of(replies)
+    lines = ["/system be kind", "hi", "bye", "/system", "/new", "hi"]
+    assert talk(engine, lines) == (EXIT_DONE, "dear\nsee you\nhello\n")
+    assert model.prompts[1].startswith("<|bos|><|user_start|>be kind\n\nhi<|user_end|>")
+    assert once(engine, "hi", system="be kind") == "dear"
+
+
+def test_a_conversation_is_saved_as_openai_messages_and_no_file_is_overwritten(engine_of, tmp_path, capsys):
+    engine, _ = engine_of({"short\n\n6*7?": CALL})
+    path = tmp_path / "talk.json"
+    talk(engine, ["/system short", "6*7?", f"/save {path}", f"/save {path}"])
+    said = capsys.readouterr().err
+    assert f"{path} exists already" in said and "(calculator: 6*7 = 42)" in said
+    function = {"name": "calculator", "arguments": '{"input": "6*7"}'}
+    call = {"id": "call_0", "type": "function", "function": function}
+    assert json.loads(path.read_text())["messages"] == [
+        {"role": "system", "content": "short"},
+        {"role": "user", "content": "6*7?"},
+        {"role": "assistant", "content": "it is ", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_0", "content": "42"},
+        {"role": "assistant", "content": "42"},
+    ]
+
+
 def test_one_prompt_is_answered_once(engine_of):
     engine, model = engine_of({"6*7?": CALL})
     out = io.StringIO()
-    assert answer_once(engine, "6*7?", settings=ChatSettings(temperature=0), out=out) == "it is 42"
+    assert once(engine, "6*7?", out=out) == "it is 42"
     assert out.getvalue() == "it is 42\n"
-    assert answer_once(engine, "6*7?", settings=ChatSettings(temperature=0)) == "it is 42"
+    assert once(engine, "6*7?") == "it is 42"
     assert model.prompts[0] == model.prompts[1] == "<|bos|><|user_start|>6*7?<|user_end|><|assistant_start|>"
     with pytest.raises(UserError, match="do not fit into the context"):
-        answer_once(engine, "x" * 400, settings=ChatSettings())
+        once(engine, "x" * 400)
     with pytest.raises(RuntimeError, match="unknown"):
-        answer_once(engine, "unknown", settings=ChatSettings())
+        once(engine, "unknown")
 
 
 def test_an_interrupt_while_answering_once_stops_the_engine_and_goes_on_up(engine_of):
     engine, _ = engine_of({"hi": "hello there"})
     with pytest.raises(KeyboardInterrupt):
-        answer_once(engine, "hi", settings=ChatSettings(temperature=0), out=StopsAfter("he"))
-    assert answer_once(engine, "hi", settings=ChatSettings(temperature=0)) == "hello there"
+        once(engine, "hi", out=StopsAfter("he"))
+    assert once(engine, "hi") == "hello there"
 
 
 def test_piped_text_is_a_prompt_and_blank_text_an_error():
