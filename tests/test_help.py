@@ -20,7 +20,7 @@ Trains, measures and talks to small language models, fitted to this machine.
 
   run        text -> tokenizer -> base -> mid -> SFT -> evaluation
   train      one stage: base, mid or sft
-  chat       talk to a run
+  chat       talk to a run, or to a server
   serve      a run behind an HTTP address: OpenAI's API, metrics, a page to chat
   eval       bits per byte and starter skills of a run
   bench      measure whether B is faster: A-settings -- B-settings; or a suite

@@ -73,7 +73,7 @@ VERBS = {
         "intone.forecast:forecast",
     ),
     "train": Verb("one stage: base, mid or sft", "TrainSettings", "intone.pipeline:run_train"),
-    "chat": Verb("talk to a run", "ChatSettings", "intone.api:chat"),
+    "chat": Verb("talk to a run, or to a server", "ChatSettings", "intone.api:chat"),
     "serve": Verb(
         "a run behind an HTTP address: OpenAI's API, metrics, a page to chat",
         "intone.serve.settings:ServeSettings",
