@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -72,10 +72,9 @@ class Exchange:
             yield command
 
 
-def whole_number(command: dict[str, Any], name: str, default: int) -> int:
-    """command[name], at least 1. Raises UserError for anything else."""
+def whole_number(command: Mapping[str, Any], name: str, default: int | None = None, *, least: int = 1) -> int:
+    """command[name], at least `least`. Raises UserError for anything else."""
     value = command.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name} {value!r} is not a whole number above 0", value=value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} {value!r} is not a whole number above {least - 1}", value=value)
     return value
-

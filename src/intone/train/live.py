@@ -1,8 +1,11 @@
 """Training on command: the same Trainer, which does a block of steps when it is told to and says how long they took."""
 
+import contextlib
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,16 +14,17 @@ from intone.blocks import Exchange, whole_number
 from intone.data.loader import Prefetcher
 from intone.errors import UserError, unknown_name
 from intone.model.checkpoint import list_checkpoints
+from intone.model.optim import StepScale
 from intone.rates import waiter
 from intone.records import Choices, Outcome, StepRow
 from intone.train.loop import Trainer
-from intone.train.memory import peak_bytes, reset_peak
+from intone.train.memory import free_bytes, peak_bytes, reserved_bytes, reset_peak, resident_bytes
 from intone.train.plan import check_segments
 
 WARM_STEPS = 2  # allocator and caches settle in them, as in the trials of tune
 # what a block may ask to compute otherwise
 PLAN = ("device_batch", "compiled", "threads", "dtype", "attention", "kernels")
-COMMAND = ("steps", "plan", "restart")
+COMMAND = ("steps", "plan", "restart", "rows", "warm", "split")
 # several micro-batches in one process each compile; torch gives up compiling one function after 8 shapes, silently
 NUM_COMPILED = 256
 
@@ -31,13 +35,16 @@ class LiveTraining:
     A block answers {steps, seconds, tokens (positions), supervised (tokens learned), losses (None: not finite),
     peak_bytes (of this block), first_step (optimizer steps done before it)}. Blocks go on with the same run; with
     "restart": true the job begins again at its start, without compiling again. "plan" changes how this and later
-    blocks are computed, never what; where it does, a first and some warm steps come before the block, and the answer
-    has their first_s and warm_s.
+    blocks are computed, never what; where it does, a first and "warm" more steps (WARM_STEPS where not said) come
+    before the block, and the answer has their first_s and warm_s. "rows": optimizer steps of so many rows from here
+    on, which is another recipe: only for looking at what a micro-batch costs. "split": true: the answer has update_s,
+    for which the device is waited for around every update.
     """
 
     def __init__(self, folder: Path) -> None:
         self._trainer = Trainer(folder, should_stop=lambda: False, on_step=self._note)
         self._rows: list[tuple[StepRow, int]] = []
+        self._start: dict[str, int | None] = {}  # memory before the first step: weights and moments are there
 
     def serve(self, exchange: Exchange) -> Outcome:
         """Answers blocks until it is told to end -> how it ended. Errors pass through, as those of Trainer.run."""
@@ -52,42 +59,56 @@ class LiveTraining:
         allow_many_shapes(trainer.choices)
         trainer.job = replace(trainer.job, keep=0)  # a block neither saves nor evaluates
         with trainer.batches() as batches:
+            self._start = {"start_bytes": resident_bytes(trainer.device), "free_bytes": free_bytes(trainer.device)}
             exchange.ready(**self._warmed(batches), facts=self._facts())
             block = self._until_restart(exchange, batches)
         while block is not None:
             warmed: dict[str, float] = {}
-            if self._change_plan(block.get("plan", {})):
-                trainer.restore()
+            rows = whole_number(block, "rows", trainer.job.rows_per_step)
+            changed = self._change_plan(block.get("plan", {})) or rows != trainer.job.rows_per_step
+            trainer.job = replace(trainer.job, rows_per_step=rows)
+            if changed:
+                if block.get("restart"):
+                    trainer.restore()
                 with trainer.batches() as batches:
-                    warmed = self._warmed(batches)
-            trainer.restore()
+                    warmed = self._warmed(batches, block)
+            if block.get("restart"):
+                trainer.restore()
             with trainer.batches() as batches:
                 exchange.answer(self._block(batches, block) | warmed)
                 block = self._until_restart(exchange, batches)
         return Outcome("done", trainer.progress.step)
 
     def _until_restart(self, exchange: Exchange, batches: Prefetcher) -> dict[str, Any] | None:
-        """Answers blocks that go on -> the first that begins again, None at the end."""
+        """Answers blocks that go on -> the first that begins again or takes other rows, None at the end."""
         commands = exchange.blocks(COMMAND)
         while True:
             with batches.paused():  # nothing works here while another process is measured
                 block = next(commands, None)
-            if block is None or block.get("restart"):
+            rows = self._trainer.job.rows_per_step
+            if block is None or block.get("restart") or whole_number(block, "rows", rows) != rows:
                 return block
             changed = self._change_plan(block.get("plan", {}))
-            warmed = self._warmed(batches) if changed else {}
+            warmed = self._warmed(batches, block) if changed else {}
             exchange.answer(self._block(batches, block) | warmed)
 
-    def _warmed(self, batches: Prefetcher) -> dict[str, float]:
+    def _warmed(self, batches: Prefetcher, command: Mapping[str, Any] = MappingProxyType({})) -> dict[str, float]:
         """Steps that compile, allocate and fill caches -> their seconds."""
-        first_s, warm_s = (self._timed(batches, steps)[0] for steps in (1, WARM_STEPS))
+        first_s, _ = self._timed(batches, 1)
+        num_warm = WARM_STEPS if command.get("warm") is None else whole_number(command, "warm", least=0)
+        warm_s = self._timed(batches, num_warm)[0] if num_warm else 0.0
         return {"first_s": first_s, "warm_s": warm_s}
 
     def _block(self, batches: Prefetcher, command: dict[str, Any]) -> dict[str, Any]:
         steps = whole_number(command, "steps", 1)
         trainer = self._trainer
         first_step = trainer.progress.step
-        seconds, rows = self._timed(batches, steps)
+        split: dict[str, float] = {}
+        with contextlib.ExitStack() as stack:
+            updates = stack.enter_context(timed_updates(trainer)) if command.get("split") else None
+            seconds, rows = self._timed(batches, steps)
+        if updates is not None:
+            split["update_s"] = sum(updates)
         return {
             "steps": steps,
             "seconds": seconds,
@@ -95,7 +116,9 @@ class LiveTraining:
             "supervised": sum(num_supervised for _, num_supervised in rows),
             "losses": [row.loss for row, _ in rows],
             "peak_bytes": peak_bytes(trainer.device),
+            "reserved_bytes": reserved_bytes(trainer.device),
             "first_step": first_step,
+            **split,
         }
 
     def _timed(self, batches: Prefetcher, steps: int) -> tuple[float, list[tuple[StepRow, int]]]:
@@ -151,6 +174,7 @@ class LiveTraining:
             "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
             "tokens_per_step": trainer.job.rows_per_step * trainer.job.context,
             "threads": torch.get_num_threads(),
+            **self._start,
             **{name: getattr(segment, name) for name in PLAN if name != "threads"},
         }
 
@@ -161,6 +185,26 @@ class EndedEarly(Exception):
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.message)
         self.outcome = outcome
+
+
+@contextlib.contextmanager
+def timed_updates(trainer: Trainer) -> Iterator[list[float]]:
+    """Within it the seconds of every update are added to the list, nothing else queued on the device."""
+    seconds: list[float] = []
+    update, wait = trainer.optimizer.step, waiter(trainer.device)
+
+    def timed(scale: StepScale, finite: torch.Tensor | None = None) -> None:
+        wait()
+        begin_s = time.perf_counter()
+        update(scale, finite)
+        wait()
+        seconds.append(time.perf_counter() - begin_s)
+
+    trainer.optimizer.step = timed  # type: ignore[method-assign]
+    try:
+        yield seconds
+    finally:
+        del trainer.optimizer.step
 
 
 def live_training(folder: Path, exchange: Exchange) -> Outcome:

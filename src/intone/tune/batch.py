@@ -1,0 +1,435 @@
+"""HOW auto batch works: finds the micro-batch that does a step's tokens in the fewest seconds, without running out.
+
+An optimizer step sees a fixed number of rows; the recipe chose it. They go through the model in n equal passes of
+B = ceil(rows / n) rows, so a step takes n * pass_s(B) + update_s seconds. Both the seconds and the memory of a pass
+grow with B along a line, which two or three small probes show:
+
+1. steps of two passes with one row each: seconds of a pass and of the update, and the memory of both;
+2. four times the rows, then up to sixteen: lines through what was seen say what every other size needs;
+3. of the sizes whose memory fits below a margin, the smallest whose step is within 1 % of the best;
+4. that size and its neighbours are measured in turns, and the measured winner is taken.
+
+So the search never aims at running out of memory. Where a probe is not on the line (caches, tiles), sizes are doubled
+and measured until they stop getting faster: the bisection below, which can also be asked for. That is the published
+method: grow until memory runs out, halve the gap, take the largest size that leaves 15 % of memory.
+
+A probe is a function, so this file knows no processes: probing.py runs the real worker, foreign.py other programs.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+from intone.log import human_bytes
+
+Method = Literal["line", "bisect"]
+
+WITHIN = 0.01  # a smaller size within this of the best is taken: it leaves memory for others
+MARGIN = 0.15  # of free memory, where nothing says how far off the line may be (the published algorithm's)
+KNOWN_MARGIN = 0.02  # of free memory, beside three times the line's own error (training.md 3.2)
+TIME_OFF_LINE = 0.10  # of a pass: noise of one probe on a shared machine is 5 % (CONTRACTS)
+MEMORY_OFF_LINE = 0.05  # of the growth from the smallest probe to the largest
+SEARCH_S = 12.0  # for probes; guess: with the child's start below 20 s
+VERIFY_S = 5.0  # of SEARCH_S, for measuring the neighbours in turns
+MIN_BLOCK_S = 0.15  # a sample is at least this long: several steps of a small model
+
+
+class ProbeFailed(Exception):
+    """A probe gave no answer; out_of_memory says whether memory ran out."""
+
+    def __init__(self, message: str, *, out_of_memory: bool) -> None:
+        super().__init__(message)
+        self.out_of_memory = out_of_memory
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a probe saw: seconds of a pass and of an update; growth_bytes: memory above that before the first step."""
+
+    pass_s: float
+    update_s: float
+    growth_bytes: int | None
+
+
+class Measure(Protocol):
+    """Optimizer steps of `passes` micro-batches of `rows` rows each, done `steps` times. Raises ProbeFailed.
+
+    Calls with fewer rows than an earlier one may report the earlier memory: allocators keep it.
+    """
+
+    def __call__(self, rows: int, passes: int, steps: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Size:
+    """One micro-batch: seconds of a whole step and the memory it grows by. how: measured, line, or out of memory."""
+
+    rows: int
+    passes: int
+    step_s: float | None
+    growth_bytes: int | None
+    how: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """y = at_zero + slope * rows, and the largest distance of a point from it; None: two points always lie on one."""
+
+    at_zero: float
+    slope: float
+    off: float | None
+
+    def at(self, rows: int) -> float:
+        return self.at_zero + self.slope * rows
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search says: the choice, the curve it comes from, and what it cost."""
+
+    rows: int
+    method: str  # line, bisect, or "line, then bisect"
+    reason: str
+    curve: tuple[Size, ...]  # ascending
+    update_s: float  # of an optimizer step, whatever the size
+    step_s: float  # of the choice
+    free_bytes: int | None  # that training may grow by
+    margin_bytes: int | None
+    predicted_bytes: int | None  # growth of the choice by the line, before it was measured itself
+    num_probes: int
+    num_out_of_memory: int
+    seconds: float
+    left: str  # what was left on the table
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "curve": [asdict(size) for size in self.curve]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Found":
+        return cls(**{**value, "curve": tuple(Size(**size) for size in value["curve"])})
+
+
+def candidates(rows_per_step: int) -> tuple[int, ...]:
+    """Every micro-batch worth having: ceil(rows / n) for n passes. 12 rows: 1 2 3 4 6 12; never 5, which pads to 6."""
+    return tuple(sorted({-(-rows_per_step // n) for n in range(1, rows_per_step + 1)}))
+
+
+def passes_of(rows_per_step: int, rows: int) -> int:
+    return -(-rows_per_step // rows)
+
+
+def fit(points: Sequence[tuple[int, float]]) -> Line:
+    """The line through the first and the last point; how far the others are from it."""
+    (x0, y0), (x1, y1) = points[0], points[-1]
+    slope = (y1 - y0) / (x1 - x0)
+    line = Line(y0 - slope * x0, slope, None)
+    between = [abs(line.at(x) - y) for x, y in points[1:-1]]
+    return replace(line, off=max(between)) if between else line
+
+
+@dataclass
+class Search:
+    """The state of one search: what was measured, and what is left of its time."""
+
+    measure: Measure
+    rows_per_step: int
+    free_bytes: int | None
+    budget_s: float = SEARCH_S
+    clock: Callable[[], float] = time.monotonic
+    samples: dict[int, list[float]] = field(default_factory=dict)  # rows -> seconds of a pass
+    growth: dict[int, int] = field(default_factory=dict)
+    failed: set[int] = field(default_factory=set)  # ran out of memory
+    updates: list[float] = field(default_factory=list)
+    num_probes: int = 0
+    num_failed: int = 0
+
+    def __post_init__(self) -> None:
+        self.sizes = candidates(self.rows_per_step)
+        self.begin_s = self.clock()
+
+    # --- probes ---------------------------------------------------------------------------------------------------
+
+    def probe(self, rows: int) -> bool:
+        """Measures a size; False where memory ran out. Two passes, as most steps have: gradients are there then."""
+        passes = min(2, passes_of(self.rows_per_step, rows))
+        steps = 1 if not self.samples else round(MIN_BLOCK_S / (passes * self.guess_s(rows) + self.update_s()))
+        self.num_probes += 1
+        try:
+            sample = self.measure(rows, passes, max(1, min(5, steps)))
+        except ProbeFailed as error:
+            if not error.out_of_memory or not self.samples:
+                raise
+            self.failed.add(rows)
+            self.num_failed += 1
+            return False
+        self.samples.setdefault(rows, []).append(sample.pass_s)
+        self.updates.append(sample.update_s)
+        growth = sample.growth_bytes
+        if growth is not None and rows > max(self.growth, default=0):  # a smaller one sees what a larger left behind
+            self.growth[rows] = growth
+        return True
+
+    # --- what is known --------------------------------------------------------------------------------------------
+
+    def left_s(self) -> float:
+        return self.budget_s - (self.clock() - self.begin_s)
+
+    def update_s(self) -> float:
+        return statistics.median(self.updates)
+
+    def pass_s(self, rows: int) -> float | None:
+        """The fastest seen: what disturbs a pass only makes it slower."""
+        return min(self.samples[rows]) if rows in self.samples else None
+
+    def points(self) -> list[tuple[int, float]]:
+        return [(rows, min(times)) for rows, times in sorted(self.samples.items())]
+
+    def guess_s(self, rows: int) -> float:
+        """Seconds of a pass: measured, or by the line between its neighbours, or by that through all."""
+        points = self.points()
+        if len(points) == 1:
+            return points[0][1] * rows / points[0][0]
+        for left, right in zip(points, points[1:], strict=False):
+            if left[0] <= rows <= right[0]:
+                return fit([left, right]).at(rows)
+        return max(fit(points).at(rows), points[-1][1] * min(1.0, rows / points[-1][0]))
+
+    def memory_line(self) -> Line | None:
+        """Through the two largest measured sizes: below them the update, not the passes, may be the worst moment."""
+        points = sorted((rows, float(size)) for rows, size in self.growth.items())
+        if len(points) < 2:
+            return None
+        line = fit(points[-2:])
+        if len(points) == 2:
+            return line
+        return replace(line, off=max(0.0, *(line.at(rows) - size for rows, size in points[:-2])))
+
+    def growth_at(self, rows: int) -> int | None:
+        """Bytes above the start, measured or by the line, never below the smallest measured."""
+        if rows in self.growth:
+            return self.growth[rows]
+        line = self.memory_line()
+        return None if line is None else int(max(line.at(rows), min(self.growth.values())))
+
+    def margin_bytes(self) -> int | None:
+        if self.free_bytes is None:
+            return None
+        line = self.memory_line()
+        if line is None or line.off is None or not self.is_on_line():
+            return int(MARGIN * self.free_bytes)
+        return int(3 * line.off + KNOWN_MARGIN * self.free_bytes)
+
+    def fits(self, rows: int) -> bool:
+        if rows in self.failed or any(rows >= size for size in self.failed):
+            return False
+        need, margin = self.growth_at(rows), self.margin_bytes()
+        return need is None or margin is None or self.free_bytes is None or need <= self.free_bytes - margin
+
+    def step_s(self, rows: int) -> float:
+        return passes_of(self.rows_per_step, rows) * self.guess_s(rows) + self.update_s()
+
+    def is_on_line(self) -> bool:
+        """Whether the measured points lie on lines, in seconds and in bytes; two points always do."""
+        times = self.points()
+        if len(times) > 2 and any(abs(fit(times).at(x) - y) > TIME_OFF_LINE * y for x, y in times):
+            return False
+        sizes = sorted((rows, float(size)) for rows, size in self.growth.items())
+        if len(sizes) < 3:
+            return True
+        span = sizes[-1][1] - sizes[0][1]
+        return (fit(sizes).off or 0.0) <= MEMORY_OFF_LINE * max(span, 1.0)
+
+    def believed(self) -> list[int]:
+        """The sizes that fit, as far as their seconds are known: all of them on a line, else the measured ones."""
+        fitting = [rows for rows in self.sizes if self.fits(rows)] or [self.sizes[0]]
+        return fitting if self.is_on_line() else [rows for rows in fitting if rows in self.samples]
+
+    def best(self, rows: Sequence[int]) -> int:
+        """The smallest of these sizes whose step is within 1 % of the fastest."""
+        fastest = min(self.step_s(size) for size in rows)
+        return min(size for size in rows if self.step_s(size) <= (1 + WITHIN) * fastest)
+
+    def nearest(self, rows: float) -> int:
+        return min(self.sizes, key=lambda size: (abs(size - rows), size))
+
+
+def search_batch(
+    measure: Measure, rows_per_step: int, free_bytes: int | None, *, method: Method = "line",
+    budget_s: float = SEARCH_S, verify_s: float = VERIFY_S, clock: Callable[[], float] = time.monotonic,
+) -> Found:  # fmt: skip
+    """The micro-batch for steps of so many rows. Raises ProbeFailed where not even one row can be probed.
+
+    free_bytes: what memory may grow by beyond that before the first step; None: unknown, then nothing is refused.
+    """
+    search = Search(measure, rows_per_step, free_bytes, budget_s, clock)
+    search.probe(search.sizes[0])
+    if method == "bisect":
+        rows = largest_by_bisection(search)
+        return found(search, rows, "bisect", search.growth_at(rows))
+    name = "line"
+    is_line = probe_line(search)
+    if not is_line:
+        name = "line, then bisect"
+        grow_until_flat(search)
+    rows = search.best(search.believed() or search.sizes[:1])
+    predicted = search.growth_at(rows)
+    rows = verified(search, rows, verify_s)
+    return found(search, rows, name, predicted if rows in search.growth else search.growth_at(rows))
+
+
+def probe_line(search: Search) -> bool:
+    """Probes two more sizes as far as time and a quarter of memory allow -> whether all are on a line."""
+    smallest = search.sizes[0]
+    for wanted in (4 * smallest, 16 * smallest):
+        rows = search.nearest(wanted)
+        while rows not in search.samples and (not affordable(search, rows) or not is_small(search, rows)):
+            rows = search.nearest(rows / 2) if search.nearest(rows / 2) < rows else smallest
+        if rows in search.samples or is_flat(search):
+            continue
+        if not search.probe(rows):
+            return False
+    return search.is_on_line()
+
+
+def affordable(search: Search, rows: int) -> bool:
+    """Whether probing a size leaves time to verify: a first step with two passes, and the measured ones."""
+    return 4 * search.guess_s(rows) + 2 * search.update_s() <= search.left_s() - VERIFY_S / 2
+
+
+def is_small(search: Search, rows: int) -> bool:
+    """Whether a size surely fits: by the line at most half of free memory, with one point a quarter."""
+    if search.free_bytes is None or not search.growth:
+        return True
+    known = search.growth_at(rows)
+    if known is not None:
+        return known <= search.free_bytes / 2
+    largest = max(search.growth)
+    return search.growth[largest] * rows / largest <= search.free_bytes / 4
+
+
+def is_flat(search: Search) -> bool:
+    """Whether the two largest measured sizes say that a larger one saves nothing."""
+    sizes = sorted(search.samples)[-2:]
+    return len(sizes) == 2 and search.step_s(sizes[1]) > (1 + WITHIN) * search.step_s(sizes[0])
+
+
+def grow_until_flat(search: Search) -> None:
+    """Doubles and measures until steps stop getting faster or memory runs out, then looks on both sides of the best."""
+    rows = search.nearest(2 * max(search.samples))
+    while can_probe(search, rows) and not is_flat(search):
+        if not search.probe(rows):
+            break
+        rows = search.nearest(2 * rows)
+    while True:
+        fitting = [rows for rows in search.samples if search.fits(rows)]
+        best = min(fitting, key=search.step_s, default=None)
+        if best is None:
+            return
+        around = sorted({*search.samples, *search.failed})
+        place = around.index(best)
+        beside = [rows for rows in around[max(0, place - 1) : place + 2] if rows != best]
+        gaps = [search.nearest((best * rows) ** 0.5) for rows in beside]
+        gap = next((rows for rows in reversed(gaps) if can_probe(search, rows)), None)
+        if gap is None:
+            return
+        search.probe(gap)
+
+
+def can_probe(search: Search, rows: int) -> bool:
+    """Whether a size is new, may fit, and leaves time."""
+    is_new = rows not in search.samples and rows not in search.failed
+    return is_new and search.fits(rows) and affordable(search, rows)
+
+
+def largest_by_bisection(search: Search) -> int:
+    """The published method: double until memory runs out, halve the gap, keep 15 % of memory free.
+
+    Memory has run out where a probe says so, or where it took more than there was to take.
+    """
+    limit = None if search.free_bytes is None else (1 - MARGIN) * search.free_bytes
+    good, bad = search.sizes[0], None
+    while good < search.sizes[-1]:
+        rows = search.nearest(2 * good) if bad is None else search.nearest((good + bad) / 2)
+        if rows <= good or (bad is not None and rows >= bad):
+            break
+        if search.probe(rows) and (limit is None or search.growth.get(rows, 0) <= limit):
+            good = rows
+        else:
+            bad = rows
+    return good
+
+
+def verified(search: Search, rows: int, verify_s: float) -> int:
+    """The winner of this size, its neighbours and the best measured, in alternating rounds while time is left."""
+    place = search.sizes.index(rows)
+    near = [*search.sizes[max(0, place - 1) : place + 2], search.best(list(search.samples))]
+    field_ = sorted({size for size in near if search.fits(size)} | {rows})
+    end_s = search.clock() + min(verify_s, max(search.left_s(), 0.0))
+    for number in range(3):
+        for size in field_ if number % 2 == 0 else reversed(field_):
+            cost_s = min(2, passes_of(search.rows_per_step, size)) * search.guess_s(size) + search.update_s()
+            if not search.fits(size) or search.clock() + cost_s * (1 if size in search.samples else 2) > end_s:
+                continue
+            search.probe(size)
+    known = [size for size in field_ if search.fits(size) and (size in search.samples or size in search.believed())]
+    if not known:
+        return search.sizes[0]
+    # by the line a size beyond the neighbours may be faster still: then only what is near that one is near the best
+    bar = min(search.step_s(size) for size in {*known, *search.believed()})
+    near_best = [size for size in known if search.step_s(size) <= (1 + WITHIN) * bar]
+    return min(near_best, default=search.best(known))
+
+
+def found(search: Search, rows: int, method: str, predicted: int | None) -> Found:
+    """The search's answer with its curve and what it says about itself."""
+    shown = {*search.samples, *search.failed, rows}
+    shown |= {size for size in search.sizes if size & (size - 1) == 0}  # powers of two, by the line
+    curve = []
+    for size in sorted(shown):
+        how = "out of memory" if size in search.failed else "measured" if size in search.samples else "line"
+        step_s = None if size in search.failed else search.step_s(size)
+        growth = None if size in search.failed else search.growth_at(size)
+        curve.append(Size(size, passes_of(search.rows_per_step, size), step_s, growth, how))
+    margin = search.margin_bytes()
+    return Found(
+        rows, method, reason_for(search, rows, method), tuple(curve), search.update_s(), search.step_s(rows),
+        search.free_bytes, margin, predicted, search.num_probes, search.num_failed, search.clock() - search.begin_s,
+        left_on_the_table(search, rows),
+    )  # fmt: skip
+
+
+def reason_for(search: Search, rows: int, method: str) -> str:
+    sizes = [size for size in search.sizes if search.fits(size)] or [rows]
+    fastest = min(sizes, key=lambda size: (search.step_s(size), size))
+    share = search.step_s(fastest) / search.step_s(rows)
+    if method == "bisect":
+        first = f"the largest of {len(search.samples)} measured sizes that leaves {MARGIN:.0%} of memory"
+    elif fastest == rows or share >= 1:
+        first = "the fastest step"
+    else:
+        first = f"the smallest within {WITHIN:.0%} of the best step ({share:.1%} of that with {fastest})"
+    growth = search.growth_at(rows)
+    need = "" if growth is None else f", {human_bytes(growth)} of {human_bytes(search.free_bytes)} free"
+    return f"{first}: {search.step_s(rows):.3g} s in {passes_of(search.rows_per_step, rows)} passes{need}"
+
+
+def left_on_the_table(search: Search, rows: int) -> str:
+    """What another choice could have given, in seconds and in memory."""
+    parts = []
+    beyond = [size for size in search.sizes if not search.fits(size) and size not in search.failed]
+    if beyond:
+        size = min(beyond, key=search.step_s)
+        gain = search.step_s(rows) / search.step_s(size) - 1
+        if gain > WITHIN:
+            parts.append(f"{size} rows would be {gain:.1%} faster by the line, and do not fit")
+    inside = [size for size in search.sizes if search.fits(size)]
+    if inside:
+        gain = search.step_s(rows) / min(search.step_s(size) for size in inside) - 1
+        if gain > 0:
+            parts.append(f"{gain:.1%} of speed against the fastest size that fits")
+    growth = search.growth_at(rows)
+    if growth is not None and search.free_bytes:
+        parts.append(f"{1 - growth / search.free_bytes:.0%} of free memory is not used")
+    return "; ".join(parts) or "nothing that was seen"

@@ -1,0 +1,153 @@
+"""The batch search on machines made up here: lines, plateaus, cliffs, and memory that runs out."""
+
+import pytest
+
+from intone.tune.batch import (
+    ProbeFailed,
+    Sample,
+    Search,
+    candidates,
+    fit,
+    passes_of,
+    search_batch,
+)
+from intone.tune.curve import curve_text
+
+MIB = 2**20
+
+
+class Machine:
+    """A machine whose passes take seconds(rows); time goes by only while it works. limit: bytes it may grow by."""
+
+    def __init__(self, seconds, *, row_bytes=10 * MIB, base_bytes=50 * MIB, limit=None, update_s=0.05):
+        self.seconds, self.row_bytes, self.base_bytes = seconds, row_bytes, base_bytes
+        self.limit, self.update_s = limit, update_s
+        self.now_s, self.asked, self.num_failed = 0.0, [], 0
+
+    def growth(self, rows):
+        return self.base_bytes + rows * self.row_bytes
+
+    def __call__(self, rows, passes, steps):
+        self.asked.append(rows)
+        if self.limit is not None and self.growth(rows) > self.limit:
+            self.num_failed += 1
+            raise ProbeFailed("memory ran out", out_of_memory=True)
+        self.now_s += (steps + 1) * (passes * self.seconds(rows) + self.update_s)
+        return Sample(self.seconds(rows), self.update_s, self.growth(rows))
+
+    def search(self, rows_per_step, free_bytes=None, **options):
+        return search_batch(self, rows_per_step, free_bytes, clock=lambda: self.now_s, **options)
+
+    def step_s(self, rows_per_step, rows):
+        return passes_of(rows_per_step, rows) * self.seconds(rows) + self.update_s
+
+    def share_of_best(self, rows_per_step, found, fitting=lambda rows: True):
+        sizes = [rows for rows in candidates(rows_per_step) if fitting(rows)]
+        return min(self.step_s(rows_per_step, rows) for rows in sizes) / self.step_s(rows_per_step, found.rows)
+
+
+def test_the_candidates_are_the_sizes_that_split_a_step_evenly():
+    assert candidates(12) == (1, 2, 3, 4, 6, 12)
+    assert 43 in candidates(256) and 64 in candidates(256) and 60 not in candidates(256)
+    for rows in candidates(253):
+        assert -(-253 // passes_of(253, rows)) == rows  # the passes are balanced: none is a mere rest
+
+
+@pytest.mark.parametrize("rows_per_step", [1, 2, 7, 48, 256])
+@pytest.mark.parametrize("overhead", [0.0001, 0.02, 0.3])
+def test_on_a_line_the_choice_is_the_smallest_within_1_percent_of_the_best(rows_per_step, overhead):
+    machine = Machine(lambda rows: overhead + 0.004 * rows)
+    found = machine.search(rows_per_step, 10**12)
+    best = min(machine.step_s(rows_per_step, rows) for rows in candidates(rows_per_step))
+    good = [rows for rows in candidates(rows_per_step) if machine.step_s(rows_per_step, rows) <= 1.01 * best]
+    assert found.rows == good[0]
+    assert found.num_out_of_memory == machine.num_failed == 0
+
+
+def test_a_search_takes_its_time_and_no_more():
+    for seconds in (0.001, 0.05, 1.0):
+        machine = Machine(lambda rows, s=seconds: s * (0.5 + rows))
+        found = machine.search(64, 10**12, budget_s=12.0)
+        assert found.seconds <= 12.0 + 3 * machine.step_s(1, 1)
+        assert found.rows in candidates(64)
+
+
+def test_memory_bounds_the_choice_and_nothing_runs_out():
+    free = 500 * MIB
+    machine = Machine(lambda rows: 0.1 + 0.001 * rows, limit=free)
+    found = machine.search(256, free)
+    assert machine.num_failed == 0
+    assert found.margin_bytes == int(0.02 * free)  # three points on the line: no error beyond the known margin
+    assert machine.growth(found.rows) <= 0.98 * free
+    larger = candidates(256)[candidates(256).index(found.rows) + 1]
+    assert machine.growth(larger) > 0.98 * free
+    assert "do not fit" in found.left
+
+
+def test_two_points_leave_fifteen_percent_since_nothing_says_how_far_off_they_are():
+    search = Search(Machine(lambda rows: 0.1 + 0.001 * rows), 256, 1000 * MIB)
+    search.probe(1)
+    search.probe(4)
+    assert search.margin_bytes() == 150 * MIB
+    search.probe(16)
+    assert search.margin_bytes() == 20 * MIB
+
+
+def test_a_cliff_behind_the_caches_is_found_by_measuring_on():
+    def seconds(rows):
+        return 0.002 + rows * (0.004 if rows <= 8 else 0.008)
+
+    machine = Machine(seconds)
+    found = machine.search(64, 10**12)
+    assert found.method == "line, then bisect"
+    assert machine.share_of_best(64, found) > 0.98
+
+
+def test_a_probe_that_runs_out_of_memory_is_a_row_and_the_search_goes_on():
+    machine = Machine(lambda rows: 0.1 + 0.001 * rows, limit=90 * MIB)  # nobody told the search of the limit
+    found = machine.search(64, None)
+    assert found.num_out_of_memory == machine.num_failed >= 1
+    assert machine.growth(found.rows) <= 90 * MIB
+    assert "out of memory" in [size.how for size in found.curve]
+    assert "out of memory" in curve_text(found, 64 * 128)
+
+
+def test_not_even_one_row_fails_with_the_reason():
+    with pytest.raises(ProbeFailed, match="memory ran out"):
+        Machine(lambda rows: 0.1, limit=MIB).search(8, None)
+
+
+def test_bisection_takes_the_largest_size_that_leaves_fifteen_percent():
+    free = 700 * MIB
+    machine = Machine(lambda rows: 0.1 + 0.001 * rows, limit=free)
+    found = machine.search(256, free, method="bisect")
+    fitting = [rows for rows in candidates(256) if machine.growth(rows) <= 0.85 * free]
+    assert found.rows == max(fitting)
+    assert found.method == "bisect"
+
+
+def test_the_update_counts_in_what_is_within_1_percent():
+    """A slow update makes the split matter less: smaller sizes come within 1 %."""
+    quick = Machine(lambda rows: 0.02 + 0.004 * rows, update_s=0.0).search(64, None)
+    slow = Machine(lambda rows: 0.02 + 0.004 * rows, update_s=5.0).search(64, None, budget_s=200.0)
+    assert slow.rows < quick.rows
+
+
+def test_a_line_knows_how_far_off_its_points_are():
+    line = fit([(1, 3.0), (4, 9.5), (11, 23.0)])
+    assert line.at(1) == pytest.approx(3.0) and line.at(11) == pytest.approx(23.0)
+    assert line.off == pytest.approx(0.5)
+    assert fit([(1, 3.0), (11, 23.0)]).off is None
+
+
+def test_the_curve_names_the_choice_and_what_was_left():
+    machine = Machine(lambda rows: 0.05 + 0.004 * rows)
+    found = machine.search(48, 2**33)
+    text = curve_text(found, 48 * 128)
+    assert f"{found.rows}*" in text and "left on the table:" in text and "0 out of memory" in text
+    assert f"{48 * 128 / found.step_s:,.0f}" in text
+
+
+def test_a_search_comes_back_from_json_as_it_was():
+    found = Machine(lambda rows: 0.05 + 0.004 * rows).search(48, 2**33)
+    assert type(found).from_json(found.as_json()) == found
