@@ -61,16 +61,20 @@ class PagedAttention:
     def __init__(
         self, store: PageStore, pieces: Sequence[Piece], *, scratch: Scratch, scale: float, batches_rows: bool
     ) -> None:
-        self._store = store
-        self._plans = [
+        self.store = store
+        self.pieces = pieces
+        self._planned = lambda: [
             _Plan(store, group, pieces, scratch=scratch, scale=scale, batches_rows=batches_rows)
             for group in range(len(store.groups))
         ]
+        self._plans: list[_Plan] | None = None  # made at the first call: a decoder may read the pages by itself
 
     def __call__(self, block: int, q: Tensor, kv: Tensor) -> Tensor:
         """q (N, H, C) in the scratch's dtype, kv (N, 2, K, C) in the store's -> (N, H, C) like q; stores kv."""
-        plan = self._plans[self._store.group_of[block]]
-        stored = self._store.blocks[block]
+        if self._plans is None:
+            self._plans = self._planned()
+        plan = self._plans[self.store.group_of[block]]
+        stored = self.store.blocks[block]
         if plan.places is not None:
             stored.index_copy_(0, plan.places, kv)
         found = [reader(stored, q, kv) for reader in plan.readers]

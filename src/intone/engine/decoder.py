@@ -87,8 +87,7 @@ class GPTDecoder:
         self.dtype = dtype
         self.deterministic = deterministic
         self._wide = wide_dtype(dtype)
-        with torch.device("meta"):
-            self._shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+        self._shapes = weight_shapes(config)
         if rotary is None:
             rotary = rotary_tables(config.context, config.head_width, config.rope_base, torch.device("cpu"))
         # rounded as in training, then widened: the rounded angles are part of the function that was learned
@@ -114,7 +113,7 @@ class GPTDecoder:
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Packs new weights. Raises RuntimeError where names or shapes differ, with nothing changed."""
-        self._check(weights)
+        check_weights(self._shapes, weights)
         config = self.config
 
         def taken(name: str) -> Tensor:
@@ -238,13 +237,21 @@ class GPTDecoder:
             value=value,
         )
 
-    def _check(self, weights: Mapping[str, Tensor]) -> None:
-        problems = [f"Missing key {name!r}" for name in self._shapes if name not in weights]
-        problems += [f"unexpected key {name!r}" for name in weights if name not in self._shapes]
-        problems += [
-            f"size mismatch for {name!r}: {tuple(weights[name].shape)} given, the model has {tuple(shape)}"
-            for name, shape in self._shapes.items()
-            if name in weights and weights[name].shape != shape
-        ]
-        if problems:
-            raise RuntimeError(f"these weights are not this model's: {'; '.join(problems[:3])}")
+
+def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """The shapes of a model's weights by name."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+
+
+def check_weights(shapes: Mapping[str, torch.Size], weights: Mapping[str, Tensor]) -> None:
+    """Raises RuntimeError where names or shapes of weights are not these."""
+    problems = [f"Missing key {name!r}" for name in shapes if name not in weights]
+    problems += [f"unexpected key {name!r}" for name in weights if name not in shapes]
+    problems += [
+        f"size mismatch for {name!r}: {tuple(weights[name].shape)} given, the model has {tuple(shape)}"
+        for name, shape in shapes.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    if problems:
+        raise RuntimeError(f"these weights are not this model's: {'; '.join(problems[:3])}")

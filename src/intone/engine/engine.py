@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from intone.data.chat import Message, render_prompt
+from intone.engine.native_decoder import Weights
 from intone.engine.requests import Completion, Prompt, Request, check_ids, check_prompt
 from intone.engine.rows import Group, Handle, Listener
 from intone.engine.sandbox.box import Sandbox
@@ -21,6 +22,7 @@ from intone.engine.structured import Forms
 from intone.engine.text import Specials, Tokenizer
 from intone.engine.work import Setup, Worker
 from intone.errors import UserError
+from intone.model.gpt import Kernels
 
 
 class EngineStopped(RuntimeError):
@@ -41,7 +43,9 @@ class Engine:
     tokens and log-probabilities, to the bit, whatever else runs; slower. share_prefixes False: no request finds what
     another one computed. num_guesses: tokens guessed per step by looking them up in the text, verified, so they change
     nothing but speed; 0: none; None: as suits the device. max_waiting: requests that may wait for a slot; None: any
-    number. sandbox: where Python that texts call runs; None: one with the usual limits.
+    number. sandbox: where Python that texts call runs; None: one with the usual limits. weights: how matrices are
+    stored; auto: in dtype; int8: half the bytes of bf16, with a small loss. kernels: whether a CPU computes with our
+    kernels or PyTorch; auto: ours where they run.
     Close it after use: it owns threads.
     """
 
@@ -50,6 +54,7 @@ class Engine:
         dtype: torch.dtype | None = None, num_slots: int | None = None, context: int | None = None,
         cache_bytes: int | None = None, deterministic: bool = False, share_prefixes: bool = True,
         num_guesses: int | None = None, max_waiting: int | None = None, sandbox: Sandbox | None = None,
+        weights: Weights = "auto", kernels: Kernels | Literal["auto"] = "auto",
     ) -> None:  # fmt: skip
         config = model.config
         self.context: int = config.context if context is None else context
@@ -76,6 +81,7 @@ class Engine:
         setup = Setup(
             device=device, dtype=dtype, context=self.context, num_slots=num_slots, cache_bytes=cache_bytes,
             deterministic=deterministic, share_prefixes=share_prefixes, num_guesses=num_guesses, sandbox=sandbox,
+            weights=weights, kernels=kernels,
         )  # fmt: skip
         self._forms = Forms(tokenizer)
         self._worker = Worker(model, tokenizer, setup, self._specials, self._commands)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from intone.config import ModelConfig
@@ -49,9 +50,7 @@ class PageStore:
         # end of a text (masked), and 0 times a left-over NaN is NaN
         make = torch.empty if device.type == "cpu" else torch.zeros
         shape = (2, config.num_kv_heads, config.head_width)
-        self.blocks = [
-            make((num_pages[group] * PAGE, *shape), dtype=dtype, device=device) for group in self.group_of
-        ]
+        self.blocks = [make((num_pages[group] * PAGE, *shape), dtype=dtype, device=device) for group in self.group_of]
 
     def copy(self, group: int, source: int, target: int, count: int) -> None:
         """Makes the first count tokens of page target those of page source."""
@@ -79,6 +78,14 @@ class Table:
     num_found: int = 0
     first: list[int] = field(default_factory=list)  # per group the first page that is still held
     version: int = 0
+    _arrays: tuple[int, list[np.ndarray], list[int]] | None = None
+
+    def page_addresses(self) -> list[int]:
+        """Where each group's pages are in memory as int32; good until the pages change."""
+        if self._arrays is None or self._arrays[0] != self.version:
+            arrays = [np.array(pages, dtype=np.int32) for pages in self.pages]
+            self._arrays = (self.version, arrays, [part.__array_interface__["data"][0] for part in arrays])
+        return self._arrays[2]
 
 
 class Cache:

@@ -120,9 +120,7 @@ class Runner:
             wanted += range(begin, begin + len(text) - 1)
             step = PAGE if self._deterministic else len(text)
             pieces += [Piece(None, at, min(step, len(text) - at), begin) for at in range(0, len(text), step)]
-        attention = PagedAttention(
-            self.store, pieces, scratch=self._scratch, scale=self._scale, batches_rows=False
-        )
+        attention = PagedAttention(self.store, pieces, scratch=self._scratch, scale=self._scale, batches_rows=False)
         self.num_token_forwards += len(ids)
         logits = self._logits(ids, previous, positions, wanted, attention)
         following = torch.tensor([token for text in texts for token in text[1:]], device=self.device)

@@ -4,7 +4,7 @@ import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from intone.engine.budget import page_bytes, pages_per_text, settle_cache
 from intone.engine.decoder import Decoder, GPTDecoder
 from intone.engine.kv import Cache, PageStore, page_groups
+from intone.engine.native_decoder import NativeDecoder, Weights, as_stored, native_obstacle
 from intone.engine.requests import Reason, ToolCall
 from intone.engine.rows import Group, Handle, Row, Taken
 from intone.engine.runner import Drawn, Runner
@@ -21,8 +22,9 @@ from intone.engine.scheduler import Limits, Scheduler, Segment
 from intone.engine.stats import Account, EngineStats
 from intone.engine.text import Specials, Tokenizer
 from intone.engine.tools import Call, ToolRunner, ToolsBusy
+from intone.errors import UserError
 from intone.log import human_bytes
-from intone.model.gpt import GPT
+from intone.model.gpt import GPT, Kernels
 
 # more rows than this no longer make a token cheaper (guess: a CPU's products are compute-bound from 16 rows on)
 MOST_SLOTS = {"cpu": 64, "other": 256}
@@ -45,6 +47,8 @@ class Setup:
     share_prefixes: bool
     num_guesses: int | None
     sandbox: Sandbox | None
+    weights: Weights
+    kernels: Kernels | Literal["auto"]
 
 
 class Worker:
@@ -62,7 +66,8 @@ class Worker:
         self._specials = specials
         self._deterministic = setup.deterministic
         self._groups: dict[Handle, Group] = {}
-        decoder, device = _decoder_of(model, setup)
+        decoder, device, how = _decoder_of(model, setup)
+        self.settled |= how
         kind = "cpu" if device.type == "cpu" else "other"
         limits = Limits(
             num_slots=setup.num_slots or MOST_SLOTS[kind],
@@ -81,9 +86,7 @@ class Worker:
         self.settled["cache"] = (human_bytes(size.bytes), size.reason)
         self._cache_bytes = size.bytes
         store = PageStore(config, groups, size.num_pages, dtype=decoder.dtype, device=device)
-        most_pages = [
-            pages_per_text(group, context=context, step_tokens=limits.alone_tokens) for group in groups
-        ]
+        most_pages = [pages_per_text(group, context=context, step_tokens=limits.alone_tokens) for group in groups]
         self._cache = Cache(
             store, size.num_pages, most_pages=most_pages, remembers=setup.share_prefixes,
             whole_pages=setup.deterministic,
@@ -332,13 +335,40 @@ class Worker:
             group.end("error", error=error)
 
 
-def _decoder_of(model: Any, setup: Setup) -> tuple[Decoder, torch.device]:
-    """The model as the runner needs it, and its device."""
-    if isinstance(model, GPT):
-        device = setup.device if setup.device is not None else model.embedding.weight.device
-        dtype = model.compute_dtype if setup.dtype is None else setup.dtype
-        decoder: Decoder = GPTDecoder.of(
-            model, device=torch.device(device), dtype=dtype, deterministic=setup.deterministic
-        )
-        return decoder, torch.device(device)
-    return model, torch.device(setup.device or "cpu")
+def _decoder_of(model: Any, setup: Setup) -> tuple[Decoder, torch.device, dict[str, tuple[Any, str]]]:
+    """The model as the runner needs it, its device, and what was settled about it.
+
+    Raises UserError where what was asked for cannot be had here.
+    """
+    if not isinstance(model, GPT):
+        return model, torch.device(setup.device or "cpu"), {}
+    device = torch.device(setup.device if setup.device is not None else model.embedding.weight.device)
+    dtype = model.compute_dtype if setup.dtype is None else setup.dtype
+    obstacle = native_obstacle(model.config, device=device, dtype=dtype)
+    stored_as = as_stored(setup.weights, dtype)
+    is_needed = setup.kernels == "native" or stored_as != as_stored("auto", dtype)
+    if is_needed and (setup.kernels == "torch" or obstacle is not None):
+        what = "weights" if setup.kernels != "native" else "kernels"
+        reason = obstacle or "kernels torch was asked for"
+        raise UserError(f"{what} {getattr(setup, what)} cannot be had: {reason}", value=getattr(setup, what))
+    if setup.kernels == "torch" or obstacle is not None:
+        decoder: Decoder = GPTDecoder.of(model, device=device, dtype=dtype, deterministic=setup.deterministic)
+        reason = "as asked" if setup.kernels == "torch" else str(obstacle)
+        return decoder, device, {"kernels": ("torch", reason), "weights": (stored_as, "as computed in")}
+    try:
+        native = NativeDecoder.of(model, dtype=dtype, stored_as=setup.weights)
+    except UserError as error:  # a compiler that does not compile
+        if is_needed:
+            raise
+        decoder = GPTDecoder.of(model, device=device, dtype=dtype, deterministic=setup.deterministic)
+        return decoder, device, {"kernels": ("torch", str(error)), "weights": (stored_as, "as computed in")}
+    size = human_bytes(native.num_weight_bytes)
+    why = "as asked" if setup.weights != "auto" else "as computed in"
+    return (
+        native,
+        device,
+        {
+            "kernels": ("native", "the processor can, and a step is one call"),
+            "weights": (stored_as, f"{why}; a step reads {size}"),
+        },
+    )

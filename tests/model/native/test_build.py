@@ -73,7 +73,8 @@ def variant(request):
 
 def test_kernels_are_built_once_and_again_when_a_source_changes(fresh, monkeypatch, tmp_path_factory, variant):
     sources = tmp_path_factory.mktemp("sources")
-    source = sources / ("one_avx2.cpp" if variant == "avx2" else "one.cpp")
+    name = {"avx2": "one_avx2.cpp", "generate": "generate_one.cpp"}.get(variant, "one.cpp")
+    source = sources / name
     source.write_text('extern "C" int intone_number() { return 1; }')
     monkeypatch.setattr(build, "SOURCES", sources)
     assert build.library(variant).intone_number() == 1
@@ -91,7 +92,8 @@ def test_each_kind_is_built_from_its_own_files_and_no_file_is_left_over():
     names = {variant: {path.name for path in build.sources_of(variant)} for variant in build.KINDS}
     assert names["avx2"] >= {"blocks_avx2.cpp"}
     assert names["avx512_bf16"] >= {"blocks.cpp"}
-    assert not names["avx2"] & names["avx512_bf16"]
+    assert not names["avx2"] & names["avx512_bf16"] and not names["generate"] & (names["avx2"] | names["avx512_bf16"])
+    assert names["generate"] == {"generate.cpp"}
     assert set().union(*names.values()) == {path.name for path in build.SOURCES.glob("*.cpp")}
 
 

@@ -1,9 +1,10 @@
 """Builds the C++ kernels on the machine they run on and loads them; says why where they cannot be had.
 
 Plain C functions on raw pointers, loaded with ctypes: no headers of Python or PyTorch, so building takes seconds and
-the file serves every Python and PyTorch. It is kept in INTONE_HOME/native/<key>/. There are two sets of kernels, one
-library each: bfloat16 for processors with AVX-512's instructions for it, and float32 for those with AVX2 (files that
-end in _avx2.cpp). A processor that has the first runs the second too.
+the file serves every Python and PyTorch. It is kept in INTONE_HOME/native/<key>/. There are three sets of kernels, one
+library each: training in bfloat16 for processors with AVX-512's instructions for it, training in float32 for those
+with AVX2 (files that end in _avx2.cpp), and generation, also for AVX2 (generate.cpp). A processor that has the first
+runs the others too.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from intone.errors import UserError
 from intone.paths import FolderLock, home
 from intone.system import processor
 
-Variant = Literal["avx512_bf16", "avx2"]
+Variant = Literal["avx512_bf16", "avx2", "generate"]
 
 SOURCES = Path(__file__).parent
 FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=c++17", "-w")
@@ -36,16 +37,21 @@ class Kind:
 
     features: tuple[str, ...]  # of the processor, as the kernel spells them
     flags: tuple[str, ...]  # for the compiler
-    dtype: str  # that training computes in
+    dtype: str | None  # that training computes in; None: not for training
 
+
+# all processors since Intel's Haswell and AMD's Zen; not -march=native, so that any processor tests the same code
+AVX2 = ("avx2", "fma", "f16c")
+AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c", "-mtune=native")
 
 KINDS: dict[Variant, Kind] = {
     # all processors since Intel's Cooper Lake and AMD's Zen 4, except Intel's for laptops
     "avx512_bf16": Kind(
         ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"), ("-march=native",), "bf16"
     ),
-    # all since Intel's Haswell and AMD's Zen; not -march=native, so that any processor tests the same code
-    "avx2": Kind(("avx2", "fma", "f16c"), ("-mavx2", "-mfma", "-mf16c", "-mtune=native"), "fp32"),
+    "avx2": Kind(AVX2, AVX2_FLAGS, "fp32"),
+    # a library of its own, so that generation does not wait for the kernels of training to be built
+    "generate": Kind(AVX2, AVX2_FLAGS, None),
 }
 
 
@@ -62,7 +68,8 @@ def obstacle(variant: Variant = "avx512_bf16") -> str | None:
     flags = processor()[1] or set()
     missing = [name for name in kind.features if name not in flags]
     if missing:
-        return f"our CPU kernels in {kind.dtype} need {', '.join(missing)}, which this processor does not have"
+        what = f" in {kind.dtype}" if kind.dtype else ""
+        return f"our CPU kernels{what} need {', '.join(missing)}, which this processor does not have"
     if compiler() is None:
         return "our CPU kernels need g++, which was not found: install it (Debian: apt-get install g++)"
     return None
@@ -100,7 +107,13 @@ def library(variant: Variant = "avx512_bf16") -> ctypes.CDLL:
 
 def sources_of(variant: Variant) -> list[Path]:
     """The C++ files of these kernels."""
-    return [path for path in sorted(SOURCES.glob("*.cpp")) if path.stem.endswith("_avx2") == (variant == "avx2")]
+    return [path for path in sorted(SOURCES.glob("*.cpp")) if _variant_of(path) == variant]
+
+
+def _variant_of(source: Path) -> Variant:
+    if source.stem.startswith("generate"):
+        return "generate"
+    return "avx2" if source.stem.endswith("_avx2") else "avx512_bf16"
 
 
 def build_key(words: list[str], sources: list[Path]) -> str:

@@ -1,0 +1,154 @@
+"""Steps of generation on our CPU kernels: matrices packed for reading, and the call that computes a whole step"""
+
+import ctypes
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from intone.config import ModelConfig
+from intone.model.native import build
+
+StoredAs = Literal["fp32", "bf16", "int8"]
+
+COLUMNS = 16  # of a block of weights; generate_products.h
+SMEAR_CHANNELS = 24
+WIDEST_HEAD = 256
+# Kind of generate_products.h: what our own products read, and what those of linear.cpp do
+KIND: dict[StoredAs, int] = {"fp32": 0, "bf16": 1, "int8": 2}
+KIND_OF_512: dict[StoredAs, int] = {"bf16": 3, "int8": 4}
+NUM_BYTES: dict[StoredAs, int] = {"fp32": 4, "bf16": 2, "int8": 1}
+
+_WHOLE, _REAL, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+class Weight(ctypes.Structure):
+    """struct Weight of generate_products.h."""
+
+    _fields_ = [
+        ("kind", _WHOLE), ("columns", _WHOLE), ("width", _WHOLE), ("packed", _POINTER), ("scale", _POINTER),
+        ("sum", _POINTER), ("product", _POINTER),
+    ]  # fmt: skip
+
+
+class StepBlock(ctypes.Structure):
+    """struct Block of generate.cpp."""
+
+    _fields_ = [
+        ("qkv", Weight), ("out", Weight), ("up", Weight), ("down", Weight), ("group", _WHOLE), ("reach", _WHOLE),
+        ("value", _WHOLE), ("gate", _POINTER), ("has_scale", _WHOLE), ("scale", _REAL), ("embedding_scale", _REAL),
+        ("stored", _POINTER),
+    ]  # fmt: skip
+
+
+class StepModel(ctypes.Structure):
+    """struct Model of generate.cpp."""
+
+    _fields_ = [
+        *((name, _WHOLE) for name in ("depth", "width", "heads", "kv_heads", "head_width", "num_values", "middle")),
+        ("is_half", _WHOLE),
+        *((name, _REAL) for name in ("eps", "scale", "softcap", "smear_scale", "backout")),
+        ("has_smear", _WHOLE), ("has_backout", _WHOLE),
+        *((name, _POINTER) for name in ("embedding", "values", "smear_gate", "cos", "sin", "blocks")),
+        ("head", Weight),
+    ]  # fmt: skip
+
+
+class StepBatch(ctypes.Structure):
+    """struct Batch of generate.cpp."""
+
+    _fields_ = [
+        ("count", _WHOLE), ("num_wanted", _WHOLE), ("num_texts", _WHOLE),
+        *((name, _POINTER) for name in ("ids", "previous", "positions", "wanted", "text", "pages", "scratch")),
+    ]  # fmt: skip
+
+
+def step_obstacle(config: ModelConfig) -> str | None:
+    """Why a model of this shape cannot generate on our kernels; None: it can."""
+    for name, value in (("head width", config.head_width), ("width", config.width)):
+        if value % COLUMNS:
+            return f"our kernels need a {name} that is a multiple of {COLUMNS}, this model has {value}"
+    if config.head_width > WIDEST_HEAD or config.num_heads // config.num_kv_heads > COLUMNS:
+        return "our kernels have no room for so wide a head, or for so many heads to a key"
+    if config.width < SMEAR_CHANNELS:
+        return f"our kernels need a width of at least {SMEAR_CHANNELS}, this model has {config.width}"
+    return None
+
+
+class Packed:
+    """A weight (E, D) float32 laid out for reading: x (N, D) -> x @ weight.T (N, columns). D is a multiple of 16.
+
+    Later changes of the weight are not seen. On processors with AVX-512 for bfloat16 the products of linear.cpp are
+    used where there are some; they round x to bfloat16.
+    """
+
+    def __init__(self, weight: Tensor, stored_as: StoredAs, *, columns: int | None = None, wide: bool = True) -> None:
+        """columns: how many of the E outputs are wanted; None: all. wide False: never the products of linear.cpp."""
+        num_out, width = weight.shape
+        assert width % COLUMNS == 0, f"{width} channels are not a multiple of {COLUMNS}"
+        uses_512 = wide and stored_as in KIND_OF_512 and build.obstacle("avx512_bf16") is None
+        blocks = -(-num_out // COLUMNS)
+        self._scale = torch.empty(blocks * COLUMNS if stored_as == "int8" else 0)
+        self._sum = torch.empty(blocks * COLUMNS if stored_as == "int8" and uses_512 else 0, dtype=torch.int32)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[stored_as]
+        self._packed = torch.empty(blocks * COLUMNS * width, dtype=dtype)
+        weight = weight.to(torch.bfloat16 if stored_as == "bf16" else torch.float32).contiguous()
+        library = build.library("avx512_bf16" if uses_512 and stored_as == "int8" else "generate")
+        sizes = (_WHOLE(num_out), _WHOLE(width), torch.get_num_threads())
+        packed, scale, sums = (_POINTER(part.data_ptr()) for part in (self._packed, self._scale, self._sum))
+        source = _POINTER(weight.data_ptr())
+        if stored_as == "fp32":
+            library.intone_pack_float(source, packed, *sizes)
+        elif stored_as == "bf16":
+            library.intone_pack_half(source, packed, *sizes)
+        elif uses_512:
+            library.intone_pack_narrow(source, packed, scale, sums, *sizes)
+        else:
+            library.intone_pack_byte(source, packed, scale, *sizes)
+        kind, product = KIND[stored_as], None
+        if uses_512:
+            kind = KIND_OF_512[stored_as]
+            name = "intone_linear" if stored_as == "bf16" else "intone_linear_narrow"
+            product = ctypes.cast(getattr(build.library("avx512_bf16"), name), _POINTER)
+        self.weight = Weight(kind, columns or num_out, width, packed, scale, sums, product)
+        self.num_bytes = self._packed.numel() * NUM_BYTES[stored_as] + 4 * len(self._scale) + 4 * len(self._sum)
+
+    def __call__(self, x: Tensor, *, squared_relu: bool = False) -> Tensor:
+        """x (N, D) float32 -> (N, columns) float32, squared where positive and 0 elsewhere if asked."""
+        assert x.dtype == torch.float32 and x.shape[1:] == (self.weight.width,), f"{x.dtype} {tuple(x.shape)}"
+        x = x.contiguous()
+        out = torch.empty(len(x), self.weight.columns)
+        build.library("generate").intone_product(
+            ctypes.byref(self.weight), _POINTER(x.data_ptr()), _POINTER(out.data_ptr()), _WHOLE(len(x)),
+            _WHOLE(int(squared_relu)), torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+
+class WorkSpace:
+    """Buffers of steps that follow each other, for one thread at a time; free() once."""
+
+    def __init__(self) -> None:
+        make = build.library("generate").intone_new_work
+        make.restype = _POINTER
+        self.pointer = _POINTER(make())
+
+    def free(self) -> None:
+        build.library("generate").intone_free_work(self.pointer)
+
+
+def work_space() -> WorkSpace:
+    return WorkSpace()
+
+
+def address(tensor: Tensor) -> int:
+    """Where a contiguous tensor's numbers are; whoever keeps the address keeps the tensor."""
+    assert tensor.is_contiguous(), "kernels read what lies side by side"
+    return tensor.data_ptr()
+
+
+def step(model: StepModel, batch: StepBatch, work: WorkSpace, logits: Tensor) -> None:
+    """Computes a step into logits (num_wanted, V) float32; keys and values are written where the batch says."""
+    build.library("generate").intone_step(
+        ctypes.byref(model), ctypes.byref(batch), work.pointer, _POINTER(logits.data_ptr()), torch.get_num_threads()
+    )
