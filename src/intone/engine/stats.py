@@ -7,6 +7,7 @@ from intone.engine.scheduler import Scheduler
 
 # how often the use of pages is looked at, in steps; each look costs some microseconds per running text
 PAGES_EVERY = 4
+NUM_STEP_SIZES = 16  # up to 32,768 tokens, more than a step may feed
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class EngineStats:
     ones that a running or remembered text had too; what was forgotten for lack of room counts as new.
     kv_used_share: used of the bytes of keys and values that texts hold, on average over the steps; shared pages
     count once. None before the first step, like prefill_ratio: tokens fed to distinct tokens fed.
+    step_sizes: how many steps fed up to 1, 2, 4, 8, ... tokens, and not fewer.
     """
 
     is_healthy: bool
@@ -40,6 +42,7 @@ class EngineStats:
     remembered_bytes: int
     kv_used_share: float | None
     prefill_ratio: float | None
+    step_sizes: tuple[int, ...] = ()
 
 
 class Account:
@@ -51,13 +54,15 @@ class Account:
         self.num_fed_tokens = 0
         self.num_guessed = 0
         self.num_right_guesses = 0
+        self._step_sizes = [0] * NUM_STEP_SIZES
         self._page_bytes = page_bytes
         self._held_bytes = 0.0
         self._unused_bytes = 0.0
 
-    def note_step(self, scheduler: Scheduler) -> None:
-        """Counts a step; now and then looks how full the pages are that texts hold."""
+    def note_step(self, scheduler: Scheduler, num_tokens: int) -> None:
+        """Counts a step that fed so many tokens; now and then looks how full the pages are that texts hold."""
         self.num_steps += 1
+        self._step_sizes[min((num_tokens - 1).bit_length(), NUM_STEP_SIZES - 1)] += 1
         if self.num_steps % PAGES_EVERY:
             return
         for group, size in enumerate(self._page_bytes):
@@ -91,4 +96,5 @@ class Account:
             remembered_bytes=sum(pool.num_idle * size for pool, size in zip(cache.pools, sizes, strict=True)),
             kv_used_share=1 - self._unused_bytes / self._held_bytes if self._held_bytes else None,
             prefill_ratio=self.num_fed_tokens / distinct if distinct > 0 else None,
+            step_sizes=tuple(self._step_sizes),
         )

@@ -188,7 +188,7 @@ class Worker:
             assert did_something or not is_stuck, "requests wait and nothing runs"
             return did_something
         logits = self.runner.feed(segments)
-        self._account.note_step(self._scheduler)
+        self._account.note_step(self._scheduler, sum(part.count + len(part.guesses) for part in segments))
         self._advance(segments, logits)
         return True
 

@@ -285,7 +285,7 @@ def _assistant_parts(message: AssistantMessage, text: str) -> list[dict[str, str
         if answer is not None and answer.content is not None:
             called.append({"type": "output", "text": _text(answer.content)})
     if outputs:
-        raise UserError(f"messages: tool_messages answer calls {sorted(outputs)} that are not in tool_calls")
+        raise UserError(f"tool_messages answer calls {sorted(outputs)} that are not in tool_calls")
     return [*called, *texts] if message.tool_messages else [*texts, *called]
 
 
@@ -295,5 +295,5 @@ def _input_of(call: CalledTool) -> str:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or set(found) != {"input"} or not isinstance(found["input"], str):
-        raise UserError('messages: arguments of a tool call must be {"input": TEXT} as JSON text')
+        raise UserError('arguments of a tool call must be {"input": TEXT} as JSON text')
     return found["input"]

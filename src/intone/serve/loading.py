@@ -1,6 +1,6 @@
 """From the name of a run to an engine that answers: the one way in which chat, server and Python load a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from intone.data.tokenizer import Tokenizer
 from intone.engine.engine import Engine
 from intone.engine.load import load_newest
 from intone.errors import Damaged
-from intone.hardware import load_facts
+from intone.hardware import Facts, known_facts
 from intone.paths import read_json
 from intone.records import read_choices
 from intone.runs import Place, find_stage
@@ -41,7 +41,7 @@ def open_run(run: str, *, device: Device = "auto", dtype: Dtype = "auto", **engi
     """
     place = find_stage(run)
     job = TrainJob.from_json(read_json(place.folder / "config.json"))
-    chosen = settle_device(Resolved(device, "default" if device == "auto" else "flag", "asked"), load_facts())
+    chosen = settle_device(Resolved(device, "default" if device == "auto" else "flag", "asked"), _facts())
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     if tokenizer.hash != job.tokenizer_hash:
         raise Damaged(
@@ -53,3 +53,12 @@ def open_run(run: str, *, device: Device = "auto", dtype: Dtype = "auto", **engi
     dtype_name = trained_in if dtype == "auto" else dtype
     model, step = load_newest(place.folder, dtype=dtype_name, device=torch.device(chosen.value))
     return Opened(Engine(model, tokenizer, **engine), tokenizer, place, step, job.tokenizer)
+
+
+def _facts() -> Facts:
+    """What is known of this machine; nothing is measured where only the device matters."""
+    facts = known_facts()
+    if facts.device is not None:
+        return facts
+    kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return replace(facts, device=next(kind for kind, is_there in kinds.items() if is_there))

@@ -1,10 +1,11 @@
 """Numbers for Prometheus, under the names that dashboards of vLLM ask for, and some of our own."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 LATENCIES_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -92,6 +93,7 @@ class _Engines(Collector):
                 "intone:token_forwards", "Tokens that went through the model", labels=LABELS
             ),
         }
+        sizes = HistogramMetricFamily("vllm:iteration_tokens_total", "Tokens fed per step", labels=LABELS)
         for model, (num_waiting, stats) in self._engines.items():
             waiting.add_metric([model], num_waiting)
             if stats is None:
@@ -101,4 +103,7 @@ class _Engines(Collector):
                 gauge.add_metric([model], values[name])
             for name, counter in counters.items():
                 counter.add_metric([model], values[name])
-        return [waiting, *gauges.values(), *counters.values()]
+            counts = list(itertools.accumulate(stats["step_sizes"]))
+            bounds = [*(str(float(1 << place)) for place in range(len(counts) - 1)), "+Inf"]
+            sizes.add_metric([model], list(zip(bounds, counts, strict=True)), stats["num_token_forwards"])
+        return [waiting, *gauges.values(), *counters.values(), sizes]

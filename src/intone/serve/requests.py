@@ -39,10 +39,10 @@ async def asked_of(body: ChatBody | CompletionBody, served: Served, settings: Se
     fields = type(body).model_fields
     is_chat = isinstance(body, ChatBody)
     param = "messages" if is_chat else "prompt"
+    prompts = await _prompts(body, served.tokenizer)
+    for prompt in prompts:
+        _check_length(prompt, served, param)
     try:
-        prompts = await _prompts(body, served.tokenizer)
-        for prompt in prompts:
-            _check_length(prompt, served, param)
         shared = sampling(body, served, settings)
         requests = [{**shared, "prompt": prompt} for prompt in prompts]
         bias = {int(token): value for token, value in shared["logit_bias"].items()}
@@ -105,7 +105,10 @@ async def _prompts(body: ChatBody | CompletionBody, tokenizer: Tokenizer) -> lis
             ]
 
         return await asyncio.to_thread(encoded) if size > LONG_CHARACTERS else encoded()
-    messages = body.conversation()
+    try:
+        messages = body.conversation()
+    except UserError as error:
+        raise _bad_messages(error) from None
     contents = [message.content for message in messages]
     size = sum(
         len(content) if isinstance(content, str) else sum(len(part.text) for part in content) for content in contents
@@ -115,7 +118,11 @@ async def _prompts(body: ChatBody | CompletionBody, tokenizer: Tokenizer) -> lis
             return [await asyncio.to_thread(render_prompt, messages, tokenizer)]
         return [render_prompt(messages, tokenizer)]
     except UserError as error:
-        raise Problem(400, f"messages: {error}".replace("\n  fix:", ";"), param="messages") from None
+        raise _bad_messages(error) from None
+
+
+def _bad_messages(error: UserError) -> Problem:
+    return Problem(400, f"messages: {error}".replace("\n  fix:", ";"), param="messages")
 
 
 def _check_length(prompt: list[int], served: Served, param: str) -> None:
