@@ -41,6 +41,19 @@ class Running:
         """The numbers of the default engine."""
         return self.call(self.server.models.default.link.stats())
 
+    @contextlib.contextmanager
+    def beside(self, **settings: Any) -> Iterator["Running"]:
+        """The same models behind another port with other settings."""
+        asked = ServeSettings(**{"port": 0, **settings})
+        socket = bind(asked.host, asked.port)
+        app = create_app(self.server.models, asked)
+        server = listener(app, drain_s=asked.drain_s)
+        serving = asyncio.run_coroutine_threadsafe(server.serve(sockets=[socket]), self.loop)
+        with httpx2.Client(base_url=url_of(socket), timeout=WAIT_S) as http:
+            yield Running(url_of(socket), app.state.server, server, self.loop, http)
+        server.should_exit = True
+        serving.result(WAIT_S)
+
     def openai(self, **settings: Any) -> openai.OpenAI:
         """OpenAI's client of this server."""
         return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, **settings})

@@ -1,6 +1,7 @@
 """Tiny models to serve: a run on disk with random weights, and an engine that follows a script."""
 
 import dataclasses
+import time
 from pathlib import Path
 
 import torch
@@ -84,3 +85,22 @@ def open_scripted(run: str, script: str, folder: str, **engine) -> Opened:
     TOKENIZER.save(Path(folder) / "tokenizer")
     place = Place(Path(folder), run, None)
     return Opened(Engine(Scripted(script), TOKENIZER, **engine), TOKENIZER, place, 0, str(Path(folder) / "tokenizer"))
+
+
+class Slow(Scripted):
+    """A decoder that says x for ever and takes its time for every step."""
+
+    def __init__(self, step_s: float) -> None:
+        super().__init__("x" * CONTEXT)
+        self.step_s = step_s
+
+    def logits(self, batch):
+        time.sleep(self.step_s)
+        return super().logits(batch)
+
+
+def open_slow(run: str, step_s: float, folder: str, **engine) -> Opened:
+    """The loader of a slow engine."""
+    TOKENIZER.save(Path(folder) / "tokenizer")
+    place = Place(Path(folder), run, None)
+    return Opened(Engine(Slow(step_s), TOKENIZER, **engine), TOKENIZER, place, 0, str(Path(folder) / "tokenizer"))

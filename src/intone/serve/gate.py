@@ -132,7 +132,8 @@ class Gate:
             num_bytes += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
             if num_bytes > self._max_body_bytes:
-                await self._discard(headers, receive)
+                if not is_complete:
+                    await self._discard(headers, receive)
                 raise self._too_large()
             return message
 
