@@ -232,15 +232,18 @@ def table_json(table: Table) -> dict[str, Any]:
     """A table for machines."""
     measured: Sequence[dict[str, Any]] = [
         {
-            "key": key, "row": line.way.words, "batch": line.way.batch, "unit": f"{table.unit}/s",
-            "rate": dataclasses.asdict(line.rate), "ratio": line.ratio.as_json() if line.ratio else None,
+            "name": f"{table.title}: {line.way.words}", "key": key, "batch": line.way.batch, "unit": f"{table.unit}/s",
+            "rate": dataclasses.asdict(line.rate), "comparison": line.ratio.as_json() if line.ratio else None,
             "busy": line.busy, "first_s": line.first_s, "warm_first_s": line.warm_first_s,
             "peak_bytes": line.peak_bytes, "parity": line.parity,
         }
         for key, line in table.lines.items()
     ]  # fmt: skip
     left_out = {way.words: way.note for way in table.ways if way.side is None}
-    without = {key: ratio.as_json() for key, ratio in table.without.items()}
+    without = [
+        {"name": f"{table.title}: everything over {table.lines[key].way.words}", "comparison": ratio.as_json()}
+        for key, ratio in table.without.items()
+    ]
     return {
         "part": table.part, "rows": measured, "left_out": left_out, "without": without, "notes": list(table.notes),
         "rounds": table.num_rounds, "unsteady": table.measured.unsteady,

@@ -304,14 +304,21 @@ def _ratio(ratio: Ratio, scale: Scale, y: float, step: float, *, left: float, wi
         begin, end = (scale(value) for value in ratio.noise)
         band = dict(x=begin, y=middle - 10, width=max(end - begin, 1.0), height=20)
         parts.append(element("rect", class_="band", **band))
+    name = shortened(ratio.name, width - LETTER * (len(ratio.shown) + 1)) if is_narrow else ratio.name
     parts += [
-        text(ratio.name, x=0 if is_narrow else left - 10, y=name_y, text_anchor="start" if is_narrow else "end",
+        text(name, x=0 if is_narrow else left - 10, y=name_y, text_anchor="start" if is_narrow else "end",
              class_="name"),
         _whisker(scale(ratio.low), scale(ratio.high), middle),
         element("circle", cx=scale(ratio.value), cy=middle, r=5, class_=f"dot c{ratio.colour}"),
         text(ratio.shown, x=width - 2, y=name_y, text_anchor="end", class_="value"),
     ]  # fmt: skip
     return element("g", *parts)
+
+
+def shortened(words: str, room: float) -> str:
+    """The words, or as many of their letters as fit into this many pixels before an ellipsis."""
+    letters = int(room / LETTER)
+    return words if len(words) <= letters else words[: max(1, letters - 1)].rstrip() + "…"
 
 
 def tips_over(

@@ -150,7 +150,9 @@ def verdict_table(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     for name, entry in found:
         noise = _noise(entry)
         more = entry.get("more_pairs")
-        reason = str(entry.get("reason") or "") + (f"; about {more} more pairs would tell" if more else "")
+        reason = str(entry.get("reason") or "")
+        if more and "more pairs" not in reason:
+            reason += f"; about {more} more pairs would tell"
         shown_noise = "unknown" if noise is None else f"{noise[0]:.3g} to {noise[1]:.3g}"
         rows.append([name, entry["verdict"], factor(entry), shown_noise, str(entry.get("num_pairs") or ""), reason])
     header = ["comparison", "verdict", "factor", "noise", "pairs", "why"]
