@@ -24,6 +24,7 @@ Trains, measures and talks to small language models, fitted to this machine.
   serve      a run behind an HTTP address: OpenAI's API, metrics, a page to chat
   eval       bits per byte and starter skills of a run
   bench      measure whether B is faster: A-settings -- B-settings; or a suite
+  scan       what is wrong or slow in a PyTorch code base, and a plan to fix it
   tune       what this machine can do, measured
   tokenizer  train or inspect a tokenizer
   data       check data, or tokenise it ahead of time

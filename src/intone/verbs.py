@@ -87,6 +87,11 @@ VERBS = {
         suites=SUITES,
         has_other=True,
     ),
+    "scan": Verb(
+        "what is wrong or slow in a PyTorch code base, and a plan to fix it",
+        "intone.optimise.scan.settings:ScanSettings",
+        "intone.optimise.scan.verb:scan_verb",
+    ),
     "tune": Verb("what this machine can do, measured", "TuneSettings", "intone.api:tune"),
     "tokenizer": Verb("train or inspect a tokenizer", "TokenizerSettings", "intone.corpus:tokenizer_verb"),
     "data": Verb("check data, or tokenise it ahead of time", "DataSettings", "intone.corpus:data_verb"),

@@ -1,0 +1,83 @@
+"""Findings as SARIF 2.1.0, the format in which code hosts show them beside the lines of a change."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import intone
+from intone.optimise.scan.board import Issue
+from intone.optimise.scan.rulebook import RULES
+from intone.optimise.scan.run import Scan
+
+SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+LEVELS = {"critical": "error", "high": "error", "medium": "warning", "low": "note"}
+# what code hosts sort by, 0 to 10; our own scale, a guess that keeps the order
+SCORES = {"critical": "9.5", "high": "8.0", "medium": "5.5", "low": "2.0"}
+
+
+def to_sarif(scan: Scan, issues: Sequence[Issue]) -> dict[str, Any]:
+    """One run with all rules and the issues as results; dismissed ones carry a suppression with their reason."""
+    numbers = {number: index for index, number in enumerate(RULES)}
+    known = [issue for issue in issues if issue.finding.rule in numbers]
+    run = {
+        "tool": {
+            "driver": {
+                "name": "intone scan",
+                "semanticVersion": intone.__version__,
+                "rules": [_rule(number) for number in RULES],
+            }
+        },
+        "columnKind": "unicodeCodePoints",
+        "originalUriBaseIds": {"SRCROOT": {"uri": scan.root.absolute().as_uri() + "/"}},
+        "results": [_result(issue, numbers[issue.finding.rule]) for issue in known],
+    }
+    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def _rule(number: str) -> dict[str, Any]:
+    rule = RULES[number][0]
+    name = "".join(word.capitalize() for word in rule.name.replace("-", " ").replace("(", "").split())
+    return {
+        "id": number,
+        "name": "".join(letter for letter in name if letter.isalnum()),
+        "shortDescription": {"text": rule.name},
+        "fullDescription": {"text": rule.why},
+        "help": {"text": f"{rule.why}\n\nFix: {rule.fix}\n\nSource: {rule.source}"},
+        "defaultConfiguration": {"level": LEVELS[rule.severity]},
+        "properties": {
+            "tags": [rule.kind],
+            "problem.severity": LEVELS[rule.severity],
+            "security-severity": SCORES[rule.severity],
+        }
+        if rule.kind in ("pickle", "eval-output")
+        else {"tags": [rule.kind]},
+    }
+
+
+def _result(issue: Issue, index: int) -> dict[str, Any]:
+    finding = issue.finding
+    result: dict[str, Any] = {
+        "ruleId": finding.rule,
+        "ruleIndex": index,
+        "level": LEVELS[finding.severity],
+        "message": {"text": f"{finding.message}. {finding.fix}"},
+        "locations": [
+            {
+                "physicalLocation": {
+                    "artifactLocation": {"uri": finding.path, "uriBaseId": "SRCROOT"},
+                    "region": {
+                        "startLine": finding.line,
+                        "startColumn": finding.column,
+                        "endLine": finding.end_line,
+                        "snippet": {"text": finding.excerpt},
+                    },
+                },
+                "logicalLocations": [{"fullyQualifiedName": finding.function, "kind": "function"}],
+            }
+        ],
+        "partialFingerprints": {"intoneIssue/v1": finding.id},
+        "properties": {"confidence": finding.confidence, "evidence": list(finding.evidence), "state": issue.state},
+    }
+    if issue.state == "dismissed":
+        kind = "inSource" if issue.reason.startswith("in the code: ") else "external"
+        result["suppressions"] = [{"kind": kind, "status": "accepted", "justification": issue.reason}]
+    return result

@@ -1,0 +1,304 @@
+"""What kind of thing a value is, as far as the code shows: a device, a sampled token, a loss, a model, its text."""
+
+import ast
+import re
+from collections.abc import Sequence
+
+from intone.optimise.scan.project import BAGS, Origin, Project, called, dotted, last_name, owner_of
+from intone.optimise.scan.source import Scope, target_name
+
+MODEL_NAME = re.compile(
+    r"(^|_)(model|models|net|network|gpt\d*|transformer|llm|lm|student|teacher|policy|actor|backbone|decoder|engine_model)"
+    r"($|_|\d)",
+    re.I,
+)
+NOT_A_MODEL = re.compile(
+    r"(cfg|config|name|path|dir|args|type|size|dim|id|card|kwargs|params|state|data|info|class|key)s?$"
+)
+WRAPPERS = (
+    "compile",
+    "DistributedDataParallel",
+    "DDP",
+    "FullyShardedDataParallel",
+    "FSDP",
+    "DataParallel",
+    "setup_module",
+    "from_pretrained",
+    "prepare",
+    "unwrap_model",
+    "load_model",
+)
+OPTIMIZER_NAME = re.compile(
+    r"(^|[_.])(opt|optim|optims|optimizer|optimizers|opts|adam|adamw|sgd|muon|lion)(_\w+)?\d*$", re.I
+)
+LOADER_NAME = re.compile(r"loader|dataset|batches|data_iter|train_iter|train_data|train_ds|iterator", re.I)
+LOSS_NAME = re.compile(r"(^|_)(loss|nll|ce|cost|objective|criterion)(es|\d)?($|_)", re.I)
+# methods and functions that hand a tensor's contents on
+KEEPS = {
+    "item",
+    "tolist",
+    "view",
+    "reshape",
+    "squeeze",
+    "unsqueeze",
+    "flatten",
+    "to",
+    "long",
+    "int",
+    "clone",
+    "detach",
+    "cpu",
+    "cuda",
+    "contiguous",
+    "numpy",
+    "transpose",
+    "gather",
+    "select",
+    "t",
+    "clamp",
+    "pin_memory",
+    "type",
+    "permute",
+}
+SAMPLERS = re.compile(
+    r"^_*(multinomial\w*|categorical_sample|sample|sample_(token|next|logits|top|from|one|id|with)\w*|\w*next_token\w*"
+    r"|\w*_sample_(token|one|next)\w*|draw(_\w+)?|\w*sample_(one|token|next_token)\w*|gumbel_\w+|pick_token|choose_token|sample_\w*ids?)$"
+)
+NOT_SAMPLERS = ("random.sample", "random.choice", "np.random", "numpy.random", "dataset", "ds.", "df.", "sampler")
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a name reads like that of a model."""
+    last = name.rpartition(".")[2]
+    return bool(MODEL_NAME.search(last)) and not NOT_A_MODEL.search(last.lower())
+
+
+def is_model_call(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """Whether a call runs a model forward: model(x), self.model(x), model.forward(x), self(x) in a module."""
+    func = call.func
+    if isinstance(func, ast.Attribute) and func.attr == "forward":
+        return not (isinstance(func.value, ast.Call) and last_name(func.value.func) == "super")
+    name = target_name(func)
+    if name is None:
+        return False
+    if name == "self":
+        return owner_of(scope) is not None
+    if isinstance(func, ast.Attribute) and not name.startswith("self.") and name.count(".") > 0:
+        return is_model_name(name) and func.attr not in dir(str) and name.count(".") == 1 and func.attr == "model"
+    if name in project.functions and not _bound_to_model(name, scope, project):
+        return False
+    if name.rpartition(".")[2] in project.classes:
+        return False
+    return is_model_name(name) or _bound_to_model(name, scope, project)
+
+
+def _bound_to_model(name: str, scope: Scope, project: Project) -> bool:
+    at: Scope | None = scope
+    while at is not None:
+        for binding in at.bindings.get(name, []):
+            value = binding.value
+            if binding.how == "=" and isinstance(value, ast.Call) and is_model_value(value, at, project):
+                return True
+        at = at.outer
+    return False
+
+
+def is_model_value(value: ast.Call, scope: Scope, project: Project) -> bool:
+    """Whether a call makes or wraps a model: GPT(config), torch.compile(model), DDP(model)."""
+    name = last_name(value.func)
+    if name is None:
+        return False
+    if name in project.classes:
+        return any(is_module_class(node) for _, node in project.classes[name])
+    if name in WRAPPERS:
+        return name in ("from_pretrained", "load_model") or any(
+            is_model_name(target_name(arg) or "") for arg in value.args[:1]
+        )
+    return False
+
+
+def is_module_class(node: ast.ClassDef) -> bool:
+    """Whether a class is an nn.Module, by its bases or its super().__init__ and forward."""
+    bases = [last_name(base) or "" for base in node.bases]
+    return any(base.endswith(("Module", "Linear", "Embedding", "LayerNorm", "PreTrainedModel")) for base in bases)
+
+
+def is_optimizer(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """Whether a name holds an optimizer, by its name or by what it is bound to."""
+    name = target_name(node)
+    if name is None:
+        return False
+    if OPTIMIZER_NAME.search(name):
+        return True
+    for origin in project.origins(node, scope, depth=3):
+        if isinstance(origin.node, ast.Call) and dotted(origin.node.func, origin.scope).startswith("torch.optim."):
+            return "lr_scheduler" not in dotted(origin.node.func, origin.scope)
+    return False
+
+
+def steps_optimizer(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """Whether a call is optimizer.step() or scaler.step(optimizer)."""
+    func = call.func
+    if not isinstance(func, ast.Attribute) or func.attr != "step":
+        return False
+    if any(is_optimizer(arg, scope, project) for arg in call.args[:1]):
+        return True
+    return is_optimizer(func.value, scope, project)
+
+
+def is_backward(call: ast.Call) -> bool:
+    """Whether a call runs back-propagation: loss.backward(), fabric.backward(loss), torch.autograd.backward(loss)."""
+    func = call.func
+    return (
+        isinstance(func, ast.Attribute) and func.attr == "backward" and last_name(func.value) not in ("ctx", "Function")
+    )
+
+
+def backward_loss(call: ast.Call) -> ast.expr | None:
+    """The loss that a backward call is about; scaler.scale(loss).backward() -> loss."""
+    func = call.func
+    assert isinstance(func, ast.Attribute)
+    value: ast.expr = func.value
+    if isinstance(value, ast.Call) and last_name(value.func) == "scale" and value.args:
+        return value.args[0]
+    if call.args and last_name(value) in (
+        "fabric",
+        "accelerator",
+        "self",
+        "engine",
+        "autograd",
+        "model",
+        "model_engine",
+    ):
+        return call.args[0]
+    return value
+
+
+def chooses_token(call: ast.Call, scope: Scope, *, greedy: bool = False) -> bool:
+    """Whether a call draws tokens from probabilities; greedy: or takes the likeliest ones."""
+    name = called(call, scope)
+    last = name.rpartition(".")[2]
+    if any(part in name for part in NOT_SAMPLERS):
+        return False
+    if last == "argmax":
+        return greedy or _is_noisy(call)
+    if name in ("random.choices", "np.random.choice", "numpy.random.choice"):
+        return False
+    return bool(SAMPLERS.match(last))
+
+
+def _is_noisy(call: ast.Call) -> bool:
+    """argmax(probs / exponential noise) or argmax(logits + gumbel) draws."""
+    text = ast.unparse(call).lower()
+    return "exponential" in text or "gumbel" in text
+
+
+def token_passes(node: ast.expr) -> Sequence[ast.expr]:
+    """The parts of an expression that a chosen token comes from: x[0], x.item(), int(x), (x, y), [x]."""
+    if isinstance(node, (ast.Subscript, ast.Starred)):
+        return [node.value]
+    if isinstance(node, (ast.Tuple, ast.List)):
+        return node.elts
+    if isinstance(node, (ast.ListComp, ast.GeneratorExp)):
+        return [node.elt]
+    if isinstance(node, ast.Call):
+        if isinstance(node.func, ast.Attribute) and node.func.attr in KEEPS:
+            inside = node.func.value
+            return [node.args[1]] if node.func.attr == "gather" and len(node.args) > 1 else [inside]
+        if isinstance(node.func, ast.Name) and node.func.id in ("int", "list", "tuple", "float") and node.args:
+            return [node.args[0]]
+        if last_name(node.func) in ("gather", "take_along_dim") and len(node.args) > 2:
+            return [node.args[2]]
+        if last_name(node.func) in ("tensor", "cat", "stack", "concat", "as_tensor", "asarray") and node.args:
+            return [node.args[0]]
+    return []
+
+
+def is_chosen(node: ast.expr, scope: Scope, project: Project, *, greedy: bool = False) -> bool:
+    """Whether a value is a token that was drawn (greedy: or the likeliest) from a model's output."""
+    for origin in project.origins(node, scope, token_passes):
+        if isinstance(origin.node, ast.Call) and chooses_token(origin.node, origin.scope, greedy=greedy):
+            return True
+    return False
+
+
+def device_evidence(node: ast.expr, scope: Scope, project: Project) -> tuple[list[Origin], list[Origin]]:
+    """(where a value is a torch.device, where it is a string)."""
+    devices, strings = [], []
+    for origin in project.origins(node, scope):
+        kind = _device_kind(origin, project)
+        if kind == "device":
+            devices.append(origin)
+        elif kind == "string":
+            strings.append(origin)
+    return devices, strings
+
+
+def _device_kind(origin: Origin, project: Project) -> str:
+    node, scope = origin.node, origin.scope
+    if origin.is_annotation:
+        text = ast.unparse(node)
+        return "device" if re.search(r"\b(torch\.)?device\b", text) and "str" not in text else "unknown"
+    if isinstance(node, ast.Constant):
+        return "string" if isinstance(node.value, str) else "unknown"
+    if isinstance(node, ast.JoinedStr):
+        return "string"
+    if isinstance(node, ast.Call):
+        name = called(node, scope)
+        return (
+            "device"
+            if name == "torch.device"
+            else "string"
+            if name.endswith(("environ.get", "str", "getenv"))
+            else "unknown"
+        )
+    if isinstance(node, ast.Attribute):
+        if node.attr == "type":
+            return "string"
+        if node.attr == "device":
+            base = last_name(node.value)
+            if base is None:
+                return "device"  # next(model.parameters()).device, (a + b).device
+            return "unknown" if BAGS.match(base) or base in ("self", "cls") else "device"
+    return "unknown"
+
+
+MODEL_TEXT = re.compile(
+    r"(^|_)(decode|batch_decode|completion|completions|generate\w*|chat|complete|ask_llm|predict_text)($|_)"
+)
+MODEL_WORD = re.compile(
+    r"(completion|generated|model_out|llm_|response|reply|answer|prediction|output_text|tool_(call|input|code|expr)|"
+    r"assistant)",
+    re.I,
+)
+
+
+def text_passes(node: ast.expr) -> Sequence[ast.expr]:
+    """The parts of an expression that a text is made of."""
+    if isinstance(node, ast.BinOp):
+        return [node.left, node.right]
+    if isinstance(node, ast.JoinedStr):
+        return [part.value for part in node.values if isinstance(part, ast.FormattedValue)]
+    if isinstance(node, (ast.Subscript, ast.Starred)):
+        return [node.value]
+    if isinstance(node, (ast.ListComp, ast.GeneratorExp)):
+        return [node.elt]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        if node.func.attr in (
+            "strip",
+            "replace",
+            "split",
+            "group",
+            "lower",
+            "rstrip",
+            "lstrip",
+            "join",
+            "removeprefix",
+            "format",
+        ):
+            return [node.func.value, *node.args]
+        if node.func.attr in ("search", "match", "findall", "sub", "fullmatch", "dedent", "compile"):
+            return list(node.args[-2:])
+    if isinstance(node, ast.Call) and last_name(node.func) in ("str", "compile", "dedent") and node.args:
+        return [node.args[0]]
+    return []

@@ -1,0 +1,147 @@
+"""`intone scan`: scans, keeps the board, and shows findings, plans and patches; the exit code is for CI."""
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, UserError, unknown_name
+from intone.optimise.scan.board import Board, Issue
+from intone.optimise.scan.finding import SEVERITIES, Finding
+from intone.optimise.scan.rulebook import RULES
+from intone.optimise.scan.run import Scan, scan_path
+from intone.optimise.scan.settings import ScanSettings
+from intone.optimise.scan.show import WIDTH, board_text, issue_text, scan_text
+from intone.paths import write_atomic, write_json
+from intone.records import Answer
+
+
+def scan_verb(settings: ScanSettings, _origins: Mapping[str, Any]) -> Answer:
+    """`intone scan PATH`: exit 1 where an open finding is at least as grave as --fail-on. Raises UserError."""
+    path = Path(settings.path).expanduser()
+    if not path.exists():
+        raise UserError(f"{path} does not exist", value=settings.path, fix="name a folder or a Python file")
+    place = Board.folder_of(path, inside=settings.board_inside)
+    place.mkdir(parents=True, exist_ok=True)
+    with Board(path, place, {}).lock():
+        board = Board.load(path, inside=settings.board_inside)
+        if marked := _mark(settings, board):
+            board.save()
+            return Answer(marked.as_json(), f"{marked.finding.id} is {marked.state}", path=str(place))
+        if settings.issue is not None:
+            issue = board.find(settings.issue)
+            return Answer(issue.as_json(), issue_text(issue), path=str(place))
+        if settings.board:
+            return Answer(_as_json(board.issues), board_text(board), path=str(place))
+        only = tuple(word.upper() for word in settings.only)
+        scan = scan_path(path, only=only, with_tests=settings.with_tests)
+        change = board.sync(scan, rules=only)
+        board.save()
+    if settings.fix is not None:
+        return _fix(settings, scan, board)
+    if settings.sarif is not None:
+        from intone.optimise.scan.sarif import to_sarif
+
+        write_json(Path(settings.sarif), to_sarif(scan, board.in_state("open", "confirmed", "dismissed")))
+    text = scan_text(scan, board, change, settings.show_from, _command(settings))
+    result = {
+        "files": scan.num_files,
+        "lines": scan.num_lines,
+        "new": change.new,
+        "fixed": change.fixed,
+        "reopened": change.reopened,
+        "open": [issue.as_json() for issue in board.open_issues()],
+        "dismissed": len(board.in_state("dismissed")),
+        "unread": [list(pair) for pair in scan.unread],
+        "complaints": list(scan.complaints),
+        "board": str(place / "board.json"),
+    }
+    failing = failing_issues(board, settings.fail_on)
+    if failing:
+        text += f"\nexit 1: {len(failing)} open at {settings.fail_on} or above"
+    exit_code = EXIT_CHECK_FAILED if failing else EXIT_DONE
+    return Answer(result, text, path=str(path), exit=exit_code)
+
+
+def failing_issues(board: Board, fail_on: str) -> list[Issue]:
+    """The open issues at or above a severity; none where that is "never"."""
+    if fail_on == "never":
+        return []
+    least = SEVERITIES.index(fail_on)
+    return [issue for issue in board.open_issues() if SEVERITIES.index(issue.finding.severity) >= least]
+
+
+def _command(settings: ScanSettings) -> str:
+    return f"intone scan {settings.path}" if settings.path != "." else "intone scan ."
+
+
+def _mark(settings: ScanSettings, board: Board) -> Issue | None:
+    """A change of state that was asked for."""
+    if settings.confirm is not None:
+        return board.confirm(settings.confirm, settings.reason or "")
+    if settings.dismiss is not None:
+        return board.dismiss(settings.dismiss, settings.reason or "")
+    if settings.reopen is not None:
+        return board.reopen(settings.reopen)
+    return None
+
+
+def _as_json(issues: Mapping[str, Issue]) -> dict[str, Any]:
+    return {"issues": {name: issue.as_json() for name, issue in issues.items()}}
+
+
+def _fix(settings: ScanSettings, scan: Scan, board: Board) -> Answer:
+    """The plan and the patch for a rule or an issue; written only where that was asked for."""
+    from intone.optimise.scan.fixes import as_json, patch_for
+    from intone.optimise.scan.plan import plan_items
+
+    assert settings.fix is not None
+    findings = _chosen(settings.fix, scan, board)
+    patch = patch_for(findings, scan)
+    items = plan_items(findings, scan, patch)
+    lines = []
+    for item in items:
+        lines += [
+            item.title,
+            *_wrapped("change", item.change),
+            *_wrapped("expected", item.expected),
+            *_wrapped("risk", item.risk),
+            *_wrapped("gates", ", ".join(item.gates)),
+            *_wrapped("undo", item.undo),
+            "",
+        ]
+    if patch.diff:
+        lines.append(patch.diff.rstrip("\n"))
+    if settings.patch is not None:
+        write_atomic(Path(settings.patch), patch.diff)
+        lines += ["", f"written to {settings.patch}: git apply {settings.patch}"]
+    if settings.apply:
+        written = patch.apply(scan)
+        lines += ["", f"changed {', '.join(written)}" if written else "nothing changed: there is no patch for this"]
+    elif patch.diff and settings.patch is None:
+        lines += ["", f"{_command(settings)} --fix {settings.fix} --apply    writes it"]
+    result = {"items": [item.as_json() for item in items], **as_json(patch), "applied": settings.apply}
+    return Answer(result, "\n".join(lines), path=str(scan.root))
+
+
+def _wrapped(name: str, text: str) -> list[str]:
+    return textwrap.wrap(f"{name:<9}{text}", WIDTH, initial_indent="  ", subsequent_indent=" " * 11)
+
+
+def _chosen(word: str, scan: Scan, board: Board) -> list[Finding]:
+    """The open findings that a rule or an id means. Raises UserError."""
+    open_now = {issue.finding.id for issue in board.open_issues()}
+    if word.upper() in RULES:
+        found = [finding for finding in scan.findings if finding.rule == word.upper() and finding.id in open_now]
+        if not found:
+            raise UserError(f"{word} has no open finding here", value=word, fix="--board lists what is known")
+        return found
+    if "-" not in word:
+        raise unknown_name("rule", word, RULES)
+    issue = board.find(word)
+    found = [finding for finding in scan.findings if finding.id == issue.finding.id]
+    if not found:
+        raise UserError(
+            f"{issue.finding.id} is {issue.state}: its code is not there", value=word, fix="--board lists what is known"
+        )
+    return found
