@@ -94,7 +94,7 @@ def run_verb(verb: str, args: list[str], theirs: list[str] | None) -> Answer | N
             cls = settings_class(entry)
         elif args[0] not in stages:
             raise unknown_name(f"stage or suite of intone {verb}", args[0], [*stages, *entry.suites])
-    if theirs is not None and not entry.has_other:
+    if theirs is not None and not entry.has_other and not entry.takes_command:
         raise UserError(f"intone {verb} takes no command after --", value=" ".join(theirs), fix="leave out the --")
     given = parse_flags(verb, entry, args)
     if given is None:
@@ -102,7 +102,9 @@ def run_verb(verb: str, args: list[str], theirs: list[str] | None) -> Answer | N
     settings, origins = resolve(cls, layers(cls, given))
     if getattr(settings, "show", False):
         return _show(entry, settings, origins)
-    more = (other_settings(verb, entry, given, theirs),) if entry.has_other else ()
+    more: tuple[Any, ...] = (other_settings(verb, entry, given, theirs),) if entry.has_other else ()
+    if entry.takes_command:
+        more = (theirs,)
     answer = _call(entry.target, settings, origins, *more)
     assert isinstance(answer, Answer), f"{entry.target} returned no Answer"
     return answer

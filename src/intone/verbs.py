@@ -13,7 +13,8 @@ class Verb(NamedTuple):
     when called with (settings, origins). target returns records.Answer; forecast returns (text, object for JSON) and
     is what `--show` prints before the settings. suites: words behind the verb that are verbs of their own.
     has_other: other settings may stand behind `--`; target then gets a third argument, (settings, origins) of them
-    laid over the first, or None.
+    laid over the first, or None. takes_command: a program of somebody else's may stand behind `--`; target then gets
+    its words, or None.
     """
 
     summary: str
@@ -22,6 +23,7 @@ class Verb(NamedTuple):
     forecast: str | None = None
     suites: Mapping[str, "Verb"] = {}
     has_other: bool = False
+    takes_command: bool = False
 
 
 # what `intone bench SUITE` measures, one row a suite
@@ -93,6 +95,12 @@ VERBS = {
         "intone.optimise.scan.verb:scan_verb",
     ),
     "tune": Verb("what this machine can do, measured", "TuneSettings", "intone.api:tune"),
+    "optimise": Verb(
+        "find what makes a training program slow, fix it, prove it: -- PROGRAM",
+        "intone.optimise.settings:OptimiseSettings",
+        "intone.optimise.verb:optimise_verb",
+        takes_command=True,
+    ),
     "tokenizer": Verb("train or inspect a tokenizer", "TokenizerSettings", "intone.corpus:tokenizer_verb"),
     "data": Verb("check data, or tokenise it ahead of time", "DataSettings", "intone.corpus:data_verb"),
     "import": Verb(

@@ -38,11 +38,27 @@ def test_uncommitted_changes_of_the_person_come_along_and_stay_uncommitted(repos
     (repository / "notes.txt").write_text("mine")
     tree = open_worktree(repository, tmp_path / "tree", "intone/a")
     assert (tree.path / "train.py").read_text() == "batch = 5\n"
-    assert not (tree.path / "notes.txt").exists()
     assert any("notes.txt" in note for note in tree.notes)
     assert run_git(repository, "status", "--porcelain").split() == ["M", "train.py", "??", "notes.txt"]
     assert run_git(repository, "stash", "list") == ""
     assert tree.changes() == []
+
+
+def test_prepared_data_lies_beside_the_code_and_in_no_change(repository: Path, tmp_path: Path):
+    (repository / ".gitignore").write_text("*.bin\n")
+    (repository / "data").mkdir()
+    (repository / "data" / "train.bin").write_bytes(b"123")
+    (repository / "loose.txt").write_text("a")
+    (repository / ".venv").mkdir()
+    (repository / ".venv" / "x").write_text("")
+    tree = open_worktree(repository, tmp_path / "tree", "intone/a")
+    assert (tree.path / "data" / "train.bin").read_bytes() == b"123"
+    assert not (tree.path / ".venv").exists()
+    assert tree.commit("Nothing") is None and tree.diff() == ""
+    tree.reset()
+    (tree.path / "data" / "train.bin").write_bytes(b"4")
+    assert (repository / "data" / "train.bin").read_bytes() == b"123"
+    assert (tree.at(tree.base, tmp_path / "base").path / "loose.txt").read_text() == "a"
 
 
 def test_one_change_is_taken_back_alone_and_a_change_others_build_on_is_not(repository: Path, tmp_path: Path):

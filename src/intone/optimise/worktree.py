@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from intone.errors import UserError
@@ -11,6 +11,8 @@ from intone.paths import disk_errors
 
 GIT_TIMEOUT_S = 120.0  # guess: the slowest command here, a checkout of a large repository, takes seconds
 COPY_BYTES = 512 * 2**20  # a folder outside git is copied up to this size: code, not data
+# files that git does not know (prepared data, weights) are copied beside the code up to this size in all
+EXTRA_BYTES = 2 * 2**30
 # folders that are never code of the person's own
 LEFT_OUT = (".git", ".venv", "venv", "__pycache__", "node_modules", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 
@@ -37,6 +39,11 @@ class Worktree:
     base: str
     origin: Path | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def excludes(self) -> Path:
+        """Names of files that lie in the folder and belong to no change: what the program needs beside its code."""
+        return self.path.with_name(self.path.name + ".extras")
 
     # --- changes --------------------------------------------------------------------------------------------------
 
@@ -86,13 +93,20 @@ class Worktree:
         branch = f"{self.branch}-without-{change.sha[:8]}"
         self._git("worktree", "add", "-q", "-B", branch, str(path), "HEAD")
         other = Worktree(path, branch, self.base, self.origin)
+        self._hand_extras_to(other)
         other.undo(change)
         return other
 
     def at(self, commit: str, path: Path) -> "Worktree":
         """A second worktree at path that stands at an earlier commit: the baseline of a measurement."""
         self._git("worktree", "add", "-q", "--detach", str(path), commit)
-        return Worktree(path, "", commit, self.origin)
+        other = Worktree(path, "", commit, self.origin)
+        self._hand_extras_to(other)
+        return other
+
+    def tracked(self) -> list[Path]:
+        """The files that git knows: the code, and nothing that a program writes beside it."""
+        return [self.path / name for name in self._git("ls-files", "-z").split("\0") if name]
 
     # --- ends -----------------------------------------------------------------------------------------------------
 
@@ -135,8 +149,12 @@ class Worktree:
         files = self._git("diff-tree", "--no-commit-id", "--name-only", "-r", sha).split("\n")
         return Change(sha, subject, tuple(name for name in files if name))
 
+    def _hand_extras_to(self, other: "Worktree") -> None:
+        if self.excludes.exists():
+            copy_extras(self.path, other, [name.lstrip("/") for name in self.excludes.read_text().splitlines()])
+
     def _git(self, *words: str, check: bool = True) -> str:
-        return run_git(self.path, *words, check=check)
+        return run_git(self.path, "-c", f"core.excludesFile={self.excludes}", *words, check=check)
 
 
 def open_worktree(target: Path, path: Path, branch: str, at: str = "HEAD") -> Worktree:
@@ -163,11 +181,44 @@ def open_worktree(target: Path, path: Path, branch: str, at: str = "HEAD") -> Wo
         if stash:
             commit = stash
             notes.append("uncommitted changes of tracked files are part of what is measured")
-        unknown = run_git(folder, "ls-files", "--others", "--exclude-standard").splitlines()
-        if unknown:
-            notes.append(f"{len(unknown)} untracked files are left out, for example {unknown[0]}")
     run_git(folder, "worktree", "add", "-q", "-b", branch, str(path), commit)
-    return Worktree(path, branch, commit, folder.resolve(), tuple(notes))
+    tree = Worktree(path, branch, commit, folder.resolve())
+    top = Path(run_git(folder, "rev-parse", "--show-toplevel").strip())
+    extras, large = extra_files(top)
+    if extras:
+        copy_extras(top, tree, extras)
+        notes.append(f"{len(extras)} files that git does not know are copied beside the code, for example {extras[0]}")
+    if large:
+        notes.append(f"{len(large)} files that git does not know are too large to copy, for example {large[0]}")
+    return replace(tree, notes=tuple(notes))
+
+
+def extra_files(top: Path) -> tuple[list[str], list[str]]:
+    """(names to copy, names that are too large) of the files that git does not know, caches and environments aside."""
+    found = run_git(top, "ls-files", "--others", "-z").split("\0")
+    kept: list[str] = []
+    large: list[str] = []
+    room = EXTRA_BYTES
+    sizes = {}
+    for name in found:
+        path = top / name
+        if name and not set(Path(name).parts) & set(LEFT_OUT) and path.is_file() and not path.is_symlink():
+            sizes[name] = path.stat().st_size
+    for name in sorted(sizes, key=lambda name: sizes[name]):  # small ones first: they are configurations
+        room -= sizes[name]
+        (kept if room >= 0 else large).append(name)
+    return sorted(kept), sorted(large)
+
+
+def copy_extras(source: Path, tree: Worktree, names: list[str]) -> None:
+    """Copies them into a worktree, which leaves them out of every change from then on."""
+    with disk_errors(tree.path):
+        for name in names:
+            goal = tree.path / name
+            if not goal.exists() and (source / name).is_file():
+                goal.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source / name, goal)
+        tree.excludes.write_text("".join(f"/{name}\n" for name in names))
 
 
 def reopened(path: Path, branch: str, base: str, origin: Path | None) -> Worktree:

@@ -87,7 +87,7 @@ class Section:
 class Document:
     """A whole report. data is its JSON form, which holds every number that the page shows."""
 
-    kind: str  # run | comparison | results
+    kind: str  # run | comparison | results | round
     title: str
     subtitle: str
     sections: Sequence[Section]

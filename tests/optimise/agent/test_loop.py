@@ -130,7 +130,7 @@ def test_tests_that_hang_are_ended(scripted: ScriptedServer, root: Path):
 
 def test_a_long_conversation_is_sent_shortened_with_roles_in_turn(scripted: ScriptedServer, root: Path):
     (root / "long.py").write_text("x = '" + "y" * 200 + "'\n" * 1000)
-    scripted.replies = [act("create", path=f"n{i}.py", text="z" * 9000) for i in range(20)]
+    scripted.replies = [act("create", path=f"n{i}.py", text="z" * 30_000) for i in range(5)]
     session(scripted, root).run()
     last = scripted.asked[-1]["messages"]
     assert sum(len(message["content"]) for message in last) < 60_000

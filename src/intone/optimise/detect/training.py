@@ -1,0 +1,197 @@
+"""Detectors of slow training: too few rows at once, dispatch overhead, compiling, waiting, copies, memory, padding."""
+
+from intone.log import human_bytes, human_duration
+from intone.optimise.detect.finding import Bottleneck, bound_of
+from intone.optimise.signals import Signals
+
+PERCENT = "{:.1%}"
+
+
+def under_batched(signals: Signals) -> Bottleneck | None:
+    """D1: more rows at once would be faster, and there is memory for them."""
+    gain = signals.elasticity
+    used = ratio(signals.peak_bytes, signals.memory_bytes)
+    if signals.kind != "train" or gain is None or gain <= 1.05 or (used is not None and used >= 0.7):
+        return None
+    evidence = [f"with twice the rows at once {gain:.2f} times the tokens/s"]
+    if signals.device_batch is not None:
+        evidence.append(f"{signals.device_batch} rows at once now")
+    if signals.micro_steps is not None:
+        evidence.append(f"{signals.micro_steps:.3g} backward passes per optimizer step")
+    if used is not None:
+        evidence.append(f"{used:.0%} of the memory used")
+    return Bottleneck(
+        "D1", "too few rows at once", tuple(evidence), "more than 1.05 times, below 70% of the memory",
+        "guess of the catalogue, tried on planted batches", None, "elasticity",
+    )  # fmt: skip
+
+
+def dispatch_bound(signals: Signals) -> Bottleneck | None:
+    """D2: the program spends its time between operators, in Python or in launching."""
+    idle = signals.idle_share
+    if idle is None or idle <= 0.15:
+        return None
+    evidence = [f"no operator ran for {idle:.1%} of the time"]
+    if signals.ops_per_step is not None:
+        evidence.append(f"{signals.ops_per_step:,.0f} operators per step")
+    if signals.median_op_s is not None:
+        evidence.append(f"half of them shorter than {human_duration(signals.median_op_s)}")
+    return Bottleneck(
+        "D2", "dispatch overhead between operators", tuple(evidence), "idle above 15%", "TraceLens",
+        bound_of(idle), "idle_share",
+    )  # fmt: skip
+
+
+def not_compiled(signals: Signals) -> Bottleneck | None:
+    """D3: code is compiled again and again, falls into pieces, or is not compiled where that was measured to pay."""
+    evidence = []
+    bound = None
+    if signals.recompiles:
+        evidence.append(f"compiled again {signals.recompiles} times after the warm-up (allowed: 0)")
+    if signals.graphs is not None and signals.graphs > 1 and signals.compiled:
+        evidence.append(f"a forward pass falls into {signals.graphs} compiled pieces (wanted: 1)")
+    gain = signals.compiled_gain
+    if not signals.compiled and gain is not None and gain > 1.05:
+        evidence.append(f"compiled steps were measured at {gain:.2f} times the speed (threshold 1.05)")
+        bound = gain
+    if not evidence:
+        return None
+    return Bottleneck(
+        "D3", "not compiled, or compiled again and again", tuple(evidence), "any compiling after the warm-up; 5%",
+        "torch.compile troubleshooting", bound, "recompiles" if signals.recompiles else "compiled_gain",
+    )  # fmt: skip
+
+
+def host_sync(signals: Signals) -> Bottleneck | None:
+    """D5: the program waits for the device more than once per step."""
+    count = signals.syncs_per_step
+    if count is None or count <= 1.0:
+        return None
+    share = signals.parts.get("sync", 0.0)
+    evidence = [f"{count:.3g} waits per step (item, tolist, cpu, numpy, print; at most 1)", f"{share:.1%} of the time"]
+    return Bottleneck(
+        "D5", "the host waits for the device", tuple(evidence), "more than one per step", "rule",
+        bound_of(share) if share else None, "syncs_per_step", signals.sync_place,
+    )  # fmt: skip
+
+
+def data_stall(signals: Signals) -> Bottleneck | None:
+    """D6: the next batch is not ready when it is needed."""
+    share = signals.parts.get("data")
+    replay = signals.replay
+    seen = share is not None and share > 0.05
+    confirmed = replay is not None and replay < 0.95
+    if not seen and not confirmed:
+        return None
+    if seen and replay is not None and not confirmed:
+        return None  # using one batch again made nothing faster: the time goes elsewhere
+    evidence = []
+    if share is not None:
+        evidence.append(f"{share:.1%} of the time goes into getting batches (threshold 5%)")
+    if replay is not None:
+        evidence.append(f"with one batch used again a step takes {replay:.2f} of its time")
+    best = max(bound_of(share or 0.0), 1.0 / replay if replay else 1.0)
+    return Bottleneck(
+        "D6", "waiting for data", tuple(evidence), "5% of a step", "PyTorch profiler's old rule", best, "parts.data",
+        hottest(signals, "data"),
+    )  # fmt: skip
+
+
+def allocator(signals: Signals) -> Bottleneck | None:
+    """D12: memory is in pieces too small to use, or had to be given back and taken again."""
+    gap = None
+    if signals.reserved_bytes and signals.allocated_bytes is not None:
+        gap = 1.0 - signals.allocated_bytes / signals.reserved_bytes
+    if not signals.alloc_retries and (gap is None or gap <= 0.15):
+        return None
+    evidence = []
+    if signals.alloc_retries:
+        evidence.append(f"{signals.alloc_retries} allocations succeeded only after freeing the cache (allowed: 0)")
+    if gap is not None:
+        evidence.append(f"{gap:.0%} of the reserved memory is not in use (threshold 15%)")
+    return Bottleneck(
+        "D12", "fragmented device memory", tuple(evidence), "any retry, or a gap of 15%", "Composer", None,
+        "alloc_retries",
+    )  # fmt: skip
+
+
+def logits_memory(signals: Signals) -> Bottleneck | None:
+    """D13: the logits and what is computed from them fill a large part of the memory."""
+    share = ratio(signals.logits_bytes, signals.peak_bytes)
+    if share is None or share <= 0.2:
+        return None
+    evidence = (
+        f"logits of one micro-batch are {human_bytes(signals.logits_bytes or 0)}, {share:.0%} of the peak of"
+        f" {human_bytes(signals.peak_bytes or 0)} (threshold 20%)",
+    )
+    return Bottleneck(
+        "D13", "logits held whole", evidence, "20% of the peak", "guess of the catalogue", None, "logits_bytes"
+    )
+
+
+def slow_dtype(signals: Signals) -> Bottleneck | None:
+    """D14: matrix products run in a dtype that this device is slow in."""
+    gain, best = signals.best_dtype_gain, signals.best_dtype
+    if gain is None or best is None or gain <= 1.1:
+        return None
+    slow = sum(share for dtype, share in signals.matmul_dtypes.items() if dtype != best)
+    if slow <= 0.1:
+        return None
+    products = signals.parts.get("forward", 0.0) + signals.parts.get("backward", 0.0) or 1.0
+    evidence = (
+        f"{slow:.0%} of the time of matrix products is not in {best} (threshold 10%)",
+        f"{best} products were measured at {gain:.2f} times the rate here",
+    )
+    return Bottleneck(
+        "D14", f"products not in {best}", evidence, "10% of the time of products", "guess of the catalogue",
+        bound_of(slow * products * (1 - 1 / gain)), "matmul_dtypes",
+    )  # fmt: skip
+
+
+def padding(signals: Signals) -> Bottleneck | None:
+    """D16: positions are computed that hold nothing."""
+    share = signals.pad_share
+    if share is None or share <= 0.1:
+        return None
+    evidence = [f"{share:.1%} of the positions are padding (threshold 10%)"]
+    if signals.num_shapes is not None and signals.num_shapes > 1:
+        evidence.append(f"{signals.num_shapes} different shapes of batches")
+    return Bottleneck(
+        "D16", "padded rows", tuple(evidence), "10% of the positions", "guess of the catalogue", bound_of(share),
+        "pad_share",
+    )  # fmt: skip
+
+
+def optimizer_share(signals: Signals) -> Bottleneck | None:
+    """D18: the update takes a large part of a step."""
+    share = signals.parts.get("optimizer")
+    if share is None or share <= 0.1:
+        return None
+    evidence = [f"the optimizer takes {share:.1%} of a step (threshold 10%)"]
+    if signals.optimizer_fused_gain is not None:
+        evidence.append(f"a fused one was measured at {signals.optimizer_fused_gain:.2f} times its speed")
+    return Bottleneck(
+        "D18", "a slow optimizer", tuple(evidence), "10% of a step", "guess of the catalogue", bound_of(share),
+        "parts.optimizer", hottest(signals, "optimizer"),
+    )  # fmt: skip
+
+
+def threads(signals: Signals) -> Bottleneck | None:
+    """D26: another number of CPU threads was measured to be faster."""
+    if signals.threads_gain is None or signals.threads_gain[1] <= 1.03:
+        return None
+    count, gain = signals.threads_gain
+    evidence = (f"{count} threads were measured at {gain:.2f} times the speed of {signals.threads} (threshold 1.03)",)
+    return Bottleneck(
+        "D26", "the wrong number of CPU threads", evidence, "3%, in turns", "rule", gain, "threads_gain"
+    )
+
+
+def ratio(part: int | None, whole: int | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+def hottest(signals: Signals, part: str) -> str | None:
+    """path:line of the program's own code in which most time of a part went."""
+    lines = [line for line in signals.lines if line.part == part]
+    return f"{lines[0].path}:{lines[0].line}" if lines else None
