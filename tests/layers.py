@@ -6,7 +6,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "paths", "log", "config", "verbs"),
     ("fields", "mixture", "settings", "records", "runs", "recipe"),
     ("report",),
-    ("system", "child", "blocks", "rates", "hardware", "dist", "team", "peak"),
+    ("system", "child", "blocks", "pulse", "rates", "hardware", "dist", "team", "peak"),
     ("model", "data"),
     ("prepare",),
     ("engine",),

@@ -1,7 +1,9 @@
 """The shape of a model and the two architecture presets, as plain data that needs no torch."""
 
 import dataclasses
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -197,19 +199,21 @@ class TrainJob:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "TrainJob":
-        """Raises UserError for unknown and missing keys at any level."""
+        """Raises UserError for unknown and missing keys, and values of another kind, at any level."""
+        if not isinstance(value, dict):
+            raise UserError(f"job settings are {value!r}, they must be an object of names and values", value=value)
         value = {key: entry for key, entry in value.items() if key not in ("format", "job")}
         readers: dict[str, Callable[[Any], Any]] = {
             "model": ModelConfig.from_json,
             "optim": OptimConfig.from_json,
             "schedule": ScheduleConfig.from_json,
-            "data": tuple,
-            "samples": tuple,
-            "weights": tuple,
         }
         for name, read in readers.items():
             if value.get(name) is not None:
                 value[name] = read(value[name])
+        for name in ("data", "samples", "weights"):
+            if isinstance(value.get(name), list):
+                value[name] = tuple(value[name])
         return strict(cls, value, "job setting")
 
 
@@ -224,4 +228,54 @@ def strict(cls: Any, value: dict[str, Any], what: str) -> Any:
     for name, entry in known.items():
         if name not in value and entry.default is entry.default_factory is dataclasses.MISSING:
             raise UserError(f"{what} {name!r} is missing", value=name)
+    hints = typing.get_type_hints(cls)
+    for key, entry in value.items():
+        if not fits(hints[key], entry):
+            raise UserError(f"{what} {key!r} is {entry!r}, it must be {words_for(hints[key])}", value=entry)
     return cls(**value)
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether a value read from JSON is of an annotated type. Lists and tuples are the same; what is in a mapping is
+    not looked at.
+    """
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(part, value) for part in parts)
+    if origin is Literal:
+        return value in parts and not isinstance(value, bool)
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and all(fits(parts[0], entry) for entry in value)
+    if hint is Any:
+        return True
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def words_for(hint: Any) -> str:
+    """A type as a person would call it."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(words_for(part) for part in parts)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, parts))
+    if origin is tuple:
+        return f"a list, of each {words_for(parts[0])}"
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
+    return words.get(hint, "an object")
+
+
+def check_keys(value: Any, what: str, *, needed: Sequence[str], other: Sequence[str]) -> None:
+    """Raises UserError for a config that is no object, has a key that nobody reads, or lacks one that is needed."""
+    if not isinstance(value, dict):
+        raise UserError(f"{what} is {value!r}, it must be an object of names and values", value=value)
+    known = (*needed, *other, "format", "job")
+    for key in value:
+        if key not in known:
+            raise unknown_name(f"{what} setting", key, known)
+    for key in needed:
+        if key not in value:
+            raise UserError(f"{what} setting {key!r} is missing", value=key)

@@ -117,6 +117,9 @@ def settle_ground(
     batch = settle_device_batch(
         origins["device_batch"], facts, config, rows_per_step=rows_per_device, dtype=dtype, compiled=compiled
     )
+    if batch.value > runner.device_batch:
+        reason = f"a trial with more ran out of memory ({batch.reason})"
+        batch = Choice(runner.device_batch, reason, "measured", ({"value": batch.value, "why": "memory ran out"},))
     settled.put("device_batch", batch)
     return Ground(
         config, tokenizer_folder, tokenizer, device, dtype, threads, kernels, attention, compiled, batch.value,

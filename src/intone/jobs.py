@@ -3,31 +3,43 @@
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from intone.child import PACKAGE_PARENT
 from intone.errors import UserError
 from intone.paths import FolderLock, disk_errors, read_lines
+from intone.pulse import Watch
 from intone.records import Outcome, read_choices, read_outcome, write_outcome
 
 # a worker's exit status says what its outcome.json could not where the disk is full; every other outcome: 1
 EXIT_CODES = {"done": 0, "bad_input": 2, "disk_full": errno.ENOSPC, "stopped": 130}
 LIVE = "--live"  # the worker's flag for blocks on command
 GRACE_S = 20.0  # from a polite signal to SIGKILL; guess: several times a save of the largest model a CPU trains
+TRIAL_PREFIX = "trial-"
+LOOK_EVERY_S = 0.5  # for signs of life
+DEFAULT_STALL_S = 1800.0  # guess: several times the longest cold compile, or save, or evaluation between two signs
+STALE_TRIAL_S = 3600.0  # guess: no trial takes so long; its folder belongs to a process that was killed
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a job may use. data_bytes: RLIMIT_DATA of the worker; seconds: it is killed after them."""
+    """What a job may use. data_bytes: RLIMIT_DATA of the worker; seconds: it is killed after them.
+
+    stall_s: it is killed after so many seconds without a sign of life (pulse.py).
+    """
 
     data_bytes: int | None = None
     seconds: float | None = None
+    stall_s: float | None = None
 
 
 class Job:
@@ -47,12 +59,11 @@ class Job:
         again where the worker ended in another way meanwhile. Where another worker holds the folder, ours did nothing:
         that is the outcome returned, and none is written.
         """
-        timed_out = interrupted = False
+        why_killed, interrupted = None, False
         try:
-            self.process.wait(self._limits.seconds)
-        except subprocess.TimeoutExpired:
-            timed_out = True
-            self._end(signal.SIGKILL)
+            why_killed = self._wait()
+            if why_killed is not None:
+                self._end(signal.SIGKILL)
         except KeyboardInterrupt:
             interrupted = True
             self._end(signal.SIGTERM)
@@ -63,7 +74,7 @@ class Job:
             return Outcome("bad_input", None, held.message, held.fix)
         outcome = read_outcome(self.folder)
         if outcome is None:
-            outcome = self._derived(timed_out)
+            outcome = self._derived(why_killed)
             if interrupted:
                 outcome = Outcome("stopped", outcome.step, "stopped; the same command goes on from the last save")
             with contextlib.suppress(UserError):  # a full disk must not hide how the worker ended
@@ -86,11 +97,29 @@ class Job:
             self.process.kill()
             self.process.wait()
 
-    def _derived(self, timed_out: bool) -> Outcome:
+    def _wait(self) -> str | None:
+        """Waits for the end of the worker -> None, or why it has to be killed."""
+        limits, watch, begin_s = self._limits, Watch(self.folder), time.monotonic()
+        if limits.stall_s is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(limits.seconds)
+                return None
+            return f"the worker did not end within {limits.seconds:g} s and was killed"
+        while True:
+            left_s = float("inf") if limits.seconds is None else begin_s + limits.seconds - time.monotonic()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(max(0.0, min(LOOK_EVERY_S, left_s)))
+                return None
+            if left_s <= LOOK_EVERY_S:
+                return f"the worker did not end within {limits.seconds:g} s and was killed"
+            if watch.silent_s() > limits.stall_s:
+                return f"the worker gave no sign of life for {limits.stall_s:g} s and was killed"
+
+    def _derived(self, why_killed: str | None) -> Outcome:
         step = last_step(self.folder)
         code = self.process.returncode
-        if timed_out:
-            return Outcome("killed", step, f"the worker did not end within {self._limits.seconds:g} s and was killed")
+        if why_killed is not None:
+            return Outcome("killed", step, why_killed)
         if code < 0:
             return ended_by_signal(-code, step, "the worker", oom_kills_before=self._oom_kills)
         if code == EXIT_CODES["disk_full"]:
@@ -111,11 +140,16 @@ def ended_by_signal(number: int, step: int | None, who: str, *, oom_kills_before
 
 def devices_of(folder: Path) -> int:
     """How many processes train the job of a folder together, as its plan says; 1 where it has no plan."""
+    return int(planned(folder, "devices", 1))
+
+
+def planned(folder: Path, name: str, default: Any) -> Any:
+    """What a folder's plan says of a setting; the default where it says nothing, or cannot be read."""
     with contextlib.suppress(UserError):
         settings = read_choices(folder).settings
-        if "devices" in settings:
-            return int(settings["devices"].value)
-    return 1
+        if name in settings:
+            return settings[name].value
+    return default
 
 
 def start(folder: Path, env: Mapping[str, str] | None = None, limits: Limits | None = None) -> Job:
@@ -184,10 +218,22 @@ def has_stderr() -> bool:
 
 @contextlib.contextmanager
 def trial_folder(parent: Path) -> Iterator[Path]:
-    """A throw-away job folder below parent, deleted at the end."""
+    """A throw-away job folder below parent, deleted at the end; and those that killed processes left an hour ago."""
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="trial-", dir=parent) as name:
+    for path in parent.glob(f"{TRIAL_PREFIX}*"):
+        if is_stale(path):
+            shutil.rmtree(path, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=TRIAL_PREFIX, dir=parent) as name:
         yield Path(name)
+
+
+def is_stale(trial: Path) -> bool:
+    """Whether nothing in a trial's folder changed for an hour and no worker holds it."""
+    try:
+        newest_s = max(path.stat().st_mtime for path in (trial, *trial.iterdir()))
+    except OSError:
+        return False  # it is going away
+    return time.time() - newest_s > STALE_TRIAL_S and lock_problem(trial) is None
 
 
 def lock_problem(folder: Path) -> UserError | None:

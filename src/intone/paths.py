@@ -86,6 +86,12 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Makes what was appended to a file survive a power cut; a missing file is none to lose. Raises DiskFull."""
+    with disk_errors(path), contextlib.suppress(FileNotFoundError):
+        sync_folder(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames inside a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -14,7 +14,7 @@ from intone.config import TrainJob
 from intone.errors import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, DiskFull, UserError
 from intone.fields import flag_of, shown
 from intone.hardware import known_facts, load_facts
-from intone.jobs import devices_of
+from intone.jobs import DEFAULT_STALL_S, Limits, devices_of, planned
 from intone.log import human_bytes, human_count, human_duration, say, table, three_digits
 from intone.mixture import STARTER, parse_mixture
 from intone.model.cost import train_flops_per_token
@@ -256,11 +256,11 @@ def move(run: Run, origins: Mapping[str, Resolved]) -> None:
     for stage in run.stages:
         folder = run.stage_folder(stage)
         choices = read_choices(folder)
-        planned = {name: choices.settings[name].value if name in choices.settings else None for name in asked}
-        changed = {name: choice(entry) for name, entry in asked.items() if entry.value != planned[name]}
+        before = {name: choices.settings[name].value if name in choices.settings else None for name in asked}
+        changed = {name: choice(entry) for name, entry in asked.items() if entry.value != before[name]}
         if changed and run.stage_state(stage) != "done":
             for name, new in changed.items():
-                say(f"{stage}: {name} {shown(planned[name])} -> {shown(new.value)}")
+                say(f"{stage}: {name} {shown(before[name])} -> {shown(new.value)}")
             write_choices(folder, replace(choices, settings={**choices.settings, **changed}))
 
 
@@ -346,7 +346,8 @@ def run_evaluation(run: Run) -> None:
     ensure_data_of(read_json(folder / "config.json"))
     say("evaluating")
     last = run.stage_folder(run.stages[-1])
-    check_outcome(run, "evaluation", supervise(folder, read_choices(last).environment))
+    limits = Limits(stall_s=planned(last, "stall_s", DEFAULT_STALL_S))
+    check_outcome(run, "evaluation", supervise(folder, read_choices(last).environment, limits=limits))
 
 
 # --- result ---------------------------------------------------------------------------------------------------------

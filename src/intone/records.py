@@ -7,11 +7,13 @@ import dataclasses
 import datetime
 import json
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from intone.config import fits, words_for
 from intone.errors import OUTCOMES, Damaged, UserError, unknown_name
 from intone.paths import append_line, read_json, read_lines, write_atomic, write_json
 from intone.settings import Origin, Resolved
@@ -24,7 +26,9 @@ T = TypeVar("T")
 
 
 def from_json(cls: type[T], value: Mapping[str, Any], *, what: str) -> T:
-    """A dataclass from a JSON object of its fields. Raises Damaged for an unknown or missing key."""
+    """A dataclass from a JSON object of its fields. Raises Damaged for a key or a value that cannot be there."""
+    if not isinstance(value, Mapping):
+        raise Damaged(f"{what} is {value!r}, it must be an object of names and values", value=value)
     entries = dataclasses.fields(cls)  # type: ignore[arg-type]
     known = [entry.name for entry in entries]
     for key in value:
@@ -35,6 +39,10 @@ def from_json(cls: type[T], value: Mapping[str, Any], *, what: str) -> T:
     for entry in entries:
         if entry.name not in value and entry.default is entry.default_factory is dataclasses.MISSING:
             raise Damaged(f"{what}: key {entry.name!r} is missing", value=entry.name)
+    hints = typing.get_type_hints(cls)
+    for key, item in value.items():
+        if not fits(hints[key], item):
+            raise Damaged(f"{what}: {key!r} is {item!r}, it must be {words_for(hints[key])}", value=item)
     return cls(**value)
 
 
@@ -149,6 +157,10 @@ def read_choices(folder: Path) -> Choices:
     """FOLDER/choices.json. Raises UserError where it is missing, Damaged where it is not a plan."""
     path = folder / "choices.json"
     value = read_format(path)
+    shape = {"settings": Mapping, "segments": tuple[Any, ...], "fallbacks": Mapping}
+    for name, hint in shape.items():
+        if not fits(hint, value.get(name, () if name == "segments" else {})):
+            raise Damaged(f"{path}: {name!r} is {value[name]!r}, it must be {words_for(hint)}", value=value[name])
     settings = {
         name: _tuples(from_json(Choice, entry, what=f"{path}: {name}"), "beat")
         for name, entry in value.get("settings", {}).items()
@@ -156,7 +168,11 @@ def read_choices(folder: Path) -> Choices:
     segments = [
         _tuples(from_json(Segment, entry, what=f"{path}: segment"), "trials") for entry in value.get("segments", [])
     ]
-    fallbacks = {name: tuple(entries) for name, entries in value.get("fallbacks", {}).items()}
+    fallbacks = {}
+    for name, entries in value.get("fallbacks", {}).items():
+        if not isinstance(entries, list):
+            raise Damaged(f"{path}: the fall-backs of {name} are {entries!r}, they must be a list", value=entries)
+        fallbacks[name] = tuple(entries)
     whole = {**value, "settings": settings, "segments": tuple(segments), "fallbacks": fallbacks}
     return from_json(Choices, whole, what=str(path))
 

@@ -79,6 +79,8 @@ class TrainingSettings(Checked):
     eval_every: int | Auto | None = setting("auto", least=1)
     # saved states kept per stage, besides the best
     keep: int = setting(2, least=1)
+    # seconds without a sign of life after which a worker counts as hanging and starts again; none: never
+    stall_s: float | None = setting(1800.0, least=1, movable=True)
     # print every value with its origin and reason, and stop
     show: bool = setting(False, aside=True)
 

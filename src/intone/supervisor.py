@@ -16,13 +16,15 @@ MAX_RESTARTS = 3  # in a row without a new save in between
 def supervise(folder: Path, env: Mapping[str, str], *, limits: jobs.Limits | None = None) -> Outcome:
     """Runs a job to its end and returns its last outcome.
 
-    A worker that was killed starts again from the last save. One that ran out of memory starts again with a new
+    A worker that was killed starts again from the last save, and so does one that no longer gave a sign of life for
+    the planned stall_s. One that ran out of memory starts again with a new
     segment and the next smaller micro-batch of choices.json. Without progress this is given up after three tries.
     An outcome `done` on disk is returned as it is.
     """
     done = read_outcome(folder)
     if done is not None and done.outcome == "done":
         return done
+    limits = limits or jobs.Limits(stall_s=jobs.planned(folder, "stall_s", jobs.DEFAULT_STALL_S))
     restarts, saved = 0, last_save(folder)
     while True:
         outcome = jobs.start(folder, env, limits).wait()

@@ -172,8 +172,7 @@ def unexpected_outcome(folder: Path, error: Exception, world: World) -> Outcome:
 
 def run_job(folder: Path, stop: StopFlag, world: World) -> Outcome:
     """Dispatches on config.json's "job". The verbs' code is imported here so that a wrong folder fails fast."""
-    config: dict[str, Any] = read_json(folder / "config.json")
-    kind = config.get("job")
+    config, kind = read_config(folder)
     if kind == "train":
         from intone.train.loop import Trainer, join_team
 
@@ -197,10 +196,18 @@ def run_job(folder: Path, stop: StopFlag, world: World) -> Outcome:
     raise UserError(f"unknown job {kind!r} in {folder / 'config.json'}", value=kind, fix="train, evaluate or generate")
 
 
+def read_config(folder: Path) -> tuple[dict[str, Any], Any]:
+    """config.json of a folder and the job that it names. Raises UserError."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'} is no object of names and values", value=str(folder))
+    return config, config.get("job")
+
+
 def run_live(folder: Path, stop: StopFlag, exchange: Exchange) -> Outcome:
     """The job in blocks, on command. Nothing is saved, so a signal ends it at once."""
     stop.at_once = True
-    kind = read_json(folder / "config.json").get("job")
+    _, kind = read_config(folder)
     if kind == "train":
         from intone.train.live import live_training
 

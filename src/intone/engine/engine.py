@@ -122,17 +122,24 @@ class Engine:
         """
         return self._start(self._prepared(request, listener))
 
-    def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+    def generate(
+        self, requests: Sequence[Request], *, on_answer: Callable[[], None] = lambda: None
+    ) -> list[list[Completion]]:
         """Answers all requests together -> per request its n completions.
 
         Every request is checked before the first starts; max_waiting does not apply. A failure is a completion with
-        reason "error". Interrupted (Ctrl-C), it cancels what still runs.
+        reason "error". Interrupted (Ctrl-C), it cancels what still runs. on_answer is called after each request, in
+        their order.
         """
         groups = [self._prepared(request) for request in requests]
         handles: list[Handle] = []
         try:
             handles += [self._start(group, is_bounded=False) for group in groups]
-            return [handle.result() for handle in handles]
+            results = []
+            for handle in handles:
+                results.append(handle.result())
+                on_answer()
+            return results
         except BaseException:
             for handle in handles:
                 handle.cancel()

@@ -26,8 +26,6 @@ def live_generation(folder: Path, exchange: Exchange) -> Outcome:
     "restart": true from the first one again. Warming up are two passes over all prompts. Raises UserError.
     """
     config = read_json(folder / "config.json")
-    if config.get("threads"):
-        torch.set_num_threads(config["threads"])
     engine, requests = open_engine(config)
     with engine:
         first_s, warm_s = (timed(engine, requests)["seconds"] for _ in range(2))

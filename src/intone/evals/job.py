@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from intone.config import check_keys
 from intone.data import starter
 from intone.data.loader import validation_rows
 from intone.data.shards import TokenSet
@@ -17,9 +18,13 @@ from intone.evals.skills import evaluate_skills
 from intone.log import human_duration, say
 from intone.model.gpt import GPT
 from intone.paths import write_json
+from intone.pulse import beat, beating
 from intone.records import Outcome
 
 MAX_ANSWER_TOKENS = 160  # the longest held-out answer (ten weekdays counted) has about 90
+
+NEEDED = ("from", "tokenizer", "dtype", "tasks", "context", "val_tokens")
+OTHER = ("threads", "val", "num_items", "seed")
 
 
 def evaluate_job(folder: Path, config: dict[str, Any]) -> Outcome:
@@ -28,6 +33,7 @@ def evaluate_job(folder: Path, config: dict[str, Any]) -> Outcome:
     config: from (job folder of a training), tokenizer (folder), dtype, threads, tasks, val (folder of a token
     set or None), val_tokens, context, num_items (per skill, at most what there is), seed of the items.
     """
+    check_keys(config, "evaluate job", needed=NEEDED, other=OTHER)
     if config.get("threads"):
         torch.set_num_threads(config["threads"])
     torch.use_deterministic_algorithms(True)
@@ -35,30 +41,30 @@ def evaluate_job(folder: Path, config: dict[str, Any]) -> Outcome:
     tokenizer = Tokenizer.load(Path(config["tokenizer"]))
     result: dict[str, Any] = {"format": 1}
     if "bpb" in config["tasks"] and config.get("val"):
-        result["bpb"] = measure_bpb(model, tokenizer, config)
+        result["bpb"] = measure_bpb(folder, model, tokenizer, config)
     if "starter" in config["tasks"]:
-        result["starter"] = measure_starter(model, tokenizer, config)
+        result["starter"] = measure_starter(folder, model, tokenizer, config)
     write_json(folder / "eval.json", result)
     return Outcome("done", None)
 
 
-def measure_bpb(model: GPT, tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
+def measure_bpb(folder: Path, model: GPT, tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
     """Bits per byte with its interval on the fixed rows of the validation set."""
     begin_s = time.monotonic()
-    rows = validation_rows(TokenSet.open(Path(config["val"])), config["context"], config["val_tokens"])
+    rows = beating(folder, validation_rows(TokenSet.open(Path(config["val"])), config["context"], config["val_tokens"]))
     result = bits_per_byte(model, rows, tokenizer.token_bytes, device=torch.device("cpu"), dtype=model.compute_dtype)
     say(f"bits per byte {result['value']:.4f} ({human_duration(time.monotonic() - begin_s)})")
     return dict(result)
 
 
-def measure_starter(model: GPT, tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
+def measure_starter(folder: Path, model: GPT, tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
     """Held-out starter skills: greedy answers, exact match, Wilson intervals, and the wrong answers' first few."""
     begin_s = time.monotonic()
     num_items = config.get("num_items") or 200
     items = {skill: starter.eval_items(skill, config.get("seed", 0), num_items) for skill in starter.SKILLS}
     engine = Engine(model, tokenizer)
     try:
-        result = evaluate_skills(engine, items, MAX_ANSWER_TOKENS)
+        result = evaluate_skills(engine, items, MAX_ANSWER_TOKENS, on_answer=lambda: beat(folder))
     finally:
         engine.close()
     seconds = time.monotonic() - begin_s

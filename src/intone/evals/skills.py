@@ -1,6 +1,6 @@
 """The starter skills: does the model give the one right answer to questions it has never seen?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from intone.data.chat import Message, render_prompt
@@ -23,20 +23,21 @@ class Item(Protocol):
 
 
 def evaluate_skills(
-    engine: Engine, items_by_skill: Mapping[str, Sequence[Item]], max_tokens: int | None = None
+    engine: Engine, items_by_skill: Mapping[str, Sequence[Item]], max_tokens: int | None = None, *,
+    on_answer: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """-> {"mean", "low", "high", "skills": {NAME: {"score", "low", "high", "num_items"}}, "wrong": [...]}.
 
     Greedy answers, right if equal to the item's after trimming, tool calls left out. The mean over skills is
     unweighted. All questions are generated together. wrong: a few {"skill", "question", "expected", "got", "reason"}.
     max_tokens None: as many as the context leaves. Raises UserError for a skill without items; a question that is
-    too long for the context counts as wrong.
+    too long for the context counts as wrong. on_answer is called after every answer.
     """
     for skill, items in items_by_skill.items():
         if not items:
             raise UserError(f"there are no questions for the skill {skill!r}", value=skill)
     asked = [(skill, item) for skill, items in items_by_skill.items() for item in items]
-    answers = _answers(engine, [item for _, item in asked], max_tokens)
+    answers = _answers(engine, [item for _, item in asked], max_tokens, on_answer)
     num_right = dict.fromkeys(items_by_skill, 0)
     num_shown = dict.fromkeys(items_by_skill, 0)
     wrong: list[dict[str, str]] = []
@@ -56,7 +57,9 @@ def evaluate_skills(
     return {"mean": mean.value, "low": mean.low, "high": mean.high, "skills": skills, "wrong": wrong}
 
 
-def _answers(engine: Engine, items: Sequence[Item], max_tokens: int | None) -> list[tuple[str, str]]:
+def _answers(
+    engine: Engine, items: Sequence[Item], max_tokens: int | None, on_answer: Callable[[], None]
+) -> list[tuple[str, str]]:
     """Visible text and reason of the end for every item. Raises RuntimeError where the model failed."""
     requests, places = [], []
     answers = [("", "question longer than the context")] * len(items)
@@ -65,7 +68,7 @@ def _answers(engine: Engine, items: Sequence[Item], max_tokens: int | None) -> l
         if len(ids) < engine.context:
             requests.append(Request(ids, max_tokens=max_tokens, temperature=0.0))
             places.append(place)
-    for place, (completion,) in zip(places, engine.generate(requests), strict=True):
+    for place, (completion,) in zip(places, engine.generate(requests, on_answer=on_answer), strict=True):
         answers[place] = _checked(completion)
     return answers
 

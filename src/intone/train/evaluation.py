@@ -14,6 +14,7 @@ from intone.evals.bpb import bits_per_byte
 from intone.log import human_duration, say
 from intone.model.gpt import GPT
 from intone.paths import write_json
+from intone.pulse import beat, beating
 from intone.records import EvalRow, SampleRow, log_row
 
 SAMPLE_TOKENS = 64
@@ -26,7 +27,7 @@ def evaluate_stage(
     begin_s = time.monotonic()
     bpb = None
     if val is not None:
-        rows = validation_rows(val, job.context, job.eval_tokens)
+        rows = beating(folder, validation_rows(val, job.context, job.eval_tokens))
         device = model.embedding.weight.device
         result = bits_per_byte(model, rows, tokenizer.token_bytes, device=device, dtype=model.compute_dtype)
         bpb = float(result["value"])
@@ -45,6 +46,7 @@ def write_samples(folder: Path, job: TrainJob, model: GPT, tokenizer: Tokenizer,
     if not job.samples:
         return
     is_chat = job.stage != "base"
+    beat(folder)
     prompts = [[Message("user", text)] if is_chat else text for text in job.samples]
     room = job.context // 2
     requests = [Request(prompt=p, max_tokens=min(SAMPLE_TOKENS, room), temperature=0.0) for p in prompts]

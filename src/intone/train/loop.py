@@ -32,7 +32,7 @@ from intone.model.checkpoint import (
 from intone.model.cost import train_flops_per_token
 from intone.model.gpt import GPT
 from intone.model.optim import Optimizer
-from intone.paths import read_json, write_json
+from intone.paths import read_json, sync_file, write_json
 from intone.records import Choices, EventRow, Outcome, Segment, StepRow, cut_log, log_row, read_choices, read_log
 from intone.team import ALONE, Team
 from intone.train.evaluation import evaluate_stage
@@ -341,7 +341,7 @@ class Trainer:
             skipped=not applied,
         )
         if self.team.is_main:
-            log_row(self.folder / "log.jsonl", row)
+            log_row(self.folder / "log.jsonl", row)  # also the sign of life that the supervisor looks for
             self._progress_line(row)
         if self.on_step is not None:
             self.on_step(row, result.num_supervised)
@@ -390,6 +390,9 @@ class Trainer:
         if progress.step == self.saved_step:
             return  # nothing was trained since
         begin_s = time.monotonic()
+        if self.team.is_main:
+            for name in ("log.jsonl", "samples.jsonl"):  # a save must not outlive the rows that lead to it
+                sync_file(self.folder / name)
         folder = save_checkpoint(
             self.folder,
             progress.step,

@@ -8,9 +8,10 @@ from pathlib import Path
 from intone import jobs
 from intone.config import TrainJob
 from intone.log import say
-from intone.prove.trial import run_job, run_worker
+from intone.prove.trial import Trial, run_job, run_worker
 from intone.records import Choice, Choices, Segment
 from intone.tune.precision import NoTrial
+from intone.tune.settle import fallbacks
 
 WARM_STEPS = 2  # allocator and caches settle in them
 
@@ -40,7 +41,10 @@ class TrialRunner:
     known: dict[tuple[str, bool, str, int], TrialResult] = field(default_factory=dict)
 
     def run(self, dtype: str, *, compiled: bool, num_steps: int, kernels: str = "torch") -> TrialResult:
-        """Trains num_steps from the start. Raises NoTrial where the worker ended in another way than done."""
+        """Trains num_steps from the start. Raises NoTrial where the worker ended in another way than done.
+
+        Where memory runs out the next smaller micro-batch is tried, and device_batch is that one from then on.
+        """
         key = (dtype, compiled, kernels, num_steps)
         if key in self.known:
             return self.known[key]
@@ -50,12 +54,12 @@ class TrialRunner:
         segment = Segment(
             0, self.device_batch, compiled, dtype, attention, "trial", self.threads, kernels=kernels  # type: ignore[arg-type]
         )
-        asked = {"device": self.device, "devices": self.devices}
-        settings = {name: Choice(value, "trial", "default") for name, value in asked.items()}
-        with jobs.trial_folder(self.folder) as folder:
-            choices = Choices(settings, (segment,), {}, dict(self.environment))
-            job = replace(self.job, steps=num_steps, keep=0, eval_every=None, samples=(), val=None)
-            found = run_job(folder, job, choices, run_worker)
+        found = self._run(segment, num_steps)
+        while found.outcome.outcome == "out_of_memory" and self.device_batch > 1:
+            smaller = fallbacks(self.device_batch)[1]
+            say(f"device_batch {self.device_batch} -> {smaller}: {found.outcome.message}")
+            self.device_batch, segment = smaller, replace(segment, device_batch=smaller)
+            found = self._run(segment, num_steps)
         if found.outcome.outcome not in ("done", "not_finite"):
             raise NoTrial(found.outcome.message)
         times = [row["step_s"] for row in found.rows]
@@ -64,6 +68,15 @@ class TrialRunner:
         result = TrialResult(losses, times[0], statistics.median(warm), found.rows[-1]["peak_bytes"])
         self.known[key] = result
         return result
+
+    def _run(self, segment: Segment, num_steps: int) -> Trial:
+        """The job's first steps under one plan, in a throw-away folder."""
+        asked = {"device": self.device, "devices": self.devices}
+        settings = {name: Choice(value, "trial", "default") for name, value in asked.items()}
+        with jobs.trial_folder(self.folder) as folder:
+            choices = Choices(settings, (segment,), {}, dict(self.environment))
+            job = replace(self.job, steps=num_steps, keep=0, eval_every=None, samples=(), val=None)
+            return run_job(folder, job, choices, run_worker)
 
     def run_steps(self, dtype: str, compiled: bool, num_steps: int) -> list[float]:
         """The losses alone, as the gates of tune/precision.py ask for them."""
