@@ -3,6 +3,7 @@
 `python -m tests.team_ranks RANK SCENARIOS.json`: what torchrun would have put into the environment stands in the file.
 """
 
+import errno
 import json
 import os
 import socket
@@ -11,11 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import REPOSITORY
+
 
 def run_teams(scenarios: list[dict[str, Any]], folder: Path, *, seconds: float = 120.0) -> list[list[dict[str, Any]]]:
-    """Runs them in order -> what each rank says after each. A scenario: {folder, size, stop_after}.
+    """Runs them in order -> what each rank says after each. A scenario: {folder, size, stop_after, full_disk_of}.
 
-    What a rank says: {outcome, step, optimizer_bytes, rows: [first, last number of rows per step it was given]}.
+    What a rank says: {outcome, step, optimizer_bytes}, or {error: the name of its type}, which only the last may.
+    full_disk_of: the rank for which there is no room to save.
     """
     ports = [free_port() for _ in scenarios]
     plan = [{**scenario, "port": port} for scenario, port in zip(scenarios, ports, strict=True)]
@@ -23,7 +27,9 @@ def run_teams(scenarios: list[dict[str, Any]], folder: Path, *, seconds: float =
     most = max(scenario["size"] for scenario in scenarios)
     command = [sys.executable, "-m", "tests.team_ranks"]
     ranks = [
-        subprocess.Popen([*command, str(rank), str(folder / "scenarios.json")], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(rank), str(folder / "scenarios.json")], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+        )
         for rank in range(most)
     ]
     try:
@@ -46,11 +52,17 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def no_room(path: Path, tensors: Any) -> None:
+    """In place of what writes the files of a save."""
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
 def main(rank: int, scenarios: list[dict[str, Any]]) -> None:
     """Takes part in those scenarios that have a place for this rank."""
     import torch
 
     from intone.dist import World
+    from intone.model import checkpoint
     from intone.train.loop import Trainer, join_team
 
     torch.set_num_threads(1)
@@ -72,7 +84,13 @@ def main(rank: int, scenarios: list[dict[str, Any]]) -> None:
 
         team = join_team(folder, World(rank, size, rank, size))
         trainer = Trainer(folder, stop, team=team)
-        outcome = trainer.run()
+        if scenario.get("full_disk_of") == rank:
+            checkpoint._save_tensors = no_room
+        try:
+            outcome = trainer.run()
+        except Exception as error:
+            print(json.dumps({"error": type(error).__name__}), flush=True)
+            os._exit(0)  # as a worker ends: nobody waits for the others
         team.close()
         state = trainer.optimizer.state_tensors()
         said = {

@@ -1,14 +1,16 @@
 """Jobs: a worker in a folder of its own, and exactly one outcome however it ends."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
 
-from intone import jobs
+from intone import jobs, pulse
 from intone.errors import DiskFull
 from intone.paths import FolderLock
 from intone.records import Outcome, StepRow, log_row, read_outcome, write_outcome
@@ -145,6 +147,54 @@ def test_ctrl_c_on_a_job_that_has_ended_meanwhile_is_not_lost(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         job.wait()
     assert read_outcome(tmp_path) == Outcome("done", 9)
+
+
+def test_a_worker_that_hangs_is_ended_and_goes_on_from_its_save(tiny_job, tmp_path):
+    folder = write_job(tmp_path / "job", tiny_job, steps=12)
+    job = jobs.start(folder, ENVIRONMENT)
+    wait_for(lambda: len(losses(folder)) >= 3, "the third step")
+    job.process.send_signal(signal.SIGSTOP)  # from here on it shows no sign of life, as in a deadlock
+    outcome = jobs.Job(folder, job.process, jobs.Limits(stall_s=0.2), None).wait()
+    assert (outcome.outcome, outcome.message) == ("killed", "the worker gave no sign of life for 0.2 s and was killed")
+    assert read_outcome(folder) == outcome
+    assert jobs.start(folder, ENVIRONMENT).wait() == Outcome("done", 12)
+    assert [step for step, _ in losses(folder)] == list(range(1, 13))
+
+
+def test_only_silence_counts_as_hanging_and_the_time_of_day_does_not(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(pulse.time, "monotonic", lambda: clock[0])
+    watch = pulse.Watch(tmp_path)
+    clock[0] += 50
+    assert watch.silent_s() == 50
+    pulse.beat(tmp_path)
+    assert watch.silent_s() == 0
+    clock[0] += 3
+    os.utime(tmp_path / "pulse", (0, 0))  # the clock of the machine was set back to 1970 before the next sign
+    assert watch.silent_s() == 0
+    clock[0] += 4
+    log_row(tmp_path / "log.jsonl", StepRow(1, 64, 2.0, 1.0, 0.1, 0.0, 640.0, None))
+    assert watch.silent_s() == 0
+    clock[0] += 5
+    assert watch.silent_s() == 5
+
+
+def test_trials_of_killed_processes_go_after_an_hour(tmp_path):
+    old, held, new = (tmp_path / f"trial-{name}" for name in ("old", "held", "new"))
+    for folder in (old, held, new):
+        folder.mkdir()
+        (folder / "log.jsonl").write_text("{}")
+        (folder / "lock").touch()
+    an_hour_ago = time.time() - 3601
+    for path in (old, held, old / "log.jsonl", held / "log.jsonl", old / "lock", held / "lock"):
+        os.utime(path, (an_hour_ago, an_hour_ago))
+    (tmp_path / "other").mkdir()
+    os.utime(tmp_path / "other", (an_hour_ago, an_hour_ago))
+    lock = FolderLock(held / "lock")
+    os.utime(held / "lock", (an_hour_ago, an_hour_ago))
+    with lock, jobs.trial_folder(tmp_path) as folder:
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {folder.name, "trial-held", "trial-new", "other"}
 
 
 def test_a_trial_folder_is_gone_afterwards(tmp_path):

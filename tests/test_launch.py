@@ -92,7 +92,7 @@ def restarts(folder):
     return [row for row in read_log(folder / "log.jsonl", "event") if row["event"] == "restart"]
 
 
-def test_what_went_wrong_in_another_process_is_the_outcome_and_a_held_folder_is_left_alone(tiny_job, tmp_path):
+def test_a_folder_that_others_hold_is_left_alone(tiny_job, tmp_path):
     folder = on_devices(write_job(tmp_path / "job", tiny_job, steps=LONG), 2)
     with FolderLock(folder / "lock"):
         outcome = jobs.start(folder, ENVIRONMENT).wait()

@@ -9,7 +9,18 @@ import pytest
 from intone import jobs, supervisor
 from intone.model.checkpoint import list_checkpoints
 from intone.paths import append_line
-from intone.records import EventRow, Outcome, StepRow, log_row, read_choices, read_log, read_outcome, write_outcome
+from intone.records import (
+    Choice,
+    EventRow,
+    Outcome,
+    StepRow,
+    log_row,
+    read_choices,
+    read_log,
+    read_outcome,
+    write_choices,
+    write_outcome,
+)
 from intone.supervisor import go_smaller, supervise
 from tests.tiny_jobs import ENVIRONMENT, SEGMENT, losses, replace, wait_for, worker_of, write_job
 
@@ -97,6 +108,7 @@ class Worker:
 
     def start(self, folder, env, limits):
         assert (folder, env) == (self.folder, ENVIRONMENT)
+        self.limits = limits
         self.count += 1
         return self
 
@@ -112,6 +124,17 @@ def test_a_worker_that_dies_again_and_again_is_given_up_after_three_restarts(tin
     worker = Worker(monkeypatch, write_job(tmp_path, tiny_job), [KILLED])
     assert supervise(tmp_path, ENVIRONMENT) == KILLED
     assert worker.count == 4
+
+
+@pytest.mark.parametrize(("planned", "expected"), [(None, None), (30.0, 30.0), ("not planned", 1800.0)])
+def test_how_long_a_worker_may_be_silent_is_what_was_planned(tiny_job, tmp_path, monkeypatch, planned, expected):
+    worker = Worker(monkeypatch, write_job(tmp_path, tiny_job), [Outcome("done", 9)])
+    if planned != "not planned":
+        choices = read_choices(tmp_path)
+        settings = {**choices.settings, "stall_s": Choice(planned, "test", "flag")}
+        write_choices(tmp_path, replace(choices, settings=settings))
+    supervise(tmp_path, ENVIRONMENT)
+    assert worker.limits == jobs.Limits(stall_s=expected)
 
 
 def test_every_new_save_earns_three_more_restarts(tiny_job, tmp_path, monkeypatch):

@@ -27,11 +27,13 @@ def teams(tmp_path_factory):
     folders = {}
     scenarios = []
 
-    def plan(name, *parts, segment=SEGMENT, **changes):
-        (place / name).mkdir()
+    def plan(name, *parts, segment=SEGMENT, full_disk_of=None, **changes):
+        (place / name).mkdir(exist_ok=True)
         changes = {"steps": STEPS, "save_every_s": 1e9, "rows_per_step": ROWS, "samples": (), **changes}
         folders[name] = write_job(place / name, job, segment, **changes)
-        scenarios.extend({"folder": str(place / name), "size": size, "stop_after": stop} for size, stop in parts)
+        for size, stop in parts:
+            scenario = {"folder": str(place / name), "size": size, "stop_after": stop, "full_disk_of": full_disk_of}
+            scenarios.append(scenario)
 
     plan("one", (1, None))
     plan("two", (2, None))
@@ -39,8 +41,11 @@ def teams(tmp_path_factory):
     plan("in turn", (1, 2), (2, 3), (3, 2), (1, None))
     plan("two rows for three", (3, None), rows_per_step=2, steps=3)
     plan("two rows for one", (1, None), rows_per_step=2, steps=3)
+    plan("full disk", (2, 2))
+    plan("full disk", (2, None), full_disk_of=1)
     said = run_teams(scenarios, place)
     names = ["one", "two", "three", *["in turn"] * 4, "two rows for three", "two rows for one"]
+    names += ["full disk", "full disk"]
     return folders, list(zip(names, said, strict=True))
 
 
@@ -92,6 +97,14 @@ def test_a_save_of_a_team_reads_back_whole(teams):
     for name, value in one.items():
         whole = three[name].reshape(value.shape).float()
         assert (whole - value).norm() <= 1e-2 * value.float().norm() + 1e-7, name
+
+
+def test_a_disk_that_is_full_for_one_ends_all_and_the_save_before_stays(teams):
+    folders, said = teams
+    assert said[-1][1] == [{"error": "RankLost"}, {"error": "DiskFull"}]
+    save, problems = newest_checkpoint(folders["full disk"])
+    assert (save.step, problems) == (2, [])
+    assert [path.name for path in (folders["full disk"] / "checkpoints").iterdir()] == ["step_000002"]
 
 
 def test_one_process_alone_needs_nobody():

@@ -10,9 +10,11 @@ import sys
 import pytest
 
 from intone import worker
-from intone.errors import Damaged, DiskFull
+from intone.dist import World
+from intone.errors import Damaged, DiskFull, RankLost
+from intone.jobs import EXIT_CODES
 from intone.paths import FolderLock, disk_errors, read_json, write_json
-from intone.records import Outcome, StepRow, log_row, read_outcome
+from intone.records import Outcome, StepRow, log_row, read_outcome, write_outcome
 from tests.tiny_jobs import write_job
 
 
@@ -142,6 +144,49 @@ def test_a_full_disk_is_recognised_translated_or_not(guarded, tmp_path):
         outcome = guarded(function)
         assert (outcome.outcome, outcome.step) == ("disk_full", 4)
         assert outcome.fix.startswith("free some")
+
+
+def test_what_went_wrong_in_another_process_of_a_team_is_the_outcome(tmp_path, monkeypatch):
+    def lose(*_):
+        raise RankLost("another process of the run ended or did not answer (Connection closed by peer)")
+
+    monkeypatch.setattr(worker, "run_job", lose)
+    alone = worker.run_guarded(tmp_path, lambda: False, None, World(0, 3, 0, 3))
+    assert (alone.outcome, alone.fix) == ("killed", "the same command goes on from the last save")
+    write_outcome(worker.rank_folder(tmp_path, 2), Outcome("out_of_memory", 4, "memory ran out", "use less"))
+    assert worker.run_guarded(tmp_path, lambda: False, None, World(0, 3, 0, 3)) == Outcome(
+        "out_of_memory", 4, "process 2: memory ran out", "use less"
+    )
+    assert worker.run_guarded(tmp_path, lambda: False, None, World(1, 3, 1, 3)).outcome == "killed"
+
+
+def test_a_further_process_leaves_its_outcome_where_the_first_looks_for_it(tmp_path, monkeypatch):
+    outcomes = [Outcome("disk_full", 4, "full"), Outcome("done", 9), Outcome("killed", 4, "lost")]
+    monkeypatch.setattr(worker, "run_guarded", lambda *_: outcomes[0])
+    place = worker.rank_folder(tmp_path, 1)
+    for left in (outcomes[0], None, None):
+        code = worker.run_beside(tmp_path, worker.StopFlag(), World(1, 2, 1, 2))
+        assert read_outcome(place) == left
+        assert code == EXIT_CODES.get(outcomes.pop(0).outcome, 1)
+
+
+def test_one_ctrl_c_under_torchrun_arrives_twice_and_asks_once(monkeypatch, capsys):
+    clock = [50.0]
+    monkeypatch.setattr(worker.time, "monotonic", lambda: clock[0])
+    flag = worker.StopFlag(under_torchrun=True)
+    flag._on_signal(signal.SIGINT, None)
+    clock[0] += 0.2
+    flag._on_signal(signal.SIGINT, None)
+    assert flag()
+    clock[0] += worker.ECHO_S
+    with pytest.raises(KeyboardInterrupt):
+        flag._on_signal(signal.SIGINT, None)
+
+
+def test_an_evaluation_is_not_for_several_processes(tmp_path):
+    write_json(tmp_path / "config.json", {"job": "evaluate"})
+    outcome = worker.run_guarded(tmp_path, worker.StopFlag(), None, World(0, 2, 0, 2))
+    assert outcome.message == "a job 'evaluate' runs in one process, this is one of 2"
 
 
 def test_a_damaged_file_is_the_persons_input_with_its_fix(guarded):

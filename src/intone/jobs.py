@@ -170,7 +170,8 @@ def start_live(folder: Path, env: Mapping[str, str] | None = None, limits: Limit
 
 
 def _start(folder: Path, env: Mapping[str, str] | None, limits: Limits, *, live: bool) -> Job:
-    (folder / "outcome.json").unlink(missing_ok=True)
+    with disk_errors(folder):
+        (folder / "outcome.json").unlink(missing_ok=True)
     variables = {**os.environ, **(env or {}), "INTONE_PARENT": str(os.getpid())}
     search = [str(PACKAGE_PARENT), variables.get("PYTHONPATH", "")]
     variables["PYTHONPATH"] = os.pathsep.join(part for part in search if part)

@@ -103,7 +103,7 @@ def run_main(folder: Path, stop: StopFlag, world: World, exchange: Exchange | No
         outcome = run_guarded(folder, stop, exchange, world)
         if exchange is not None and outcome.outcome != "done":
             exchange.fail(outcome)
-        with contextlib.suppress(DiskFull):  # the parent then derives the outcome from the exit status
+        with contextlib.suppress(UserError):  # no room, or read-only: the parent then derives it from the exit status
             write_outcome(folder, outcome)
     if outcome.outcome not in ("done", "stopped"):
         say(f"{outcome.outcome}: {outcome.message}")

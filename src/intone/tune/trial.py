@@ -55,8 +55,9 @@ class TrialRunner:
             0, self.device_batch, compiled, dtype, attention, "trial", self.threads, kernels=kernels  # type: ignore[arg-type]
         )
         found = self._run(segment, num_steps)
-        while found.outcome.outcome == "out_of_memory" and self.device_batch > 1:
-            smaller = fallbacks(self.device_batch)[1]
+        for smaller in fallbacks(self.device_batch)[1:]:
+            if found.outcome.outcome != "out_of_memory":
+                break
             say(f"device_batch {self.device_batch} -> {smaller}: {found.outcome.message}")
             self.device_batch, segment = smaller, replace(segment, device_batch=smaller)
             found = self._run(segment, num_steps)
