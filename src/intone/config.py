@@ -272,7 +272,7 @@ def check_keys(value: Any, what: str, *, needed: Sequence[str], other: Sequence[
     """Raises UserError for a config that is no object, has a key that nobody reads, or lacks one that is needed."""
     if not isinstance(value, dict):
         raise UserError(f"{what} is {value!r}, it must be an object of names and values", value=value)
-    known = (*needed, *other, "format", "job")
+    known = (*needed, *other)
     for key in value:
         if key not in known:
             raise unknown_name(f"{what} setting", key, known)

@@ -18,7 +18,7 @@ from intone.pulse import beat
 from intone.records import Outcome
 
 NEEDED = ("from", "tokenizer", "prompts")
-OTHER = ("dtype", "device", "threads", "sampling", "engine")
+OTHER = ("format", "job", "dtype", "device", "threads", "sampling", "engine")
 OPTIONS = [name for name in inspect.signature(Engine).parameters if name not in ("model", "tokenizer")]
 SAMPLING = [entry.name for entry in dataclasses.fields(Request) if entry.name != "prompt"]
 

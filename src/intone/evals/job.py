@@ -24,7 +24,7 @@ from intone.records import Outcome
 MAX_ANSWER_TOKENS = 160  # the longest held-out answer (ten weekdays counted) has about 90
 
 NEEDED = ("from", "tokenizer", "dtype", "tasks", "context", "val_tokens")
-OTHER = ("threads", "val", "num_items", "seed")
+OTHER = ("format", "job", "threads", "val", "num_items", "seed")
 
 
 def evaluate_job(folder: Path, config: dict[str, Any]) -> Outcome:
