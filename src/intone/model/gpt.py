@@ -140,7 +140,7 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.attention_backend: Backend = "sdpa"
-        self.kernels: Kernels = "torch"  # native: training runs on model/native, in bfloat16 on a CPU
+        self.kernels: Kernels = "torch"  # native: training runs on model/native, in bfloat16 or float32 on a CPU
         self.narrow_weights = NarrowWeights()
         width, vocab = config.width, config.padded_vocab
         kv_width = config.num_kv_heads * config.head_width

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from intone.config import OptimConfig
 from intone.model.gpt import GPT
+from intone.model.native.build import Variant
 from intone.model.native.ops import call
 from intone.model.sharding import GroupShard, Part
 from intone.team import ALONE, Team
@@ -248,18 +249,21 @@ def native_update(
 ) -> None:
     """muon_update() or adamw_update() on the CPU kernels: one pass before the products and one after them."""
     lr = group.lr * scale.lr
+    variant: Variant = "avx2" if optimizer.orthogonalise_dtype == torch.float32 else "avx512_bf16"
     if group.kind == "muon":
         rows, columns = params[0].shape
-        x = torch.empty(len(params), rows, columns, dtype=torch.bfloat16)
+        x = torch.empty(len(params), rows, columns, dtype=optimizer.orthogonalise_dtype)
         for i, grad in enumerate(grads):
-            call("intone_muon_before", grad, group.state["momentum"][i], x[i], rows, columns, float(scale.momentum))
-        x = orthogonalise(x, POLAR_EXPRESS).contiguous()
+            moment = group.state["momentum"][i]
+            call("intone_muon_before", grad, moment, x[i], rows, columns, float(scale.momentum), variant=variant)
+        x = native_orthogonalise(x)
         sums = torch.empty(max(rows, columns) + 16)
         share = 1 - optimizer.config.second_moment
         decay = group.weight_decay * scale.weight_decay
         for i, p in enumerate(params):
             second = group.state["second_moment"][i]
-            call("intone_muon_after", x[i], p, second, sums, rows, columns, float(lr), float(decay), float(share))
+            factors = (float(lr), float(decay), float(share))
+            call("intone_muon_after", x[i], p, second, sums, rows, columns, *factors, variant=variant)
     else:
         beta1, beta2 = group.betas
         size, unbias = lr / (1 - beta1**optimizer.num_steps), 1 / (1 - beta2**optimizer.num_steps)
@@ -267,10 +271,25 @@ def native_update(
             assert grad.is_contiguous(), "the kernel walks over it in one go"
             call(
                 "intone_adamw", p, grad, group.state[f"first.{i}"], group.state[f"second.{i}"], p.numel(), size,
-                unbias, beta1, beta2, group.eps, 1 - lr * group.weight_decay,
+                unbias, beta1, beta2, group.eps, 1 - lr * group.weight_decay, variant=variant,
             )  # fmt: skip
     # the kernels write behind PyTorch's back: who keeps something made from a parameter must see that it changed
     torch.autograd.graph.increment_version(group.params)
+
+
+def native_orthogonalise(x: Tensor) -> Tensor:
+    """orthogonalise(x, POLAR_EXPRESS), contiguous; float32 by a kernel that needs half of the operations or fewer."""
+    if x.dtype != torch.float32:
+        return orthogonalise(x, POLAR_EXPRESS).contiguous()
+    out, coefficients = torch.empty_like(x), torch.tensor(POLAR_EXPRESS)
+    rows, columns = x.shape[-2:]
+    scratch = torch.empty(5 * min(rows, columns) ** 2)
+    for source, target in zip(x, out, strict=True):
+        call(
+            "intone_orthogonalise", source, target, scratch, coefficients, len(coefficients), rows, columns,
+            variant="avx2",
+        )  # fmt: skip
+    return out
 
 
 def scalar(value: float) -> Tensor:

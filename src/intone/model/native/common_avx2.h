@@ -1,4 +1,5 @@
-// What the float32 kernels share: eight values in a register, sums across them, loads of a row's rest, and exp.
+// What the float32 kernels share: eight values in a register, sums across them, loads of a row's rest, transposing,
+// exp, tanh, and the matrix product of a tile.
 // AVX2 with fused multiply-add; built and loaded by build.py.
 #pragma once
 #include <immintrin.h>
@@ -29,9 +30,27 @@ inline float sum_of(__m256 x) {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
-// e ** x for x < 88; relative error below 2e-7 (Taylor to degree 6 on half an octave either side)
-inline __m256 exp_ps(__m256 x) {
-    x = _mm256_max_ps(x, all(-87.0f));
+// out[j * out_row + i] = x[i * row + j] for i and j below 8
+inline void transpose_tile(const float* x, int64_t row, float* out, int64_t out_row) {
+    __m256 low[LANES], high[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        const __m256 a = load(x + i * row), b = load(x + (i + 1) * row);
+        low[i] = _mm256_unpacklo_ps(a, b);
+        low[i + 1] = _mm256_unpackhi_ps(a, b);
+    }
+    for (int i = 0; i < LANES; i += 4)
+        for (int j = 0; j < 2; j++) {
+            high[i + 2 * j] = _mm256_shuffle_ps(low[i + j], low[i + 2 + j], 0x44);
+            high[i + 2 * j + 1] = _mm256_shuffle_ps(low[i + j], low[i + 2 + j], 0xee);
+        }
+    for (int j = 0; j < 4; j++) {
+        store(out + j * out_row, _mm256_permute2f128_ps(high[j], high[4 + j], 0x20));
+        store(out + (4 + j) * out_row, _mm256_permute2f128_ps(high[j], high[4 + j], 0x31));
+    }
+}
+
+// 2 ** n and r * (e ** r - 1) / r for x = n log 2 + r, |x| < 87 (Taylor to degree 6 on half an octave either side)
+inline void split_exp(__m256 x, __m256* power, __m256* rest) {
     const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, all(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fnmadd_ps(n, all(0.693359375f), x);
     r = _mm256_fnmadd_ps(n, all(-2.12194440e-4f), r);
@@ -41,7 +60,85 @@ inline __m256 exp_ps(__m256 x) {
     y = _mm256_fmadd_ps(y, r, all(1.0f / 6));
     y = _mm256_fmadd_ps(y, r, all(0.5f));
     y = _mm256_fmadd_ps(y, r, all(1.0f));
-    y = _mm256_fmadd_ps(y, r, all(1.0f));
-    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_mul_ps(y, _mm256_castsi256_ps(power));
+    *rest = _mm256_mul_ps(y, r);
+    *power = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+
+// e ** x for x < 87, below -87 as at -87; relative error below 2e-7
+inline __m256 exp_ps(__m256 x) {
+    __m256 power, rest;
+    split_exp(_mm256_max_ps(x, all(-87.0f)), &power, &rest);
+    return _mm256_fmadd_ps(power, rest, power);
+}
+
+// relative error below 5e-7, near zero too: from e ** 2x - 1, which does not cancel there
+inline __m256 tanh_ps(__m256 x) {
+    __m256 power, rest;
+    x = _mm256_min_ps(_mm256_max_ps(x, all(-9.0f)), all(9.0f));
+    split_exp(_mm256_add_ps(x, x), &power, &rest);
+    const __m256 less_one = _mm256_fmadd_ps(power, rest, _mm256_sub_ps(power, all(1.0f)));
+    return _mm256_div_ps(less_one, _mm256_add_ps(less_one, all(2.0f)));
+}
+
+// c (MR, 8 * NR) of row length ldc = or += a (MR, k) @ b (k, 8 * NR). a has rows lda apart, or TURNED columns lda apart:
+// one of its strides is always 1, known to the compiler, or addresses would take more registers than there are.
+// Sums have names: GCC 12 keeps an array of them on the stack and stores it in every step, at half the speed.
+template <int MR, int NR, bool TURNED>
+inline void product_tile(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t k, bool add) {
+#define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+#define BEGIN(i)                                                             \
+    __m256 low##i = _mm256_setzero_ps(), high##i = _mm256_setzero_ps();      \
+    if (MR > i && add) {                                                     \
+        low##i = load(c + i * ldc);                                          \
+        if (NR == 2) high##i = load(c + i * ldc + LANES);                    \
+    }
+#define STEP(i)                                                              \
+    if (MR > i) {                                                            \
+        const __m256 left = _mm256_broadcast_ss(TURNED ? a + i : a + i * lda); \
+        low##i = _mm256_fmadd_ps(left, low, low##i);                         \
+        if (NR == 2) high##i = _mm256_fmadd_ps(left, high, high##i);         \
+    }
+#define END(i)                                                               \
+    if (MR > i) {                                                            \
+        store(c + i * ldc, low##i);                                          \
+        if (NR == 2) store(c + i * ldc + LANES, high##i);                    \
+    }
+    EACH_ROW(BEGIN)
+    for (int64_t p = 0; p < k; p++) {
+        const __m256 low = load(b), high = NR == 2 ? load(b + LANES) : low;
+        EACH_ROW(STEP)
+        a += TURNED ? lda : 1;
+        b += ldb;
+    }
+    EACH_ROW(END)
+#undef EACH_ROW
+#undef BEGIN
+#undef STEP
+#undef END
+}
+
+// the same for any number of rows m; twelve sums, two values of b and one of a fill the sixteen registers
+template <int NR, bool TURNED>
+inline void product_columns(int64_t m, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t k,
+                            bool add) {
+    const int64_t next = TURNED ? 1 : lda;
+    int64_t i = 0;
+    for (; i + 6 <= m; i += 6) product_tile<6, NR, TURNED>(a + i * next, lda, b, ldb, c + i * ldc, ldc, k, add);
+    a += i * next;
+    c += i * ldc;
+    switch (m - i) {
+        case 5: return product_tile<5, NR, TURNED>(a, lda, b, ldb, c, ldc, k, add);
+        case 4: return product_tile<4, NR, TURNED>(a, lda, b, ldb, c, ldc, k, add);
+        case 3: return product_tile<3, NR, TURNED>(a, lda, b, ldb, c, ldc, k, add);
+        case 2: return product_tile<2, NR, TURNED>(a, lda, b, ldb, c, ldc, k, add);
+        case 1: return product_tile<1, NR, TURNED>(a, lda, b, ldb, c, ldc, k, add);
+    }
+}
+
+// c (m, n) = or += a (m, k) @ b (k, n); n is a multiple of 8
+inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
+                    bool add) {
+    int64_t j = 0;
+    for (; j + 2 * LANES <= n; j += 2 * LANES) product_columns<2, false>(m, a, lda, b + j, ldb, c + j, ldc, k, add);
+    if (j < n) product_columns<1, false>(m, a, lda, b + j, ldb, c + j, ldc, k, add);
 }

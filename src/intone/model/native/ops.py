@@ -9,7 +9,9 @@ from torch.autograd.function import once_differentiable
 
 from intone.model.native.build import Variant, library
 
-HEAD_ROWS = 1024  # rows of logits at a time: 16 MiB at 8,192 entries stay in the last cache, 15.3 us a row (LOG.md)
+# rows of logits at a time: 16 MiB at 8,192 entries stay in the last cache, 15.3 us a row (LOG.md)
+HEAD_ROWS = 1024
+HEAD_ROWS_FLOAT32 = 512
 PARTS = 64  # of the sums in intone_norm_backward
 
 
@@ -42,6 +44,11 @@ def call(
     getattr(library(variant), name)(*words, torch.get_num_threads())
 
 
+def of(x: Tensor) -> Variant:
+    """The kernels that compute in x's dtype."""
+    return "avx2" if x.dtype == torch.float32 else "avx512_bf16"
+
+
 def first_visible(documents: Tensor | None, rows: int, positions: int, window: int) -> Tensor:
     """(B, T) int32: the first key that each query sees: its window's begin or its document's, whichever is later.
 
@@ -57,7 +64,7 @@ def first_visible(documents: Tensor | None, rows: int, positions: int, window: i
 
 
 class Attend(torch.autograd.Function):
-    """heads (B, T, H + 2 K, C) bfloat16, queries, keys and values side by side -> (B, T, H, C).
+    """heads (B, T, H + 2 K, C), queries, keys and values side by side -> (B, T, H, C).
 
     Query t sees keys first[b, t] to t of its row. K divides H, C is a multiple of 16.
     Equals attention.attend() under attention.packed_mask(), with sums and softmax in float32.
@@ -70,7 +77,7 @@ class Attend(torch.autograd.Function):
         q, k, v = heads.split((shape.heads, kv_heads, kv_heads), dim=2)
         out = torch.empty(rows, positions, shape.heads, width, dtype=heads.dtype)
         log_sum = torch.empty(rows, shape.heads, positions)
-        call("intone_attention_forward", q, k, v, first, out, log_sum, shape, width**-0.5)
+        call("intone_attention_forward", q, k, v, first, out, log_sum, shape, width**-0.5, variant=of(heads))
         ctx.save_for_backward(heads, first, out, log_sum)
         ctx.shape = shape
         return out
@@ -83,13 +90,13 @@ class Attend(torch.autograd.Function):
         d_heads = torch.empty_like(heads)
         call(
             "intone_attention_backward", *heads.split(parts, dim=2), first, out, d_out.contiguous(), log_sum,
-            *d_heads.split(parts, dim=2), ctx.shape, ctx.shape.width**-0.5,
+            *d_heads.split(parts, dim=2), ctx.shape, ctx.shape.width**-0.5, variant=of(heads),
         )  # fmt: skip
         return d_heads, None, None
 
 
 class Heads(torch.autograd.Function):
-    """qkv (B, T, H + 2 K, C) bfloat16 -> the same shape: queries and keys rotated, normed, times qk_scale; values plus
+    """qkv (B, T, H + 2 K, C) -> the same shape: queries and keys rotated, normed, times qk_scale; values plus
     gate (B, T, K) float32 times value (B, T, K * C), both or neither None.
 
     cos and sin (T, C / 2) float32. Equals gpt.Attention between its first product and attend(), computed in float32.
@@ -105,7 +112,7 @@ class Heads(torch.autograd.Function):
         heads = torch.empty_like(qkv)
         scale = torch.empty(rows, positions, num_heads + kv_heads)
         ctx.sizes = (rows * positions, positions, num_heads, kv_heads, width, qk_scale)
-        call("intone_heads_forward", qkv, cos, sin, gate, value, heads, scale, *ctx.sizes, eps)
+        call("intone_heads_forward", qkv, cos, sin, gate, value, heads, scale, *ctx.sizes, eps, variant=of(qkv))
         ctx.save_for_backward(heads, cos, sin, gate, value, scale)
         return heads
 
@@ -115,19 +122,22 @@ class Heads(torch.autograd.Function):
         heads, cos, sin, gate, value, scale = ctx.saved_tensors
         # attention has just made this gradient and nobody else holds it
         d_gate, d_value = (None, None) if value is None else (torch.empty_like(gate), torch.empty_like(value))
-        call("intone_heads_backward", heads, cos, sin, gate, value, scale, d_heads, d_gate, d_value, *ctx.sizes)
+        call(
+            "intone_heads_backward", heads, cos, sin, gate, value, scale, d_heads, d_gate, d_value, *ctx.sizes,
+            variant=of(heads),
+        )  # fmt: skip
         return d_heads, d_gate, d_value, None, None, None, None, None
 
 
 class AddNorm(torch.autograd.Function):
-    """x, h (..., D) bfloat16 -> (x + h, its norm)."""
+    """x, h (..., D) -> (x + h, its norm)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, h: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         total, normed, scale = torch.empty_like(x), torch.empty_like(x), torch.empty(x.shape[:-1])
         width = x.shape[-1]
         ctx.sizes = (x.numel() // width, width)
-        call("intone_norm_forward", x, h, None, 1.0, 0.0, total, None, normed, scale, *ctx.sizes, eps)
+        call("intone_norm_forward", x, h, None, 1.0, 0.0, total, None, normed, scale, *ctx.sizes, eps, variant=of(x))
         ctx.save_for_backward(total, scale)
         ctx.set_materialize_grads(False)
         return total, normed
@@ -139,13 +149,13 @@ class AddNorm(torch.autograd.Function):
         d_x = torch.empty_like(total)
         call(
             "intone_norm_backward", total, None, None, 1.0, 0.0, scale, d_normed.contiguous(), d_total, None, d_x, None,
-            None, *ctx.sizes,
+            None, *ctx.sizes, variant=of(total),
         )  # fmt: skip
         return d_x, d_x, None
 
 
 class MixNorm(torch.autograd.Function):
-    """total = x + h (h None: x); mixed = a * total + b * x0 -> (total, mixed, its norm), all (..., D) bfloat16.
+    """total = x + h (h None: x); mixed = a * total + b * x0 -> (total, mixed, its norm), all (..., D).
 
     a, b () float32. Equals gpt.scaled_sum() and gpt.norm() after the addition; total is None where h is.
     """
@@ -159,7 +169,7 @@ class MixNorm(torch.autograd.Function):
         width = x.shape[-1]
         ctx.sizes = (x.numel() // width, width)
         ctx.factors = (float(a), float(b))
-        call("intone_norm_forward", x, h, x0, *ctx.factors, total, mixed, normed, scale, *ctx.sizes, eps)
+        call("intone_norm_forward", x, h, x0, *ctx.factors, total, mixed, normed, scale, *ctx.sizes, eps, variant=of(x))
         ctx.save_for_backward(mixed, x if total is None else total, x0, scale)
         ctx.has_h = h is not None
         ctx.set_materialize_grads(False)
@@ -175,19 +185,19 @@ class MixNorm(torch.autograd.Function):
         sums = torch.empty(PARTS, 2, dtype=torch.float64)
         call(
             "intone_norm_backward", mixed, total, x0, *ctx.factors, scale, d_normed.contiguous(), d_mixed, d_total, d_x,
-            d_x0, sums, *ctx.sizes,
+            d_x0, sums, *ctx.sizes, variant=of(mixed),
         )  # fmt: skip
         d_a, d_b = sums.sum(0).float()
         return d_x, d_x if ctx.has_h else None, d_x0, d_a, d_b, None
 
 
 class ReluSquare(torch.autograd.Function):
-    """x bfloat16, a multiple of 16 values -> max(x, 0) squared."""
+    """x of a multiple of 16 values -> max(x, 0) squared."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         out = torch.empty_like(x)
-        call("intone_relu_square_forward", x, out, x.numel())
+        call("intone_relu_square_forward", x, out, x.numel(), variant=of(x))
         ctx.save_for_backward(x)
         return out
 
@@ -196,13 +206,13 @@ class ReluSquare(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         d_x = torch.empty_like(x)
-        call("intone_relu_square_backward", x, d_out.contiguous(), d_x, x.numel())
+        call("intone_relu_square_backward", x, d_out.contiguous(), d_x, x.numel(), variant=of(x))
         return d_x
 
 
 class NarrowLinear(torch.autograd.Function):
-    """x (N, D) bfloat16 @ narrow (M, D) transposed -> (N, M); narrow holds the float32 weights (M_i, D) one below the
-    other in bfloat16."""
+    """x (N, D) @ narrow (M, D) transposed -> (N, M); narrow holds the float32 weights (M_i, D) one below the other in
+    x's dtype."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, narrow: Tensor, *weights: Tensor) -> Tensor:
@@ -219,7 +229,9 @@ class NarrowLinear(torch.autograd.Function):
 
 
 class HeadLoss(torch.autograd.Function):
-    """x (N, D) bfloat16, weight (V, D) float32, targets (N,) with -1 = not learned -> loss_sum () float32, nats.
+    """x (N, D), weight (V, D) float32, targets (N,) with -1 = not learned -> loss_sum () float32, nats.
+
+    narrow is weight in x's dtype.
 
     The head, the softcap and the cross entropy in one: logits exist for HEAD_ROWS supervised rows at a time, and both
     gradients are computed on the way, so the backward pass only scales them. Rows that are not learned cost nothing.
@@ -236,16 +248,20 @@ class HeadLoss(torch.autograd.Function):
         losses = torch.empty(len(rows))
         d_rows = torch.empty_like(rows)
         d_weight = torch.zeros_like(weight)
-        buffer = torch.empty(min(HEAD_ROWS, len(rows)), len(weight), dtype=x.dtype)
-        for begin in range(0, len(rows), HEAD_ROWS):
-            part = rows[begin : begin + HEAD_ROWS]
+        step = HEAD_ROWS_FLOAT32 if x.dtype == torch.float32 else HEAD_ROWS
+        buffer = torch.empty(min(step, len(rows)), len(weight), dtype=x.dtype)
+        for begin in range(0, len(rows), step):
+            part = rows[begin : begin + step]
             logits = torch.mm(part, narrow.t(), out=buffer[: len(part)])
             call(
                 "intone_cross_entropy", logits, wanted[begin:], losses[begin:], len(part), vocab_size, len(weight),
-                float(softcap),
+                float(softcap), variant=of(x),
             )  # fmt: skip
             torch.mm(logits, narrow, out=d_rows[begin : begin + len(part)])
-            call("intone_add_narrow", d_weight, logits.t() @ part, d_weight.numel())
+            if x.dtype == torch.float32:
+                d_weight.addmm_(logits.t(), part)
+            else:
+                call("intone_add_narrow", d_weight, logits.t() @ part, d_weight.numel())
         d_x = d_rows
         if not every:
             d_x = torch.zeros_like(x)
@@ -261,18 +277,21 @@ class HeadLoss(torch.autograd.Function):
 
 
 class NarrowWeights:
-    """Master weights in bfloat16, converted once per update: a parameter's version says when it has changed."""
+    """Master weights in the dtype of activations, converted once per update: a parameter's version says when it has
+    changed."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, ...], tuple[tuple[int, ...], Tensor]] = {}
+        self._kept: dict[tuple[int, ...], tuple[torch.dtype, tuple[int, ...], Tensor]] = {}
 
-    def __call__(self, *weights: Tensor) -> Tensor:
-        """The weights one below the other, (sum of M, D) bfloat16."""
+    def __call__(self, *weights: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """The weights one below the other, (sum of M, D); one that is in dtype already is handed back as it is."""
+        if len(weights) == 1 and weights[0].dtype == dtype:
+            return weights[0].detach()
         key = tuple(map(id, weights))
         versions = tuple(weight._version for weight in weights)
         kept = self._kept.get(key)
-        if kept is None or kept[0] != versions:
+        if kept is None or kept[:2] != (dtype, versions):
             with torch.no_grad():
-                kept = (versions, torch.cat([weight.to(torch.bfloat16) for weight in weights]))
+                kept = (dtype, versions, torch.cat([weight.to(dtype) for weight in weights]))
             self._kept[key] = kept
-        return kept[1]
+        return kept[2]

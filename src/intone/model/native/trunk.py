@@ -1,4 +1,4 @@
-"""The training forward pass of the GPT on our CPU kernels: the same function as gpt.GPT.forward, in bfloat16"""
+"""The training forward pass of the GPT on our CPU kernels: the same function as gpt.GPT.forward, in its dtype"""
 
 from typing import TYPE_CHECKING, cast
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 def forward(
     model: "GPT", narrow: NarrowWeights, ids: Tensor, targets: Tensor, documents: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """See GPT.forward. Gradients flow to the float32 master weights."""
-    config = model.config
+    """See GPT.forward. Gradients flow to the float32 master weights. compute_dtype is bfloat16 or float32."""
+    config, dtype = model.config, model.compute_dtype
     ids = ids.long()
     rows, positions = ids.shape
     cos, sin = model.cos[:positions].contiguous(), model.sin[:positions].contiguous()
     first = {window: first_visible(documents, rows, positions, window) for window in model.windows()}
-    start = norm(model.embedding(ids).to(torch.bfloat16), config.norm_eps)
+    start = norm(model.embedding(ids).to(dtype), config.norm_eps)
     if config.smear:
         start = model.smeared(start, documents, None)
     x, h = start, None
@@ -48,7 +48,7 @@ def forward(
             total = x
         if i == config.depth // 2 + 1:
             middle = total
-        value = model.value_embeddings[str(i)](ids).to(torch.bfloat16) if config.has_value_embedding(i) else None
+        value = model.value_embeddings[str(i)](ids).to(dtype) if config.has_value_embedding(i) else None
         x, h = block_forward(block, narrow, x, normed, value, cos, sin, first[config.window(i)])
     assert h is not None, "a model has at least one block"
     if config.backout:
@@ -58,8 +58,8 @@ def forward(
     else:
         _, x = AddNorm.apply(x, h, config.norm_eps)
     loss_sum: Tensor = HeadLoss.apply(
-        x.flatten(0, 1), model.head.weight, narrow(model.head.weight), targets.flatten(), config.vocab_size,
-        config.softcap,
+        x.flatten(0, 1), model.head.weight, narrow(model.head.weight, dtype=dtype), targets.flatten(),
+        config.vocab_size, config.softcap,
     )  # fmt: skip
     return loss_sum, (targets >= 0).sum()
 
@@ -72,18 +72,24 @@ def block_forward(
     attention, config = block.attention, block.attention.config
     flat = normed.flatten(0, 1)
     weights = (attention.q.weight, attention.k.weight, attention.v.weight)
-    qkv = NarrowLinear.apply(flat, narrow(*weights), *weights)
+    qkv = linear(flat, narrow, *weights)
     gate = None if value is None else attention.gate(normed).float()
     heads = Heads.apply(
         qkv.view(*x.shape[:2], -1, config.head_width), gate, value, cos, sin, config.num_kv_heads, config.qk_scale,
         config.norm_eps,
     )  # fmt: skip
     seen = Attend.apply(heads, first, config.num_kv_heads).flatten(2).flatten(0, 1)
-    h = NarrowLinear.apply(seen, narrow(attention.out.weight), attention.out.weight).view_as(x)
+    h = linear(seen, narrow, attention.out.weight).view_as(x)
     x, normed = AddNorm.apply(x, h, block.eps)
-    up = NarrowLinear.apply(normed.flatten(0, 1), narrow(block.mlp.up.weight), block.mlp.up.weight)
-    down = NarrowLinear.apply(ReluSquare.apply(up), narrow(block.mlp.down.weight), block.mlp.down.weight)
+    up = linear(normed.flatten(0, 1), narrow, block.mlp.up.weight)
+    down = linear(ReluSquare.apply(up), narrow, block.mlp.down.weight)
     return x, down.view_as(x)
+
+
+def linear(x: Tensor, narrow: NarrowWeights, *weights: Tensor) -> Tensor:
+    """x (N, D) -> (N, sum of M): products with weights (M, D), side by side."""
+    out: Tensor = NarrowLinear.apply(x, narrow(*weights, dtype=x.dtype), *weights)
+    return out
 
 
 def norm(x: Tensor, eps: float) -> Tensor:
