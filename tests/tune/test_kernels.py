@@ -37,7 +37,7 @@ class NoMemory:
 
 @pytest.fixture(autouse=True)
 def can_be_built(monkeypatch):
-    monkeypatch.setattr(kernels.build, "obstacle", lambda: None)
+    monkeypatch.setattr(kernels.build, "obstacle", lambda variant: None)
 
 
 def settle(runner, asked=AUTO, compile_asked=AUTO, *, dtype="bf16", device="cpu", config=CONFIG):
@@ -83,7 +83,7 @@ def test_a_trial_that_does_not_run_is_no_finding():
     ("changes", "word"),
     [
         ({"device": "cuda"}, "for CPUs"),
-        ({"dtype": "fp32"}, "compute in bf16"),
+        ({"dtype": "fp16"}, "compute in bf16 or fp32"),
         ({"compile_asked": Resolved("on", "flag", "")}, "compiling was asked for"),
         ({"config": dataclasses.replace(CONFIG, head_width=24)}, "head width that is a multiple of 16"),
         ({"config": dataclasses.replace(CONFIG, width=24)}, "width that is a multiple of 16"),
@@ -102,3 +102,9 @@ def test_what_was_asked_for_is_not_tried():
     assert settle(Runner(error="must not run"), Resolved("native", "flag", "")).value == "native"
     assert settle(Runner(error="must not run"), Resolved("torch", "flag", "")).value == "torch"
 
+
+@pytest.mark.parametrize(("dtype", "asked_of"), [("bf16", "avx512_bf16"), ("fp32", "avx2")])
+def test_the_processor_is_asked_for_what_the_dtype_needs(monkeypatch, dtype, asked_of):
+    monkeypatch.setattr(kernels.build, "obstacle", lambda variant: f"no {variant}")
+    assert settle(Runner(), dtype=dtype).reason == f"no {asked_of}"
+    assert settle(Runner(), Resolved("torch", "flag", ""), dtype=dtype).value == "torch"

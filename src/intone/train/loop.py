@@ -292,7 +292,7 @@ class Trainer:
         self.model.compute_dtype = DTYPES[segment.dtype]
         self.model.kernels = self.optimizer.kernels = segment.kernels
         if segment.kernels == "native":
-            check_kernels(self.job.model, self.device)
+            check_kernels(self.job.model, self.device, segment.dtype)
         else:
             self.model.attention_backend = cast(Backend, segment.attention)
         if segment.threads:

@@ -6,7 +6,7 @@ from intone.config import ModelConfig
 from intone.dist import World
 from intone.errors import UserError, unknown_name
 from intone.model.attention import BACKENDS
-from intone.model.native.build import library
+from intone.model.native.build import library, variant_for
 from intone.model.native.shapes import shape_obstacle
 from intone.records import Choices, Segment
 from intone.train.step import DTYPES
@@ -32,17 +32,18 @@ def check_segments(choices: Choices) -> None:
 
 def check_native(segment: Segment) -> None:
     """Raises UserError where our kernels cannot do what the segment says."""
-    if (segment.dtype, segment.compiled, segment.attention) != ("bf16", False, "native"):
+    if variant_for(segment.dtype) is None or segment.compiled or segment.attention != "native":
         how = f"{segment.dtype}, compiled {segment.compiled}, attention {segment.attention}"
-        raise UserError(f"our kernels run bf16, not compiled, attention native; the plan says {how}", value=how)
+        raise UserError(f"our kernels run bf16 or fp32, not compiled, attention native; the plan says {how}", value=how)
 
 
-def check_kernels(model: ModelConfig, device: torch.device) -> None:
-    """Raises UserError where our kernels are planned and cannot be had on this machine for this model."""
-    obstacle = shape_obstacle(model)
+def check_kernels(model: ModelConfig, device: torch.device, dtype: str) -> None:
+    """Raises UserError where our kernels are planned and cannot be had on this machine for this model and dtype."""
+    obstacle, variant = shape_obstacle(model), variant_for(dtype)
     if device.type != "cpu" or obstacle is not None:
         raise UserError(obstacle or "our kernels need the model on the CPU", fix="use --kernels torch")
-    library()
+    assert variant is not None, "check_native() looked"
+    library(variant)
 
 
 def pick_device(choices: Choices, world: World) -> torch.device:

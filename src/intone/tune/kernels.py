@@ -43,11 +43,12 @@ def kernels_obstacle(facts: Facts, config: ModelConfig, dtype: str, compile_aske
     """Why our kernels cannot compute this model's training here; None: nothing is known to be in the way."""
     if facts.device != "cpu":
         return f"our kernels are for CPUs, this runs on {facts.device}"
-    if dtype != "bf16":
-        return f"our kernels compute in bf16, this runs in {dtype}"
+    variant = build.variant_for(dtype)
+    if variant is None:
+        return f"our kernels compute in bf16 or fp32, this runs in {dtype}"
     if compile_asked == "on":
         return "compiling was asked for, and compiled code has its own kernels"
-    return shape_obstacle(config) or build.obstacle()
+    return shape_obstacle(config) or build.obstacle(variant)
 
 
 def compared(runner: "TrialRunner", dtype: str) -> Choice:
