@@ -7,6 +7,7 @@ import pytest
 
 from intone import pipeline
 from intone.errors import DiskFull, UserError
+from intone.jobs import Limits, devices_of
 from intone.model.cost import train_flops_per_token
 from intone.paths import FolderLock, read_json, write_json
 from intone.pipeline import honest_word, run_pipeline, run_train
@@ -50,8 +51,9 @@ class Machine:
         whole = self.plan_run(settings, origins, folder, started_s=started_s)
         return Plan({settings.stage: whole.stages[settings.stage]}, None, whole.forecast)
 
-    def supervise(self, folder, env):
+    def supervise(self, folder, env, limits=None):
         assert env == ENVIRONMENT
+        self.limits = limits
         self.started.append(folder.name)
         outcome = self.outcomes.pop(folder.name, Outcome("done", 2))
         if outcome.outcome == "done" and folder.name == "eval":
@@ -251,7 +253,7 @@ def test_while_a_run_is_at_work_it_is_unfinished_whatever_it_was_before(machine,
     states = []
     supervise = machine.supervise
     monkeypatch.setattr(
-        pipeline, "supervise", lambda folder, env: (states.append(find_run("d1-1").state), supervise(folder, env))[1]
+        pipeline, "supervise", lambda *words, **_: (states.append(find_run("d1-1").state), supervise(*words))[1]
     )
     run()
     assert set(states) == {"unfinished"}
@@ -416,6 +418,26 @@ def test_prepare_writes_the_job_and_stops(machine):
     assert answer.result == {"folder": str(folder)}
     assert train(stage="base").outcome == "done"
     assert machine.started == ["base"]
+
+
+def test_a_run_goes_on_with_other_devices_and_patience_where_they_are_asked_for(machine, capsys):
+    machine.outcomes["mid"] = Outcome("stopped", 1)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert devices_of(find_run("d1-1").stage_folder("sft")) == 1
+    assert run(devices=3, stall_s=60.0).run == "d1-1"
+    said = capsys.readouterr().err
+    assert "mid: devices none -> 3" in said and "sft: stall_s none -> 60.0" in said
+    assert "base: devices" not in said  # it is done
+    assert [devices_of(find_run("d1-1").stage_folder(stage)) for stage in ("base", "mid", "sft")] == [1, 3, 3]
+    assert machine.limits == Limits(stall_s=60.0)  # of the evaluation, which has no plan of its own
+
+
+def test_what_starts_a_prepared_job_on_several_devices_is_said(machine):
+    answer = train(stage="base", prepare=True, devices=2)
+    folder = find_run("d1-1").stage_folder("base")
+    line = f"torchrun --standalone --nproc-per-node 2 -m intone.worker {folder}"
+    assert answer.text == f"the job is in {folder}\nnext: {line}"
 
 
 def test_the_depth_in_a_name_is_that_of_the_run_it_starts_from(machine, tiny_job):
