@@ -58,6 +58,11 @@ SUITES: dict[str, Verb] = {
         "intone.bench.settings:BenchProveSettings",
         "intone.bench.prove:bench_prove",
     ),
+    "serve": Verb(
+        "256 HTTP streams beside the engine alone, and hostile requests",
+        "intone.bench.serve_settings:BenchServeSettings",
+        "intone.bench.serve:bench_serve",
+    ),
     "train": Verb(
         "our training against nanochat's, in turns: speed, launch, quality",
         "intone.bench.train_settings:BenchTrainSettings",

@@ -33,6 +33,11 @@ class Running:
     loop: asyncio.AbstractEventLoop
     http: httpx2.Client  # making one takes longer than a request
 
+    @property
+    def pid(self) -> int:
+        """The process that speaks HTTP: this one."""
+        return os.getpid()
+
     def call(self, function: Any) -> Any:
         """The result of an async function in the server's loop."""
         return asyncio.run_coroutine_threadsafe(function, self.loop).result(WAIT_S)
@@ -113,6 +118,9 @@ def served_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An INTONE_HOME with the run "tiny", and engine processes that find the tests' modules."""
     before = {name: os.environ.get(name) for name in ("INTONE_HOME", "PYTHONPATH")}
     folder = tmp_path_factory.mktemp("served")
+    native = Path(before["INTONE_HOME"] or "") / "native"  # built once for all tests
+    native.mkdir(parents=True, exist_ok=True)
+    (folder / "native").symlink_to(native)
     os.environ["INTONE_HOME"] = str(folder)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [before["PYTHONPATH"], str(REPOSITORY)]))
     make_run("tiny")

@@ -65,11 +65,12 @@ class Server:
         """The answer of both kinds of requests."""
         served = self.models.find(body.model)
         served.num_open += 1
+        self.metrics.open.inc()
         is_handed_on = False
 
         def finish() -> None:
             served.num_open -= 1
-            self.metrics.streams.set(sum(entry.num_open for entry in self.models.all))
+            self.metrics.open.dec()
 
         try:
             asked = await asked_of(body, served, self.settings)

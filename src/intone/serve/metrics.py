@@ -1,5 +1,6 @@
 """Numbers for Prometheus, under the names that dashboards of vLLM ask for, and some of our own."""
 
+import asyncio
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -45,10 +46,15 @@ class Metrics:
         self.responses = Counter(
             "intone:http_responses", "Responses by path and status", ("path", "status"), registry=self.registry
         )
-        self.streams = Gauge("intone:http_streams", "Open event streams", registry=self.registry)
+        self.open = Gauge("intone:http_requests_open", "Requests that are being answered", registry=self.registry)
+        self.tasks = Gauge("intone:asyncio_tasks", "Tasks of the event loop", registry=self.registry)
 
     def page(self, engines: Mapping[str, tuple[int, Mapping[str, Any] | None]]) -> bytes:
-        """The text that Prometheus reads. engines: model -> (requests that wait, stats or None)."""
+        """The text that Prometheus reads. engines: model -> (requests that wait, stats or None).
+
+        Called in the server's event loop.
+        """
+        self.tasks.set(len(asyncio.all_tasks()))
         registry = CollectorRegistry()
         registry.register(_Engines(engines))
         return generate_latest(self.registry) + generate_latest(registry)
