@@ -1,6 +1,7 @@
 """The bench of serving: its clients against a real server, small."""
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -93,8 +94,7 @@ def test_a_stream_that_broke_off_is_a_problem():
     assert "broke off" in usage_of(whole)
 
 
-def test_the_rate_over_http_is_a_share_of_the_engines_own(served_home, monkeypatch, tmp_path):
-    """Small, but with every process that the real measurement has."""
+def test_the_rate_over_http_is_a_share_of_the_engines_own(server, monkeypatch, tmp_path):
     from intone import hardware
 
     def facts():
@@ -102,9 +102,8 @@ def test_the_rate_over_http_is_a_share_of_the_engines_own(served_home, monkeypat
 
     monkeypatch.setattr(serve, "load_facts", facts)
     monkeypatch.setattr("intone.bench.rows.load_facts", facts)
-    settings = BenchServeSettings(
-        parts=("streams",), random_depth=1, streams=8, tokens=16, rounds=1, out=str(tmp_path / "rows.jsonl")
-    )
+    monkeypatch.setattr(serve, "serving", lambda _run: contextlib.nullcontext(server.url))
+    settings = BenchServeSettings(parts=("streams",), from_run="tiny", streams=8, tokens=16, rounds=1)
     row, lines, _ = serve.streams_part(settings)
     assert row is None, "only 256 streams make a row"
     assert "99th percentile" in lines[0] and "first event" in lines[1]
@@ -114,15 +113,8 @@ def test_a_leak_or_a_wrong_status_fails_the_command(monkeypatch, tmp_path):
     async def found(*_args, **_settings):
         return Found(["good: 500, not (200,)"], [], ["3 good"])
 
-    class Nothing:
-        def __enter__(self):
-            return "http://nowhere:1"
-
-        def __exit__(self, *_):
-            pass
-
     monkeypatch.setattr(serve, "hostile", found)
-    monkeypatch.setattr(serve, "serving", lambda *_: Nothing())
+    monkeypatch.setattr(serve, "serving", lambda *_: contextlib.nullcontext("http://nowhere:1"))
     monkeypatch.setattr(serve, "random_stage", lambda *_args, **_settings: "x")
     monkeypatch.setattr("intone.bench.rows.machine_facts", lambda: {})
     monkeypatch.setattr("intone.bench.basics.machine_facts", lambda: {})

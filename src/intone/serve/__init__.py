@@ -1,1 +1,1 @@
-"""How people talk to a model: the terminal chat."""
+"""How people and programs talk to a model: the terminal chat, OpenAI's API over HTTP, and pages for a browser"""
