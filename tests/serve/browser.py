@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Browser:
         self._number = 0
         self._answers: dict[int, dict[str, Any]] = {}
         self._events: list[dict[str, Any]] = []
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.RLock())
         self._is_over = False
         self._reader = threading.Thread(target=self._read, name="browser", daemon=True)
         self._reader.start()
@@ -98,6 +98,14 @@ class Browser:
         assert answer is not None, f"the browser did not answer {method}"
         assert "error" not in answer, f"{method}: {answer['error']}"
         return answer["result"]
+
+    def wait(self, look: Callable[[], Any], what: str) -> Any:
+        """The first true answer, asked again whenever the browser says something."""
+        with self._changed:
+            self._changed.wait_for(lambda: look() or self._is_over, WAIT_S)
+            value = look()
+        assert value, f"{what} did not come within {WAIT_S:g} s"
+        return value
 
     def events(self, session: str) -> list[dict[str, Any]]:
         """Everything a page reported so far."""
@@ -231,6 +239,43 @@ class Page:
             "(() => { const e = document.activeElement; return e.getAttribute('aria-label') || "
             "e.labels?.[0]?.innerText || e.innerText || e.tagName; })()"
         )
+
+    def answer(self, path: str, *, when: Callable[[], None], status: int, body: Any, **headers: str) -> None:
+        """Answers the request that when() causes in place of the server."""
+        self.call("Fetch.enable", patterns=[{"urlPattern": f"*{path}*"}])
+        try:
+            num_before = len(self._paused())
+            when()
+            paused = self.browser.wait(lambda: self._paused()[num_before:], f"a request for {path}")[0]
+            found = [{"name": name.replace("_", "-"), "value": value} for name, value in headers.items()]
+            data = base64.b64encode(json.dumps(body).encode()).decode()
+            self.call(
+                "Fetch.fulfillRequest", requestId=paused["requestId"], responseCode=status, responseHeaders=found,
+                body=data,
+            )  # fmt: skip
+        finally:
+            self.call("Fetch.disable")
+
+    def _paused(self) -> list[dict[str, Any]]:
+        found = self.browser.events(self.session)
+        return [event["params"] for event in found if event["method"] == "Fetch.requestPaused"]
+
+    def offline(self, is_offline: bool) -> None:
+        """Cuts the network of the page, or mends it."""
+        self.call(
+            "Network.emulateNetworkConditions", offline=is_offline, latency=0, downloadThroughput=-1,
+            uploadThroughput=-1,
+        )  # fmt: skip
+
+    def sent(self, path: str) -> list[dict[str, Any]]:
+        """The JSON bodies of what the page posted to a path."""
+        found = []
+        for event in self.browser.events(self.session):
+            if event["method"] == "Network.requestWillBeSent":
+                request = event["params"]["request"]
+                if request["method"] == "POST" and request["url"].endswith(path):
+                    found.append(json.loads(request["postData"]))
+        return found
 
     def complaints(self) -> list[str]:
         """Errors and warnings of the console, exceptions, and what the policy of the page refused."""

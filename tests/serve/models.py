@@ -10,11 +10,11 @@ from intone.config import OptimConfig, ScheduleConfig, TrainJob, model_config
 from intone.data.chat import SPECIALS, Message, render_prompt
 from intone.data.tokenizer import SPLIT_PATTERN, Tokenizer
 from intone.engine.engine import Engine
-from intone.model.checkpoint import save_checkpoint
+from intone.model.checkpoint import list_checkpoints, save_checkpoint, saved_step
 from intone.model.gpt import GPT
 from intone.paths import write_json
 from intone.records import Choice, Choices, Outcome, Segment, write_choices, write_outcome
-from intone.runs import Place, create_run, with_state
+from intone.runs import Place, create_run, find_stage, with_state
 from intone.serve.loading import Opened
 
 CONTEXT = 256
@@ -104,3 +104,33 @@ def open_slow(run: str, step_s: float, folder: str, **engine) -> Opened:
     TOKENIZER.save(Path(folder) / "tokenizer")
     place = Place(Path(folder), run, None)
     return Opened(Engine(Slow(step_s), TOKENIZER, **engine), TOKENIZER, place, 0, str(Path(folder) / "tokenizer"))
+
+
+class Replying:
+    """A decoder that answers the last message by a table, one conversation at a time, a token every token_s."""
+
+    def __init__(self, replies: dict[str, str], token_s: float) -> None:
+        self.config = dataclasses.replace(CONFIG, context=8 * CONTEXT)
+        self.dtype = torch.float32
+        self.replies, self.token_s, self.text = replies, token_s, []
+
+    def logits(self, batch):
+        start = int(batch.positions[0])
+        self.text = [*self.text[:start], *batch.ids.tolist()]
+        if not len(batch.wanted):
+            return torch.zeros(0, self.config.vocab_size)  # a part of a prompt
+        time.sleep(self.token_s)  # what a real model takes
+        begin = len(self.text) - self.text[::-1].index(TOKENIZER.special("<|assistant_start|>"))
+        asked = TOKENIZER.decode(self.text[:begin]).rsplit("<|user_start|>", 1)[1]
+        asked = asked.removesuffix("<|user_end|><|assistant_start|>")
+        reply = ids_of(self.replies.get(asked, f"You said: {asked}") + "<|assistant_end|>")
+        token = reply[min(len(self.text) - begin, len(reply) - 1)]
+        return torch.nn.functional.one_hot(torch.tensor([token]), self.config.vocab_size).float() * 50
+
+
+def open_replying(run: str, replies: dict[str, str], token_s: float) -> Opened:
+    """The loader of a table of replies in place of the weights of a run that make_run() made."""
+    place = find_stage(run)
+    engine = Engine(Replying(replies, token_s), TOKENIZER, num_slots=1, share_prefixes=False)
+    step = saved_step(list_checkpoints(place.folder)[-1])
+    return Opened(engine, TOKENIZER, place, step, str(place.folder / "tokenizer"))
