@@ -15,7 +15,7 @@ from intone.records import EvalRow, EventRow, Outcome, SampleRow, StepRow, log_r
 from intone.runs import read_run, with_state
 from intone.serve.models import Models
 
-LONG = "One, two, three. " * 40
+LONG = "One, two, three. " * 14
 CALL = "It is <|python_start|>6*7<|python_end|><|output_start|>42<|output_end|>42."
 REFUSED = "So <|python_start|>1/0<|python_end|>what."
 MARKUP = """<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> and [link](javascript:window.hacked=1)
@@ -27,7 +27,7 @@ MARKUP = """<img src=x onerror="window.hacked=1"><script>window.hacked=1</script
 <script>window.hacked = 1</script>
 ```"""
 REPLIES = {"hi": "Hello there.", "count": LONG, "6*7?": CALL, "1/0?": REFUSED, "markup": MARKUP}
-TOKEN_S = 0.004
+TOKEN_S = 0.002
 STILL = "!document.querySelector('.live')"
 WORDS = "document.querySelector('#words')"
 
@@ -93,8 +93,8 @@ def questions(page: Page) -> list[str]:
 def test_an_answer_streams_in_and_is_there_after_a_reload(page):
     ask(page, "count", waits=False)
     first = page.until("document.querySelector('.live .prose')?.innerText.length", "the first words")
-    more = page.until(f"document.querySelector('.live .prose').innerText.length > {first + 20} && 1", "more words")
-    assert first < len(LONG) / 2 and more, "it came in pieces, not at once"
+    more = page.until(f"document.querySelector('.live .prose').innerText.length > {first + 20}", "more words")
+    assert first < len(LONG) * 2 / 3 and more, "it came in pieces, not at once"
     page.until(STILL, "the end")
     assert answers(page) == [LONG.strip()]
     cost = page.text(".cost")
@@ -195,17 +195,18 @@ def test_code_and_answers_are_copied(page, browser, replying):
 
 
 def test_everything_can_be_done_with_the_keyboard(page):
-    page.press("Tab", shift=True)
-    page.run("document.activeElement.blur(); document.body.focus()")
-    order = []
-    for _ in range(8):
+    page.run("document.querySelector('.skip').focus()")
+    order = [page.focused()]
+    for _ in range(5):
         page.press("Tab")
         order.append(page.focused())
-    assert order[0] == "Skip to the message box" and order[1:3] == ["intone", "New chat"]
+    assert order[:3] == ["Skip to the message box", "intone", "New chat"]
     assert {"Runs on this machine", "Colours: as the system. Change", "Settings"} <= set(order)
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     assert page.run(outline) == "solid", "what has the focus is seen"
-    page.run(f"{WORDS}.focus()")
+    page.run("document.querySelector('.skip').focus()")
+    page.press("Enter")
+    assert page.focused() == "Message"
     page.type("hi")
     page.press("Enter", shift=True)
     page.type("you")
@@ -213,7 +214,7 @@ def test_everything_can_be_done_with_the_keyboard(page):
     page.press("Enter")
     page.until(f"{STILL} && document.querySelector('.cost')", "the answer")
     assert questions(page) == ["hi\nyou"]
-    assert page.text("#spoken") == "You said: hi\nyou".replace("\n", " ") or "You said" in page.text("#spoken")
+    assert "You said: hi" in page.run("document.querySelector('#spoken').textContent"), "screen readers hear it whole"
     page.press("ArrowUp")
     assert page.focused() == "Edit the message"
     page.press("Escape")
@@ -263,19 +264,19 @@ def test_light_and_dark_follow_the_system_until_the_switch_says_otherwise(page):
 
 def test_conversations_are_renamed_deleted_brought_back_and_exported(page, tmp_path, browser):
     ask(page, "hi")
-    page.click("#new-chat")
-    assert page.run("!document.querySelector('#empty').hidden") and questions(page) == []
-    ask(page, "6*7?")
-    assert page.texts("#conversations .open .name") == ["6*7?", "hi"]
     page.click("#conversations [aria-label='Rename: hi']")
     page.run("document.activeElement.select()")
     page.type("greeting")
     page.press("Enter")
+    page.click("#new-chat")
+    assert page.run("!document.querySelector('#empty').hidden") and questions(page) == []
+    ask(page, "6*7?")
     assert page.texts("#conversations .open .name") == ["6*7?", "greeting"]
     page.click("#conversations [aria-label='Delete: 6*7?']")
     assert page.texts("#conversations .open .name") == ["greeting"] and questions(page) == []
     page.click(".note .link")
     assert questions(page) == ["6*7?"]
+    page.click("#conversations li:not(.current) .open")
     page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     page.click("#conversations [aria-label='Export as JSON: greeting']")
     path = tmp_path / "intone-greeting.json"

@@ -432,6 +432,10 @@ $("model").addEventListener("change", () => {
 // --- the beginning ----------------------------------------------------------------------------------------------------
 
 placeIcons();
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names the conversation
+  $("words").focus();
+});
 $("examples").replaceChildren(...EXAMPLES.map(({ skill, prompt }) => h("li", {}, h("button", {
   type: "button",
   onclick: () => {
