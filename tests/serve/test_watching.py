@@ -2,6 +2,7 @@ import json
 import os
 
 import pytest
+from tests.report.conftest import finished as finished
 
 from intone.errors import UserError
 from intone.paths import FolderLock, write_json
@@ -9,7 +10,6 @@ from intone.records import EvalRow, EventRow, Outcome, StepRow, log_row, write_o
 from intone.runs import with_state
 from intone.serve import watching
 from intone.serve.watching import log_since, overview, run_view
-from tests.report.conftest import finished as finished  # noqa: F811  a fixture
 
 
 def step(number, loss=1.0):
