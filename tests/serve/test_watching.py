@@ -92,6 +92,7 @@ def test_the_view_of_a_run_changes_its_version_with_files_but_not_with_the_log(f
     before = overview()["runs"][0]["version"]
     log_row(finished.stage_folder("sft") / "log.jsonl", EvalRow(20, 1.0, {"bpb": 1.0}))
     assert overview()["runs"][0]["version"] == before
+    write_json(finished.stage_folder("sft") / "checkpoints" / "step_000020" / "manifest.json", {})
     write_outcome(finished.stage_folder("sft"), Outcome("killed", 3, "by somebody", "start it again"))
     assert overview()["runs"][0]["version"] != before
     view = run_view("first_try")
@@ -100,7 +101,7 @@ def test_the_view_of_a_run_changes_its_version_with_files_but_not_with_the_log(f
     assert sft["newest_save"] == 20 and view["samples"][0]["said"] == [
         {"prompt": "Hello <b>", "text": "world & *all*\nof it"}
     ]
-    assert view["decided"][1] == {
+    assert view["decided"][2] == {
         "name": "dtype", "value": "bf16", "origin": "measured", "reason": "1.6x as fast",
         "beat": [{"value": "fp32", "why": "slower by 1.6x"}],
     }  # fmt: skip

@@ -106,6 +106,9 @@ def is_held(lock: Path, stage_folder: Path | None) -> bool:
     """
     try:
         inode = lock.stat().st_ino
+    except FileNotFoundError:
+        return False
+    try:
         held = Path("/proc/locks").read_text()
     except OSError:
         return stage_folder is not None and _age_s(stage_folder / "log.jsonl") < 120
