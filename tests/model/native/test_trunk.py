@@ -87,6 +87,19 @@ def test_losses_and_gradients_are_as_near_to_exact_ones_as_pytorchs(shape, batch
 
 
 @both
+def test_rows_in_which_all_is_learned_take_the_other_way_to_the_same_gradients(batch, dtype):
+    """Only where some tokens are not learned the last block leaves them out."""
+    ids, _, documents = batch
+    whole = (ids, ids.roll(-1, 1), documents)
+    exact_loss, exact = gradients(make_model(SHAPES[0], torch.float64, "torch"), whole)
+    loss, ours = gradients(make_model(SHAPES[0], dtype, "native"), whole)
+    assert loss == pytest.approx(exact_loss, rel=3e-3 if dtype == torch.bfloat16 else 1e-6)
+    size = sum(g.norm() ** 2 for g in exact.values()) ** 0.5
+    for name, gradient in exact.items():
+        assert (ours[name].float() - gradient).norm() / size < (0.02 if dtype == torch.bfloat16 else 1e-5), name
+
+
+@both
 def test_a_row_in_which_nothing_is_learned_changes_no_gradient(batch, dtype):
     ids, targets, documents = batch
     model = make_model(SHAPES[0], dtype, "native")

@@ -135,6 +135,21 @@ inline void product_columns(int64_t m, const float* a, int64_t lda, const float*
     }
 }
 
+constexpr int64_t PANEL = 2 * LANES;  // columns of a product at a time
+constexpr int64_t DEPTH = 256;        // values summed at a time: a panel of them takes 16 KiB
+
+// packed (depth, PANEL) = b (depth, columns), zero beyond; element (p, j) of b is b[p * row + j * column], one of them 1
+inline void pack_panel(const float* b, int64_t row, int64_t column, int64_t depth, int64_t columns, float* packed) {
+    int64_t p = 0;
+    if (columns == PANEL && column == 1)
+        for (; p < depth; p++) std::memcpy(packed + p * PANEL, b + p * row, PANEL * sizeof(float));
+    if (columns == PANEL && row == 1)
+        for (; p + LANES <= depth; p += LANES)
+            for (int64_t j = 0; j < PANEL; j += LANES) transpose_tile(b + p + j * column, column, packed + p * PANEL + j, PANEL);
+    for (; p < depth; p++)
+        for (int64_t j = 0; j < PANEL; j++) packed[p * PANEL + j] = j < columns ? b[p * row + j * column] : 0.0f;
+}
+
 // c (m, n) = or += a (m, k) @ b (k, n); n is a multiple of 8
 inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
                     bool add) {

@@ -182,7 +182,7 @@ class MixNorm(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         mixed, total, x0, scale = ctx.saved_tensors
         d_x, d_x0 = torch.empty_like(mixed), torch.empty_like(mixed)
-        sums = torch.empty(PARTS, 2, dtype=torch.float64)
+        sums = torch.zeros(PARTS, 2, dtype=torch.float64)  # of no rows nothing is written
         call(
             "intone_norm_backward", mixed, total, x0, *ctx.factors, scale, d_normed.contiguous(), d_mixed, d_total, d_x,
             d_x0, sums, *ctx.sizes, variant=of(mixed),
@@ -205,8 +205,9 @@ class ReluSquare(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        d_x = torch.empty_like(x)
-        call("intone_relu_square_backward", x, d_out.contiguous(), d_x, x.numel(), variant=of(x))
+        d_x = d_out.contiguous()
+        # in place: the product after it has just made this gradient and nobody else holds it
+        call("intone_relu_square_backward", x, d_x, d_x, x.numel(), variant=of(x))
         return d_x
 
 
@@ -226,6 +227,24 @@ class NarrowLinear(torch.autograd.Function):
         x, narrow = ctx.saved_tensors
         parts = (d_out.t() @ x).split(ctx.sizes)
         return d_out @ narrow, None, *(part.float() for part in parts)
+
+
+class TakeRows(torch.autograd.Function):
+    """x (N, D), rows (M,) int64, each at most once -> x[rows] (M, D); the gradient of the other rows is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.size = len(x)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        d_x = d_out.new_zeros(ctx.size, d_out.shape[1])
+        d_x[rows] = d_out
+        return d_x, None
 
 
 class HeadLoss(torch.autograd.Function):

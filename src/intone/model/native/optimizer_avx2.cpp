@@ -6,27 +6,11 @@
 
 namespace {
 
-constexpr int64_t PANEL = 2 * LANES;  // columns of a product that one task computes
-constexpr int64_t DEPTH = 256;        // of a product at a time: 16 KiB of a panel
-
 // a matrix by its two strides, one of which is 1
 struct View {
     const float* data;
     int64_t row, column;
 };
-
-// packed (depth, PANEL) = rows from..from + depth of b, columns begin..begin + columns, zero beyond them
-void pack(View b, int64_t from, int64_t depth, int64_t begin, int64_t columns, float* packed) {
-    const float* at = b.data + from * b.row + begin * b.column;
-    int64_t p = 0;
-    if (columns == PANEL && b.column == 1)
-        for (; p < depth; p++) std::memcpy(packed + p * PANEL, at + p * b.row, PANEL * sizeof(float));
-    if (columns == PANEL && b.row == 1)
-        for (; p + LANES <= depth; p += LANES)
-            for (int64_t j = 0; j < PANEL; j += LANES) transpose_tile(at + p + j * b.column, b.column, packed + p * PANEL + j, PANEL);
-    for (; p < depth; p++)
-        for (int64_t j = 0; j < PANEL; j++) packed[p * PANEL + j] = j < columns ? at[p * b.row + j * b.column] : 0.0f;
-}
 
 // columns begin..begin + PANEL of a @ b, for rows from low to m: c = alpha * (a @ b) + beta * d + diagonal on i = j.
 // d is null where there is none. With mirror the result is symmetric and its other half is written too.
@@ -35,7 +19,7 @@ void panel(View a, View b, int64_t m, int64_t n, int64_t k, int64_t begin, int64
     const int64_t columns = std::min(PANEL, n - begin);
     for (int64_t from = 0; from < k; from += DEPTH) {
         const int64_t depth = std::min(DEPTH, k - from);
-        pack(b, from, depth, begin, columns, packed);
+        pack_panel(b.data + from * b.row + begin * b.column, b.row, b.column, depth, columns, packed);
         const float* at = a.data + low * a.row + from * a.column;
         if (a.column == 1)
             product_columns<2, false>(m - low, at, a.row, packed, PANEL, tile + low * PANEL, PANEL, depth, from > 0);

@@ -14,6 +14,7 @@ from intone.model.native.ops import (
     NarrowLinear,
     NarrowWeights,
     ReluSquare,
+    TakeRows,
     first_visible,
 )
 
@@ -29,6 +30,9 @@ def forward(
     ids = ids.long()
     rows, positions = ids.shape
     cos, sin = model.cos[:positions].contiguous(), model.sin[:positions].contiguous()
+    # the last block's keys and values serve all tokens; what follows its attention serves only those that are learned
+    learned = targets.flatten() >= 0
+    taken = None if bool(learned.all()) else learned.nonzero().squeeze(1)
     first = {window: first_visible(documents, rows, positions, window) for window in model.windows()}
     start = norm(model.embedding(ids).to(dtype), config.norm_eps)
     if config.smear:
@@ -49,26 +53,34 @@ def forward(
         if i == config.depth // 2 + 1:
             middle = total
         value = model.value_embeddings[str(i)](ids).to(dtype) if config.has_value_embedding(i) else None
-        x, h = block_forward(block, narrow, x, normed, value, cos, sin, first[config.window(i)])
+        is_last = i == config.depth - 1
+        x, h = block_forward(
+            block, narrow, x, normed, value, cos, sin, first[config.window(i)], taken if is_last else None
+        )
     assert h is not None, "a model has at least one block"
     if config.backout:
         if config.depth // 2 + 1 >= config.depth:
             middle = x + h
+        elif taken is not None:
+            middle = TakeRows.apply(middle.flatten(0, 1), taken)
         _, _, x = MixNorm.apply(x, h, middle, torch.ones(()), -model.backout_scale[0], config.norm_eps)
     else:
         _, x = AddNorm.apply(x, h, config.norm_eps)
     loss_sum: Tensor = HeadLoss.apply(
-        x.flatten(0, 1), model.head.weight, narrow(model.head.weight, dtype=dtype), targets.flatten(),
+        x.flatten(0, -2), model.head.weight, narrow(model.head.weight, dtype=dtype), targets.flatten()[learned],
         config.vocab_size, config.softcap,
     )  # fmt: skip
-    return loss_sum, (targets >= 0).sum()
+    return loss_sum, learned.sum()
 
 
 def block_forward(
     block: "Block", narrow: NarrowWeights, x: Tensor, normed: Tensor, value: Tensor | None, cos: Tensor, sin: Tensor,
-    first: Tensor,
+    first: Tensor, taken: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """x and its norm (B, T, D) -> the stream after attention, and what the MLP adds to it."""
+    """x and its norm (B, T, D) -> the stream after attention, and what the MLP adds to it.
+
+    taken (M,): only these of the B * T tokens come out, (M, D).
+    """
     attention, config = block.attention, block.attention.config
     flat = normed.flatten(0, 1)
     weights = (attention.q.weight, attention.k.weight, attention.v.weight)
@@ -79,9 +91,11 @@ def block_forward(
         config.norm_eps,
     )  # fmt: skip
     seen = Attend.apply(heads, first, config.num_kv_heads).flatten(2).flatten(0, 1)
+    if taken is not None:
+        x, seen = TakeRows.apply(x.flatten(0, 1), taken), TakeRows.apply(seen, taken)
     h = linear(seen, narrow, attention.out.weight).view_as(x)
     x, normed = AddNorm.apply(x, h, block.eps)
-    up = linear(normed.flatten(0, 1), narrow, block.mlp.up.weight)
+    up = linear(normed.flatten(0, -2), narrow, block.mlp.up.weight)
     down = linear(ReluSquare.apply(up), narrow, block.mlp.down.weight)
     return x, down.view_as(x)
 
