@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("serve",),
     ("optimise",),
     ("bench",),
-    ("pipeline", "forecast"),
+    ("pipeline", "forecast", "tuning"),
     ("api", "corpus"),
     ("cli",),
     ("__main__",),

@@ -54,9 +54,9 @@ def run(home):
 @pytest.fixture
 def no_measuring(monkeypatch):
     """Facts without a measurement, which takes seconds and is tested elsewhere."""
-    from intone import hardware
+    from intone import hardware, tuning
 
-    monkeypatch.setattr(api, "load_facts", lambda **_: hardware.load_facts(measure=lambda _: {"device": "cpu"}))
+    monkeypatch.setattr(tuning, "load_facts", lambda **_: hardware.load_facts(measure=lambda _: {"device": "cpu"}))
 
 
 @pytest.fixture

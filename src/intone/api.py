@@ -14,11 +14,10 @@ from intone import jobs
 from intone.config import TrainJob
 from intone.data.chat import Message, parse_messages
 from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, EXIT_STOPPED, UserError
-from intone.hardware import load_facts
 from intone.paths import home, read_json, write_json
 from intone.records import Answer, read_choices
 from intone.runs import Place, find_stage
-from intone.settings import ChatSettings, EvalSettings, Layer, Resolved, TrainSettings, TuneSettings, resolve
+from intone.settings import ChatSettings, EvalSettings, Layer, Resolved, TrainSettings, resolve
 
 if TYPE_CHECKING:
     from intone.data.tokenizer import Tokenizer
@@ -234,13 +233,3 @@ def evaluation_config(place: Place, settings: EvalSettings) -> dict[str, Any]:
         "num_items": settings.num_items,
         "seed": 0,
     }
-
-
-def tune(settings: TuneSettings, _origins: Mapping[str, Resolved]) -> Answer:
-    """`intone tune --facts`: what is known about this machine, with sources."""
-    from intone.tune.facts import facts_json, facts_text
-
-    if not settings.facts:
-        raise UserError("say what to tune", fix="intone tune --facts prints what this machine can do")
-    facts = load_facts(again=settings.fresh)
-    return Answer(facts_json(facts), facts_text(facts), path=str(facts.folder))

@@ -11,9 +11,10 @@ from intone.data.tokenizer import Tokenizer
 from intone.errors import UserError
 from intone.hardware import Facts, environment
 from intone.log import say
-from intone.records import Choice
+from intone.records import Choice, Segment
 from intone.settings import Resolved, TrainingSettings
 from intone.tune import compiling
+from intone.tune.batch import Found, Method
 from intone.tune.kernels import settle_kernels
 from intone.tune.precision import NoTrial
 from intone.tune.settle import (
@@ -24,6 +25,7 @@ from intone.tune.settle import (
     settle_threads,
     shared_threads,
 )
+from intone.tune.settle_batch import BatchQuestion, settle_batch
 from intone.tune.trial import TrialRunner, attention_for
 from intone.tune.trials import Trials
 
@@ -42,6 +44,10 @@ class Settled:
 
     facts: Facts
     choices: dict[str, Choice]
+    always: bool = False  # search the micro-batch, however short the run
+    fresh: bool = False  # measure again what is kept
+    method: Method = "line"
+    found: Found | None = None  # the search behind device_batch
 
     def put(self, name: str, settled: Choice) -> Any:
         """Keeps a choice, says it if the machine decided, and returns its value."""
@@ -80,7 +86,7 @@ def settle_ground(
 
     devices: processes that share the rows of a step; threads and micro-batch are those of each of them.
     """
-    facts, trials = settled.facts, Trials(settled.facts)
+    facts, trials = settled.facts, Trials(settled.facts, fresh=settled.fresh)
     dtype_guess = "bf16" if origins["dtype"].value == "auto" else origins["dtype"].value
     threads_choice = settle_threads(origins["threads"], facts, config, trials, dtype=dtype_guess)
     threads = settled.put("threads", shared_threads(threads_choice, facts, devices))
@@ -114,17 +120,28 @@ def settle_ground(
     attention = attention_for(device, compiled, kernels)
     reason = "our kernels" if kernels == "native" else "the faster one for this device and code, by rule (LOG.md)"
     settled.put("attention", Choice(attention, reason, "default"))
-    batch = settle_device_batch(
-        origins["device_batch"], facts, config, rows_per_step=rows_per_device, dtype=dtype, compiled=compiled
-    )
-    if batch.value > runner.device_batch:
+    segment = Segment(0, 1, compiled, dtype, attention, "probe", threads, kernels=kernels)
+    question = BatchQuestion(trial_job, segment, device, devices, variables, facts.folder / "trials")
+    batch, settled.found = settle_batch(
+        origins["device_batch"], facts, trials, question, method=settled.method,
+        run_s=None if settled.always else expected_steps * step_s,
+    )  # fmt: skip
+    if settled.found is None and batch.value > runner.device_batch:
         reason = f"a trial with more ran out of memory ({batch.reason})"
         batch = Choice(runner.device_batch, reason, "measured", ({"value": batch.value, "why": "memory ran out"},))
     settled.put("device_batch", batch)
+    if settled.found is not None:
+        step_s *= faster_by(settled.found, runner.device_batch)
     return Ground(
         config, tokenizer_folder, tokenizer, device, dtype, threads, kernels, attention, compiled, batch.value,
         rows_per_step, step_s, eager_s, variables,
     )  # fmt: skip
+
+
+def faster_by(found: Found, rows: int) -> float:
+    """Step time of the choice over that of the size that trials ran, at most 1: a search sees the fastest moments."""
+    tried = [size.step_s for size in found.curve if size.rows == rows and size.step_s]
+    return min(1.0, found.step_s / tried[0]) if tried and "eager" not in found.method else 1.0
 
 
 def settle_compiled(

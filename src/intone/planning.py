@@ -119,12 +119,23 @@ def plan_run(
     return Plan(stages, evaluation, forecast)
 
 
-def plan_stage(
-    settings: TrainSettings, origins: Mapping[str, Resolved], run_folder: Path, *, started_s: float
-) -> Plan:
-    """One stage of `intone train`, from the start or from another run's weights. Raises UserError."""
-    facts = load_facts()
-    settled = Settled(facts, {name: choice(value) for name, value in origins.items()})
+@dataclass(frozen=True)
+class StageGround:
+    """One stage of `intone train` with everything settled but its length."""
+
+    ground: Ground
+    named: list[tuple[Source, str]]  # what it learns from, and the names of the token sets
+    val: Path
+    before: Path | None  # the stage whose weights it starts from
+    keeps_optimizer: bool
+    batch_tokens: int
+    minutes: float
+    fetch_s: float
+
+
+def stage_ground(settled: Settled, settings: TrainSettings, origins: Mapping[str, Resolved]) -> StageGround:
+    """Fetches data, makes the tokenizer and settles how one stage is computed. Raises UserError."""
+    facts = settled.facts
     device = settled.put("device", settle_device(origins["device"], facts))
     sources = stage_sources(settings)
     source = sources[0]
@@ -166,6 +177,19 @@ def plan_stage(
         settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=val_set.folder,
         rows_per_step=rows_per_step, device=device, devices=devices, expected_steps=expected_steps,
     )  # fmt: skip
+    return StageGround(
+        ground, named, val_set.folder, before, keeps_optimizer, batch_tokens, minutes, fetch_s
+    )  # fmt: skip
+
+
+def plan_stage(
+    settings: TrainSettings, origins: Mapping[str, Resolved], run_folder: Path, *, started_s: float
+) -> Plan:
+    """One stage of `intone train`, from the start or from another run's weights. Raises UserError."""
+    settled = Settled(load_facts(), {name: choice(value) for name, value in origins.items()})
+    stage = stage_ground(settled, settings, origins)
+    ground, batch_tokens, before = stage.ground, stage.batch_tokens, stage.before
+    minutes, fetch_s, keeps_optimizer = stage.minutes, stage.fetch_s, stage.keeps_optimizer
     started_s += fetch_s
     if isinstance(settings.steps, int):
         steps = settings.steps
@@ -174,8 +198,8 @@ def plan_stage(
         steps = max(10, int(left_s / ground.step_s))
     tokens = steps * batch_tokens
     mixes = [
-        ensure_mix(fetched(entry, tokens), tokenizer_folder, tokenizer, tokens=tokens, name=name)
-        for entry, name in named
+        ensure_mix(fetched(entry, tokens), ground.tokenizer_folder, ground.tokenizer, tokens=tokens, name=name)
+        for entry, name in stage.named
     ]
     mix = mixes[0].halves(mixes[1]) if len(mixes) > 1 else mixes[0]
     check_mix(mix, tokens)
@@ -186,11 +210,11 @@ def plan_stage(
         stage_job(settings, ground, settings.stage, steps, schedule),
         data=mix.folders,
         weights=mix.weights,
-        val=str(val_set.folder),
+        val=str(stage.val),
         learn_all=settings.stage == "mid",
         init_from=None if before is None else str(before),
         keep_optimizer=keeps_optimizer,
-        samples=(STARTER_PROMPTS if source.is_starter else TEXT_PROMPTS)[settings.stage],
+        samples=(STARTER_PROMPTS if stage.named[0][0].is_starter else TEXT_PROMPTS)[settings.stage],
     )
     forecast = {"format": 1, "steps": steps, "step_s": ground.step_s, "minutes": minutes, "fetch_s": fetch_s}
     return Plan({settings.stage: (job, stage_choices(settled, ground))}, None, forecast)

@@ -198,13 +198,39 @@ class EvalSettings(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneSettings(Checked):
-    """`intone tune`: what this machine can do."""
+class TuneSettings(TrainingSettings):
+    """`intone tune STAGE`: settle every auto of a stage on this machine, and show the curve behind the micro-batch."""
 
-    # print the facts of this machine with their sources
+    # stage to tune for: base, mid or sft
+    stage: Stage | None = setting(None, positional=True)
+    # print the facts of this machine with their sources, and stop
     facts: bool = False
-    # measure again instead of reading the cache
+    # measure again instead of reading what is kept
     fresh: bool = False
+    # how the micro-batch is searched: by lines through two or three probes, or by doubling and halving
+    method: Literal["line", "bisect"] = "line"
+    # compute what fits from the shape of the model, without running anything
+    dry_run: bool = False
+    # memory that a dry run is for, such as 24GiB; none given: what this machine has free
+    memory: str | None = None
+    # run whose model and weights the stage starts from
+    from_run: str | None = setting(None, flag="from")
+    # text (sft: conversations): starter, files, folders, public sets
+    data: tuple[str, ...] = ("starter",)
+    # validation data, on which trials run; none given: as for train
+    val: tuple[str, ...] = ()
+    # conversations that stage mid sees beside the text
+    sft: tuple[str, ...] = ("starter",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stage is None and not self.facts:
+            fix = "intone tune base, mid or sft; intone tune --facts prints what this machine can do"
+            raise UserError("say what to tune", fix=fix)
+        if self.memory is not None and not self.dry_run:
+            raise UserError("--memory is for a dry run", value=self.memory, fix="add --dry-run")
+        if self.dry_run and self.depth == "auto" and self.from_run is None:
+            raise UserError("a dry run needs a model", fix="add --depth, for example --depth 24")
 
 
 @dataclass(frozen=True, kw_only=True)

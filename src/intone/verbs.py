@@ -99,7 +99,7 @@ VERBS = {
         "intone.optimise.scan.settings:ScanSettings",
         "intone.optimise.scan.verb:scan_verb",
     ),
-    "tune": Verb("what this machine can do, measured", "TuneSettings", "intone.api:tune"),
+    "tune": Verb("settle every auto of a stage here, and show why", "TuneSettings", "intone.tuning:tune_verb"),
     "optimise": Verb(
         "find what makes a training program slow, fix it, prove it: -- PROGRAM",
         "intone.optimise.settings:OptimiseSettings",

@@ -1,6 +1,7 @@
 """Training on command: the same Trainer, which does a block of steps when it is told to and says how long they took."""
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -13,7 +14,8 @@ import torch
 from intone.blocks import Exchange, whole_number
 from intone.data.loader import Prefetcher
 from intone.errors import UserError, unknown_name
-from intone.model.checkpoint import list_checkpoints
+from intone.evals.bpb import row_sums
+from intone.model.checkpoint import list_checkpoints, save_checkpoint
 from intone.model.optim import StepScale
 from intone.rates import waiter
 from intone.records import Choices, Outcome, StepRow
@@ -24,7 +26,8 @@ from intone.train.plan import check_segments
 WARM_STEPS = 2  # allocator and caches settle in them, as in the trials of tune
 # what a block may ask to compute otherwise
 PLAN = ("device_batch", "compiled", "threads", "dtype", "attention", "kernels")
-COMMAND = ("steps", "plan", "restart", "rows", "warm", "split")
+EVALUATED_ROWS = 16  # of a batch of data/loader.validation_rows
+COMMAND = ("steps", "plan", "restart", "rows", "warm", "split", "moments")
 # several micro-batches in one process each compile; torch gives up compiling one function after 8 shapes, silently
 NUM_COMPILED = 256
 
@@ -38,12 +41,14 @@ class LiveTraining:
     blocks are computed, never what; where it does, a first and "warm" more steps (WARM_STEPS where not said) come
     before the block, and the answer has their first_s and warm_s. "rows": optimizer steps of so many rows from here
     on, which is another recipe: only for looking at what a micro-batch costs. "split": true: the answer has update_s,
-    for which the device is waited for around every update.
+    for which the device is waited for around every update. "moments": true: an evaluated batch and a save come before
+    the steps, so that peak_bytes covers them.
     """
 
     def __init__(self, folder: Path) -> None:
         self._trainer = Trainer(folder, should_stop=lambda: False, on_step=self._note)
         self._rows: list[tuple[StepRow, int]] = []
+        self._moments: dict[str, int | None] = {}  # the most memory that was seen outside of steps
         self._start: dict[str, int | None] = {}  # memory before the first step: weights and moments are there
 
     def serve(self, exchange: Exchange) -> Outcome:
@@ -60,7 +65,10 @@ class LiveTraining:
         trainer.job = replace(trainer.job, keep=0)  # a block neither saves nor evaluates
         with trainer.batches() as batches:
             self._start = {"start_bytes": resident_bytes(trainer.device), "free_bytes": free_bytes(trainer.device)}
-            exchange.ready(**self._warmed(batches), facts=self._facts())
+            first_s = self._timed(batches, 1)[0]
+            self._start["first_peak_bytes"] = reserved_bytes(trainer.device) or peak_bytes(trainer.device)
+            warm_s = self._timed(batches, WARM_STEPS)[0]
+            exchange.ready(first_s, warm_s, facts=self._facts())
             block = self._until_restart(exchange, batches)
         while block is not None:
             warmed: dict[str, float] = {}
@@ -103,6 +111,8 @@ class LiveTraining:
         steps = whole_number(command, "steps", 1)
         trainer = self._trainer
         first_step = trainer.progress.step
+        if command.get("moments"):
+            self._other_moments()
         split: dict[str, float] = {}
         with contextlib.ExitStack() as stack:
             updates = stack.enter_context(timed_updates(trainer)) if command.get("split") else None
@@ -115,11 +125,27 @@ class LiveTraining:
             "tokens": steps * trainer.job.rows_per_step * trainer.job.context,
             "supervised": sum(num_supervised for _, num_supervised in rows),
             "losses": [row.loss for row, _ in rows],
-            "peak_bytes": peak_bytes(trainer.device),
-            "reserved_bytes": reserved_bytes(trainer.device),
+            "peak_bytes": most(peak_bytes(trainer.device), self._moments.get("peak_bytes")),
+            "reserved_bytes": most(reserved_bytes(trainer.device), self._moments.get("reserved_bytes")),
             "first_step": first_step,
             **split,
         }
+
+    def _other_moments(self) -> None:
+        """What a run does between steps: an evaluation's largest pass, and a save, which is thrown away."""
+        trainer = self._trainer
+        reset_peak(trainer.device)
+        rows = trainer.rows.rows(0, EVALUATED_ROWS)
+        token_bytes = trainer.tokenizer.token_bytes
+        row_sums(trainer.model, [rows], token_bytes, device=trainer.device, dtype=trainer.model.compute_dtype)
+        with tempfile.TemporaryDirectory(dir=trainer.folder) as scratch:
+            save_checkpoint(
+                Path(scratch), 0, model=trainer.job.model, weights=trainer.model.state_dict(),
+                optimizer=trainer.optimizer.state_tensors(), state=trainer.progress.as_json(),
+                tokenizer_hash=trainer.job.tokenizer_hash,
+            )  # fmt: skip
+        device = trainer.device
+        self._moments = {"peak_bytes": peak_bytes(device), "reserved_bytes": reserved_bytes(device)}
 
     def _timed(self, batches: Prefetcher, steps: int) -> tuple[float, list[tuple[StepRow, int]]]:
         """(seconds, rows) of these steps, nothing queued on the device before or after them."""
@@ -177,6 +203,11 @@ class LiveTraining:
             **self._start,
             **{name: getattr(segment, name) for name in PLAN if name != "threads"},
         }
+
+
+def most(a: int | None, b: int | None) -> int | None:
+    """The larger of two sizes; one that is unknown does not count."""
+    return max((size for size in (a, b) if size is not None), default=None)
 
 
 class EndedEarly(Exception):

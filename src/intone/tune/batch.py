@@ -33,6 +33,8 @@ TIME_OFF_LINE = 0.10  # of a pass: noise of one probe on a shared machine is 5 %
 MEMORY_OFF_LINE = 0.05  # of the growth from the smallest probe to the largest
 SEARCH_S = 12.0  # for probes; guess: with the child's start below 20 s
 VERIFY_S = 5.0  # of SEARCH_S, for measuring the neighbours in turns
+ROUNDS = 3
+MAX_LOOKS = 3  # at where the line says the best is, each time with what was measured before
 MIN_BLOCK_S = 0.15  # a sample is at least this long: several steps of a small model
 
 
@@ -275,7 +277,13 @@ def search_batch(
         grow_until_flat(search)
     rows = search.best(search.believed() or search.sizes[:1])
     predicted = search.growth_at(rows)
-    rows = verified(search, rows, verify_s)
+    for _ in range(MAX_LOOKS):
+        verified(search, rows, verify_s)
+        rows = search.best(search.believed() or search.sizes[:1])
+        if not can_probe(search, rows):  # it was measured, or there is no time: then the measured ones decide
+            break
+        predicted = search.growth_at(rows)
+    rows = winner(search)
     return found(search, rows, name, predicted if rows in search.growth else search.growth_at(rows))
 
 
@@ -361,25 +369,32 @@ def largest_by_bisection(search: Search) -> int:
     return good
 
 
-def verified(search: Search, rows: int, verify_s: float) -> int:
-    """The winner of this size, its neighbours and the best measured, in alternating rounds while time is left."""
+def verified(search: Search, rows: int, verify_s: float) -> None:
+    """Measures this size, its neighbours and the best measured, in alternating rounds while time is left."""
     place = search.sizes.index(rows)
     near = [*search.sizes[max(0, place - 1) : place + 2], search.best(list(search.samples))]
-    field_ = sorted({size for size in near if search.fits(size)} | {rows})
+    chosen = sorted({size for size in near if search.fits(size)} | {rows})
     end_s = search.clock() + min(verify_s, max(search.left_s(), 0.0))
-    for number in range(3):
-        for size in field_ if number % 2 == 0 else reversed(field_):
+    for number in range(ROUNDS):
+        for size in chosen if number % 2 == 0 else reversed(chosen):
             cost_s = min(2, passes_of(search.rows_per_step, size)) * search.guess_s(size) + search.update_s()
-            if not search.fits(size) or search.clock() + cost_s * (1 if size in search.samples else 2) > end_s:
-                continue
-            search.probe(size)
-    known = [size for size in field_ if search.fits(size) and (size in search.samples or size in search.believed())]
+            is_over = search.clock() + cost_s * (1 if size in search.samples else 2) > end_s
+            if search.fits(size) and not is_over:
+                search.probe(size)
+
+
+def winner(search: Search) -> int:
+    """The smallest measured size within 1 % of the best, by measurement or, where that holds, by the line.
+
+    Where only the line says that a step could be faster and there was no time to look, the line is believed.
+    """
+    known = [size for size in search.samples if search.fits(size)]
+    believed = search.believed()
     if not known:
-        return search.sizes[0]
-    # by the line a size beyond the neighbours may be faster still: then only what is near that one is near the best
-    bar = min(search.step_s(size) for size in {*known, *search.believed()})
-    near_best = [size for size in known if search.step_s(size) <= (1 + WITHIN) * bar]
-    return min(near_best, default=search.best(known))
+        return believed[0] if believed else search.sizes[0]
+    bar = (1 + WITHIN) * min(search.step_s(size) for size in {*known, *believed})
+    near_best = [size for size in known if search.step_s(size) <= bar]
+    return min(near_best, default=min([size for size in believed if search.step_s(size) <= bar], default=known[0]))
 
 
 def found(search: Search, rows: int, method: str, predicted: int | None) -> Found:

@@ -25,9 +25,9 @@ def summary(found_: Found) -> str:
     return f"{found_.method}: {found_.num_probes} probes, {ooms}, {human_duration(found_.seconds)}"
 
 
-def curve_text(found_: Found, tokens_per_step: int) -> str:
+def curve_text(found_: Found, tokens_per_step: int, *, unit: str = "tokens/s") -> str:
     """The curve as a table, the reason, and what was left on the table."""
-    header = ["micro-batch", "passes", "tokens/s", "memory growth", "% of best", "known by"]
+    header = ["micro-batch", "passes", unit, "memory growth", "% of best", "known by"]
     lines = [table(describe(found_, tokens_per_step), header=header), ""]
     lines += [f"device_batch {found_.rows}: {found_.reason}", f"left on the table: {found_.left}", summary(found_)]
     return "\n".join(lines)

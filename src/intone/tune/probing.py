@@ -1,7 +1,7 @@
 """Probes of the batch search by the real worker: one live child, told how many rows and passes each step has."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,11 +30,12 @@ class WorkerProbe:
     environment: Mapping[str, str]
     scratch: Path
     limits: jobs.Limits | None = None
+    first_rows: int = 1  # of the steps that the child warms up with
+    first_batch: int | None = None  # their micro-batch; None: all rows at once
     ready: Ready | None = None
     num_starts: int = 0
     _child: WorkerChild | None = None
     _folder: Any = None
-    _rows: int = field(default=0)
 
     def __enter__(self) -> "WorkerProbe":
         return self
@@ -49,15 +50,14 @@ class WorkerProbe:
         self._folder = jobs.trial_folder(self.scratch)
         folder = self._folder.__enter__()
         job = replace(
-            self.job, steps=MANY_STEPS, rows_per_step=1, keep=0, eval_every=None, samples=(), val=None,
+            self.job, steps=MANY_STEPS, rows_per_step=self.first_rows, keep=0, eval_every=None, samples=(), val=None,
             init_from=None, keep_optimizer=False,
         )  # fmt: skip
-        segment = replace(self.segment, from_step=0, device_batch=1)
+        segment = replace(self.segment, from_step=0, device_batch=self.first_batch or self.first_rows)
         settings = {"device": Choice(self.device, "probe", "default")}
         write_choices(folder, Choices(settings, (segment,), {}, dict(self.environment)))
         write_json(folder / "config.json", job.as_json())
         self.num_starts += 1
-        self._rows = 1
         try:
             self._child = WorkerChild(folder, self.environment, self.limits, name="the probe")
             self.ready = self._child.wait_ready(READY_S)
@@ -72,17 +72,24 @@ class WorkerProbe:
         return None if value is None else int(value)
 
     @property
+    def first_growth_bytes(self) -> int | None:
+        """Memory that the child's first step took above that before it."""
+        peak = self.start().facts.get("first_peak_bytes")
+        return None if peak is None else max(0, int(peak) - self.start_bytes)
+
+    @property
     def start_bytes(self) -> int:
         return int(self.start().facts.get("start_bytes") or 0)
 
-    def __call__(self, rows: int, passes: int, steps: int) -> Sample:
-        """See batch.Measure."""
+    def __call__(self, rows: int, passes: int, steps: int, *, moments: bool = False) -> Sample:
+        """See batch.Measure. moments: an evaluation and a save count in the memory too."""
         start_bytes = self.start_bytes
         assert self._child is not None, "started above"
         try:
             answer = self._child.block(
-                steps=steps, rows=rows * passes, warm=0, plan={"device_batch": rows}, split=True
-            )
+                steps=steps, rows=rows * passes, warm=0, plan={"device_batch": rows}, split=True,
+                moments=moments,
+            )  # fmt: skip
         except LiveFailed as error:
             raise self._lost(error) from None
         peak = answer.get("reserved_bytes") or answer.get("peak_bytes")

@@ -1,0 +1,133 @@
+"""`intone tune STAGE`: every auto of a stage settled here, with the curve of its micro-batch; or a dry run"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from intone.config import model_config
+from intone.errors import UserError
+from intone.ground import Settled
+from intone.hardware import load_facts
+from intone.log import human_bytes, table
+from intone.planning import stage_choices, stage_ground
+from intone.records import Answer, choice
+from intone.settings import Resolved, TrainSettings, TuneSettings
+from intone.tune.batch import candidates, passes_of
+from intone.tune.curve import curve_text
+from intone.tune.facts import facts_json, facts_text
+from intone.tune.memory import training_bytes
+from intone.tune.settle import MARGIN, fallbacks
+
+SIZES = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+SHOWN = ("device", "devices", "threads", "dtype", "kernels", "compile", "attention", "batch_tokens", "device_batch")
+
+
+def tune_verb(settings: TuneSettings, origins: Mapping[str, Resolved]) -> Answer:
+    """Facts, a dry run, or everything that a stage needs settled, measured where that was not done yet."""
+    if settings.facts:
+        facts = load_facts(again=settings.fresh)
+        return Answer(facts_json(facts), facts_text(facts), path=str(facts.folder))
+    return dry_run(settings) if settings.dry_run else tuned(settings, origins)
+
+
+def tuned(settings: TuneSettings, origins: Mapping[str, Resolved]) -> Answer:
+    """Settles the stage as `intone train` would, but searches the micro-batch however short the run is."""
+    facts = load_facts()
+    chosen = {name: choice(value) for name, value in origins.items()}
+    settled = Settled(facts, chosen, always=True, fresh=settings.fresh, method=settings.method)
+    asked = as_train(settings)
+    stage = stage_ground(settled, asked, {**origins, "steps": Resolved("auto", "default", "not asked")})
+    ground, found = stage.ground, settled.found
+    tokens = stage.batch_tokens
+    rows = [[name, str(settled.choices[name].value), settled.choices[name].reason] for name in SHOWN
+            if name in settled.choices]  # fmt: skip
+    lines = [table(rows, header=["setting", "value", "reason"], left=3), ""]
+    lines.append(curve_text(found, tokens) if found else "the micro-batch was not searched: see its reason")
+    lines += ["", f"one step: {tokens:,} tokens in {ground.step_s:.3g} s, {tokens / ground.step_s:,.0f} tokens/s",
+              f"next: intone train {settings.stage}"]  # fmt: skip
+    result: dict[str, Any] = {
+        "stage": settings.stage,
+        "choices": {name: dataclasses.asdict(entry) for name, entry in settled.choices.items() if name in SHOWN},
+        "search": None if found is None else found.as_json(),
+        "segment": dataclasses.asdict(stage_choices(settled, ground).segments[0]),
+        "fallbacks": list(fallbacks(ground.device_batch)),
+        "tokens_per_step": tokens,
+        "step_s": ground.step_s,
+        "tokens_per_s": tokens / ground.step_s,
+    }
+    return Answer(result, "\n".join(lines), path=str(facts.folder))
+
+
+def as_train(settings: TuneSettings) -> TrainSettings:
+    """The settings of `intone train` that this asks about. A stage without a start is tuned from random weights."""
+    names = {entry.name for entry in dataclasses.fields(TrainSettings)}
+    values = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+    if settings.from_run is None:
+        values["like"] = "nothing"  # which planning does not read: a stage alone is refused where it must train
+    return TrainSettings(**values)
+
+
+# --- without running anything ---------------------------------------------------------------------------------------
+
+
+def dry_run(settings: TuneSettings) -> Answer:
+    """What a training step of this model needs by micro-batch, from its shape alone, and which fit in the memory."""
+    facts = load_facts()
+    device = settings.device if settings.device != "auto" else (facts.device or "cpu")
+    budget, source = dry_budget(settings, facts.gpu_memory_free_bytes, facts.memory_available_bytes, device)
+    dtype = settings.dtype if settings.dtype != "auto" else "bf16" if device == "cuda" or settings.memory else "fp32"
+    compiled = settings.compile == "on" or (settings.compile == "auto" and dtype == "bf16")
+    context = settings.context if settings.context != "auto" else 2048 if device == "cuda" or settings.memory else 512
+    vocab_size = settings.vocab_size if settings.vocab_size != "auto" else 32768
+    assert isinstance(settings.depth, int), "checked by the settings"
+    config = model_config(settings.preset, depth=settings.depth, vocab_size=vocab_size, context=context)
+    batch_tokens = settings.batch_tokens if settings.batch_tokens != "auto" else 524_288
+    rows_per_step = max(1, batch_tokens // context)
+    sizes = [rows for rows in candidates(rows_per_step) if rows & (rows - 1) == 0]
+    needs = {rows: training_bytes(config, rows, dtype=dtype, compiled=compiled) for rows in candidates(rows_per_step)}
+    fitting = [rows for rows, need in needs.items() if budget is None or need <= budget * (1 - MARGIN)]
+    largest = max(fitting, default=None)
+    shown = sorted({*sizes, *([largest] if largest else [])})
+    lines = [
+        f"depth {config.depth}, width {config.width}, context {context:,}, {config.vocab_size:,} entries, "
+        f"{dtype}{', compiled' if compiled else ''}; {human_bytes(budget)} ({source})", "",
+        table([[f"{rows:,}", f"{passes_of(rows_per_step, rows):,}", human_bytes(needs[rows]),
+                "yes" if rows in fitting else "no"] for rows in shown],
+              header=["micro-batch", f"passes for {batch_tokens:,} tokens", "memory", "fits"]), "",
+    ]  # fmt: skip
+    if largest is None:
+        lines.append(f"it does not fit: one row needs about {human_bytes(needs[min(needs)])}")
+    else:
+        lines.append(f"it fits: up to {largest:,} rows at once, with {MARGIN:.0%} of memory left alone")
+    lines.append("by the memory model, not measured: intone tune measures on the device itself")
+    result = {
+        "dry_run": True, "depth": config.depth, "context": context, "vocab_size": config.vocab_size, "dtype": dtype,
+        "compiled": compiled, "memory_bytes": budget, "fits": largest is not None, "largest_device_batch": largest,
+        "curve": [{"device_batch": rows, "bytes": needs[rows], "fits": rows in fitting} for rows in shown],
+    }  # fmt: skip
+    return Answer(result, "\n".join(lines))
+
+
+def dry_budget(
+    settings: TuneSettings, gpu_free: int | None, available: int | None, device: str
+) -> tuple[int | None, str]:
+    """(bytes, where they come from)."""
+    if settings.memory is not None:
+        return parse_size(settings.memory), "--memory"
+    return (gpu_free, "free on the GPU now") if device == "cuda" else (available, "available on this machine now")
+
+
+def parse_size(text: str) -> int:
+    """24GiB, 24 GB, 16000MiB -> bytes. Raises UserError."""
+    found = re.fullmatch(r"([\d.]+)\s*([A-Za-z]+)", text.strip())
+    unit = found[2].lower() if found else ""
+    try:
+        number = float(found[1]) if found else 0.0
+    except ValueError:
+        number = 0.0
+    if unit not in SIZES or number <= 0:
+        raise UserError(f"memory {text!r} is no size", value=text, fix="write it as 24GiB, 80GB or 16000MiB")
+    return int(number * SIZES[unit])
+
+

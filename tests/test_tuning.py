@@ -1,0 +1,81 @@
+"""`intone tune`: the curve of a stage measured here, remembered; and what fits by the model of memory alone."""
+
+import contextlib
+import io
+import json
+import re
+
+import pytest
+
+from intone import cli
+from intone.tuning import parse_size
+
+GIB = 2**30
+FLAGS = [
+    "--depth", "1", "--context", "32", "--vocab-size", "300", "--batch-tokens", "512", "--dtype", "fp32",
+    "--threads", "1", "--kernels", "torch", "--compile", "off", "--minutes", "0.5",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What `intone tune base --json` says, and the second time what people read, in a home of its own."""
+    folder = tmp_path_factory.mktemp("tune")
+    (folder / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"Ship {n} sails past island {n * 7 % 31}. " * 5}) + "\n" for n in range(200))
+    )
+    words = ["tune", "base", *FLAGS, "--data", str(folder / "text.jsonl")]
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTONE_HOME", str(folder / "home"))
+        for more in (["--json"], []):
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                assert cli.main([*words, *more]) == 0
+            said.append(out.getvalue())
+    return json.loads(said[0].splitlines()[-1])["result"], said[1]
+
+
+def test_a_stage_is_tuned_by_measurement_and_every_choice_has_a_reason(answers):
+    first, _ = answers
+    choices, search = first["choices"], first["search"]
+    assert choices["device_batch"]["origin"] == "measured"
+    assert choices["device_batch"]["value"] == search["rows"] == first["fallbacks"][0]
+    assert first["segment"]["device_batch"] == search["rows"]
+    assert all(entry["reason"] for entry in choices.values())
+    assert search["num_out_of_memory"] == 0
+    measured = [size for size in search["curve"] if size["how"] == "measured"]
+    assert len(measured) >= 2 and {size["rows"] for size in measured} >= {1}
+    assert first["tokens_per_step"] == 512 and first["tokens_per_s"] > 0
+
+
+def test_the_second_time_people_read_the_same_curve_and_that_it_was_remembered(answers):
+    first, text = answers
+    assert re.search(r"micro-batch +passes +tokens/s +memory growth +% of best", text)
+    assert "left on the table:" in text and "next: intone train base" in text
+    assert f"{first['search']['rows']}* " in text
+    assert re.search(r"device_batch +\d+ .*\(measured .* ago\)", text)
+
+
+def test_a_dry_run_says_what_fits_without_running_anything(home, capsys):
+    words = ["tune", "base", "--depth", "12", "--dry-run", "--memory", "24GiB", "--json"]
+    assert cli.main(words) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])["result"]
+    assert result["fits"] is True and result["memory_bytes"] == 24 * GIB
+    fitting = [row["device_batch"] for row in result["curve"] if row["fits"]]
+    assert max(fitting) == result["largest_device_batch"]
+    needs = [row["bytes"] for row in result["curve"]]
+    assert needs == sorted(needs)
+    assert cli.main([*words[:3], "48", *words[4:]]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["result"]["fits"] is False
+
+
+@pytest.mark.parametrize(("text", "size"), [("24GiB", 24 * GIB), ("80 GB", 80 * 10**9), ("512mib", GIB // 2)])
+def test_sizes_are_read_with_their_units(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("words", [["--memory", "lots", "--dry-run"], ["--memory", "24GiB"], ["--dry-run"]])
+def test_a_dry_run_that_cannot_be_says_what_to_write(words, home, capsys):
+    depth = ["--depth", "4"] if "--memory" in words else []
+    assert cli.main(["tune", "base", *depth, *words]) == 2
+    assert "fix:" in capsys.readouterr().err
