@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import intone
-from intone import api, cli
+from intone import cli
 from intone.config import OptimConfig, ScheduleConfig, TrainJob, model_config
 from intone.data.shards import ensure_token_set
 from intone.data.tokenizer import SPLIT_PATTERN, Tokenizer
