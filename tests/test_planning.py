@@ -32,7 +32,7 @@ FACTS = Facts(
 )  # fmt: skip
 # everything that would otherwise be measured, and a model of the size of a test
 ASKED = {
-    "depth": 1, "context": 32, "vocab_size": 300, "dtype": "fp32", "threads": 1, "compile": "off",
+    "depth": 1, "context": 32, "vocab_size": 300, "dtype": "fp32", "threads": 1, "kernels": "torch", "compile": "off",
     "batch_tokens": 256, "device_batch": 3, "seed": 5, "minutes": 0.8, "save_every_s": 7.0, "keep": 1,
 }  # fmt: skip
 STEP_S = 0.1

@@ -63,6 +63,11 @@ SUITES: dict[str, Verb] = {
         "intone.bench.serve_settings:BenchServeSettings",
         "intone.bench.serve:bench_serve",
     ),
+    "tune": Verb(
+        "the micro-batch that is found against all others, and what finding it takes",
+        "intone.bench.settings:BenchTuneSettings",
+        "intone.bench.tune:bench_tune",
+    ),
     "train": Verb(
         "our training against nanochat's, in turns: speed, launch, quality",
         "intone.bench.train_settings:BenchTrainSettings",

@@ -82,3 +82,15 @@ class BenchProveSettings(Checked):
     out: str | None = None
     # file that every pair is appended to, one comparison a line
     raw: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchTuneSettings(Checked):
+    """`intone bench tune`: the found micro-batch against all others, and what finding it takes."""
+
+    # models to tune
+    depths: tuple[int, ...] = (2, 4, 6)
+    # tokens of a row
+    contexts: tuple[int, ...] = (256, 1024)
+    # file that rows are appended to; none given: bench/results/tune.jsonl of this checkout
+    out: str | None = None

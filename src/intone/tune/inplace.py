@@ -112,10 +112,10 @@ def kept(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[
         with torch.no_grad():
             for tensor, value in zip(tensors, values, strict=True):
                 tensor.copy_(value)
-            for parameter, grad, value in grads:
+            for parameter, grad, grad_value in grads:
                 parameter.grad = grad
-                if grad is not None and value is not None:
-                    grad.copy_(value)
+                if grad is not None and grad_value is not None:
+                    grad.copy_(grad_value)
             if optimizer is not None and moments is not None:
                 put_back_optimizer(optimizer, moments)
         for module, training in modes:

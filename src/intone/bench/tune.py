@@ -1,0 +1,233 @@
+"""`intone bench tune`: the micro-batch that is found against all others, the seconds of finding it, and its memory"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from intone.bench.gpu_suites.synthetic import synthetic_documents, synthetic_tokenizer
+from intone.bench.rows import new_row, row_path
+from intone.bench.settings import BenchTuneSettings
+from intone.config import TrainJob, model_config
+from intone.data.shards import ensure_token_set
+from intone.evals.intervals import Interval, ratio
+from intone.hardware import Facts, environment, load_facts, quiet
+from intone.log import human_bytes, say, table
+from intone.model.native.build import obstacle, variant_for
+from intone.paths import home
+from intone.prepare import short_hash
+from intone.recipe import RUN_OPTIM, TRIAL_SCHEDULE
+from intone.records import Answer, ResultRow, Segment, append_result
+from intone.settings import Resolved
+from intone.tune.batch import Found, Method, Sample, candidates, passes_of
+from intone.tune.curve import curve_text
+from intone.tune.probing import WorkerProbe
+from intone.tune.settle_batch import BatchQuestion, as_choice, batch_key, search, settle_batch
+from intone.tune.trial import attention_for
+from intone.tune.trials import Trials
+
+COMMAND = "intone bench tune"
+VOCAB = 4096
+STEP_TOKENS = 8192  # of an optimizer step: 32 rows of 256 tokens, 8 of 1,024
+REPLICATES = 2  # fresh children for the exhaustive sweep
+ROUNDS = 4  # of every size in each of them
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model and row length, what was found for it, and what the sweep says about every size."""
+
+    depth: int
+    context: int
+    found: dict[Method, Found]
+    hit_s: float
+    measured_bytes: int | None  # growth of a fresh worker at the choice
+    step_s: Mapping[int, Sequence[float]]  # by size: seconds of a step in every round
+
+    @property
+    def name(self) -> str:
+        return f"d{self.depth}.t{self.context}"
+
+    def best(self) -> int:
+        return min(self.step_s, key=lambda rows: statistics.median(self.step_s[rows]))
+
+    def quality(self, method: Method = "line") -> Interval:
+        """Rate of the choice over that of the best size of the sweep; rounds are paired."""
+        best, chosen = (np.array(self.step_s[rows]) for rows in (self.best(), self.found[method].rows))
+        return ratio(best, chosen)
+
+    def memory_error(self) -> float | None:
+        predicted = self.found["line"].predicted_bytes
+        if predicted is None or not self.measured_bytes:
+            return None
+        return abs(predicted / self.measured_bytes - 1)
+
+
+def bench_tune(settings: BenchTuneSettings, _origins: Mapping[str, Resolved]) -> Answer:
+    """The verb: every case with its searches and its sweep, then the rows of all."""
+    out = Path(settings.out) if settings.out else row_path("tune")
+    facts = load_facts()
+    cases = []
+    for depth in settings.depths:
+        for context in settings.contexts:
+            methods: tuple[Method, ...] = ("line", "bisect") if (depth, context) == compared(settings) else ("line",)
+            cases.append(measured(facts, depth, context, methods))
+            say(case_text(cases[-1]))
+    rows = result_rows(cases)
+    for row in rows:
+        append_result(out, row)
+    text = table([[row.id, f"{row.value:.4g}", row.unit, interval_text(row)] for row in rows],
+                 header=["row", "value", "unit", "interval"], left=1)  # fmt: skip
+    return Answer({"rows": [row.__dict__ for row in rows], "out": str(out)}, text, path=str(out))
+
+
+def compared(settings: BenchTuneSettings) -> tuple[int, int]:
+    """The case in which both methods search: the middle depth with the shortest rows."""
+    return sorted(settings.depths)[len(settings.depths) // 2], min(settings.contexts)
+
+
+def question_for(facts: Facts, depth: int, context: int) -> BatchQuestion:
+    """A base training of this size on made-up text, in the dtype and on the kernels that are fastest here by rule."""
+    folder = home() / "bench" / "tune"
+    tokenizer = synthetic_tokenizer(VOCAB)
+    tokens = short_hash([VOCAB, tokenizer.hash])
+    tokenizer.save(folder / f"tokenizer-{tokens}")
+    data = folder / f"text-{tokens}"
+    ensure_token_set(
+        data, tokenizer, kind="documents",
+        documents=lambda _: synthetic_documents(tokenizer, 40 * STEP_TOKENS, mean_tokens=200, seed=0),
+    )  # fmt: skip
+    fp32, bf16 = facts.fp32_flops_per_s, facts.bf16_flops_per_s
+    dtype = "bf16" if fp32 and bf16 and bf16 > 1.05 * fp32 else "fp32"
+    variant = variant_for(dtype)
+    kernels = "native" if facts.device == "cpu" and variant is not None and obstacle(variant) is None else "torch"
+    device = facts.device or "cpu"
+    job = TrainJob(
+        stage="base", model=model_config("modern", depth=depth, vocab_size=VOCAB, context=context),
+        tokenizer=str(folder / f"tokenizer-{tokens}"), tokenizer_hash=tokenizer.hash, data=(str(data),), val=None,
+        context=context, steps=1, rows_per_step=STEP_TOKENS // context, optim=RUN_OPTIM, schedule=TRIAL_SCHEDULE,
+        seed=1, keep=0,
+    )  # fmt: skip
+    threads = facts.cores_physical
+    segment = Segment(
+        0, 1, False, dtype, attention_for(device, False, kernels), "bench", threads=threads, kernels=kernels  # type: ignore[arg-type]
+    )
+    variables = {name: item.value for name, item in environment(facts, threads=threads).items()}
+    return BatchQuestion(job, segment, device, 1, variables, folder / "trials")
+
+
+def measured(facts: Facts, depth: int, context: int, methods: Sequence[Method]) -> Case:
+    """Searches, a hit, the memory of the choice in a fresh worker, and the exhaustive sweep."""
+    question = question_for(facts, depth, context)
+    with question.probe() as warm:
+        warm.start()  # builds and caches what a first start builds
+    with quiet(facts.folder, f"bench tune d{depth} t{context}"):
+        found = {method: search(question, facts, method, question.probe) for method in methods}
+    asked = Resolved("auto", "default", COMMAND)
+    trials = Trials(facts)
+    hit_s = hit_seconds(asked, facts, trials, question, found["line"])
+    with quiet(facts.folder, f"bench tune d{depth} t{context}"):
+        growth = fresh_growth(question, found["line"].rows)
+        step_s = sweep(question, {entry.rows for entry in found.values()})
+    return Case(depth, context, found, hit_s, growth, step_s)
+
+
+def hit_seconds(asked: Resolved, facts: Facts, trials: Trials, question: BatchQuestion, found: Found) -> float:
+    """Seconds of the second question: what was found is kept first, then asked for."""
+    trials.record("device_batch", batch_key(facts, question, "line"), as_choice(found))
+    begin_s = time.monotonic()
+    choice, _ = settle_batch(asked, facts, trials, question, run_s=None)
+    seconds = time.monotonic() - begin_s
+    if choice.origin != "cached":
+        say(f"the kept answer was not believed, so that this is no hit: {choice.reason}")
+    return seconds
+
+
+def fresh_growth(question: BatchQuestion, rows: int) -> int | None:
+    """Memory that steps of this size take in a worker that did nothing else."""
+    passes = min(2, passes_of(question.rows_per_device, rows))
+    with question.probe(first_rows=rows * passes, first_batch=rows) as worker:
+        worker.start()
+        return worker(rows, passes, 1).growth_bytes
+
+
+def sweep(question: BatchQuestion, more: set[int]) -> dict[int, list[float]]:
+    """Seconds of a step by size, in rounds there and back over all sizes, in fresh children."""
+    sizes = sorted({*candidates(question.rows_per_device), *more})
+    step_s: dict[int, list[float]] = {rows: [] for rows in sizes}
+    for _ in range(REPLICATES):
+        with question.probe() as worker:
+            for number in range(ROUNDS):
+                samples: dict[int, Sample] = {}
+                for rows in sizes if number % 2 == 0 else reversed(sizes):
+                    samples[rows] = one_block(worker, rows)
+                update_s = statistics.median(sample.update_s for sample in samples.values())
+                for rows, sample in samples.items():
+                    step_s[rows].append(passes_of(question.rows_per_device, rows) * sample.pass_s + update_s)
+    return step_s
+
+
+def one_block(worker: WorkerProbe, rows: int) -> Sample:
+    """A pass and an update of this size, a few times where it is short."""
+    sample = worker(rows, 1, 1)
+    if sample.pass_s < 0.1:
+        sample = worker(rows, 1, max(2, min(10, int(0.2 / sample.pass_s))))
+    return sample
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def result_rows(cases: Sequence[Case]) -> list[ResultRow]:
+    """Rows of every case, and of all of them: the worst case stands for the whole."""
+    rows = []
+    num_rounds = REPLICATES * ROUNDS
+
+    def add(name: str, value: Interval | float, unit: str, n: int, baseline: str | None = None) -> None:
+        interval = value if isinstance(value, Interval) else Interval(value, value, value)
+        row = new_row(f"cpu.tune.{name}", interval, unit, n=n, baseline=baseline, command=COMMAND)
+        rows.append(row if isinstance(value, Interval) else replace(row, low=None, high=None))
+
+    sweep_of = "the best size of an exhaustive sweep"
+    for case in cases:
+        add(f"batch_quality.{case.name}", case.quality(), "share", num_rounds, sweep_of)
+        add(f"batch_search_s.{case.name}", case.found["line"].seconds, "s", 1)
+        error = case.memory_error()
+        if error is not None:
+            add(f"memory_error.{case.name}", error, "share", 1, "growth of a fresh worker")
+    worst = min(cases, key=lambda case: case.quality().value)
+    add("batch_quality", worst.quality(), "share", num_rounds, f"{sweep_of}, worst of {len(cases)}: {worst.name}")
+    add("batch_search_s", max(case.found["line"].seconds for case in cases), "s", len(cases))
+    add("batch_hit_s", max(case.hit_s for case in cases), "s", len(cases))
+    errors = [error for case in cases if (error := case.memory_error()) is not None]
+    if errors:
+        add("memory_error", max(errors), "share", len(errors), "growth of a fresh worker")
+    add("search_oom", float(sum(case.found["line"].num_out_of_memory for case in cases)), "count", len(cases))
+    for case in cases:
+        if "bisect" in case.found:
+            line, bisect = case.found["line"], case.found["bisect"]
+            add("bisect.search_s", bisect.seconds, "s", 1)
+            add("bisect.oom", float(bisect.num_out_of_memory), "count", 1)
+            add("bisect.batch_quality", case.quality("bisect"), "share", num_rounds, f"{sweep_of}, {case.name}")
+            speed = ratio(np.array(case.step_s[line.rows]), np.array(case.step_s[bisect.rows]))
+            add("bisect.vs_line", speed, "x", num_rounds, f"tokens/s of the line's choice, {case.name}")
+    return rows
+
+
+def interval_text(row: ResultRow) -> str:
+    return "" if row.low is None else f"[{row.low:.4g}, {row.high:.4g}]"
+
+
+def case_text(case: Case) -> str:
+    """What one case says to people."""
+    line = case.found["line"]
+    best, quality = case.best(), case.quality()
+    return (
+        f"depth {case.depth}, {case.context} tokens a row\n{curve_text(line, STEP_TOKENS)}\n"
+        f"sweep: best {best}, choice {line.rows} at {quality.value:.1%} [{quality.low:.1%}, {quality.high:.1%}]; "
+        f"memory predicted {human_bytes(line.predicted_bytes)}, measured {human_bytes(case.measured_bytes)}; "
+        f"kept answer {case.hit_s:.1f} s\n"
+    )
