@@ -25,9 +25,8 @@ Trains, measures and talks to small language models, fitted to this machine.
   eval       bits per byte and starter skills of a run
   bench      measure whether B is faster: A-settings -- B-settings; or a suite
   scan       what is wrong or slow in a PyTorch code base, and a plan to fix it
-  tune       what this machine can do, measured
-  optimise   find what makes a training program slow, fix it, prove it: -- PROGRAM
   tune       settle every auto of a stage here, and show why
+  optimise   find what makes a training program slow, fix it, prove it: -- PROGRAM
   tokenizer  train or inspect a tokenizer
   data       check data, or tokenise it ahead of time
   import     a checkpoint of nanochat or transformers becomes a run
