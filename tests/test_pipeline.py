@@ -12,7 +12,17 @@ from intone.model.cost import train_flops_per_token
 from intone.paths import FolderLock, read_json, write_json
 from intone.pipeline import honest_word, run_pipeline, run_train
 from intone.planning import Plan
-from intone.records import Choices, EvalRow, Outcome, StepRow, log_row, read_choices, write_outcome
+from intone.records import (
+    Choice,
+    Choices,
+    EvalRow,
+    Outcome,
+    StepRow,
+    log_row,
+    read_choices,
+    write_choices,
+    write_outcome,
+)
 from intone.runs import create_run, find_run, list_runs, with_state
 from intone.settings import Layer, RunSettings, TrainSettings, identity, resolve
 from tests.tiny_jobs import ENVIRONMENT, SEGMENT
@@ -431,6 +441,17 @@ def test_a_run_goes_on_with_other_devices_and_patience_where_they_are_asked_for(
     assert "base: devices" not in said  # it is done
     assert [devices_of(find_run("d1-1").stage_folder(stage)) for stage in ("base", "mid", "sft")] == [1, 3, 3]
     assert machine.limits == Limits(stall_s=60.0)  # of the evaluation, which has no plan of its own
+
+
+def test_the_rate_that_mfu_is_of_follows_the_gpus_but_not_the_processes_on_a_cpu(machine):
+    for kind, expected in (("cuda", 6e12), ("cpu", 2e12)):
+        train(stage="base", prepare=True, name=kind)
+        folder = find_run(kind).stage_folder("base")
+        settings = {"device": Choice(kind, "test", "default"), "devices": Choice(1, "test", "default")}
+        write_choices(folder, replace(read_choices(folder), settings=settings))
+        write_json(folder / "config.json", {**read_json(folder / "config.json"), "peak_flops": 2e12})
+        train(stage="base", prepare=True, name=kind, devices=3)
+        assert read_json(folder / "config.json")["peak_flops"] == expected
 
 
 def test_what_starts_a_prepared_job_on_several_devices_is_said(machine):

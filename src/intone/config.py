@@ -192,7 +192,7 @@ class TrainJob:
     samples: tuple[str, ...] = ()  # prompts that are continued at each evaluation
     save_every_s: float = 60.0
     keep: int = 2  # newest saves kept, besides the best
-    peak_flops: float | None = None  # measured matrix-product rate, for MFU; None: unknown
+    peak_flops: float | None = None  # measured matrix-product rate of all devices, for MFU; None: unknown
 
     def as_json(self) -> dict[str, Any]:
         return {"format": 1, "job": "train", **dataclasses.asdict(self)}

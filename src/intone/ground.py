@@ -75,6 +75,7 @@ class Ground:
     step_s: float  # measured seconds per optimizer step as planned
     eager_step_s: float
     environment: dict[str, str]
+    devices: int = 1  # processes that share the rows of a step
 
 
 def settle_ground(
@@ -134,7 +135,7 @@ def settle_ground(
         step_s *= faster_by(settled.found, runner.device_batch)
     return Ground(
         config, tokenizer_folder, tokenizer, device, dtype, threads, kernels, attention, compiled, batch.value,
-        rows_per_step, step_s, eager_s, variables,
+        rows_per_step, step_s, eager_s, variables, devices,
     )  # fmt: skip
 
 

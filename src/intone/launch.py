@@ -5,6 +5,7 @@ readable end: one outcome in FOLDER also where the first worker could not write 
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -47,6 +48,9 @@ def run_workers(folder: Path, devices: int) -> Mapping[int, Any]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # how a worker ended is said once, by us
     os.environ["INTONE_PARENT"] = str(os.getpid())  # workers die with us
     os.environ.pop("INTONE_PARENT_PIPE", None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would say so at length; the plan sets threads anyway

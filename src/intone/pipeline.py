@@ -262,6 +262,11 @@ def move(run: Run, origins: Mapping[str, Resolved]) -> None:
             for name, new in changed.items():
                 say(f"{stage}: {name} {shown(before[name])} -> {shown(new.value)}")
             write_choices(folder, replace(choices, settings={**choices.settings, **changed}))
+            if "devices" in changed and planned(folder, "device", "cpu") == "cuda":
+                share = changed["devices"].value / (before["devices"] or 1)
+                job = TrainJob.from_json(read_json(folder / "config.json"))
+                if job.peak_flops is not None:  # the rate of all of them, which only MFU asks for
+                    write_json(folder / "config.json", replace(job, peak_flops=job.peak_flops * share).as_json())
 
 
 def start_command(folder: Path) -> str:

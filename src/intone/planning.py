@@ -338,11 +338,12 @@ def stage_job(
 
 
 def ground_rate(ground: Ground) -> float | None:
-    """The measured matrix-product rate in the run's dtype, for MFU."""
+    """The measured matrix-product rate in the run's dtype, for MFU: of all GPUs together, of a CPU as it is."""
     facts = load_facts()
-    return {
+    rate = {
         "fp32": facts.fp32_flops_per_s, "bf16": facts.bf16_flops_per_s, "fp16": facts.fp16_flops_per_s
     }[ground.dtype]  # fmt: skip
+    return rate * ground.devices if rate and ground.device == "cuda" else rate
 
 
 def stage_choices(settled: Settled, ground: Ground) -> Choices:
