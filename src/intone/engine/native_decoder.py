@@ -16,6 +16,7 @@ from intone.config import ModelConfig
 from intone.engine.attend import PagedAttention, Piece
 from intone.engine.decoder import Batch, check_weights, weight_shapes
 from intone.engine.kv import PageStore
+from intone.engine.pace import Pace
 from intone.engine.pages import PAGE
 from intone.model.attention import rotary_tables
 from intone.model.gpt import GPT
@@ -65,6 +66,7 @@ class NativeDecoder:
         # rounded as in training, then widened: the rounded angles are part of the function that was learned
         self._cos, self._sin = (table.detach().to(dtype).float().contiguous() for table in rotary)
         self._work = work_space()
+        self._pace = Pace(torch.get_num_threads())
         weakref.finalize(self, self._work.free)
         self._stored: weakref.ReferenceType[PageStore] | None = None
         self._scored = torch.empty(0, dtype=dtype)  # keys and values of texts that are only scored
@@ -91,8 +93,12 @@ class NativeDecoder:
             return weights[name].detach().to("cpu", torch.float32)
 
         gated = [block for block in range(config.depth) if config.has_value_embedding(block)]
-        tables = [weights[f"value_embeddings.{block}.weight"].detach().to("cpu", self.dtype) for block in gated]
-        self._values = torch.stack(tables, dim=1) if tables else None
+        # one row per token with the values of all blocks: they lie side by side
+        tables = [weights[f"value_embeddings.{block}.weight"].detach() for block in gated]
+        self._values = torch.empty((len(tables[0]), len(tables), tables[0].shape[1]), dtype=self.dtype) if tables else None
+        for place, table in enumerate(tables):
+            assert self._values is not None, "there are tables"
+            self._values[:, place].copy_(table)
         # a copy even where nothing changes: a training may go on in the originals
         self._embedding = weights["embedding.weight"].detach().to("cpu", self.dtype, copy=True)
         self._small = {
@@ -133,16 +139,12 @@ class NativeDecoder:
             pages = [part.__array_interface__["data"][0] for part in kept] * len(attention.store.groups)
         numbers = np.repeat(np.arange(len(texts), dtype=np.int32), [entry.count for entry in texts])
         pointers = np.array(pages, dtype=np.uintp)
-        step(
-            self._model,
-            StepBatch(
-                count, num_wanted, len(texts), address(batch.ids), address(batch.previous), address(batch.positions),
-                address(batch.wanted), numbers.__array_interface__["data"][0],
-                pointers.__array_interface__["data"][0], scratch,
-            ),
-            self._work,
-            out,
+        step_batch = StepBatch(
+            count, num_wanted, len(texts), address(batch.ids), address(batch.previous), address(batch.positions),
+            address(batch.wanted), numbers.__array_interface__["data"][0], pointers.__array_interface__["data"][0],
+            scratch,
         )  # fmt: skip
+        self._pace.run(count, lambda threads: step(self._model, step_batch, self._work, out, threads=threads))
         return out
 
     def _scratch(self, texts: Sequence[Piece]) -> tuple[list[np.ndarray], int]:

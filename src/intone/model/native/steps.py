@@ -147,8 +147,8 @@ def address(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-def step(model: StepModel, batch: StepBatch, work: WorkSpace, logits: Tensor) -> None:
+def step(model: StepModel, batch: StepBatch, work: WorkSpace, logits: Tensor, *, threads: int) -> None:
     """Computes a step into logits (num_wanted, V) float32; keys and values are written where the batch says."""
     build.library("generate").intone_step(
-        ctypes.byref(model), ctypes.byref(batch), work.pointer, _POINTER(logits.data_ptr()), torch.get_num_threads()
+        ctypes.byref(model), ctypes.byref(batch), work.pointer, _POINTER(logits.data_ptr()), threads
     )

@@ -1,0 +1,35 @@
+from intone.engine.pace import TRY_EVERY, Pace
+
+
+def run(pace, seconds_by_threads, num_tokens, num_steps, now):
+    """Runs steps that take so long -> the threads that each was given."""
+    given = []
+
+    def step(threads):
+        given.append(threads)
+        now[0] += seconds_by_threads[threads]
+
+    for _ in range(num_steps):
+        pace.run(num_tokens, step)
+    return given
+
+
+def test_the_faster_number_of_threads_is_used_and_the_other_tried_now_and_then():
+    now = [0.0]
+    pace = Pace(2, clock=lambda: now[0])
+    given = run(pace, {1: 3.0, 2: 4.0}, 16, 2 * TRY_EVERY, now)
+    assert given[:2] == [2, 1] and given[2 : TRY_EVERY + 1] == [1] * (TRY_EVERY - 1)
+    assert given.count(2) == 2
+
+
+def test_it_comes_back_when_the_machine_is_free_again_and_sizes_do_not_mix():
+    now = [0.0]
+    pace = Pace(4, clock=lambda: now[0])
+    run(pace, {1: 1.0, 4: 9.0}, 16, 40, now)
+    assert run(pace, {1: 1.0, 4: 0.1}, 1, 5, now) == [4, 1, 4, 4, 4]
+    assert run(pace, {1: 1.0, 4: 0.5}, 16, 40 * TRY_EVERY, now)[-3:] == [4, 4, 4]
+
+
+def test_one_thread_stays_one():
+    now = [0.0]
+    assert run(Pace(1, clock=lambda: now[0]), {1: 1.0}, 1, 4, now) == [1, 1, 1, 1]
