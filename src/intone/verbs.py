@@ -53,6 +53,11 @@ SUITES: dict[str, Verb] = {
         "intone.bench.casestudy_settings:InferenceSettings",
         "intone.bench.casestudy:bench_inference",
     ),
+    "infer": Verb(
+        "how fast the engine answers, alone and beside nanochat and transformers",
+        "intone.bench.infer_settings:BenchInferSettings",
+        "intone.bench.infer:bench_infer",
+    ),
     "prove": Verb(
         "the measuring itself: false alarms, planted slow-downs, seconds per verdict",
         "intone.bench.settings:BenchProveSettings",

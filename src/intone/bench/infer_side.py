@@ -7,8 +7,10 @@
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from intone.bench.gpu_suites.synthetic import synthetic_tokenizer
@@ -20,9 +22,11 @@ from intone.engine.engine import Engine
 from intone.engine.load import DTYPES
 from intone.engine.requests import Request
 from intone.errors import UserError
+from intone.model.checkpoint import save_checkpoint
 from intone.model.gpt import GPT
 from intone.records import Outcome
 
+NUM_TEXTS = 48  # of the loads that are counted
 SCALE = 0.02  # standard deviation of weights that a fresh model has at zero: no product may be skipped
 
 
@@ -86,8 +90,6 @@ def open_engine(asked: dict[str, Any]) -> tuple[Engine, GPT]:
 
 def export(model: GPT, tokenizer: Tokenizer, folder: str) -> None:
     """The model as transformers loads it."""
-    from pathlib import Path
-
     from safetensors.torch import save_file
 
     from intone.exchange import transformers_folder
@@ -100,7 +102,61 @@ def export(model: GPT, tokenizer: Tokenizer, folder: str) -> None:
               metadata={"format": "pt"})  # fmt: skip
 
 
+def save(asked: dict[str, Any], folder: Path) -> None:
+    """A save that load_newest() reads, with its tokenizer beside it."""
+    config = shape_of(asked)
+    tokenizer = synthetic_tokenizer(config.vocab_size)
+    tokenizer.save(folder / "tokenizer")
+    weights = dict(random_model(config, tokenizer).state_dict())
+    save_checkpoint(
+        folder, 0, model=config, weights=weights, optimizer={}, state={}, tokenizer_hash=tokenizer.hash
+    )  # fmt: skip
+
+
+def cache_counts(asked: dict[str, Any], num_rounds: int) -> dict[str, Any]:
+    """Per round, with new texts: the used share of held key and value bytes while texts of many lengths are written,
+    and tokens fed to distinct ones where many prompts begin alike and have several samples."""
+    asked = asked | {"depth": min(asked["depth"], 4), "vocab_size": min(asked["vocab_size"], 512)}
+    config = shape_of(asked)
+    tokenizer = synthetic_tokenizer(config.vocab_size)
+    model = random_model(config, tokenizer)
+    found: dict[str, Any] = {"kv_used_share": [], "prefill_ratio": []}
+    reach = config.context
+    for number in range(num_rounds):
+        rng = np.random.default_rng(number)
+        ordinary = config.vocab_size - len(SPECIALS)
+        lengths = (reach * rng.beta(1, 3, NUM_TEXTS)).astype(int).clip(8, reach * 3 // 4)
+        mixed = [
+            Request(rng.integers(0, ordinary, length).tolist(), max_tokens=int(rng.integers(16, reach // 8)),
+                    temperature=0.0, tools=False)
+            for length in lengths
+        ]  # fmt: skip
+        systems = [rng.integers(0, ordinary, int(rng.integers(reach // 32, reach // 4))).tolist() for _ in range(4)]
+        alike = [
+            Request(systems[place % 4] + rng.integers(0, ordinary, int(rng.integers(4, 60))).tolist(), max_tokens=8,
+                    temperature=1.0, n=1 + 3 * (place % 2), seed=place, tools=False)
+            for place in range(NUM_TEXTS)
+        ]  # fmt: skip
+        for name, requests in (("kv_used_share", mixed), ("prefill_ratio", alike)):
+            with Engine(model, tokenizer, num_guesses=0) as engine:
+                engine.generate(requests)
+                value = getattr(engine.stats(), name)
+                assert value is not None, "there were steps"
+                found[name].append(value)
+    found["load"] = (
+        f"depth {config.depth}; shares: {NUM_TEXTS} texts of 8 to {reach * 3 // 4:,} tokens; ratio: {NUM_TEXTS} "
+        "prompts with 4 beginnings, 1 or 4 samples each"
+    )
+    return found
+
+
 def main(words: list[str]) -> int:
+    if words[0] == "--save":
+        save(json.loads(words[2]), Path(words[1]))
+        return 0
+    if words[0] == "--cache":
+        print(json.dumps(cache_counts(json.loads(words[2]), int(words[1]))))
+        return 0
     exchange = Exchange.on_standard_streams()
     try:
         asked = json.loads(words[0])

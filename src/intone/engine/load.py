@@ -21,8 +21,11 @@ def load_newest(job_folder: Path, *, dtype: str, device: torch.device) -> tuple[
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     config, weights, save = load_weights(job_folder)
-    model = GPT(config)
-    model.load_state_dict(weights)
+    with torch.device("meta"):  # nothing is made only to be written over
+        model = GPT(config)
+    model.cos = model.sin = torch.empty(0)
+    model.load_state_dict(weights, assign=True)
+    model.ensure_positions(config.context)
     model.to(device).eval().requires_grad_(False)
     model.compute_dtype = DTYPES[dtype]
     return model, save.step

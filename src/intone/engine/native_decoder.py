@@ -95,10 +95,11 @@ class NativeDecoder:
         gated = [block for block in range(config.depth) if config.has_value_embedding(block)]
         # one row per token with the values of all blocks: they lie side by side
         tables = [weights[f"value_embeddings.{block}.weight"].detach() for block in gated]
-        self._values = torch.empty((len(tables[0]), len(tables), tables[0].shape[1]), dtype=self.dtype) if tables else None
-        for place, table in enumerate(tables):
-            assert self._values is not None, "there are tables"
-            self._values[:, place].copy_(table)
+        self._values = None
+        if tables:
+            self._values = torch.empty((len(tables[0]), len(tables), tables[0].shape[1]), dtype=self.dtype)
+            for place, table in enumerate(tables):
+                self._values[:, place].copy_(table)
         # a copy even where nothing changes: a training may go on in the originals
         self._embedding = weights["embedding.weight"].detach().to("cpu", self.dtype, copy=True)
         self._small = {

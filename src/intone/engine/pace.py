@@ -1,9 +1,9 @@
-"""How many threads a step is computed with, found out while steps run: where others keep a core busy, one may be faster"""
+"""How many threads compute a step, found out while steps run: where others keep a core busy, one may be faster"""
 
 import time
 from collections.abc import Callable
 
-# every so many steps of a size the other number of threads is tried again (guess: 3 % of steps, when it is twice as slow)
+# every so many steps of a size the other number of threads is tried again: 3 % of the steps (guess)
 TRY_EVERY = 32
 # how much the newest time counts (guess)
 NEWEST = 0.25

@@ -1,11 +1,12 @@
-"""Generates with nanochat's Engine as it is shipped: prompts one by one, greedy, timed, a block at a time as it is told.
+"""Generates with nanochat's Engine as it is shipped: prompts one by one, greedy, timed, block by block as it is told.
 
 `PYTHON nanochat_infer.py --nanochat CHECKOUT --depth N ...`: needs torch and the checkout. Model, cache and loop are
 nanochat's (92d63d4); weights are random in its own layout, none of them zero. Its tokenizer is not needed to generate
 ids: a stand-in names special tokens that no text contains, so that nothing ends early.
 
 One JSON object a line: first {"ready": true, ...}, then for each {"do": "block", "prompts": [[ids]], "new_tokens": N}
-one answer {"seconds", "tokens", "ids" of the first text}, until {"do": "quit"}. NANOCHAT_DTYPE and OMP_NUM_THREADS are read by nanochat and torch.
+one answer {"seconds", "tokens", "ids" of the first text}, until {"do": "quit"}. NANOCHAT_DTYPE and OMP_NUM_THREADS
+are read by nanochat and torch.
 """
 
 import argparse

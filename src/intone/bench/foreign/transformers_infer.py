@@ -21,7 +21,11 @@ def block(model, prompts, new_tokens):
     for prompt in prompts:
         ids = torch.tensor([prompt])
         found = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
         )
         texts.append(found[0, len(prompt) :].tolist())
     return {"seconds": time.perf_counter() - begin, "tokens": sum(map(len, texts)), "ids": texts[0]}
@@ -44,7 +48,9 @@ def main():
         model = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=getattr(torch, args.dtype)).eval()
         first_s = block(model, [[1, 2, 3]], 2)["seconds"]
     except (ImportError, ValueError, OSError) as error:
-        answer({"error": f"transformers cannot generate: {error}", "outcome": "error", "fix": "pip install transformers"})
+        answer(
+            {"error": f"transformers cannot generate: {error}", "outcome": "error", "fix": "pip install transformers"}
+        )
         return 2
     facts = {
         "architecture": type(model).__name__, "version": transformers.__version__, "dtype": str(model.dtype),

@@ -21,5 +21,8 @@ SUITES: dict[str, Suite] = {
     "smoke": Suite("intone.bench.gpu_suites.smoke:smoke", 0.5, "training, resuming, generating: do they work here"),
     "facts": Suite("intone.bench.gpu_suites.facts:facts", 1.5, "bandwidth, products by dtype, attention by backend"),
     "train": Suite("intone.bench.gpu_suites.train:train", 25.0, "base training beside nanochat's", ("nanochat",)),
+    "infer": Suite(
+        "intone.bench.gpu_suites.infer:infer", 4.0, "generation beside nanochat's, and bytes per step", ("nanochat",)
+    ),
     "decode": Suite("intone.bench.gpu_suites.decode:decode", 3.0, "the engine's tokens/s by rows, and its idle share"),
 }
