@@ -222,10 +222,11 @@ def _without_surrogates(text: str) -> str:
 
 def _safe_pieces(text: str) -> Iterator[str]:
     """The text whole, unless it has a run of blanks that the regex engine could not split: cut inside that run."""
-    while len(text) >= LONGEST_BLANK_RUN and (run := BLANK_RUN.search(text)):
-        yield text[: run.end()]
-        text = text[run.end() :]
-    yield text
+    begin = 0
+    while len(text) - begin >= LONGEST_BLANK_RUN and (run := BLANK_RUN.search(text, begin)):
+        yield text[begin : run.end()]
+        begin = run.end()
+    yield text[begin:]
 
 
 def _num_cores() -> int:

@@ -119,6 +119,7 @@ def write_plain(folder: Path, source: Source) -> list[str]:
 
 def _save(weights: dict[str, Tensor], path: Path) -> None:
     """One safetensors file, on disk when this returns; transformers asks for the note about the format."""
+    # scan: ok[S60] into a folder that gets its name when all of it is written
     save_file({name: value.contiguous() for name, value in weights.items()}, path, metadata={"format": "pt"})
     shutil.copymode(path.with_name("config.json"), path)  # safetensors makes files that only their owner reads
     handle = os.open(path, os.O_RDONLY)

@@ -42,12 +42,20 @@ class ScanSettings(Checked):
     apply: bool = False
     # write the patch of --fix to this file
     patch: str | None = None
+    # run code too: auto (our own engine and loader), or module:function in PATH that returns the parts to probe
+    probe: str | None = None
+    # seconds that the probes may take
+    probe_s: float = setting(120, least=1)
     # keep the board in PATH/.intone instead of INTONE_HOME
     board_inside: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        marks = [name for name in ("issue", "confirm", "dismiss", "reopen", "fix") if getattr(self, name) is not None]
+        marks = [
+            name
+            for name in ("issue", "confirm", "dismiss", "reopen", "fix", "probe")
+            if getattr(self, name) is not None
+        ]
         if len(marks) > 1:
             raise UserError(f"--{marks[0]} and --{marks[1]} are two commands", value=marks[1], fix="give one at a time")
         if self.dismiss is not None and not (self.reason or "").strip():

@@ -255,12 +255,33 @@ def _device_kind(origin: Origin, project: Project) -> str:
     if isinstance(node, ast.Attribute):
         if node.attr == "type":
             return "string"
-        if node.attr == "device":
-            base = last_name(node.value)
-            if base is None:
-                return "device"  # next(model.parameters()).device, (a + b).device
-            return "unknown" if BAGS.match(base) or base in ("self", "cls") else "device"
+        if node.attr == "device" and _has_device(node.value, scope, project):
+            return "device"
     return "unknown"
+
+
+TENSOR_NAME = re.compile(
+    r"^(x|y|q|k|v|t|t0|h|ids|idx|inputs?|input_ids|tokens?|tensor|logits|targets|labels|hidden(_states)?|weights?|mask|prompts?|"
+    r"param|p|loss|grad|emb|embeddings|probs|cache|fabric|accelerator)$"
+)
+
+
+def _has_device(base: ast.expr, scope: Scope, project: Project) -> bool:
+    """Whether x.device is a torch.device: x is a tensor, a model, or computed; a record's may be text."""
+    name = last_name(base)
+    if name is None:
+        return isinstance(base, (ast.Call, ast.BinOp))  # next(model.parameters()).device, (a + b).device
+    if BAGS.match(name) or name in ("self", "cls"):
+        return False
+    if TENSOR_NAME.match(name) or is_model_name(name):
+        return True
+    for origin in project.origins(base, scope, depth=3):
+        text = ast.unparse(origin.node)
+        if origin.is_annotation and re.search(r"\b(Tensor|Module)\b", text):
+            return True
+        if isinstance(origin.node, ast.Call) and called(origin.node, origin.scope).startswith("torch."):
+            return True
+    return False
 
 
 MODEL_TEXT = re.compile(

@@ -33,9 +33,11 @@ def scan_verb(settings: ScanSettings, _origins: Mapping[str, Any]) -> Answer:
             return Answer(issue.as_json(), issue_text(issue), path=str(place))
         if settings.board:
             return Answer(_as_json(board.issues), board_text(board), path=str(place))
+        if settings.probe is not None:
+            return _probe(settings, path, board)
         only = tuple(word.upper() for word in settings.only)
         scan = scan_path(path, only=only, with_tests=settings.with_tests)
-        change = board.sync(scan, rules=only)
+        change = board.sync(scan, rules=only or tuple(RULES))
         board.save()
     if settings.fix is not None:
         return _fix(settings, scan, board)
@@ -61,6 +63,22 @@ def scan_verb(settings: ScanSettings, _origins: Mapping[str, Any]) -> Answer:
         text += f"\nexit 1: {len(failing)} open at {settings.fail_on} or above"
     exit_code = EXIT_CHECK_FAILED if failing else EXIT_DONE
     return Answer(result, text, path=str(path), exit=exit_code)
+
+
+def _probe(settings: ScanSettings, path: Path, board: Board) -> Answer:
+    """Runs the probes and brings the board up to date; exit 1 where a fault is grave enough. Raises UserError."""
+    from intone.optimise.scan.probes.run import findings_of, looks_text, run_probes
+
+    assert settings.probe is not None
+    looks = run_probes(settings.probe, path, settings.probe_s)
+    findings = findings_of(looks, settings.probe)
+    answered = [look["rule"] for look in looks if look["outcome"] != "unclear"]
+    board.sync(Scan(path, 0, 0, tuple(findings)), rules=answered)
+    board.save()
+    failing = [issue for issue in failing_issues(board, settings.fail_on) if issue.finding.rule in answered]
+    exit_code = EXIT_CHECK_FAILED if failing else EXIT_DONE
+    result = {"looks": looks, "faults": [finding.as_json() for finding in findings]}
+    return Answer(result, looks_text(looks), path=str(path), exit=exit_code)
 
 
 def failing_issues(board: Board, fail_on: str) -> list[Issue]:

@@ -79,10 +79,16 @@ def _accumulation_line(module: Module) -> tuple[int, str] | None:
         if any(ACCUMULATES.search(name) for name in names) and not (
             isinstance(value, ast.Constant) and value.value in (1, None)
         ):
-            if isinstance(value, ast.Constant) and not isinstance(value.value, int):
+            if isinstance(value, ast.Constant) and not isinstance(value.value, int) or _is_bound_to_one(value, module):
                 continue
             return value.lineno, code_of(node, 60)
     return None
+
+
+def _is_bound_to_one(value: ast.expr, module: Module) -> bool:
+    """A name that only ever stands for 1."""
+    bindings = module.top.bindings.get(target_name(value) or "", [])
+    return bool(bindings) and all(isinstance(b.value, ast.Constant) and b.value.value == 1 for b in bindings)
 
 
 def _flag(call: ast.Call) -> list[str]:

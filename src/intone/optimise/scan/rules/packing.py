@@ -9,6 +9,7 @@ from intone.optimise.scan.project import Project, code_of, last_name, names_in
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, own_nodes, target_name
 
+FEW = 256  # waiting texts: looking at so few costs less than making one of them into tokens; guess
 CONTEXT = re.compile(
     r"pack|bin|chunk|buffer|concat|fit|doc|conv|row|token|batch|collate|loader|sample|queue|pend|text|example|seq|pool",
     re.I,
@@ -79,6 +80,8 @@ def _scan_for_best(node: ast.AST, scope: Scope) -> Found | None:
     ]
     if compares and (taken or deleted):
         bound = _bound(buffer, scope)
+        if bound is not None and _number(bound, scope) <= FEW:
+            return None
         evidence = (
             f"line {node.lineno}: walks over `{buffer}` for each text that is placed",
             *([f"the buffer holds at most {bound}: the work per text is that large, not unbounded"] if bound else []),
@@ -112,6 +115,21 @@ def _opens_new(outer: ast.AST, bins: str) -> bool:
         and target_name(call.func.value) == bins
         for call in own_nodes(outer)
     )
+
+
+def _number(name: str, scope: Scope) -> float:
+    """The number that a bound stands for: itself, a default or a constant; endless where the code does not say."""
+    if name.isdigit():
+        return int(name)
+    at: Scope | None = scope
+    while at is not None:
+        default = at.parameters[name].default if name in at.parameters else None
+        values = [default, *(binding.value for binding in at.bindings.get(name, []))]
+        for value in values:
+            if isinstance(value, ast.Constant) and isinstance(value.value, int):
+                return value.value
+        at = at.outer
+    return float("inf")
 
 
 def _bound(buffer: str, scope: Scope) -> str | None:

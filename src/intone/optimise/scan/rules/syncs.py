@@ -81,10 +81,10 @@ def _reads(loop: Loop, scope: Scope, project: Project) -> Iterator[tuple[ast.AST
             continue
         func = node.func
         if isinstance(func, ast.Attribute) and func.attr in READS and not node.args:
-            if _on_device(func.value, scope, project, 4) and not _inside_read(node, scope):
+            if _on_device(func.value, scope, project, 5) and not _inside_read(node, scope):
                 yield node, code_of(node, 40)
         elif isinstance(func, ast.Name) and func.id in ("float", "int", "bool") and len(node.args) == 1:
-            if _on_device(node.args[0], scope, project, 3) and not _has_read(node.args[0]):
+            if _on_device(node.args[0], scope, project, 5) and not _has_read(node.args[0]):
                 yield node, code_of(node, 40)
         elif (
             isinstance(func, ast.Name)
@@ -93,7 +93,7 @@ def _reads(loop: Loop, scope: Scope, project: Project) -> Iterator[tuple[ast.AST
         ):
             for arg in [*node.args, *(word.value for word in node.keywords)]:
                 for part in _printed(arg):
-                    if _on_device(part, scope, project, 3) and not _has_read(part):
+                    if _on_device(part, scope, project, 5) and not _has_read(part):
                         yield node, f"{last_name(func)}({code_of(part, 20)})"
                         break
         elif called(node, scope) == "torch.cuda.synchronize":
@@ -136,15 +136,15 @@ def _on_device(node: ast.expr, scope: Scope, project: Project, depth: int) -> bo
             return True
         inside: list[ast.expr] = [node.func.value] if isinstance(node.func, ast.Attribute) else []
         args = node.args if name.startswith("torch.") and not name.startswith("torch.tensor") else []
-        return any(_on_device(part, scope, project, depth - 1) for part in [*inside, *args])
+        return any(_on_device(part, scope, project, depth) for part in [*inside, *args])
     if isinstance(node, ast.BinOp):
-        return _on_device(node.left, scope, project, depth - 1) or _on_device(node.right, scope, project, depth - 1)
+        return _on_device(node.left, scope, project, depth) or _on_device(node.right, scope, project, depth)
     if isinstance(node, ast.UnaryOp):
         return _on_device(node.operand, scope, project, depth)
     if isinstance(node, ast.Compare):
-        return any(_on_device(part, scope, project, depth - 1) for part in [node.left, *node.comparators])
+        return any(_on_device(part, scope, project, depth) for part in [node.left, *node.comparators])
     if isinstance(node, ast.Subscript):
-        return _on_device(node.value, scope, project, depth - 1)
+        return _on_device(node.value, scope, project, depth)
     if isinstance(node, ast.Attribute) and node.attr in ("loss", "logits"):
         return True
     bound = target_name(node)

@@ -1,0 +1,236 @@
+"""How good the scan is: precision by findings judged by hand, recall on planted faults; python -m intone.bench.scan"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from intone.bench.rows import ROOT, new_row, row_path
+from intone.errors import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, EXIT_DONE, UserError
+from intone.evals.intervals import proportion
+from intone.log import say
+from intone.optimise.scan.finding import CLASSES, Finding
+from intone.optimise.scan.run import Scan, scan_path, scan_texts
+from intone.paths import read_json, write_atomic, write_json
+from intone.records import ResultRow, append_result
+
+COMMAND = "python -m intone.bench.scan"
+JUDGEMENTS = ROOT / "docs" / "scan-judgements.json"
+PAGE = ROOT / "docs" / "scan-precision.md"
+NEAR = 5  # lines between a label and a finding that is about the same thing
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a person who read the code says of a finding. number: the how-many-th of this rule in this function."""
+
+    repo: str  # owner/name@commit
+    path: str
+    rule: str
+    function: str
+    number: int
+    line: int
+    holds: bool
+    reason: str
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int]:
+        """What a judgement is about; lines may move with the scanner's version, not with the code's."""
+        return (self.repo, self.path, self.rule, self.function, self.number)
+
+
+def keyed(repo: str, findings: Sequence[Finding]) -> dict[tuple[str, str, str, str, int], Finding]:
+    """Findings of a repository by the key of their judgement."""
+    seen: Counter[tuple[str, str, str]] = Counter()
+    found = {}
+    for finding in findings:
+        place = (finding.path, finding.rule, finding.function)
+        seen[place] += 1
+        found[(repo, *place, seen[place])] = finding
+    return found
+
+
+def read_judgements(path: Path = JUDGEMENTS) -> list[Judgement]:
+    """The judgements of a file. Raises UserError where it is missing or damaged."""
+    return [Judgement(**entry) for entry in read_json(path)["judgements"]]
+
+
+def compare(
+    found: dict[Any, Finding], judged: Sequence[Judgement]
+) -> tuple[list[Judgement], list[Any], list[Judgement]]:
+    """(judgements of what was found, keys of findings nobody judged, judgements of what is not found any more)."""
+    by_key = {judgement.key: judgement for judgement in judged}
+    known = [by_key[key] for key in found if key in by_key]
+    return known, [key for key in found if key not in by_key], [one for key, one in by_key.items() if key not in found]
+
+
+def precision_row(judged: Sequence[Judgement], command: str) -> ResultRow:
+    """The share of findings that hold, over all repositories."""
+    right = sum(judgement.holds for judgement in judged)
+    return new_row(
+        "cpu.scan.precision", proportion(right, len(judged)), "share", n=len(judged), baseline=None, command=command
+    )
+
+
+def precision(folders: Sequence[str], *, write: bool, out: Path) -> int:
+    """Scans repositories given as NAME=FOLDER, recounts, and writes the page and the row where all are judged."""
+    judged = read_judgements() if JUDGEMENTS.exists() else []
+    found: dict[Any, Finding] = {}
+    for word in folders:
+        name, equals, folder = word.partition("=")
+        if not equals:
+            raise UserError(
+                f"{word} is not NAME=FOLDER", value=word, fix="for example karpathy/nanoGPT@3adf61e=/data/nanoGPT"
+            )
+        scan = scan_path(Path(folder))
+        say(f"{name}: {scan.num_files} files, {scan.num_lines:,} lines, {len(scan.findings)} findings")
+        found |= keyed(name, scan.findings)
+    known, unjudged, gone = compare(found, judged)
+    for key in unjudged:
+        print(f"not judged: {' '.join(map(str, key))}  line {found[key].line}: {found[key].message}")
+    for judgement in gone:
+        print(f"not found any more: {judgement.repo} {judgement.path}:{judgement.line} {judgement.rule}")
+    right = sum(judgement.holds for judgement in known)
+    print(f"{right} of {len(known)} judged findings hold, {len(unjudged)} not judged")
+    if unjudged or not known:
+        return EXIT_CHECK_FAILED
+    if write:
+        fresh = [Judgement(**{**asdict(one), "line": found[one.key].line}) for one in known]
+        write_json(
+            JUDGEMENTS,
+            {"format": 1, "judgements": [asdict(one) for one in sorted(fresh, key=lambda j: (j.repo, j.path, j.line))]},
+        )
+        write_atomic(PAGE, page(fresh))
+        names = " ".join(f"{word.partition('=')[0]}=..." for word in folders)
+        append_result(out, precision_row(fresh, f"{COMMAND} precision {names}"))
+    return EXIT_DONE
+
+
+def page(judged: Sequence[Judgement]) -> str:
+    """docs/scan-precision.md: every finding with its judgement, and the counts by repository, class and rule."""
+    from intone.optimise.scan.rulebook import RULES
+
+    right = sum(one.holds for one in judged)
+    interval = proportion(right, len(judged))
+    lines = [
+        "# Findings in other people's code, judged",
+        "",
+        "Every finding of `intone scan` in the repositories below, judged by reading the code: "
+        f"{right} of {len(judged)} hold "
+        f"({right / len(judged):.0%}, 95% interval {interval.low:.0%} to {interval.high:.0%}).",
+        "A finding holds where what it says is the case at that place and the cost or danger that it names is real; "
+        "how much it matters is its severity. Tests of these repositories were not scanned.",
+        "The rules were tuned while looking at these repositories, and one reader judged: on other code expect less.",
+        f"`{COMMAND} precision NAME=FOLDER ...` counts again; this page is made from `scan-judgements.json`.",
+        "",
+        "| repository | findings | hold |",
+        "|---|--:|--:|",
+    ]
+    for repo in sorted({one.repo for one in judged}):
+        mine = [one for one in judged if one.repo == repo]
+        lines.append(f"| {repo} | {len(mine)} | {sum(one.holds for one in mine)} |")
+    lines += ["", "| rule | | findings | hold |", "|---|---|--:|--:|"]
+    for rule in sorted({one.rule for one in judged}):
+        mine = [one for one in judged if one.rule == rule]
+        lines.append(f"| {rule} | {RULES[rule][0].name} | {len(mine)} | {sum(one.holds for one in mine)} |")
+    for repo in sorted({one.repo for one in judged}):
+        lines += ["", f"## {repo}", "", "| place | rule | holds | reason |", "|---|---|---|---|"]
+        for one in sorted((one for one in judged if one.repo == repo), key=lambda j: (j.path, j.line, j.rule)):
+            lines.append(f"| {one.path}:{one.line} | {one.rule} | {'yes' if one.holds else '**no**'} | {one.reason} |")
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Label:
+    """A fault that was planted. kinds: the classes under which it may be found."""
+
+    path: str
+    kinds: tuple[str, ...]
+    line: int
+    end_line: int
+    function: str | None
+
+    def is_met_by(self, finding: Finding) -> bool:
+        """Whether a finding is about this fault: file, class, and its lines or its function."""
+        if finding.path != self.path or finding.kind not in self.kinds:
+            return False
+        near = self.line - NEAR <= finding.line <= self.end_line + NEAR
+        function = self.function is not None and finding.function.rpartition(".")[2] == self.function.rpartition(".")[2]
+        return near or function
+
+
+def read_labels(folder: Path) -> tuple[list[Label], list[tuple[str, tuple[str, ...]]], bool]:
+    """(planted faults, (file, classes) that must stay clean, whether the files are one code base). Raises UserError."""
+    value = read_json(folder / "labels.json")
+    planted = [
+        Label(entry["path"], _kinds(entry), entry["line"], entry.get("end_line", entry["line"]), entry.get("function"))
+        for entry in value["planted"]
+    ]
+    clean = [(entry["path"], _kinds(entry) if "kind" in entry else tuple(CLASSES)) for entry in value.get("clean", [])]
+    return planted, clean, bool(value.get("together", False))
+
+
+def _kinds(entry: dict[str, Any]) -> tuple[str, ...]:
+    kinds = (entry["kind"],) if isinstance(entry["kind"], str) else tuple(entry["kind"])
+    for kind in kinds:
+        if kind not in CLASSES:
+            raise UserError(f"unknown class {kind!r} in labels.json", value=kind, fix=f"known: {', '.join(CLASSES)}")
+    return kinds
+
+
+def scan_planted(folder: Path, names: Sequence[str], together: bool) -> list[Finding]:
+    """The findings in planted files, each file as a code base of its own unless they belong together."""
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in sorted(set(names))}
+    scans: list[Scan] = [scan_texts(texts)] if together else [scan_texts({name: text}) for name, text in texts.items()]
+    return [finding for scan in scans for finding in scan.findings]
+
+
+def recall(folder: Path, *, out: Path | None) -> int:
+    """Counts planted faults that are found, and alarms in files that are clean; writes the row where asked."""
+    planted, clean, together = read_labels(folder)
+    findings = scan_planted(folder, [*(label.path for label in planted), *(path for path, _ in clean)], together)
+    hits = [any(label.is_met_by(finding) for finding in findings) for label in planted]
+    for kind in CLASSES:
+        mine = [hit for label, hit in zip(planted, hits, strict=True) if label.kinds[0] == kind]
+        if mine:
+            print(f"{kind:<16} {sum(mine)} of {len(mine)}")
+    for label, hit in zip(planted, hits, strict=True):
+        if not hit:
+            print(f"missed: {label.path}:{label.line} {'|'.join(label.kinds)} {label.function or ''}")
+    alarms = [(path, f) for path, kinds in clean for f in findings if f.path == path and f.kind in kinds]
+    for path, finding in alarms:
+        print(f"false alarm: {path}:{finding.line} {finding.rule} {finding.message}")
+    print(f"{sum(hits)} of {len(hits)} planted faults found; {len(alarms)} alarms in {len(clean)} clean files")
+    if out is not None:
+        command = f"{COMMAND} recall {folder.name}"
+        interval = proportion(sum(hits), len(hits))
+        append_result(out, new_row("cpu.scan.recall", interval, "share", n=len(hits), baseline=None, command=command))
+    return EXIT_DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Counts precision or recall; exit 1 where a finding is not judged."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parts = parser.add_subparsers(dest="part", required=True)
+    one = parts.add_parser("precision", help="recount docs/scan-judgements.json on NAME=FOLDER ...")
+    one.add_argument("folders", nargs="+")
+    two = parts.add_parser("recall", help="planted faults of a folder with labels.json")
+    two.add_argument("folder", type=Path)
+    for part in (one, two):
+        part.add_argument("--write", action="store_true", help="append the row; for precision write the page too")
+        part.add_argument("--out", type=Path, default=row_path("scan"))
+    asked = parser.parse_args(argv)
+    try:
+        if asked.part == "precision":
+            return precision(asked.folders, write=asked.write, out=asked.out)
+        return recall(asked.folder, out=asked.out if asked.write else None)
+    except UserError as error:
+        say(str(error))
+        return EXIT_BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

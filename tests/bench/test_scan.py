@@ -1,0 +1,76 @@
+"""Precision and recall of the scan: what is counted, and that the page says what was judged."""
+
+import json
+
+import pytest
+
+from intone.bench.scan import (
+    JUDGEMENTS,
+    PAGE,
+    Judgement,
+    compare,
+    keyed,
+    main,
+    page,
+    precision_row,
+    read_judgements,
+)
+from intone.optimise.scan.run import scan_texts
+
+FAULT = "import pickle\ndef load(f):\n    return pickle.load(f)\n"
+
+
+def test_the_page_is_made_from_the_judgements():
+    assert PAGE.read_text(encoding="utf-8") == page(read_judgements(JUDGEMENTS))
+
+
+def test_every_judgement_has_a_reason_and_stands_for_one_finding():
+    judged = read_judgements(JUDGEMENTS)
+    assert len({one.key for one in judged}) == len(judged) >= 60
+    assert [one for one in judged if len(one.reason) < 15] == []
+
+
+def test_precision_counts_what_holds():
+    judged = read_judgements(JUDGEMENTS)
+    row = precision_row(judged, "test")
+    assert row.n == len(judged) and row.value == pytest.approx(sum(one.holds for one in judged) / len(judged))
+    assert row.value >= 0.8
+
+
+def test_a_finding_that_nobody_judged_is_not_counted_as_right():
+    found = keyed("r@1", scan_texts({"a.py": FAULT + FAULT.replace("load(f):", "read(f):")}).findings)
+    judged = [
+        Judgement("r@1", "a.py", "S61", "load", 1, 3, True, "it is"),
+        Judgement("r@1", "a.py", "S10", "x", 1, 1, True, ""),
+    ]
+    known, unjudged, gone = compare(found, judged)
+    assert (len(known), unjudged, [one.rule for one in gone]) == (1, [("r@1", "a.py", "S61", "read", 1)], ["S10"])
+
+
+@pytest.fixture
+def planted(tmp_path):
+    (tmp_path / "a.py").write_text(FAULT)
+    (tmp_path / "b.py").write_text("x = 1\n")
+    labels = {
+        "planted": [
+            {"path": "a.py", "kind": "pickle", "line": 3},
+            {"path": "b.py", "kind": ["rng", "padding"], "line": 1},
+        ],
+        "clean": [{"path": "b.py"}, {"path": "a.py", "kind": "pickle"}],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    return tmp_path
+
+
+def test_recall_counts_found_missed_and_false_alarms(planted, capsys):
+    assert main(["recall", str(planted), "--write", "--out", str(planted / "rows.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert "1 of 2 planted faults found; 1 alarms in 2 clean files" in said and "missed: b.py:1 rng|padding" in said
+    row = json.loads((planted / "rows.jsonl").read_text())
+    assert (row["id"], row["value"], row["n"]) == ("cpu.scan.recall", 0.5, 2)
+
+
+def test_a_label_with_an_unknown_class_is_refused(planted, capsys):
+    (planted / "labels.json").write_text(json.dumps({"planted": [{"path": "a.py", "kind": "pickles", "line": 3}]}))
+    assert main(["recall", str(planted)]) == 2
+    assert "unknown class" in capsys.readouterr().err
