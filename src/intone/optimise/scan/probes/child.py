@@ -35,7 +35,7 @@ def find_target(words: str) -> Callable[[], Mapping[str, Any]]:
     module, _, name = words.partition(":")
     found = getattr(importlib.import_module(module), name)
     assert callable(found), f"{words} is no function"
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def look_at(parts: Mapping[str, Any], seconds: float) -> list[judge.Look]:
