@@ -58,6 +58,11 @@ SUITES: dict[str, Verb] = {
         "intone.bench.infer_settings:BenchInferSettings",
         "intone.bench.infer:bench_infer",
     ),
+    "transformers": Verb(
+        "our training step against transformers' with the same weights, in turns",
+        "intone.bench.casestudy_settings:TransformersSettings",
+        "intone.bench.train_transformers:bench_transformers",
+    ),
     "prove": Verb(
         "the measuring itself: false alarms, planted slow-downs, seconds per verdict",
         "intone.bench.settings:BenchProveSettings",

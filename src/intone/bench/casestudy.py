@@ -133,7 +133,7 @@ def run(verb: str, settings: CaseSettings, tables: Callable[[Prepared], Iterator
     text = [f"{len(found)} tables in {human_duration(time.monotonic() - began_s)}; what was published, and why it "
             "differs: docs/case-study.md"]  # fmt: skip
     if settings.quick:
-        text.append("quick: 3 rounds and a small model; no row was kept, leave out --quick for those")
+        text.append("quick: 3 rounds of one process a side, a small model, no row kept; leave out --quick for those")
     else:
         text.append(f"{len(rows)} rows are in {path}")
     code = EXIT_CHECK_FAILED if rejected or any(gate.passed is False for gate in gates) else EXIT_DONE

@@ -19,7 +19,7 @@ from intone.prove.live import LineChild, WorkerChild
 from intone.prove.measure import Side, measure_rounds
 
 CHECK_TEXTS, CHECK_TOKENS = 2, 64  # of the comparison of tokens
-SHAPES = {True: (3, 1), False: (3, 2)}
+SHAPES = {True: (1, 3), False: (3, 2)}  # by quick: replicates, rounds in each
 CACHE_BLOCK = 3  # texts in a block of one row: as long as a block of the start, about
 ENGINE = {"num_guesses": 0}  # a barely trained model repeats itself, which guessing from the text would profit from
 

@@ -200,11 +200,22 @@ def table_row(found: Table, way: Way) -> list[str]:
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def result_rows(found: Table, *, prefix: str, command: str) -> list[ResultRow]:
-    """The rows of a table that was measured in enough rounds; none where it was not, or the machine was unsteady.
+@dataclass(frozen=True)
+class Value:
+    """One measured value on its way to a row. name: without the machine in front."""
 
-    PREFIX.casestudy.PART is everything against the start, other rows have the row's key behind it; with one change
-    taken out it is everything against that.
+    name: str
+    interval: Interval
+    unit: str
+    n: int
+    baseline: str | None
+
+
+def values_of(found: Table) -> list[Value]:
+    """The values of a table that was measured in enough rounds; none where it was not, or the machine was unsteady.
+
+    casestudy.PART is everything against the start, other rows have the row's key behind it; with one change taken out
+    it is everything against that.
     """
     disturbed = sum(bool(entry.disturbed) for entry in found.measured.rounds)
     if found.num_rounds < MIN_ROUNDS or 2 * disturbed > found.num_rounds or START not in found.lines:
@@ -212,17 +223,25 @@ def result_rows(found: Table, *, prefix: str, command: str) -> list[ResultRow]:
     start = found.lines[START]
     baseline = f"{start.way.words}, batch {start.way.batch}: {three_digits(start.rate.value)} {found.unit}/s"
     ratios = {key: line.ratio for key, line in found.lines.items() if line.ratio is not None} | dict(found.without)
-    rows = []
+    values = []
     for key, ratio in ratios.items():
         interval = interval_of(ratio)
         if interval is None or ratio.verdict == "rejected":
             continue
-        name = f"{prefix}.casestudy.{found.part}" + ("" if key == EVERYTHING else f".{key}")
-        against = f"{found.lines[key].way.words}" if key in found.without else baseline
-        rows.append(new_row(name, interval, "x", n=ratio.num_pairs, baseline=against, command=command))
+        name = f"casestudy.{found.part}" + ("" if key == EVERYTHING else f".{key}")
+        against = found.lines[key].way.words if key in found.without else baseline
+        values.append(Value(name, interval, "x", ratio.num_pairs, against))
     for key in (START, EVERYTHING):
         if key in found.lines:
-            line = found.lines[key]
-            name = f"{prefix}.casestudy.{found.part}.{key}.per_s"
-            rows.append(new_row(name, line.rate, f"{found.unit}/s", n=found.num_rounds, baseline=None, command=command))
-    return rows
+            name = f"casestudy.{found.part}.{key}.per_s"
+            values.append(Value(name, found.lines[key].rate, f"{found.unit}/s", found.num_rounds, None))
+    return values
+
+
+def result_rows(found: Table, *, prefix: str, command: str) -> list[ResultRow]:
+    """The rows of a table, see values_of. prefix: of this machine."""
+    return [
+        new_row(f"{prefix}.{value.name}", value.interval, value.unit, n=value.n, baseline=value.baseline,
+                command=command)
+        for value in values_of(found)
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ from intone.settings import Auto, Checked, named_fields
 Part = Literal["sft", "base", "inference"]
 SIZES = {"depth": (4, 2), "vocab_size": (4096, 2048), "batch_tokens": (4096, 2048)}  # by quick
 # settings that a row's command does not repeat
-LEFT_OUT = ("data", "sft", "out", "json", "quick")
+LEFT_OUT = ("data", "sft", "out", "json", "quick", "transformers_python")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,16 @@ class CasestudySettings(InferenceSettings):
 
     # tables to measure
     parts: tuple[Part, ...] = ("sft", "base", "inference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersSettings(CaseSettings):
+    """`intone bench transformers`: our training step beside that of transformers' NanoChatForCausalLM."""
+
+    # architecture; transformers knows classic
+    preset: Preset = "classic"
+    # Python that can import transformers; none: the one that runs intone
+    transformers_python: str | None = None
 
 
 def command_line(verb: str, settings: CaseSettings) -> str:

@@ -19,7 +19,9 @@ from intone.prove.measure import Measured, Side, measure_rounds
 from intone.records import Choices, Segment, write_choices
 
 NUM_STEPS = 1_000_000  # of the measured jobs: more than any block needs
-SHAPES = {True: (3, 1), False: (3, 2)}  # by quick: replicates of fresh processes, rounds in each
+# by quick: replicates of fresh processes, rounds in each. Starting a worker takes 3 to 5 s of two cores, and there are
+# fourteen sides: a second replicate of all would not fit into the six minutes of a quick look
+SHAPES = {True: (1, 3), False: (3, 2)}
 BLOCK_S = {True: 0.7, False: 2.0}
 REFERENCE = "fp32 eager, packed"
 
@@ -88,7 +90,7 @@ WORDS = {
     START: "start", "auto_batch": "+ auto batch", "compile": "+ compile", "packing": "+ packing",
     EVERYTHING: "everything as tuned", f"{WITHOUT}auto_batch": "everything without auto batch",
     f"{WITHOUT}fast_code": "everything without fast code", f"{WITHOUT}packing": "everything without packing",
-    REFERENCE: REFERENCE,
+    REFERENCE: REFERENCE, "intone": "intone", "first": "first step",
 }  # fmt: skip
 
 
@@ -272,9 +274,12 @@ def compile_notes(table: Table, steps: int) -> list[str]:
     return notes
 
 
-def measured_job(job: TrainJob, start: Path) -> TrainJob:
-    """The job as it is measured: from these weights, at the rates of trials, for as long as we like, saving nothing."""
+def measured_job(job: TrainJob, start: Path | None) -> TrainJob:
+    """The job as it is measured: at the rates of trials, for as long as we like, saving nothing.
+
+    start: the job folder whose weights it begins with; None: random ones.
+    """
     return replace(
-        job, steps=NUM_STEPS, schedule=recipe.TRIAL_SCHEDULE, init_from=str(start), keep_optimizer=False, keep=0,
-        eval_every=None, samples=(), val=None,
+        job, steps=NUM_STEPS, schedule=recipe.TRIAL_SCHEDULE, init_from=None if start is None else str(start),
+        keep_optimizer=False, keep=0, eval_every=None, samples=(), val=None,
     )  # fmt: skip

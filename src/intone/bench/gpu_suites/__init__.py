@@ -24,5 +24,11 @@ SUITES: dict[str, Suite] = {
     "infer": Suite(
         "intone.bench.gpu_suites.infer:infer", 4.0, "generation beside nanochat's, and bytes per step", ("nanochat",)
     ),
+    "casestudy": Suite(
+        "intone.bench.gpu_suites.casestudy:casestudy", 9.0, "the case study's SFT and generation, from its start on"
+    ),
+    "casestudy_base": Suite(
+        "intone.bench.gpu_suites.casestudy:casestudy_base", 5.0, "the case study's base training, likewise"
+    ),
     "decode": Suite("intone.bench.gpu_suites.decode:decode", 3.0, "the engine's tokens/s by rows, and its idle share"),
 }

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from intone.data.chat import SPECIALS
+from intone.data.chat import SPECIALS, Message
 from intone.data.tokenizer import MIN_VOCAB, SPLIT_PATTERN, Tokenizer
 from intone.errors import UserError
 
-# letters of three bytes in UTF-8: CJK ideographs and Hangul syllables
-LETTERS = tuple(itertools.chain(range(0x4E00, 0xA000), range(0xAC00, 0xD7A4)))
+# letters of three and four bytes in UTF-8: CJK ideographs, Hangul syllables, and the ideographs of extension B
+LETTERS = tuple(itertools.chain(range(0x4E00, 0xA000), range(0xAC00, 0xD7A4), range(0x20000, 0x2A6E0)))
 WORD_LETTERS = 4  # of a synthetic word; its space is one more token
 
 
@@ -28,14 +28,21 @@ def synthetic_tokenizer(vocab_size: int) -> Tokenizer:
         if len(tokens) == vocab_size - len(SPECIALS):
             break
         whole = chr(letter).encode()
-        # merging goes pair by pair: a letter needs its first two bytes as a token before it
-        for token in (whole[:2], whole):
+        # merging goes pair by pair: a letter needs its first bytes as tokens before it
+        for token in (whole[:end] for end in range(2, len(whole) + 1)):
             if token not in known and len(tokens) < vocab_size - len(SPECIALS):
                 tokens.append(token)
                 known.add(token)
     if len(tokens) < vocab_size - len(SPECIALS):
         raise UserError(f"there are letters for {len(tokens) + len(SPECIALS):,} entries", value=vocab_size)
     return Tokenizer(tokens, SPLIT_PATTERN)
+
+
+def synthetic_talks(tokenizer: Tokenizer, num: int, *, mean_tokens: int, seed: int) -> Iterator[list[Message]]:
+    """Conversations of two messages, of which the answer is three quarters; lengths as those of documents."""
+    for text in itertools.islice(synthetic_documents(tokenizer, 2**62, mean_tokens=mean_tokens, seed=seed), num):
+        cut = max(1, len(text) // 4)
+        yield [Message("user", text[:cut]), Message("assistant", text[cut:] or "x")]
 
 
 def synthetic_documents(tokenizer: Tokenizer, num_tokens: int, *, mean_tokens: int, seed: int) -> Iterator[str]:
