@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -123,9 +123,14 @@ class StartEngine:
         self._model, self._tokenizer, self._copied = model, tokenizer, copied_first_token
         self._ends = Specials.of(tokenizer).ends
 
-    def generate(self, requests: Sequence[Any]) -> list[list[Any]]:
-        """Answers one request after the other -> per request its n completions."""
-        return [self._answer(request) for request in requests]
+    def generate(self, requests: Sequence[Any], *, on_answer: Callable[[], None] | None = None) -> list[list[Any]]:
+        """Answers one request after the other -> per request its n completions. on_answer: called after each."""
+        found = []
+        for request in requests:
+            found.append(self._answer(request))
+            if on_answer is not None:
+                on_answer()
+        return found
 
     def _answer(self, request: Any) -> list[Any]:
         check_plain(request)
@@ -179,7 +184,12 @@ def copied(engine: Any) -> Any:
     """An engine that is right but for the first token of a request's samples, which is the first one's."""
     from intone.prove.gates.faults import copied_first_token
 
-    engine.generate = copied_first_token(engine.generate)
+    right = engine.generate
+
+    def generate(requests: Sequence[Any], **options: Any) -> list[list[Any]]:
+        return copied_first_token(lambda asked: right(asked, **options))(requests)
+
+    engine.generate = generate
     return engine
 
 
