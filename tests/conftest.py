@@ -22,6 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SCRATCH] = scratch
     os.environ["INTONE_HOME"] = str(scratch / "home")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch / "inductor")
+    os.environ["INTONE_NATIVE"] = str(scratch / "native")  # a build takes ten seconds, and homes here are many
     os.environ["HF_HUB_OFFLINE"] = "1"
     source = str(REPOSITORY / "src")
     known = os.environ.get("PYTHONPATH", "")

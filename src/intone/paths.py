@@ -36,6 +36,12 @@ def tokenizers_folder() -> Path:
     return home() / "tokenizers"
 
 
+def native_folder() -> Path:
+    """CPU kernels that were built here; INTONE_NATIVE names another folder, for homes that share one."""
+    named = os.environ.get("INTONE_NATIVE")
+    return Path(named).expanduser().absolute() if named else home() / "native"
+
+
 def machine_folder(fingerprint: str) -> Path:
     """Facts, trials and caches that hold for one machine only."""
     return home() / "machine" / fingerprint

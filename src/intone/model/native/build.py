@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from intone.errors import UserError
-from intone.paths import FolderLock, home
+from intone.paths import FolderLock, native_folder
 from intone.system import processor
 
 Variant = Literal["avx512_bf16", "avx2", "generate"]
@@ -96,7 +96,7 @@ def library(variant: Variant = "avx512_bf16") -> ctypes.CDLL:
     assert command is not None, "obstacle() looked"
     sources = sources_of(variant)
     words = [command, *FLAGS, *KINDS[variant].flags]
-    path = home() / "native" / build_key(words, sources) / "kernels.so"
+    path = native_folder() / build_key(words, sources) / "kernels.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FolderLock(path.parent / "lock", what="the folder of our CPU kernels", wait=True):
