@@ -27,6 +27,7 @@ Trains, measures and talks to small language models, fitted to this machine.
   scan       what is wrong or slow in a PyTorch code base, and a plan to fix it
   tune       settle every auto of a stage here, and show why
   optimise   find what makes a training program slow, fix it, prove it: -- PROGRAM
+  plan       what a code base lacks; with a text, a plan for it and a tested change
   tokenizer  train or inspect a tokenizer
   data       check data, or tokenise it ahead of time
   import     a checkpoint of nanochat or transformers becomes a run

@@ -121,6 +121,11 @@ VERBS = {
         "intone.optimise.verb:optimise_verb",
         takes_command=True,
     ),
+    "plan": Verb(
+        "what a code base lacks; with a text, a plan for it and a tested change",
+        "intone.optimise.planner.settings:PlanSettings",
+        "intone.optimise.planner.verb:plan_verb",
+    ),
     "tokenizer": Verb("train or inspect a tokenizer", "TokenizerSettings", "intone.corpus:tokenizer_verb"),
     "data": Verb("check data, or tokenise it ahead of time", "DataSettings", "intone.corpus:data_verb"),
     "import": Verb(

@@ -41,7 +41,7 @@ SECTIONS: Mapping[str, tuple[Claim, ...]] = {
               says="fresh processes in turns, an interval, one of five words; gates come before speed",
               why="a profile explains a difference and does not prove it"),
         Claim("Goal: a planner proposes and integrates features: samplers, profiling hooks, training settings.",
-              "intone plan TEXT", says="tasks, files, risks and gates for a feature"),
+              "intone plan TEXT", says="a plan; for these three kinds a tested change too, without a model"),
         Claim("The published model has 178,520,064 parameters.", GPU, ("h200.casestudy.inference",),
               why="depth 12, width 768, 6 heads, 3 key heads and 65,536 entries give that number (a test counts them); "
                   "on a CPU a smaller model is the default"),
@@ -51,7 +51,7 @@ SECTIONS: Mapping[str, tuple[Claim, ...]] = {
               says="the same steps; findings are measured, a change is kept only with a verdict",
               why="a language model may propose there and never judges"),
         Claim("Find chances for new features with the planner's instruction for them.", "intone plan",
-              says="lists what a code base lacks, with evidence"),
+              says="lists what a code base lacks, with evidence and a bound where arithmetic gives one"),
         Claim("Scan for critical issues, then plan the fix.", "intone scan PATH",
               says="rules and probes, each finding with its place and its fix"),
     ),
