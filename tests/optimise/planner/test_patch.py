@@ -10,7 +10,8 @@ from tests.optimise.agent.conftest import PLAN, ScriptedServer, act, scripted  #
 from intone.cli import main
 from intone.optimise.agent.client import ChatClient
 from intone.optimise.agent.loop import Budget
-from intone.optimise.planner.patch import Attempt, Judged, Timed
+from intone.optimise.agent.tools import is_sealed
+from intone.optimise.planner.patch import Attempt, Judged, Timed, patterns
 from intone.prove.gates.result import GateReport, GateResult, Threshold
 
 TRAIN = "def total(n):\n    found = 0\n    for i in range(n):\n        found += i\n    return found\n"
@@ -124,6 +125,11 @@ def test_settings_of_tests_are_sealed_to_the_models_tools(root: Path, scripted: 
     assert "conftest.py is sealed" in scripted.asked[-1]["messages"][4]["content"]
 
 
+def test_tests_their_data_and_the_script_that_runs_them_are_sealed():
+    names = ["a.py", "check.sh", "tests/test_a.py", "tests/expected.txt", "other.sh"]
+    assert [name for name in names if is_sealed(name, patterns(names, ["bash", "./check.sh"]))] == names[1:4]
+
+
 def test_a_model_that_never_ends_leaves_an_unfinished_plan(root: Path, scripted: ScriptedServer):  # noqa: F811
     client = ChatClient("scripted", scripted.url, wait=lambda _: None)
     folder = root.parent / "plan-1"
@@ -135,9 +141,10 @@ def test_a_model_that_never_ends_leaves_an_unfinished_plan(root: Path, scripted:
 
 
 def test_the_verb_tests_a_patch_without_a_program_to_measure(root: Path, home, scripted, capsys):  # noqa: F811
+    subprocess.run(["git", "branch", "intone/plan-1"], cwd=root, check=True)  # of an earlier home
     scripted.replies = [PLAN, RIGHT, DONE]
     tests = f"{sys.executable} -m pytest -q"
     words = ["plan", "add up faster", str(root), "--model", "scripted", "--base-url", scripted.url, "--tests", tests]
     assert main(words) == 0
     assert "tested: the tests pass; speed was not measured" in capsys.readouterr().out
-    assert "n * (n - 1) // 2" in (home / "optimise" / "plans" / "plan-1" / "change.diff").read_text()
+    assert "n * (n - 1) // 2" in (home / "optimise" / "plans" / "plan-2" / "change.diff").read_text()

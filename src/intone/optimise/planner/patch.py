@@ -40,6 +40,9 @@ class Timed:
     comparison: dict[str, Any] | None = None
 
 
+# a measured program is code that a model wrote: it gets no key of ours
+NO_KEYS = {"INTONE_API_KEY": "", "OPENAI_API_KEY": ""}
+
 Measure = Callable[[Path, Path], Timed]  # (the code as it was, the code as changed)
 
 
@@ -98,7 +101,7 @@ class Attempt:
         # the harness and the code as it was: whoever changes them changes what the patch is compared with
         before = sealed.seal([*sealed.harness(), *base.tracked()])
         was = self.tests_of(base, names, "base")
-        tools = Tools(tree.path, sealed=patterns(names), test_command=self.command(tree.path, names))
+        tools = Tools(tree.path, sealed=patterns(names, self.test_words), test_command=self.command(tree.path, names))
         say(f"{self.client.model} works on: {task}")
         proposal = Session(self.client, tools, task, self.folder / "talk.jsonl", self.budget).run()
         files: tuple[str, ...] = ()
@@ -158,17 +161,19 @@ class Attempt:
     def check_files(self, files: Sequence[str], proposal: Proposal, names: Sequence[str]) -> None:
         """Raises Rejected where a sealed file differs, or one that the model changed behind its tools."""
         for name in files:
-            if any(is_match(name, pattern) for pattern in patterns(names)):
+            if any(is_match(name, pattern) for pattern in patterns(names, self.test_words)):
                 raise Rejected(f"{name} is sealed and was changed: it belongs to what judges the patch")
         hidden = sorted(set(files) - set(proposal.edited))
         if hidden:
             raise Rejected(f"{hidden[0]} was written by running code, not by an edit that anybody saw")
 
 
-def patterns(names: Sequence[str]) -> list[str]:
-    """Paths that the model may read and not change: the tests that are there, and whatever steers tests."""
+def patterns(names: Sequence[str], test_words: Sequence[str] | None = None) -> list[str]:
+    """Paths that the model may read and not change: the tests that are there with their data, whatever steers tests,
+    and files that the command for the tests names."""
+    named = [name for name in names if name in [str(Path(word)) for word in test_words or ()]]
     steering = [pattern for one in SETTINGS_OF_TESTS for pattern in (one, f"*/{one}")]
-    return [*(name for name in names if is_test(name)), *steering]
+    return [*(name for name in names if TESTS.search(name)), *named, *steering]
 
 
 def is_test(name: str) -> bool:
@@ -209,9 +214,11 @@ def program_measure(words: Sequence[str], scratch: Path, root: Path) -> Measure:
     """What times a training program in both folders, fresh processes in turns. Raises UserError for no program."""
     checked = check_program(words, root)
 
+    env = {**checked.env, **NO_KEYS}
+
     def measure(base: Path, changed: Path) -> Timed:
         sides = [
-            program_side(name, Program(checked.words, place, dict(checked.env)), scratch / str(time.monotonic_ns()))
+            program_side(name, Program(checked.words, place, env), scratch / str(time.monotonic_ns()))
             for name, place in (("as it was", base), ("changed", changed))
         ]  # fmt: skip
         try:

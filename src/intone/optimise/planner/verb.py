@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from intone.optimise.planner.feature import WITH_MODEL, Made, make, plan_of_chan
 from intone.optimise.planner.patch import Attempt, Judged, program_measure
 from intone.optimise.planner.settings import PlanSettings
 from intone.optimise.scan.run import scan_path
+from intone.optimise.worktree import is_repository, run_git
 from intone.paths import disk_errors, home, write_atomic, write_json
 from intone.records import Answer
 
-WIDTH = 58
+WIDTH = 44  # of evidence in the table; all of it stands below
+COLUMNS = 100
 
 
 def plan_verb(settings: PlanSettings, _origins: Mapping[str, Any]) -> Answer:
@@ -38,13 +41,13 @@ def plan_verb(settings: PlanSettings, _origins: Mapping[str, Any]) -> Answer:
     template = template_for(text, root) if text is not None else None
     if template is None:
         plan, _ = open_plan(settings.choose, text, root, path)
-        folder = new_folder()
+        folder = new_folder(root)
         plan.write(folder)
         return Answer(
             {"id": folder.name, "plan": plan.as_json(), "made": None},
             f"{plan.markdown}\n{WITH_MODEL}\nplan: {folder / 'plan.md'}", path=str(folder),
         )  # fmt: skip
-    folder = new_folder()
+    folder = new_folder(root)
     template.plan.write(folder)
     if settings.plan_only:
         return Answer({"id": folder.name, "plan": template.plan.as_json(), "made": None},
@@ -53,7 +56,7 @@ def plan_verb(settings: PlanSettings, _origins: Mapping[str, Any]) -> Answer:
     result = {"id": folder.name, "plan": template.plan.as_json(), "made": made.as_json()}
     write_json(folder / "result.json", result)
     code = EXIT_DONE if made.tests.is_good else EXIT_CHECK_FAILED
-    return Answer(result, f"{template.plan.markdown}\n{made_text(made, folder)}", path=str(folder), exit=code)
+    return Answer(result, f"{template.plan.markdown}\n{made_text(made, folder, root)}", path=str(folder), exit=code)
 
 
 def words_of(what: Sequence[str]) -> tuple[str | None, Path]:
@@ -95,7 +98,8 @@ def chances_text(chances: Sequence[Chance], path: Path, num_files: int) -> str:
     for one in chances:
         if one.state in ("missing", "partly"):
             lines += [f"{one.name}: {one.title} is {one.state}", *(f"  {where}" for where in one.evidence)]
-            lines.append(f"  brings: {one.benefit} ({one.source})")
+            brings = f"brings: {one.benefit} ({one.source})"
+            lines += textwrap.wrap(brings, COLUMNS, initial_indent="  ", subsequent_indent="    ")
     lines += ["", f"intone plan {path} --choose NAME    plans one of them"]
     return "\n".join(lines)
 
@@ -122,35 +126,47 @@ def open_plan(choose: str | None, text: str | None, root: Path, path: Path) -> t
 # --- features ---------------------------------------------------------------------------------------------------------
 
 
-def new_folder() -> Path:
-    """An empty folder for a plan."""
+def new_folder(root: Path) -> Path:
+    """An empty folder for a plan; its name is that of no branch in the code base yet."""
     place = home() / "optimise" / "plans"
-    number = 1
+    is_git, number = is_repository(root), 0
     with disk_errors(place):
         while True:
-            folder = place / f"plan-{number}"
+            number += 1
+            branch = f"refs/heads/intone/plan-{number}"
+            if is_git and run_git(root, "rev-parse", "-q", "--verify", branch, check=False).strip():
+                continue
             try:
+                folder = place / f"plan-{number}"
                 folder.mkdir(parents=True)
                 return folder
             except FileExistsError:
-                number += 1
+                continue
 
 
-def made_text(made: Made, folder: Path) -> str:
+def made_text(made: Made, folder: Path, root: Path) -> str:
     """What a template made, and how to have it."""
     lines = [f"{made.subject}: {made.tests.text}", *(f"  {name}" for name in made.files)]
     if not made.tests.is_good:
         lines.append(made.tests.output)
-    return "\n".join(
-        [*lines, f"plan: {folder / 'plan.md'}", f"the change is on the branch {made.branch}, in {made.path}"]
-    )
+    return "\n".join([*lines, f"plan: {folder / 'plan.md'}", *where(made.branch, made.path, root)])
+
+
+def where(branch: str, path: Path, root: Path) -> list[str]:
+    """How to have a kept change, and how to be rid of it."""
+    if not is_repository(root):
+        return [f"the change is in a copy: {path} (git -C {path} show)"]
+    return [
+        f"the change is on the branch {branch}: git merge {branch}",
+        f"to drop it: git worktree remove --force {path}, then git branch -D {branch}",
+    ]
 
 
 def by_model(settings: PlanSettings, text: str | None, root: Path, path: Path) -> Answer:
     """A patch by a language model, judged by what it cannot reach."""
     assert settings.model is not None and settings.base_url is not None
     plan, task = open_plan(settings.choose, text, root, path)
-    folder = new_folder()
+    folder = new_folder(root)
     plan.write(folder)
     key = settings.api_key or os.environ.get("INTONE_API_KEY") or "none"
     measure = None
@@ -165,14 +181,14 @@ def by_model(settings: PlanSettings, text: str | None, root: Path, path: Path) -
     write_json(folder / "result.json", result)
     say(f"{judged.proposal.steps} messages, {judged.proposal.tokens:,} tokens")
     code = EXIT_DONE if judged.is_kept else EXIT_CHECK_FAILED
-    return Answer(result, judged_text(judged, folder), path=str(folder), exit=code)
+    return Answer(result, judged_text(judged, folder, root), path=str(folder), exit=code)
 
 
-def judged_text(judged: Judged, folder: Path) -> str:
+def judged_text(judged: Judged, folder: Path, root: Path) -> str:
     """How it ended, and where things are."""
     lines = [f"{judged.outcome}: {judged.reason}", *(f"  {name}" for name in judged.files)]
-    if judged.is_kept:
-        lines.append(f"the change is on the branch {judged.branch}")
+    if judged.branch is not None:
+        lines += where(judged.branch, folder / "code", root)
     elif (folder / "rejected.diff").exists():
         lines.append(f"what was rejected: {folder / 'rejected.diff'}")
     return "\n".join([*lines, f"plan: {folder / 'plan.md'}"])
