@@ -1,4 +1,4 @@
-"""Everything a change must pass, in one command: `python -m tests.check`."""
+"""Everything a change must pass, in one command: `python -m tests.check`; with --long the long tests too."""
 
 import os
 import subprocess
@@ -18,6 +18,8 @@ STEPS: dict[str, list[str]] = {
 
 def main() -> int:
     """Runs every step, also after a failed one; a table of results at the end; exit 1 where one failed."""
+    if "--long" in sys.argv[1:]:
+        os.environ["INTONE_LONG"] = "1"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, ["src", os.environ.get("PYTHONPATH")]))}
     rows = []
     for name, arguments in STEPS.items():

@@ -35,6 +35,7 @@ def answers(tmp_path_factory):
     return json.loads(said[0].splitlines()[-1])["result"], said[1]
 
 
+@pytest.mark.long
 def test_a_stage_is_tuned_by_measurement_and_every_choice_has_a_reason(answers):
     first, _ = answers
     choices, search = first["choices"], first["search"]
@@ -48,6 +49,7 @@ def test_a_stage_is_tuned_by_measurement_and_every_choice_has_a_reason(answers):
     assert first["tokens_per_step"] == 512 and first["tokens_per_s"] > 0
 
 
+@pytest.mark.long
 def test_the_second_time_people_read_the_same_curve_and_that_it_was_remembered(answers):
     first, text = answers
     assert re.search(r"micro-batch +passes +tokens/s +memory growth +% of best", text)

@@ -187,6 +187,7 @@ def test_published_figures_stand_for_rows_that_exist():
 # --- the whole verb -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_verb_measures_every_table_and_keeps_no_row_of_a_quick_look(home, monkeypatch, tmp_path, capsys):
     # one round in one process a side: what is measured means nothing, that all of it runs is the point
     monkeypatch.setattr(casestudy_train, "SHAPES", {True: (1, 1)})

@@ -85,6 +85,7 @@ def tiny(monkeypatch, checkout, tmp_path):
     return BenchInferSettings(**TINY, nanochat="x", out=str(tmp_path / "rows.jsonl"), plots=str(tmp_path))
 
 
+@pytest.mark.long
 def test_both_engines_write_in_turns_and_a_row_says_against_what(tiny):
     answer = bench_infer(dataclasses.replace(tiny, cases=("b1", "b16")), {})
     rows = {row.id: row for row in read_results(infer.Path(tiny.out))}
@@ -101,6 +102,7 @@ def test_a_comparison_without_a_checkout_is_refused_before_anything_is_measured(
     assert "git clone" in refused.value.fix
 
 
+@pytest.mark.long
 def test_transformers_writes_the_same_greedy_text_with_the_same_weights(tiny):
     pytest.importorskip("transformers", reason="the other side is transformers")
     row = infer.beside_transformers(tiny)
@@ -116,12 +118,14 @@ def test_counts_of_the_cache_need_no_clock():
     assert 0.3 < used < 1 and 1.0 <= ratio < 1.5
 
 
+@pytest.mark.long
 def test_a_cold_start_is_timed_from_the_launch(tiny, monkeypatch):
     monkeypatch.setattr(BenchInferSettings, "__post_init__", lambda self: None)
     row = infer.cold_start(dataclasses.replace(tiny, rounds=1))
     assert row.id == "cpu.infer.cold_start_s" and row.unit == "s" and 0.5 < row.value < 300
 
 
+@pytest.mark.long
 def test_the_grid_is_a_table_a_plot_and_numbers(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(infer_grid, "TEXTS", (1, 3))
     monkeypatch.setattr(infer_grid, "LENGTHS", (5, 33))
@@ -164,6 +168,7 @@ def test_a_rows_command_names_what_was_chosen():
     assert command_line(settings, "cold") == "intone bench infer --cases cold --depth 6 --weights int8"
 
 
+@pytest.mark.long
 def test_the_gpu_suite_runs_on_tiny_shapes(checkout, tmp_path):
     bench = Bench(
         out=tmp_path, prefix="tiny", device="cpu", command="c", machine={}, machine_folder=tmp_path / "machine",

@@ -32,6 +32,7 @@ def model():
     return model
 
 
+@pytest.mark.long
 def test_both_compute_the_same_first_loss_and_theirs_learns(tmp_path, model):
     pytest.importorskip("transformers", reason="transformers is not installed")
     rng = np.random.default_rng(0)

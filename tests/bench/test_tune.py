@@ -33,6 +33,7 @@ def run(home, monkeypatch, tmp_path):
     return measure
 
 
+@pytest.mark.long
 def test_the_rows_say_how_good_the_choice_is_and_what_it_cost(run):
     rows = run()
     assert set(rows) >= {
@@ -43,6 +44,7 @@ def test_the_rows_say_how_good_the_choice_is_and_what_it_cost(run):
     assert rows["cpu.tune.memory_error"]["value"] == 0 and rows["cpu.tune.search_oom"]["value"] == 0
 
 
+@pytest.mark.long
 def test_a_bad_choice_has_a_bad_row(run, monkeypatch):
     import dataclasses
 

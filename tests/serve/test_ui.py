@@ -341,6 +341,7 @@ def step(number: int, loss: float | None) -> StepRow:
     return StepRow(number, 1000 * number, loss, 1.0, 0.5, 0.01, 2000.0, 2**30 + number)
 
 
+@pytest.mark.long
 def test_a_run_is_followed_while_another_process_trains_and_then_talked_to(browser, replying):
     folder = make_run("growing")
     (folder / "outcome.json").unlink()

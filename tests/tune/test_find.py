@@ -251,6 +251,7 @@ def test_the_example_of_a_plain_loop_runs_as_it_stands(capsys):
     assert "left on the table" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_example_with_transformers_runs_as_it_stands(module, capsys):
     pytest.importorskip("transformers")
     _, build, use = examples()

@@ -134,6 +134,7 @@ def test_a_target_that_raises_is_unclear_and_no_finding(code):
     assert "no weights" in looks[0]["message"]
 
 
+@pytest.mark.long
 def test_our_own_engine_and_loader_hold_every_probe(tmp_path):
     looks = run_probes("auto", tmp_path, 100)
     outcomes = {look["rule"]: look["outcome"] for look in looks}
