@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from intone import api, cli
+from intone import cli
 from intone.exchange import importing
 from intone.hardware import Facts
 
@@ -28,7 +28,6 @@ def one_thread():
 def known_machine(home, tmp_path, monkeypatch):
     """Facts without a measurement, and a nanochat home of this test alone."""
     monkeypatch.setattr(importing, "load_facts", lambda: FACTS)
-    monkeypatch.setattr(api, "load_facts", lambda: FACTS)
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "nanochat-home"))
     return home
 
