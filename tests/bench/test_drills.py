@@ -28,6 +28,7 @@ def make_run(home, job, name, **changes):
     return run.folder
 
 
+@pytest.mark.long
 def test_a_tiny_run_survives_three_kills_bitwise(tiny_job, home):
     folder = make_run(home, tiny_job, drills.NAME, steps=200, save_every_s=0.3)
     report = kill_drill(home, ["train", "base"], ["--depth", "1"], rounds=3, seed=SEED, delay_s=0.2)

@@ -115,6 +115,7 @@ def test_the_rows_of_the_other_side_are_those_of_ours(bench):
     assert np.load(folder / "token_bytes.npy").shape == (300,)
 
 
+@pytest.mark.long
 def test_a_side_that_learns_worse_is_refused(bench, tmp_path):
     with pytest.raises(UserError, match="not the same training"):
         train(bench(loss=1.0))

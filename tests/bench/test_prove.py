@@ -51,6 +51,7 @@ def test_the_time_of_a_verdict_is_a_median_with_its_interval():
     assert (seconds_row([7.0]).low, seconds_row([7.0]).high) == (7.0, 7.0)
 
 
+@pytest.mark.long
 def test_the_planted_fault_makes_every_step_as_much_longer_as_it_says(tmp_path):
     """Four times as long, so that it shows on any machine; same losses."""
     job = tiny_job(tmp_path)

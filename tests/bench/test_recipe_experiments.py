@@ -31,6 +31,7 @@ def test_a_name_or_value_that_is_none_is_an_error(words, message):
         recipe.parse(words)
 
 
+@pytest.mark.long
 def test_a_variant_is_trained_and_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("INTONE_HOME", str(tmp_path / "home"))
     stage = tmp_path / "runs" / "tiny" / "base"

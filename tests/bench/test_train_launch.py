@@ -1,7 +1,8 @@
 """From launch to step 50: whose turn it is, and what is kept between launches."""
 
-from pathlib import Path
+from pathlib import pytest
 
+import Path
 from tests.bench.nanochat_pair import long_job, pair  # noqa: F401  fixtures
 
 from intone.bench import train_launch
@@ -24,6 +25,7 @@ def test_launches_take_turns_and_a_cold_cache_is_new_each_time(home):
     assert [len(part) for part in seconds] == [2, 2]
 
 
+@pytest.mark.long
 def test_both_sides_train_to_step_fifty(pair, tmp_path, monkeypatch, capsys):  # noqa: F811
     settings, checkout = pair
 

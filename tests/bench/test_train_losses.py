@@ -60,6 +60,7 @@ def test_another_number_of_parameters_or_another_window_is_another_model(tiny_jo
         train_losses.check_shape(job, facts)
 
 
+@pytest.mark.long
 def test_from_one_start_both_sides_learn_alike_on_the_same_rows(pair, long_job, monkeypatch, capsys):  # noqa: F811
     """The fake has our model and optimizer: what differs is everything between them and the losses."""
     settings, checkout = pair

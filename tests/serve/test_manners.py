@@ -197,6 +197,7 @@ def test_tools_are_seen_as_messages(served_home):
         assert rendered == [1 + 3 + 1 + (6 + 5 + 4 + 3 + 1) + 6 + 1]
 
 
+@pytest.mark.long
 def test_other_runs_are_loaded_when_somebody_asks_for_their_newest_save(server, served_home):
     folder = make_run("other", seed=1)
     ask = {"messages": HELLO, "temperature": 0, "max_tokens": 8}

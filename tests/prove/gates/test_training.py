@@ -77,6 +77,7 @@ def test_the_distance_of_gradients_is_that_of_vectors_and_of_the_worst_large_one
         training.gradient_error(found, {name: value * 0 for name, value in right.items()})
 
 
+@pytest.mark.long
 def test_a_real_worker_with_half_the_gradients_is_told_from_a_right_one(jobs, run_here, faulty_worker):
     base = jobs.side(run_here)
     split = (dataclasses.replace(SEGMENT, device_batch=4, attention="products"),)

@@ -112,10 +112,10 @@ def double_rows() -> contextlib.AbstractContextManager[None]:
 
 
 def repeated_batch(
-    real: Callable[..., None], prefetcher: Prefetcher, rows: Rows, count: int, first_step: int = 0
+    real: Callable[..., None], prefetcher: Prefetcher, rows: Rows, count: int, first_step: int = 0, **share: int
 ) -> None:
     """A run that goes on begins with the rows of the step before."""
-    real(prefetcher, _Shifted(rows, count) if first_step else rows, count, first_step)
+    real(prefetcher, _Shifted(rows, count) if first_step else rows, count, first_step, **share)
 
 
 class _Shifted:
