@@ -46,7 +46,8 @@ def test_a_plan_is_settled_by_the_verb_apart_from_the_persons_runs_and_found_aga
     text = tmp_path / "text.jsonl"
     text.write_text("".join(f'{{"text": "Ship {n} sails past island {n * 7 % 31} now."}}\n' for n in range(90)))
     settings = settings_with(
-        data=(str(text),), dtype="fp32", threads=1, compile="off", kernels="torch", device_batch=3, context=32, vocab_size=300
+        data=(str(text),), dtype="fp32", threads=1, compile="off", kernels="torch", device_batch=3, context=32,
+        vocab_size=300,
     )
     flags = plan_flags(settings, depth=1, batch_tokens=256, steps=7)
     folder = prepare(flags)
