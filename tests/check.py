@@ -12,7 +12,9 @@ STEPS: dict[str, list[str]] = {
     "mypy": ["-m", "mypy"],
     "layers": ["-m", "pytest", "-q", "--no-header", "tests/test_layers.py"],
     "map": ["-m", "tests.make_map", "--check"],
-    "pytest": ["-m", "pytest", "-q", "--durations=10"],
+    # whole files side by side: most tests wait for processes of their own
+    "pytest": ["-m", "pytest", "-q", "--durations=10", "-n", "2", "--dist", "loadfile",
+               "--ignore=tests/test_layers.py"],
 }
 
 

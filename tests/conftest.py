@@ -21,8 +21,9 @@ def pytest_configure(config: pytest.Config) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="intone-tests-"))
     config.stash[SCRATCH] = scratch
     os.environ["INTONE_HOME"] = str(scratch / "home")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch / "inductor")
-    os.environ["INTONE_NATIVE"] = str(scratch / "native")  # a build takes ten seconds, and homes here are many
+    # processes that run tests side by side share these with the one that started them: a build takes ten seconds
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(scratch / "inductor"))
+    os.environ.setdefault("INTONE_NATIVE", str(scratch / "native"))
     os.environ["HF_HUB_OFFLINE"] = "1"
     source = str(REPOSITORY / "src")
     known = os.environ.get("PYTHONPATH", "")
@@ -38,7 +39,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out the long tests unless they are asked for: by INTONE_LONG, or by naming their file."""
-    named = any(".py" in word for word in config.invocation_params.args)
+    named = any(".py" in word for word in config.invocation_params.args if not word.startswith("-"))
     if os.environ.get("INTONE_LONG") or named or config.option.markexpr:
         return
     left_out = [item for item in items if item.get_closest_marker("long")]
