@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(scratch / "inductor"))
     os.environ.setdefault("INTONE_NATIVE", str(scratch / "native"))
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if threading.current_thread() is threading.main_thread():
+        # started in the background, or by a runner of tests, Python leaves Ctrl-C ignored, here and in child processes
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     source = str(REPOSITORY / "src")
     known = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [known])])
