@@ -65,6 +65,7 @@ def start_host(folder, host: tuple[str, str], end: str, *, is_first: bool) -> su
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_two_hosts_give_the_losses_of_one_process(tiny_job, tmp_path, hosts):
     changes = {"steps": 9, "save_every_s": 1e9}
     together = write_job(tmp_path / "together", tiny_job, **changes)

@@ -40,6 +40,7 @@ def workers() -> dict[int, psutil.Process]:
     return found
 
 
+@pytest.mark.long
 def test_a_run_on_two_devices_survives_a_kill_and_stops_and_goes_on_by_hand_on_three(tiny_job, tmp_path):
     """One story, since every start of several workers takes seconds."""
     folder = on_devices(write_job(tmp_path / "job", tiny_job, steps=LONG, save_every_s=0.1), 2)
