@@ -231,7 +231,7 @@ def test_another_tokenizer_or_model_is_refused(make_job, train, tiny_config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": "fp64"}, "unknown dtype 'fp64'"),
+        ({"dtype": "fp64"}, "'dtype' is 'fp64', it must be one of fp32, bf16, fp16"),
         ({"attention": "product"}, "unknown attention backend 'product'"),
         ({"device_batch": 0}, "device_batch is 0, it must be at least 1"),
     ],
