@@ -87,7 +87,7 @@ def speed_rows(data: Sequence[str], sft: Sequence[str], folder: Path) -> list[Re
     """cpu.data.encode_mb_per_s and cpu.data.loader_tokens_per_s."""
     source = find_source("documents", data, ())
     _, tokenizer = ensure_tokenizer([source], VOCAB)
-    command = f"{COMMAND} --data {' '.join(data)} --sft {' '.join(sft)}"
+    command = f"{COMMAND} --data {' '.join(map(portable, data))} --sft {' '.join(map(portable, sft))}"
     rates = [encode_rate(source.files, tokenizer, folder / "encode") for _ in range(REPEATS)]
     base = TokenSet.open(folder / "encode")
     talk_files, _ = find_files(list(sft))
@@ -132,6 +132,11 @@ def repeated(files: Sequence[Path], num_bytes: int) -> Iterator[Document]:
                 return
 
 
+def portable(path: object) -> str:
+    """A path as a row's command names it: an absolute one means nothing on another machine, its name does."""
+    return Path(str(path)).name if Path(str(path)).is_absolute() else str(path)
+
+
 def spread(name: str, values: Sequence[float], unit: str, command: str) -> ResultRow:
     """A row of the median with its interval."""
     ordered = sorted(values)
@@ -173,7 +178,7 @@ def growth_row(path: str, folder: Path, megabytes: int) -> ResultRow:
         say(f"{sample.megabytes:6,.0f} MB  resident {grown:+7.1f} MiB  proportional {proportional:7.1f} MiB")
     slope = statistics.linear_regression([sample.megabytes for sample in after], growth).slope
     say(f"slope {100 * slope:+.3f} MiB for every 100 MB of text")
-    command = f"{COMMAND} --gigabyte {path}" + ("" if megabytes == GIGABYTE // 10**6 else f" --megabytes {megabytes}")
+    command = f"{COMMAND} --gigabyte {portable(path)}" + ("" if megabytes == GIGABYTE // 10**6 else f" --megabytes {megabytes}")
     return result("cpu.data.tokenise_growth_mib", max(growth), "MiB", min(growth), max(growth), len(growth), command)
 
 
