@@ -40,7 +40,7 @@ def test_both_rates_are_measured_with_their_intervals_and_nothing_is_left(small,
     assert [row["id"] for row in rows] == ["cpu.data.encode_mb_per_s", "cpu.data.loader_tokens_per_s"]
     assert [(row["n"], row["unit"]) for row in rows] == [(5, "MB/s"), (5, "tokens/s")]
     assert all(0 < row["low"] <= row["value"] <= row["high"] for row in rows)
-    assert rows[0]["command"] == f"python -m intone.bench.data {' '.join(words[:-2])}"
+    assert rows[0]["command"] == "python -m intone.bench.data --data text.jsonl --sft talk.jsonl"
     assert capsys.readouterr().out.count("n=5") == 2
     assert list(home.glob("bench-*")) == []
 

@@ -178,7 +178,8 @@ def growth_row(path: str, folder: Path, megabytes: int) -> ResultRow:
         say(f"{sample.megabytes:6,.0f} MB  resident {grown:+7.1f} MiB  proportional {proportional:7.1f} MiB")
     slope = statistics.linear_regression([sample.megabytes for sample in after], growth).slope
     say(f"slope {100 * slope:+.3f} MiB for every 100 MB of text")
-    command = f"{COMMAND} --gigabyte {portable(path)}" + ("" if megabytes == GIGABYTE // 10**6 else f" --megabytes {megabytes}")
+    size = "" if megabytes == GIGABYTE // 10**6 else f" --megabytes {megabytes}"
+    command = f"{COMMAND} --gigabyte {portable(path)}{size}"
     return result("cpu.data.tokenise_growth_mib", max(growth), "MiB", min(growth), max(growth), len(growth), command)
 
 
