@@ -1,8 +1,8 @@
 """From launch to step 50: whose turn it is, and what is kept between launches."""
 
-from pathlib import pytest
+from pathlib import Path
 
-import Path
+import pytest
 from tests.bench.nanochat_pair import long_job, pair  # noqa: F401  fixtures
 
 from intone.bench import train_launch

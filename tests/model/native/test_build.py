@@ -19,6 +19,7 @@ def needs(variant):
 def fresh(tmp_path, monkeypatch):
     """An empty home and no library loaded before."""
     monkeypatch.setenv("INTONE_HOME", str(tmp_path))
+    monkeypatch.delenv("INTONE_NATIVE", raising=False)
     build.library.cache_clear()
     yield tmp_path
     build.library.cache_clear()
