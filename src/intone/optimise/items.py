@@ -1,4 +1,4 @@
-"""What could be done about a finding: one change with its reason, its bounds, its risk, and how it is taken back."""
+"""One item of a plan, the same for scan and optimise: a change with its reason, bounds and risk, and its undoing."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,11 +16,12 @@ class Item:
     """One entry of a plan. change: what `how` needs: variables, settings, or the name of a codemod with its target.
 
     expected: factors of speed between which the result should lie; the upper one is the finding's bound.
+    effect: what to expect where it is no factor of speed; a bound or a fact, never a promise.
     """
 
     name: str  # short and unique within a plan
     title: str
-    finding: str | None  # the detector that asked for it
+    finding: str | None  # the detector, or the id of the scan's finding, that asked for it
     hypothesis: str
     evidence: tuple[str, ...]
     expected: tuple[float, float | None]
@@ -31,6 +32,7 @@ class Item:
     undo: str
     place: str | None = None
     signal: str | None = None  # the signal that must move
+    effect: str = ""
 
     @property
     def rank(self) -> float:

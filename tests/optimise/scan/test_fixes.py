@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from intone.errors import UserError
-from intone.optimise.item import PlanItem
+from intone.optimise.items import Item
 from intone.optimise.scan.codemods import CODEMODS
 from intone.optimise.scan.finding import CLASSES
 from intone.optimise.scan.fixes import patch_for
@@ -114,7 +114,7 @@ def test_what_no_codemod_can_do_is_an_instruction():
     patch = patch_for(scan.findings, scan)
     assert patch.diff == "" and "safetensors" in patch.left[scan.findings[0].id]
     item = plan_items(scan.findings, scan, patch)[0]
-    assert item.how == "instruction" and item.gates == ("G2",) and item.finding == scan.findings[0].id
+    assert item.how == "instruction" and item.gate == "G2" and item.finding == scan.findings[0].id
 
 
 def test_plan_items_survive_json_and_stand_in_order_of_severity():
@@ -122,7 +122,7 @@ def test_plan_items_survive_json_and_stand_in_order_of_severity():
     scan = scan_texts({"a.py": code})
     items = plan_items(scan.findings, scan)
     assert [item.finding[:3] for item in items] == ["S77", "S61"]
-    assert [PlanItem.from_json(item.as_json()) for item in items] == items
+    assert [Item.from_json(item.as_json()) for item in items] == items
     assert set(TERMS) == set(CLASSES)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from intone.optimise.item import How, PlanItem
+from intone.optimise.items import How, Item
 from intone.optimise.scan.finding import SEVERITIES, Finding
 from intone.optimise.scan.fixes import Patch, patch_for
 from intone.optimise.scan.rulebook import RULES
@@ -75,7 +75,7 @@ TERMS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
 }
 
 
-def plan_items(findings: Sequence[Finding], scan: Scan, patch: Patch | None = None) -> list[PlanItem]:
+def plan_items(findings: Sequence[Finding], scan: Scan, patch: Patch | None = None) -> list[Item]:
     """An item per finding, the gravest and surest first. patch: where it was made already. Raises UserError."""
     made = patch if patch is not None else patch_for(findings, scan)
     items = [_item(finding, made) for finding in findings]
@@ -83,22 +83,23 @@ def plan_items(findings: Sequence[Finding], scan: Scan, patch: Patch | None = No
     return sorted(items, key=lambda item: order[item.finding or ""])
 
 
-def _item(finding: Finding, patch: Patch) -> PlanItem:
-    expected, risk, gates = TERMS[finding.kind]
-    how: How = "codemod" if finding.id in patch.fixed else "instruction"
-    change = finding.fix if how == "codemod" else patch.left.get(finding.id, finding.fix)
-    undo = "git apply -R of the patch" if how == "codemod" else "git revert of the commit that makes the change"
-    return PlanItem(
-        id=f"fix-{finding.id}",
+def _item(finding: Finding, patch: Patch) -> Item:
+    effect, risk, gates = TERMS[finding.kind]
+    how: How = "code" if finding.id in patch.fixed else "instruction"
+    words = finding.fix if how == "code" else patch.left.get(finding.id, finding.fix)
+    change = {"words": words, "finding": finding.id}
+    return Item(
+        name=f"fix-{finding.id}",
         title=f"{RULES[finding.rule][0].name}: {finding.path}:{finding.line}",
+        finding=finding.id,
         hypothesis=f"{finding.message}. {finding.why}",
         evidence=(f"{finding.path}:{finding.line}: {finding.excerpt}", *finding.evidence),
-        expected=expected,
-        change=change,
+        expected=(1.0, None),
         how=how,
+        change=change | ({"codemod": finding.rule} if how == "code" else {}),
         risk=risk,
-        gates=gates,
-        undo=undo,
-        files=(finding.path,),
-        finding=finding.id,
+        gate=", ".join(gates),
+        undo="git apply -R of the patch" if how == "code" else "git revert of the commit that makes the change",
+        place=f"{finding.path}:{finding.line}",
+        effect=effect,
     )

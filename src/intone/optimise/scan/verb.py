@@ -121,10 +121,10 @@ def _fix(settings: ScanSettings, scan: Scan, board: Board) -> Answer:
     for item in items:
         lines += [
             item.title,
-            *_wrapped("change", item.change),
-            *_wrapped("expected", item.expected),
+            *_wrapped("change", item.change["words"]),
+            *_wrapped("expected", item.effect),
             *_wrapped("risk", item.risk),
-            *_wrapped("gates", ", ".join(item.gates)),
+            *_wrapped("gates", item.gate),
             *_wrapped("undo", item.undo),
             "",
         ]
