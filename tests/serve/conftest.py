@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import threading
 from collections.abc import Iterator
@@ -110,7 +111,10 @@ def running(models: Models, **settings: Any) -> Iterator[Running]:
         stop.set()
         thread.join(WAIT_S)
         socket.close()
-    assert not thread.is_alive(), "the server did not end"
+    if thread.is_alive():
+        tasks = [str(task.get_stack()) for task in asyncio.all_tasks(ready["it"].loop)] if "it" in ready else []
+        faulthandler.dump_traceback()
+        raise AssertionError("the server did not end; its tasks: " + "; ".join(tasks))
 
 
 @pytest.fixture(scope="session")
