@@ -29,8 +29,8 @@ def main() -> int:
     def run(name: str, output: int | None = None) -> None:
         began = time.monotonic()
         words = [sys.executable, *STEPS[name]]
-        code = subprocess.run(words, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, check=False).returncode
-        rows.append((name, code, time.monotonic() - began))
+        done = subprocess.run(words, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, check=False)
+        rows.append((name, done.returncode, time.monotonic() - began))
 
     with tempfile.TemporaryFile("w+") as output:
         beside = threading.Thread(target=run, args=(BESIDE, output.fileno()))
