@@ -54,6 +54,7 @@ def run(home, tiny_job, tmp_path):
     return "train base --depth 1 --name sea --json", stage, mix.sets[0].folder
 
 
+@pytest.mark.long
 def test_a_shard_that_is_deleted_in_the_middle_does_not_end_the_run(run):
     _, stage, token_set = run
     job = jobs.start(stage, ENVIRONMENT)

@@ -239,6 +239,7 @@ def test_text_in_utf16_with_its_mark_is_read_as_it_is(files, capsys):
     assert result["num_bytes"] == len(("Zürich liegt am See. " * 40).encode())
 
 
+@pytest.mark.long
 def test_too_little_text_for_the_asked_minutes_is_said_after_a_real_trial(home, files):
     code, answer, err = command(f"{RUN} --minutes 60 --data {files}/damaged.jsonl --sft {files}/talk.jsonl", home)
     assert (code, answer["outcome"]) == (2, "bad_input")

@@ -187,6 +187,7 @@ def test_what_cannot_be_fetched_is_said(home, capsys, words, message):
 SMALL = "--depth 1 --context 64 --vocab-size 300 --dtype fp32 --threads 1 --compile off --batch-tokens 256"
 
 
+@pytest.mark.long
 def test_a_run_on_public_sets_goes_from_nothing_to_a_chat(home, hub):
     """Text of a mixture, conversations of another set; what was fetched then serves without a network."""
     words = f"run {SMALL} --minutes 0.05 --data tinystories:7,climbmix:3 --sft smoltalk"

@@ -13,6 +13,7 @@ from intone.errors import UserError
 from intone.records import read_results
 
 
+@pytest.mark.long
 def test_equal_tokens_are_trained_scored_and_kept_until_the_row_is_written(pair, monkeypatch, capsys):  # noqa: F811
     settings, _ = pair
     context = settings.context
