@@ -5,6 +5,7 @@ import contextlib
 import faulthandler
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from intone.serve.listening import Listener, bind, listener, url_of
 from intone.serve.models import Models
 from intone.serve.settings import ServeSettings
 
+monotonic = time.monotonic  # before any test puts another clock in its place
 WAIT_S = 60.0  # for what takes a second on a quiet machine
 
 
@@ -65,6 +67,13 @@ class Running:
         return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, **settings})
 
 
+class SteadyLoop(asyncio.SelectorEventLoop):
+    """A loop that lives through many tests, some of which change the clock: what waits then would wait for hours."""
+
+    def time(self) -> float:
+        return monotonic()
+
+
 @contextlib.contextmanager
 def running(models: Models, **settings: Any) -> Iterator[Running]:
     """Serves models until the end of the block."""
@@ -93,7 +102,8 @@ def running(models: Models, **settings: Any) -> Iterator[Running]:
 
     def run() -> None:
         try:
-            asyncio.run(serve())
+            with asyncio.Runner(loop_factory=SteadyLoop) as runner:
+                runner.run(serve())
         except BaseException as error:
             problem.append(error)
             is_ready.set()

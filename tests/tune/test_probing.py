@@ -40,7 +40,7 @@ def test_a_probe_tells_seconds_and_a_memory_that_grows_with_the_rows(probe):
 
 def test_memory_that_really_runs_out_in_a_search_is_a_row_and_the_search_goes_on(probe):
     worker = probe(data_bytes=420 * MIB)  # the search is told of no limit
-    found = search_batch(worker, 4096, None, budget_s=8.0)
+    found = search_batch(worker, 4096, None, method="bisect", budget_s=60.0)
     assert found.num_out_of_memory >= 1
     assert worker.num_starts == 1 + found.num_out_of_memory
     assert found.rows < 4096
