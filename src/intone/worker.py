@@ -185,6 +185,10 @@ def run_job(folder: Path, stop: StopFlag, world: World) -> Outcome:
     if world.size > 1:
         raise UserError(f"a job {kind!r} runs in one process, this is one of {world.size}", value=world.size)
     stop.at_once = True
+    if kind in ("evaluate", "generate"):
+        from intone.model.native.build import build_to_generate
+
+        build_to_generate(str(config.get("device", "cpu")))  # on one core while the other imports torch
     if kind == "evaluate":
         from intone.evals.job import evaluate_job
 

@@ -209,8 +209,10 @@ def test_a_damaged_newest_save_falls_back_to_the_one_before_and_says_so(tmp_path
     found, problems = newest_checkpoint(tmp_path)
     assert found.step == 10
     assert len(problems) == 1 and re.search(words, problems[0])
-    assert load_weights(tmp_path)[1]["w"][0, 0] == 10
-    assert capsys.readouterr().err == f"damaged save skipped: {problems[0]}\n"
+    # who reads the weights alone takes the newest whose weights are good
+    weights, said = (20, "") if name.startswith("optimizer") else (10, f"damaged save skipped: {problems[0]}\n")
+    assert load_weights(tmp_path)[1]["w"][0, 0] == weights
+    assert capsys.readouterr().err == said
 
 
 def test_saves_that_are_all_damaged_raise_with_the_first_reason_and_a_way_out(tmp_path, save):

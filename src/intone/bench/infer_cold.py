@@ -18,6 +18,10 @@ def main(words: list[str]) -> int:
     def note(name: str) -> None:
         parts[name] = time.monotonic() - begin_s - sum(parts.values())
 
+    from intone.model.native.build import build_to_generate
+
+    build_to_generate("cpu")  # first, as intone chat does
+
     import torch
 
     from intone.data.tokenizer import Tokenizer

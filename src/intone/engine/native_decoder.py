@@ -27,6 +27,7 @@ from intone.model.native.steps import (
     StepBlock,
     StepModel,
     StoredAs,
+    WorkSpace,
     address,
     step,
     step_obstacle,
@@ -65,9 +66,8 @@ class NativeDecoder:
             rotary = rotary_tables(config.context, config.head_width, config.rope_base, torch.device("cpu"))
         # rounded as in training, then widened: the rounded angles are part of the function that was learned
         self._cos, self._sin = (table.detach().to(dtype).float().contiguous() for table in rotary)
-        self._work = work_space()
+        self._work: WorkSpace | None = None
         self._pace = Pace(torch.get_num_threads())
-        weakref.finalize(self, self._work.free)
         self._stored: weakref.ReferenceType[PageStore] | None = None
         self._scored = torch.empty(0, dtype=dtype)  # keys and values of texts that are only scored
         self.load(weights)
@@ -107,11 +107,14 @@ class NativeDecoder:
             for name in weights
             if name.endswith("_gate.weight")
         }
+        # from here on the kernels are needed: until now they may still have been in the making
+        if self._work is None:
+            self._work = work_space()
+            weakref.finalize(self, self._work.free)
         self._packed: list[Packed] = []
 
         def pack(*names: str, columns: int | None = None) -> Packed:
-            parts = [wide(name) for name in names]
-            packed = Packed(torch.cat(parts) if len(parts) > 1 else parts[0], self.stored_as, columns=columns)
+            packed = Packed([wide(name) for name in names], self.stored_as, columns=columns)
             self._packed.append(packed)
             return packed
 
@@ -145,7 +148,9 @@ class NativeDecoder:
             address(batch.wanted), numbers.__array_interface__["data"][0], pointers.__array_interface__["data"][0],
             scratch,
         )  # fmt: skip
-        self._pace.run(count, lambda threads: step(self._model, step_batch, self._work, out, threads=threads))
+        work = self._work
+        assert work is not None, "load() made it"
+        self._pace.run(count, lambda threads: step(self._model, step_batch, work, out, threads=threads))
         return out
 
     def _scratch(self, texts: Sequence[Piece]) -> tuple[list[np.ndarray], int]:

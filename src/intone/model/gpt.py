@@ -51,6 +51,16 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype))
 
 
+class Table(nn.Embedding):
+    """One row per entry of the vocabulary, zero at first: the random start of PyTorch is drawn only to be thrown away.
+
+    On a model without memory (device meta) drawing it imports sympy and PyTorch's compiler: 1.8 s before a first token.
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
 class Attention(nn.Module):
     """Rotary, query-key-normed attention with optional value embedding and grouped key heads."""
 
@@ -145,11 +155,11 @@ class GPT(nn.Module):
         self.narrow_weights = NarrowWeights()
         width, vocab = config.width, config.padded_vocab
         kv_width = config.num_kv_heads * config.head_width
-        self.embedding = nn.Embedding(vocab, width)
+        self.embedding = Table(vocab, width)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
         self.head = Linear(width, vocab)
         self.value_embeddings = nn.ModuleDict(
-            {str(i): nn.Embedding(vocab, kv_width) for i in range(config.depth) if config.has_value_embedding(i)}
+            {str(i): Table(vocab, kv_width) for i in range(config.depth) if config.has_value_embedding(i)}
         )
         if config.residual_scalars:
             self.residual_scale = nn.Parameter(torch.ones(config.depth))
@@ -165,8 +175,10 @@ class GPT(nn.Module):
 
     def ensure_positions(self, positions: int) -> None:
         """Grows the rotary tables to this many positions; call it outside compiled code."""
-        if self.cos.shape[0] < positions:
-            config, device = self.config, self.embedding.weight.device
+        config, device = self.config, self.embedding.weight.device
+        if self.cos.shape[0] < positions and device.type == "meta":
+            self.cos = self.sin = torch.empty((positions, config.head_width // 2), device=device)
+        elif self.cos.shape[0] < positions:
             self.cos, self.sin = rotary_tables(
                 positions, config.head_width, config.rope_base, device, as_bf16=config.rope_bf16
             )

@@ -2,6 +2,7 @@
 
 import ctypes
 import subprocess
+import threading
 
 import pytest
 
@@ -74,7 +75,7 @@ def variant(request):
 
 def test_kernels_are_built_once_and_again_when_a_source_changes(fresh, monkeypatch, tmp_path_factory, variant):
     sources = tmp_path_factory.mktemp("sources")
-    name = {"avx2": "one_avx2.cpp", "generate": "generate_one.cpp"}.get(variant, "one.cpp")
+    name = {"avx2": "one_avx2.cpp", "generate": "generate_one.cpp", "linear": "linear.cpp"}.get(variant, "one.cpp")
     source = sources / name
     source.write_text('extern "C" int intone_number() { return 1; }')
     monkeypatch.setattr(build, "SOURCES", sources)
@@ -89,12 +90,28 @@ def test_kernels_are_built_once_and_again_when_a_source_changes(fresh, monkeypat
     assert build.library(variant).intone_number() == 2
 
 
+def test_a_build_begun_ahead_is_what_the_library_waits_for(fresh, monkeypatch, tmp_path_factory):
+    if build.obstacle("generate") is not None:
+        pytest.skip(str(build.obstacle("generate")))
+    sources = tmp_path_factory.mktemp("sources")
+    (sources / "generate_one.cpp").write_text('extern "C" int intone_number() { return 3; }')
+    monkeypatch.setattr(build, "SOURCES", sources)
+    calls, run = [], build.build
+    monkeypatch.setattr(build, "build", lambda *about: (calls.append(1), run(*about)))
+    build.build_ahead("generate")
+    assert build.library("generate").intone_number() == 3
+    for thread in threading.enumerate():
+        if thread.name == "build-generate":
+            thread.join(60)
+    assert calls == [1]  # by whichever of the two came first
+
+
 def test_each_kind_is_built_from_its_own_files_and_no_file_is_left_over():
     names = {variant: {path.name for path in build.sources_of(variant)} for variant in build.KINDS}
     assert names["avx2"] >= {"blocks_avx2.cpp"}
     assert names["avx512_bf16"] >= {"blocks.cpp"}
     assert not names["avx2"] & names["avx512_bf16"] and not names["generate"] & (names["avx2"] | names["avx512_bf16"])
-    assert names["generate"] == {"generate.cpp"}
+    assert (names["generate"], names["linear"]) == ({"generate.cpp"}, {"linear.cpp"})
     assert set().union(*names.values()) == {path.name for path in build.SOURCES.glob("*.cpp")}
 
 

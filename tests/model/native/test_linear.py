@@ -6,7 +6,8 @@ import torch
 from intone.model.native import build
 from intone.model.native.linear import PackedLinear
 
-pytestmark = pytest.mark.skipif(build.obstacle() is not None, reason=f"no kernels here: {build.obstacle()}")
+OBSTACLE = build.obstacle("linear")
+pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=f"no kernels here: {OBSTACLE}")
 
 # rows, outputs, channels: around the kernels' tiles of 16 and 32 columns and of 1, 2, 4, 6 and 8 rows
 SIZES = [(1, 40, 32), (2, 16, 16), (5, 33, 64), (7, 1, 48), (13, 100, 48), (31, 257, 80)]

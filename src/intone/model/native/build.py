@@ -1,10 +1,10 @@
 """Builds the C++ kernels on the machine they run on and loads them; says why where they cannot be had.
 
 Plain C functions on raw pointers, loaded with ctypes: no headers of Python or PyTorch, so building takes seconds and
-the file serves every Python and PyTorch. It is kept in INTONE_HOME/native/<key>/. There are three sets of kernels, one
+the file serves every Python and PyTorch. It is kept in INTONE_HOME/native/<key>/. There are four sets of kernels, one
 library each: training in bfloat16 for processors with AVX-512's instructions for it, training in float32 for those
-with AVX2 (files that end in _avx2.cpp), and generation, also for AVX2 (generate.cpp). A processor that has the first
-runs the others too.
+with AVX2 (files that end in _avx2.cpp), and generation, also for AVX2 (generate.cpp), whose products with few rows
+have their own library where there is AVX-512 (linear.cpp). A processor that has the first runs the others too.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,9 +25,10 @@ from intone.errors import UserError
 from intone.paths import FolderLock, native_folder
 from intone.system import processor
 
-Variant = Literal["avx512_bf16", "avx2", "generate"]
+Variant = Literal["avx512_bf16", "avx2", "generate", "linear"]
 
 SOURCES = Path(__file__).parent
+GPU_DRIVER = Path("/dev/nvidiactl")
 FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=c++17", "-w")
 BUILD_TIMEOUT_S = 300.0  # a build takes 4 s on a quiet core (guess: sixty times that on a loaded one)
 
@@ -44,15 +46,19 @@ class Kind:
 AVX2 = ("avx2", "fma", "f16c")
 AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c", "-mtune=native")
 
+# all processors since Intel's Cooper Lake and AMD's Zen 4, except Intel's for laptops
+AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni")
+
 KINDS: dict[Variant, Kind] = {
-    # all processors since Intel's Cooper Lake and AMD's Zen 4, except Intel's for laptops
-    "avx512_bf16": Kind(
-        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"), ("-march=native",), "bf16"
-    ),
+    "avx512_bf16": Kind(AVX512, ("-march=native",), "bf16"),
     "avx2": Kind(AVX2, AVX2_FLAGS, "fp32"),
-    # a library of its own, so that generation does not wait for the kernels of training to be built
-    "generate": Kind(AVX2, AVX2_FLAGS, None),
+    # libraries of their own, so that generation does not wait for the kernels of training to be built. What is fast in
+    # generate.cpp is written out: -O3 makes steps no faster, and its build takes half as long again
+    "linear": Kind(AVX512, ("-march=native",), None),
+    "generate": Kind(AVX2, (*AVX2_FLAGS, "-O2", "-fno-tree-vectorize"), None),
 }
+
+BUILDING = {variant: threading.Lock() for variant in KINDS}
 
 
 def variant_for(dtype: str) -> Variant | None:
@@ -89,6 +95,11 @@ def library(variant: Variant = "avx512_bf16") -> ctypes.CDLL:
 
     Import torch first: its OpenMP is then the one that the kernels use, with the same threads.
     """
+    return ctypes.CDLL(str(built(variant)))
+
+
+def built(variant: Variant) -> Path:
+    """The file with these kernels, made if it is not there yet; waits for whoever makes it. Raises UserError."""
     reason = obstacle(variant)
     if reason is not None:
         raise UserError(reason, fix="use --kernels torch")
@@ -97,12 +108,34 @@ def library(variant: Variant = "avx512_bf16") -> ctypes.CDLL:
     sources = sources_of(variant)
     words = [command, *FLAGS, *KINDS[variant].flags]
     path = native_folder() / build_key(words, sources) / "kernels.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FolderLock(path.parent / "lock", what="the folder of our CPU kernels", wait=True):
-            if not path.exists():
-                build(words, sources, path)
-    return ctypes.CDLL(str(path))
+    with BUILDING[variant]:  # another thread of this process is waited for without a word
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FolderLock(path.parent / "lock", what="the folder of our CPU kernels", wait=True):
+                if not path.exists():
+                    build(words, sources, path)
+    return path
+
+
+def build_ahead(*variants: Variant) -> None:
+    """Begins to make those of these kernels that can be had here and are not there yet; library() waits for them.
+
+    Needs no torch: a program that is about to import it, and to load a model, calls this first. Returns at once.
+    """
+
+    def make(variant: Variant) -> None:
+        with contextlib.suppress(UserError, OSError):  # library() meets the same and says it
+            built(variant)
+
+    for variant in variants:
+        if obstacle(variant) is None:
+            threading.Thread(target=make, args=(variant,), name=f"build-{variant}", daemon=True).start()
+
+
+def build_to_generate(device: str) -> None:
+    """build_ahead() of what generation on this device needs; auto: a CPU, unless the driver of a GPU is there."""
+    if device == "cpu" or (device == "auto" and not GPU_DRIVER.exists()):
+        build_ahead("generate", "linear")
 
 
 def sources_of(variant: Variant) -> list[Path]:
@@ -111,6 +144,8 @@ def sources_of(variant: Variant) -> list[Path]:
 
 
 def _variant_of(source: Path) -> Variant:
+    if source.stem == "linear":
+        return "linear"
     if source.stem.startswith("generate"):
         return "generate"
     return "avx2" if source.stem.endswith("_avx2") else "avx512_bf16"

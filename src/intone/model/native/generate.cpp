@@ -44,15 +44,15 @@ struct Span {
 };
 
 struct Work {
-    std::vector<float> stream, start, middle, qkv, mixed, hidden, gathered;
+    Buffer<float> stream, start, middle, qkv, mixed, hidden;
     Rows rows;
-    std::vector<Span> spans;
+    Buffer<Span> spans;
 };
 
 float inverse_rms(const float* x, int64_t width, float eps) {
     Vec total = zeros();
     for (int64_t c = 0; c < width; c += LANES) total = _mm256_fmadd_ps(load(x + c), load(x + c), total);
-    return 1 / std::sqrt(sum_of(total) / width + eps);
+    return 1 / __builtin_sqrtf(sum_of(total) / width + eps);
 }
 
 // to = x / rms(x); may be x
@@ -123,9 +123,9 @@ void place_heads(const Model& m, const Block& block, const Batch& batch, int64_t
 template <class T>
 void attend_span(const Model& m, const Block& block, const Batch& batch, const Span& span, const float* qkv,
                  int64_t qkv_step, float* out) {
-    thread_local std::vector<float> scratch;
+    thread_local Buffer<float> scratch;
     const int64_t width = m.head_width, per_head = m.heads / m.kv_heads;
-    if ((int64_t)scratch.size() < 2 * PAGE * width) scratch.resize(2 * PAGE * width);
+    scratch.fit(2 * PAGE * width);
     const T* stored = (const T*)(batch.scratch ? batch.scratch : block.stored);
     const int32_t* pages = batch.pages[block.group * batch.num_texts + batch.text[span.first]];
     const Stored<T> keys{stored + span.kv_head * width, pages, 2 * m.kv_heads * width, m.kv_heads * width, width};
@@ -134,39 +134,39 @@ void attend_span(const Model& m, const Block& block, const Batch& batch, const S
     for (int64_t row = span.first; row < span.first + span.count; row++)
         for (int64_t h = span.kv_head * per_head; h < (span.kv_head + 1) * per_head; h++) {
             const int64_t place = batch.positions[row];
-            const int64_t low = block.reach < 0 ? 0 : std::max<int64_t>(0, place - block.reach);
+            const int64_t low = block.reach < 0 ? 0 : most_of<int64_t>(0, place - block.reach);
             queries[count++] = {qkv + row * qkv_step + h * width, out + (row * m.heads + h) * width, low, place + 1};
             if (count == QUERIES) attend_queries<T>(queries, count, keys, scratch.data()), count = 0;
         }
     if (count) attend_queries<T>(queries, count, keys, scratch.data());
 }
 
-// what one task of attention is: one key head of as many tokens of a text as read a page together
-void plan_spans(const Model& m, const Batch& batch, std::vector<Span>& spans) {
-    spans.clear();
-    const int64_t together = std::max<int64_t>(1, QUERIES * m.kv_heads / m.heads);
+// what one task of attention is: one key head of as many tokens of a text as read a page together -> their number
+int64_t plan_spans(const Model& m, const Batch& batch, Span* spans) {
+    int64_t count = 0;
+    const int64_t together = most_of<int64_t>(1, QUERIES * m.kv_heads / m.heads);
     for (int64_t row = 0; row < batch.count;) {
         int64_t end = row + 1;
         while (end < batch.count && end - row < together && batch.text[end] == batch.text[row]) end++;
-        for (int64_t head = 0; head < m.kv_heads; head++) spans.push_back({row, end - row, head});
+        for (int64_t head = 0; head < m.kv_heads; head++) spans[count++] = {row, end - row, head};
         row = end;
     }
+    return count;
 }
 
 template <class T>
 void run(const Model& m, const Batch& batch, Work& work, float* logits, int threads) {
     const int64_t count = batch.count, width = m.width, num_heads = m.heads + 2 * m.kv_heads;
     const int64_t qkv_width = num_heads * m.head_width, mixed_width = m.heads * m.head_width;
-    for (auto* part : {&work.stream, &work.start, &work.middle}) part->resize(std::max<int64_t>(part->size(), count * width));
-    work.qkv.resize(std::max<int64_t>(work.qkv.size(), count * qkv_width));
-    work.mixed.resize(std::max<int64_t>(work.mixed.size(), count * mixed_width));
-    float *x = work.stream.data(), *start = work.start.data(), *qkv = work.qkv.data(), *mixed = work.mixed.data();
-    plan_spans(m, batch, work.spans);
-    const int64_t num_spans = work.spans.size();
+    float *x = work.stream.fit(count * width), *start = work.start.fit(count * width);
+    float *middle = work.middle.fit(count * width), *qkv = work.qkv.fit(count * qkv_width);
+    float* mixed = work.mixed.fit(count * mixed_width);
+    const Span* spans = work.spans.fit(count * m.kv_heads);
+    const int64_t num_spans = plan_spans(m, batch, work.spans.data());
 #pragma omp parallel for num_threads(threads) schedule(static) if (count > 4)
     for (int64_t r = 0; r < count; r++) {
-        embed<T>(m, batch, r, x + r * width, work.middle.data() + r * width);
-        std::memcpy(start + r * width, x + r * width, width * sizeof(float));
+        embed<T>(m, batch, r, x + r * width, middle + r * width);
+        copy(start + r * width, x + r * width, width);
     }
     for (int64_t index = 0; index < m.depth; index++) {
         const Block& block = m.blocks[index];
@@ -185,28 +185,27 @@ void run(const Model& m, const Batch& batch, Work& work, float* logits, int thre
                 place_heads<T>(m, block, batch, r, work.rows.wide.data() + r * width, qkv + r * qkv_width);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t s = 0; s < num_spans; s++)
-                attend_span<T>(m, block, batch, work.spans[s], qkv, qkv_width, mixed);
+                attend_span<T>(m, block, batch, spans[s], qkv, qkv_width, mixed);
         }
         product(block.out, work.rows, count, x, ADD, 0, threads, [&](int64_t r, float* to) {
-            std::memcpy(to, mixed + r * mixed_width, mixed_width * sizeof(float));
+            copy(to, mixed + r * mixed_width, mixed_width);
         });
-        work.hidden.resize(std::max<int64_t>(work.hidden.size(), count * block.up.columns));
-        float* hidden = work.hidden.data();
+        float* hidden = work.hidden.fit(count * block.up.columns);
         product(block.up, work.rows, count, hidden, SQUARED_RELU, 0, threads,
                 [&](int64_t r, float* to) { norm(x + r * width, to, width, m.eps); });
         product(block.down, work.rows, count, x, ADD, 0, threads, [&](int64_t r, float* to) {
-            std::memcpy(to, hidden + r * block.up.columns, block.up.columns * sizeof(float));
+            copy(to, hidden + r * block.up.columns, block.up.columns);
         });
-        if (m.has_backout && index == m.middle) std::memcpy(work.middle.data(), x, count * width * sizeof(float));
+        if (m.has_backout && index == m.middle) copy(middle, x, count * width);
     }
     product(m.head, work.rows, batch.num_wanted, logits, SOFTCAP, m.softcap, threads, [&](int64_t r, float* to) {
         const float* row = x + batch.wanted[r] * width;
-        const float* middle = work.middle.data() + batch.wanted[r] * width;
+        const float* before = middle + batch.wanted[r] * width;
         if (m.has_backout)
             for (int64_t c = 0; c < width; c += LANES)
-                store(to + c, _mm256_fnmadd_ps(all(m.backout), load(middle + c), load(row + c)));
+                store(to + c, _mm256_fnmadd_ps(all(m.backout), load(before + c), load(row + c)));
         else
-            std::memcpy(to, row, width * sizeof(float));
+            copy(to, row, width);
         norm(to, to, width, m.eps);
     });
 }
@@ -227,17 +226,19 @@ void intone_pack_float(const float* weight, float* packed, int64_t columns, int6
             }
 }
 
-// packed (blocks; width / 2; 16) pairs of channels, the first in the low half; the layout of linear.cpp
-void intone_pack_half(const bf16* weight, uint32_t* packed, int64_t columns, int64_t width, int threads) {
+// packed (blocks; width / 2; 16) pairs of channels rounded to bfloat16, the first in the low half; the layout of linear.cpp
+void intone_pack_half(const float* weight, uint32_t* packed, int64_t columns, int64_t width, int threads) {
     const int64_t blocks = (columns + COLUMNS - 1) / COLUMNS;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t n = 0; n < blocks; n++)
-        for (int64_t p = 0; p < width / 2; p++)
-            for (int64_t j = 0; j < COLUMNS; j++) {
-                uint32_t pair = 0;
-                if (n * COLUMNS + j < columns) std::memcpy(&pair, weight + (n * COLUMNS + j) * width + 2 * p, 4);
-                packed[(n * (width / 2) + p) * COLUMNS + j] = pair;
-            }
+        for (int64_t c = 0; c < width; c += LANES) {
+            alignas(16) bf16 halves[COLUMNS][LANES] = {};
+            for (int64_t j = 0; j < least<int64_t>(COLUMNS, columns - n * COLUMNS); j++)
+                store(halves[j], load(weight + (n * COLUMNS + j) * width + c));
+            uint32_t* to = packed + (n * width + c) / 2 * COLUMNS;
+            for (int64_t p = 0; p < LANES / 2; p++)
+                for (int64_t j = 0; j < COLUMNS; j++) __builtin_memcpy(to + p * COLUMNS + j, halves[j] + 2 * p, 4);
+        }
 }
 
 // packed (blocks; width / 2; 16; 2) int8, scale (blocks * 16): one per column
@@ -249,11 +250,11 @@ void intone_pack_byte(const float* weight, int8_t* packed, float* scale, int64_t
             const int64_t column = n * COLUMNS + j;
             float reach = 0;
             if (column < columns)
-                for (int64_t c = 0; c < width; c++) reach = std::max(reach, std::abs(weight[column * width + c]));
+                for (int64_t c = 0; c < width; c++) reach = most_of(reach, __builtin_fabsf(weight[column * width + c]));
             const float inverse = reach > 0 ? 127 / reach : 0;
             for (int64_t c = 0; c < width; c++) {
                 const float value = column < columns ? weight[column * width + c] * inverse : 0;
-                packed[((n * (width / 2) + c / 2) * COLUMNS + j) * 2 + c % 2] = (int8_t)std::lrint(value);
+                packed[((n * (width / 2) + c / 2) * COLUMNS + j) * 2 + c % 2] = (int8_t)__builtin_lrintf(value);
             }
             scale[column] = reach / 127;
         }
@@ -263,7 +264,7 @@ void intone_pack_byte(const float* weight, int8_t* packed, float* scale, int64_t
 void intone_product(const Weight* weight, const float* x, float* out, int64_t count, int64_t relu, int threads) {
     Rows rows;
     product(*weight, rows, count, out, relu ? SQUARED_RELU : STORE, 0, threads, [&](int64_t r, float* to) {
-        std::memcpy(to, x + r * weight->width, weight->width * sizeof(float));
+        copy(to, x + r * weight->width, weight->width);
     });
 }
 

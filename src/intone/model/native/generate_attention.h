@@ -36,10 +36,10 @@ inline void attend_page(const Query& query, Running& run, const T* keys, const T
                         int64_t value_step, int64_t begin, int64_t end, int64_t width) {
     alignas(32) float share[PAGE];
     float most = run.most;
-    Vec largest = all(-INFINITY), broken = zeros();
+    Vec largest = all(-ENDLESS), broken = zeros();
     for (int64_t j = begin; j < end; j += LANES) {
         const T* at[LANES];
-        for (int64_t i = 0; i < LANES; i++) at[i] = keys + std::min(j + i, end - 1) * key_step;
+        for (int64_t i = 0; i < LANES; i++) at[i] = keys + least<int64_t>(j + i, end - 1) * key_step;
         Vec sums[LANES];
         for (int i = 0; i < LANES; i++) sums[i] = zeros();
         for (int64_t c = 0; c < width; c += LANES) {
@@ -52,26 +52,26 @@ inline void attend_page(const Query& query, Running& run, const T* keys, const T
         if (end - j < LANES) {
             const __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
             const __m256i is_key = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(end - j)), place);
-            scores = _mm256_blendv_ps(all(-INFINITY), scores, _mm256_castsi256_ps(is_key));
+            scores = _mm256_blendv_ps(all(-ENDLESS), scores, _mm256_castsi256_ps(is_key));
         }
         store(share + j - begin, scores);
         largest = _mm256_max_ps(largest, scores);
     }
-    most = std::max(most, largest_of(largest));
-    if (sum_of(broken) != 0) most = NAN;
+    most = most_of(most, largest_of(largest));
+    if (sum_of(broken) != 0) most = __builtin_nanf("");
     Vec total = zeros();
     for (int64_t j = begin; j < end; j += LANES) {
         const Vec scores = load(share + j - begin);
-        const Vec is_key = _mm256_cmp_ps(scores, all(-INFINITY), _CMP_NEQ_UQ);
+        const Vec is_key = _mm256_cmp_ps(scores, all(-ENDLESS), _CMP_NEQ_UQ);
         const Vec y = _mm256_and_ps(exp_of(_mm256_sub_ps(scores, all(most))), is_key);
         store(share + j - begin, y);
         total = _mm256_add_ps(total, y);
     }
-    const float kept = run.most == -INFINITY ? 0.0f : _mm256_cvtss_f32(exp_of(all(run.most - most)));
+    const float kept = run.most == -ENDLESS ? 0.0f : _mm256_cvtss_f32(exp_of(all(run.most - most)));
     run.total = run.total * kept + sum_of(total);
     run.most = most;
     for (int64_t c = 0; c < width; c += 8 * LANES) {
-        const int64_t parts = std::min<int64_t>(8, (width - c) / LANES);
+        const int64_t parts = least<int64_t>(8, (width - c) / LANES);
         Vec sum[8];
         for (int64_t i = 0; i < parts; i++) sum[i] = _mm256_mul_ps(load(run.sum + c + i * LANES), all(kept));
         if (parts == 8) {
@@ -97,18 +97,18 @@ void attend_queries(const Query* queries, int64_t count, const Stored<T>& stored
     Running running[QUERIES];
     int64_t low = queries[0].low, high = queries[0].high;
     for (int64_t i = 0; i < count; i++) {
-        running[i].most = -INFINITY;
+        running[i].most = -ENDLESS;
         running[i].total = 0;
-        std::memset(running[i].sum, 0, width * sizeof(float));
-        low = std::min(low, queries[i].low);
-        high = std::max(high, queries[i].high);
+        __builtin_memset(running[i].sum, 0, width * sizeof(float));
+        low = least<int64_t>(low, queries[i].low);
+        high = most_of<int64_t>(high, queries[i].high);
     }
     for (int64_t page = low / PAGE; page * PAGE < high; page++) {
         const int64_t start = page * PAGE;
         const T *keys = stored.key(page), *values = keys + stored.values;
         const bool widens = sizeof(T) == 2 && count > 1;
         if (widens) {
-            const int64_t begin = std::max<int64_t>(low - start, 0), end = std::min(high - start, PAGE);
+            const int64_t begin = most_of<int64_t>(low - start, 0), end = least<int64_t>(high - start, PAGE);
             for (int64_t j = begin; j < end; j++)
                 for (int64_t c = 0; c < width; c += LANES) {
                     store(scratch + j * width + c, load(keys + j * stored.entry + c));
@@ -116,7 +116,7 @@ void attend_queries(const Query* queries, int64_t count, const Stored<T>& stored
                 }
         }
         for (int64_t i = 0; i < count; i++) {
-            const int64_t begin = std::max<int64_t>(queries[i].low - start, 0), end = std::min(queries[i].high - start, PAGE);
+            const int64_t begin = most_of<int64_t>(queries[i].low - start, 0), end = least<int64_t>(queries[i].high - start, PAGE);
             if (begin >= end) continue;
             if (widens)
                 attend_page<float>(queries[i], running[i], scratch, scratch + PAGE * width, width, width, begin, end, width);

@@ -27,21 +27,18 @@ struct Weight {
 
 // rows in the forms that products take; grows and is kept
 struct Rows {
-    std::vector<float> wide, scale;
-    std::vector<int16_t> whole;
-    std::vector<bf16> half;
-    std::vector<uint8_t> bytes;
-    std::vector<float> out;
+    Buffer<float> wide, scale;
+    Buffer<int16_t> whole;
+    Buffer<bf16> half;
+    Buffer<uint8_t> bytes;
+    Buffer<float> out;
 
     void fit(int64_t count, const Weight& w) {
-        auto grow = [](auto& part, int64_t size) {
-            if ((int64_t)part.size() < size) part.resize(size);
-        };
-        grow(wide, count * w.width);
-        grow(scale, count);
-        if (w.kind == BYTE) grow(whole, count * w.width);
-        if (w.kind >= HALF_OF_512) grow(half, count * w.width), grow(out, count * w.columns);
-        if (w.kind == BYTE_OF_512) grow(bytes, 2 * count * w.width);
+        wide.fit(count * w.width);
+        scale.fit(count);
+        if (w.kind == BYTE) whole.fit(count * w.width);
+        if (w.kind >= HALF_OF_512) half.fit(count * w.width), out.fit(count * w.columns);
+        if (w.kind == BYTE_OF_512) bytes.fit(2 * count * w.width);
     }
 };
 
@@ -55,7 +52,7 @@ inline void to_whole(const float* x, int16_t* whole, float* scale, int64_t width
         nan = _mm256_add_ps(nan, _mm256_mul_ps(y, zeros()));  // NaN where y is not finite
     }
     const float reach = largest_of(most), broken = sum_of(nan);
-    *scale = broken == 0 ? reach / 32767 : NAN;
+    *scale = broken == 0 ? reach / 32767 : __builtin_nanf("");
     const Vec inverse = all(broken == 0 && reach > 0 ? 32767 / reach : 0);
     for (int64_t c = 0; c < width; c += 2 * LANES) {
         const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(load(x + c), inverse));
@@ -114,11 +111,11 @@ inline void tile(const Rows& rows, int64_t first, const Weight& w, int64_t block
         const int8_t* packed = (const int8_t*)w.packed + block * width * COLUMNS;
         for (int i = 0; i < MR * NB * COLUMNS; i++) sums[i] = 0;
         for (int64_t begin = 0; begin < width; begin += CHUNK)
-            byte_chunk<MR, NB>(x, packed, begin, std::min(width, begin + CHUNK), width, sums);
+            byte_chunk<MR, NB>(x, packed, begin, least(width, begin + CHUNK), width, sums);
         for (int i = 0; i < MR; i++)
             for (int j = 0; j < 2 * NB; j++) {
                 float* at = sums + i * NB * COLUMNS + j * LANES;
-                const Vec scale = _mm256_mul_ps(load(w.scale + block * COLUMNS + j * LANES), all(rows.scale[first + i]));
+                const Vec scale = _mm256_mul_ps(load(w.scale + block * COLUMNS + j * LANES), all(rows.scale.data()[first + i]));
                 store(at, _mm256_mul_ps(load(at), scale));
             }
     } else {
@@ -195,7 +192,7 @@ inline void finished_tile(const Rows& rows, int64_t first, const Weight& w, int6
 
 // all rows with blocks [block, block + count), count at most 4
 template <int64_t KIND>
-void columns_of(const Rows& rows, int64_t num_rows, const Weight& w, int64_t block, int64_t count, float* out, Finish how,
+__attribute__((noinline)) void columns_of(const Rows& rows, int64_t num_rows, const Weight& w, int64_t block, int64_t count, float* out, Finish how,
                 float cap) {
     const int64_t end = block + count;
     if (num_rows <= 3) {
@@ -233,14 +230,14 @@ void product(const Weight& w, Rows& rows, int64_t count, float* out, Finish how,
         for (int64_t r = 0; r < count; r++) {
             float* x = rows.wide.data() + r * width;
             prepare(r, x);
-            if (w.kind == BYTE) to_whole(x, rows.whole.data() + r * width, &rows.scale[r], width);
+            if (w.kind == BYTE) to_whole(x, rows.whole.data() + r * width, rows.scale.data() + r, width);
             if (!is_ours)
                 for (int64_t c = 0; c < width; c += LANES) store(rows.half.data() + r * width + c, load(x + c));
         }
         if (is_ours) {
 #pragma omp for schedule(static)
             for (int64_t group = 0; group < groups; group++) {
-                const int64_t block = 4 * group, some = std::min<int64_t>(4, blocks - block);
+                const int64_t block = 4 * group, some = least<int64_t>(4, blocks - block);
                 if (w.kind == FLOAT) columns_of<FLOAT>(rows, count, w, block, some, out, how, cap);
                 if (w.kind == HALF) columns_of<HALF>(rows, count, w, block, some, out, how, cap);
                 if (w.kind == BYTE) columns_of<BYTE>(rows, count, w, block, some, out, how, cap);
@@ -258,7 +255,7 @@ void product(const Weight& w, Rows& rows, int64_t count, float* out, Finish how,
         for (int64_t c = 0; c < w.columns; c += LANES) {
             const int64_t left = w.columns - c;
             float values[LANES] = {0};
-            std::memcpy(values, rows.out.data() + r * w.columns + c, 4 * std::min<int64_t>(LANES, left));
+            __builtin_memcpy(values, rows.out.data() + r * w.columns + c, 4 * least<int64_t>(LANES, left));
             finish(out + r * w.columns + c, left, load(values), how, cap);
         }
 }

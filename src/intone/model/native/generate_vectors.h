@@ -1,18 +1,59 @@
 // What the kernels of generation share: eight float32 at a time, numbers of 16 bits in and out, exp.
 // AVX2 with FMA, so that every processor that can run them computes the same.
+// Headers are few on purpose: whoever generates first waits for this build, and <immintrin.h> with four of the standard
+// library's cost half of it.
 #pragma once
-#include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 9 && __GNUC__ <= 14 && !defined(_IMMINTRIN_H_INCLUDED)
+// the parts of <immintrin.h> that AVX2 needs, which ask for its guard
+#define _IMMINTRIN_H_INCLUDED
+#include <emmintrin.h>
+#include <mmintrin.h>
+#include <pmmintrin.h>
+#include <smmintrin.h>
+#include <tmmintrin.h>
+#include <xmmintrin.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#include <avxintrin.h>
+
+#include <avx2intrin.h>
+#include <f16cintrin.h>
+#include <fmaintrin.h>
+#else
+#include <immintrin.h>
+#endif
+#include <stdint.h>
 
 using bf16 = uint16_t;
 using Vec = __m256;
 
 constexpr int LANES = 8;  // float32 values in one register
+constexpr float ENDLESS = __builtin_inff();
+
+template <class T>
+inline T least(T a, T b) { return b < a ? b : a; }
+template <class T>
+inline T most_of(T a, T b) { return a < b ? b : a; }
+inline void copy(float* to, const float* from, int64_t count) { __builtin_memcpy(to, from, count * sizeof(float)); }
+
+// memory that grows when a step needs more, and is kept; what was in it is lost then
+template <class T>
+struct Buffer {
+    T* first = nullptr;
+    int64_t size = 0;
+
+    Buffer() = default;
+    Buffer(const Buffer&) = delete;
+    ~Buffer() { delete[] first; }
+    T* data() const { return first; }
+    T* fit(int64_t count) {
+        if (size < count) {
+            delete[] first;
+            first = new T[count];
+            size = count;
+        }
+        return first;
+    }
+};
 
 inline Vec zeros() { return _mm256_setzero_ps(); }
 inline Vec all(float x) { return _mm256_set1_ps(x); }
@@ -71,4 +112,4 @@ inline Vec exp_of(Vec x) {
     return _mm256_mul_ps(y, _mm256_castsi256_ps(power));
 }
 
-inline float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
+inline float sigmoid(float x) { return 1 / (1 + __builtin_expf(-x)); }

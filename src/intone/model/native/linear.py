@@ -28,14 +28,14 @@ class PackedLinear:
         if bits == 16:
             narrow = weight.detach().to(torch.bfloat16).contiguous()
             self._packed = torch.empty((blocks, self.num_in // 2, LANES), dtype=torch.int32)
-            call("intone_pack_linear", narrow, self._packed, self.num_out, self.num_in)
+            call("intone_pack_linear", narrow, self._packed, self.num_out, self.num_in, variant="linear")
         else:
             wide = weight.detach().float().contiguous()
             self._packed = torch.empty((blocks, self.num_in // 4, LANES, 4), dtype=torch.int8)
             self._scale = torch.empty(blocks * LANES)
             self._sum = torch.empty(blocks * LANES, dtype=torch.int32)
             sizes = (self.num_out, self.num_in)
-            call("intone_pack_narrow", wide, self._packed, self._scale, self._sum, *sizes)
+            call("intone_pack_narrow", wide, self._packed, self._scale, self._sum, *sizes, variant="linear")
 
     @property
     def num_bytes(self) -> int:
@@ -51,8 +51,9 @@ class PackedLinear:
         where = (out, None) if wide else (None, out)
         sizes = (len(x), self.num_out, self.num_in, int(relu))
         if self.bits == 16:
-            call("intone_linear", x, self._packed, *where, *sizes)
+            call("intone_linear", x, self._packed, *where, *sizes, variant="linear")
         else:
             scratch = torch.empty(2 * x.numel(), dtype=torch.uint8)
-            call("intone_linear_narrow", x, self._packed, self._scale, self._sum, scratch, *where, *sizes)
+            stored = (self._packed, self._scale, self._sum)
+            call("intone_linear_narrow", x, *stored, scratch, *where, *sizes, variant="linear")
         return out

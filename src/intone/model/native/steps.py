@@ -1,6 +1,7 @@
 """Steps of generation on our CPU kernels: matrices packed for reading, and the call that computes a whole step"""
 
 import ctypes
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -82,21 +83,44 @@ class Packed:
     used where there are some; they round x to bfloat16.
     """
 
-    def __init__(self, weight: Tensor, stored_as: StoredAs, *, columns: int | None = None, wide: bool = True) -> None:
-        """columns: how many of the E outputs are wanted; None: all. wide False: never the products of linear.cpp."""
-        num_out, width = weight.shape
+    def __init__(
+        self, weight: Tensor | Sequence[Tensor], stored_as: StoredAs, *, columns: int | None = None, wide: bool = True
+    ) -> None:
+        """columns: how many of the E outputs are wanted; None: all. wide False: never the products of linear.cpp.
+
+        Several weights are one below the other; all but the last have a multiple of 16 outputs.
+        """
+        parts = [weight] if isinstance(weight, Tensor) else list(weight)
+        num_out, width = sum(len(part) for part in parts), parts[0].shape[1]
         assert width % COLUMNS == 0, f"{width} channels are not a multiple of {COLUMNS}"
-        uses_512 = wide and stored_as in KIND_OF_512 and build.obstacle("avx512_bf16") is None
+        assert all(len(part) % COLUMNS == 0 for part in parts[:-1]), "a block of columns would be of two weights"
+        uses_512 = wide and stored_as in KIND_OF_512 and build.obstacle("linear") is None
         blocks = -(-num_out // COLUMNS)
         self._scale = torch.empty(blocks * COLUMNS if stored_as == "int8" else 0)
         self._sum = torch.empty(blocks * COLUMNS if stored_as == "int8" and uses_512 else 0, dtype=torch.int32)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[stored_as]
         self._packed = torch.empty(blocks * COLUMNS * width, dtype=dtype)
-        weight = weight.to(torch.bfloat16 if stored_as == "bf16" else torch.float32).contiguous()
-        library = build.library("avx512_bf16" if uses_512 and stored_as == "int8" else "generate")
-        sizes = (_WHOLE(num_out), _WHOLE(width), torch.get_num_threads())
+        first = 0
+        for part in parts:
+            self._pack(part, stored_as, first, uses_512=uses_512)
+            first += len(part)
+        kind, product = KIND[stored_as], None
+        if uses_512:
+            kind = KIND_OF_512[stored_as]
+            name = "intone_linear" if stored_as == "bf16" else "intone_linear_narrow"
+            product = ctypes.cast(getattr(build.library("linear"), name), _POINTER)
         packed, scale, sums = (_POINTER(part.data_ptr()) for part in (self._packed, self._scale, self._sum))
-        source = _POINTER(weight.data_ptr())
+        self.weight = Weight(kind, columns or num_out, width, packed, scale, sums, product)
+        self.num_bytes = self._packed.numel() * NUM_BYTES[stored_as] + 4 * len(self._scale) + 4 * len(self._sum)
+
+    def _pack(self, weight: Tensor, stored_as: StoredAs, first: int, *, uses_512: bool) -> None:
+        """Lays out one weight as the outputs from first on."""
+        num_out, width = weight.shape
+        weight = weight.float().contiguous()
+        packed = _POINTER(self._packed.data_ptr() + first * width * self._packed.element_size())
+        scale, sums = (_POINTER(part.data_ptr() + 4 * first) for part in (self._scale, self._sum))
+        library = build.library("linear" if uses_512 and stored_as == "int8" else "generate")
+        source, sizes = _POINTER(weight.data_ptr()), (_WHOLE(num_out), _WHOLE(width), torch.get_num_threads())
         if stored_as == "fp32":
             library.intone_pack_float(source, packed, *sizes)
         elif stored_as == "bf16":
@@ -105,13 +129,6 @@ class Packed:
             library.intone_pack_narrow(source, packed, scale, sums, *sizes)
         else:
             library.intone_pack_byte(source, packed, scale, *sizes)
-        kind, product = KIND[stored_as], None
-        if uses_512:
-            kind = KIND_OF_512[stored_as]
-            name = "intone_linear" if stored_as == "bf16" else "intone_linear_narrow"
-            product = ctypes.cast(getattr(build.library("avx512_bf16"), name), _POINTER)
-        self.weight = Weight(kind, columns or num_out, width, packed, scale, sums, product)
-        self.num_bytes = self._packed.numel() * NUM_BYTES[stored_as] + 4 * len(self._scale) + 4 * len(self._sum)
 
     def __call__(self, x: Tensor, *, squared_relu: bool = False) -> Tensor:
         """x (N, D) float32 -> (N, columns) float32, squared where positive and 0 elsewhere if asked."""
