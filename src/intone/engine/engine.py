@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from intone.data.chat import Message, render_prompt
+from intone.engine.choose import Setup, Steps
 from intone.engine.native_decoder import Weights
 from intone.engine.requests import Completion, Prompt, Request, check_ids, check_prompt
 from intone.engine.rows import Group, Handle, Listener
@@ -20,7 +21,7 @@ from intone.engine.sandbox.box import Sandbox
 from intone.engine.stats import EngineStats
 from intone.engine.structured import Forms
 from intone.engine.text import Specials, Tokenizer
-from intone.engine.work import Setup, Worker
+from intone.engine.work import Worker
 from intone.errors import UserError
 from intone.model.gpt import Kernels
 
@@ -45,7 +46,8 @@ class Engine:
     nothing but speed; 0: none; None: as suits the device. max_waiting: requests that may wait for a slot; None: any
     number. sandbox: where Python that texts call runs; None: one with the usual limits. weights: how matrices are
     stored; auto: in dtype; int8: half the bytes of bf16, with a small loss. kernels: whether a CPU computes with our
-    kernels or PyTorch; auto: ours where they run.
+    kernels or PyTorch; auto: ours where they run. steps: of growing texts. captured: of fixed sizes, so that a GPU
+    replays them and the host reads each result while the next step runs; auto: on CUDA.
     Close it after use: it owns threads.
     """
 
@@ -54,7 +56,7 @@ class Engine:
         dtype: torch.dtype | None = None, num_slots: int | None = None, context: int | None = None,
         cache_bytes: int | None = None, deterministic: bool = False, share_prefixes: bool = True,
         num_guesses: int | None = None, max_waiting: int | None = None, sandbox: Sandbox | None = None,
-        weights: Weights = "auto", kernels: Kernels | Literal["auto"] = "auto",
+        weights: Weights = "auto", kernels: Kernels | Literal["auto"] = "auto", steps: Steps = "auto",
     ) -> None:  # fmt: skip
         config = model.config
         self.context: int = config.context if context is None else context
@@ -81,7 +83,7 @@ class Engine:
         setup = Setup(
             device=device, dtype=dtype, context=self.context, num_slots=num_slots, cache_bytes=cache_bytes,
             deterministic=deterministic, share_prefixes=share_prefixes, num_guesses=num_guesses, sandbox=sandbox,
-            weights=weights, kernels=kernels,
+            weights=weights, kernels=kernels, steps=steps,
         )  # fmt: skip
         self._forms = Forms(tokenizer)
         self._worker = Worker(model, tokenizer, setup, self._specials, self._commands)
@@ -102,6 +104,11 @@ class Engine:
     def settings(self) -> dict[str, tuple[Any, str]]:
         """What was settled for this machine, name -> (value, reason)."""
         return dict(self._worker.settled)
+
+    def explain(self, name: str, reason: str) -> None:
+        """Gives a setting that the caller decided the reason for which it did; settings shows it."""
+        value, _ = self._worker.settled[name]
+        self._worker.settled[name] = (value, reason)
 
     def stats(self) -> EngineStats:
         """What the engine has done so far; waits for the end of the present step."""

@@ -39,8 +39,9 @@ class PageStore:
 
     def __init__(
         self, config: ModelConfig, groups: Sequence[PageGroup], num_pages: Sequence[int],
-        *, dtype: torch.dtype, device: torch.device,
+        *, dtype: torch.dtype, device: torch.device, has_spare: bool = False,
     ) -> None:  # fmt: skip
+        """has_spare: one page more in every group, which no text gets, and all pages hold zeros."""
         self.groups = tuple(groups)
         self.dtype = dtype
         self.device = device
@@ -48,9 +49,10 @@ class PageStore:
         self.group_of = [next(g for g, group in enumerate(groups) if b in group.blocks) for b in range(config.depth)]
         # a CPU gives memory when it is first written, so untouched pages cost nothing; elsewhere reads may go past the
         # end of a text (masked), and 0 times a left-over NaN is NaN
-        make = torch.empty if device.type == "cpu" else torch.zeros
+        make = torch.empty if device.type == "cpu" and not has_spare else torch.zeros
         shape = (2, config.num_kv_heads, config.head_width)
-        self.blocks = [make((num_pages[group] * PAGE, *shape), dtype=dtype, device=device) for group in self.group_of]
+        sizes = [(num_pages[group] + has_spare) * PAGE for group in self.group_of]
+        self.blocks = [make((size, *shape), dtype=dtype, device=device) for size in sizes]
 
     def copy(self, group: int, source: int, target: int, count: int) -> None:
         """Makes the first count tokens of page target those of page source."""

@@ -43,7 +43,7 @@ class Runner:
         self.num_token_forwards = 0
         self.adjuster = Adjuster(config.vocab_size, self.device)
         self._deterministic = deterministic
-        self._scale = config.qk_scale**2 * config.head_width**-0.5
+        self.scale = config.qk_scale**2 * config.head_width**-0.5
         # PyTorch's fused attention is 3x slower on bfloat16 than on float32 where the processor has no unit for it
         wide = wide_dtype(decoder.dtype) if self.device.type == "cpu" else decoder.dtype
         self._scratch = Scratch(config.num_kv_heads, config.head_width, wide, self.device)
@@ -70,7 +70,7 @@ class Runner:
             self.store,
             pieces,
             scratch=self._scratch,
-            scale=self._scale,
+            scale=self.scale,
             batches_rows=self.device.type != "cpu" and not self._deterministic,
         )
         self.num_token_forwards += len(ids)
@@ -120,7 +120,7 @@ class Runner:
             wanted += range(begin, begin + len(text) - 1)
             step = PAGE if self._deterministic else len(text)
             pieces += [Piece(None, at, min(step, len(text) - at), begin) for at in range(0, len(text), step)]
-        attention = PagedAttention(self.store, pieces, scratch=self._scratch, scale=self._scale, batches_rows=False)
+        attention = PagedAttention(self.store, pieces, scratch=self._scratch, scale=self.scale, batches_rows=False)
         self.num_token_forwards += len(ids)
         logits = self._logits(ids, previous, positions, wanted, attention)
         following = torch.tensor([token for text in texts for token in text[1:]], device=self.device)

@@ -15,6 +15,8 @@ BLOCK = 256
 # likeliest tokens looked at first where only top_p limits a row, and how much further each next look goes (guess)
 FIRST_COLUMNS = 128
 MORE_COLUMNS = 8
+# likeliest tokens looked at where the device decides by itself; rows that need more are few (guess)
+MOST_COLUMNS = 1024
 
 # the finaliser and increment of SplitMix64: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
@@ -91,6 +93,50 @@ def choose(logits: Tensor, settings: Settings, uniform: np.ndarray) -> Tensor:
     return ids
 
 
+def choose_on_device(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
+) -> tuple[Tensor, Tensor]:
+    """choose() without a decision of the host: settings and uniform (B,) beside the logits (B, V).
+
+    -> ids (B,) int64, and (B,) bool whether each is choose()'s: a row whose filters reach beyond the
+    MOST_COLUMNS likeliest tokens is left to choose().
+    """
+    vocab = logits.shape[-1]
+    columns = min(vocab, MOST_COLUMNS)
+    top_k = top_k.clamp(max=vocab)
+    is_greedy = temperature < GREEDY_TEMPERATURE
+    is_ranked = ~is_greedy & ((top_k < vocab) | (top_p < 1))
+    scale = torch.where(is_greedy, 1.0, temperature).to(logits.dtype)[:, None]
+    rank, share, least, at = (part[:, None] for part in (top_k - 1, top_p, min_p, uniform))
+    weights = (logits - logits.amax(-1, keepdim=True)).div_(scale).exp_()
+    weights = weights.masked_fill(weights < least, 0.0)
+    ranked, is_certain = _ranked(logits, scale, rank, share, least, at, _everything(logits, scale), columns)
+    ids = torch.where(is_greedy, argmax(logits), torch.where(is_ranked, ranked, _inverse(weights, at)))
+    # a top_k beyond the columns has no total here that its top_p could be a share of
+    is_decided = is_certain[:, 0] & ((top_k == vocab) | (top_k < columns))
+    return ids, ~is_ranked | is_decided | (columns == vocab)
+
+
+def uniforms_on_device(states: Tensor, positions: Tensor) -> Tensor:
+    """uniforms() on the device: (B,) int64 with the bits of the states, (B,) int64 -> (B,) float64.
+
+    Products of int64 wrap as those of uint64 do; shifts right do not fill with zeros by themselves.
+    """
+    x = (states ^ positions) + _as_signed(_INCREMENT)
+    for shift, factor in zip(_SHIFT, (*_MULTIPLY, None), strict=True):
+        x = x ^ _shifted(x, int(shift))
+        x = x if factor is None else x * _as_signed(factor)
+    return _shifted(x, 11).to(torch.float64) * 2.0**-53
+
+
+def _shifted(x: Tensor, count: int) -> Tensor:
+    return (x >> count) & ((1 << (64 - count)) - 1)
+
+
+def _as_signed(value: np.uint64) -> int:
+    return int(value.astype(np.int64))
+
+
 def argmax(logits: Tensor) -> Tensor:
     """The first of the largest of each row, (B, V) -> (B,): found by blocks, 10x faster than torch.argmax on a CPU."""
     num_rows, vocab = logits.shape
@@ -135,25 +181,37 @@ def _draw_ranked(logits: Tensor, settings: Settings, uniform: np.ndarray) -> Ten
     scale, rank, top_p, min_p, at = _on_device(
         logits, settings.temperature, top_k - 1, settings.top_p, settings.min_p, uniform
     )
-    highest = logits.amax(-1, keepdim=True)
     unlimited = top_k == vocab
-    everything = None
-    if unlimited.any():
-        everything = _sums((logits - highest).div_(scale).exp_()).sum(-1, keepdim=True)
+    everything = _everything(logits, scale) if unlimited.any() else None
     limited_columns = 0 if unlimited.all() else int(top_k[~unlimited].max()) + 1
     columns = min(vocab, max(limited_columns, FIRST_COLUMNS if unlimited.any() else 0))
     while True:
-        ordered, ids = logits.topk(columns)
-        weights = ((ordered - highest) / scale).exp_()
-        smallest, is_certain = _smallest_kept(ordered, weights, rank, top_p, everything)
+        found, is_certain = _ranked(logits, scale, rank, top_p, min_p, at, everything, columns)
         if columns == vocab or bool(is_certain.all()):
-            break
+            return found
         columns = min(vocab, columns * MORE_COLUMNS)
+
+
+def _ranked(
+    logits: Tensor, scale: Tensor, rank: Tensor, top_p: Tensor, min_p: Tensor, at: Tensor, everything: Tensor | None,
+    columns: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Draws (B,) among the columns largest of each row, and (B, 1) bool whether these settle what is kept."""
+    highest = logits.amax(-1, keepdim=True)
+    ordered, ids = logits.topk(columns)
+    weights = ((ordered - highest) / scale).exp_()
+    smallest, is_certain = _smallest_kept(ordered, weights, rank, top_p, everything)
     weights.masked_fill_((ordered < smallest) | (weights < min_p), 0.0)
     # in vocabulary order, so that a row's draw is the same however many columns its neighbours needed
     ids, order = ids.sort(-1)
     place = _inverse(weights.gather(-1, order), at)
-    return ids.gather(-1, place[:, None])[:, 0]
+    return ids.gather(-1, place[:, None])[:, 0], is_certain
+
+
+def _everything(logits: Tensor, scale: Tensor) -> Tensor:
+    """The sum (B, 1) of all weights of each row, the likeliest token's being 1."""
+    highest = logits.amax(-1, keepdim=True)
+    return _sums((logits - highest).div_(scale).exp_()).sum(-1, keepdim=True)
 
 
 def _smallest_kept(

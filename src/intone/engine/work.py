@@ -2,29 +2,26 @@
 
 import queue
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from intone.engine.ahead import Ahead
 from intone.engine.budget import page_bytes, pages_per_text, settle_cache
-from intone.engine.decoder import Decoder, GPTDecoder
+from intone.engine.choose import Setup, decoder_of, steps_of
+from intone.engine.fixed import ROWS, FixedSteps, Result
 from intone.engine.kv import Cache, PageStore, page_groups
-from intone.engine.native_decoder import NativeDecoder, Weights, as_stored, native_obstacle
 from intone.engine.requests import Reason, ToolCall
 from intone.engine.rows import Group, Handle, Row, Taken
 from intone.engine.runner import Drawn, Runner
-from intone.engine.sandbox.box import Sandbox
 from intone.engine.scheduler import Limits, Scheduler, Segment
 from intone.engine.stats import Account, EngineStats
 from intone.engine.text import Specials, Tokenizer
 from intone.engine.tools import Call, ToolRunner, ToolsBusy
-from intone.errors import UserError
 from intone.log import human_bytes
-from intone.model.gpt import GPT, Kernels
 
 # more rows than this no longer make a token cheaper (guess: a CPU's products are compute-bound from 16 rows on)
 MOST_SLOTS = {"cpu": 64, "other": 256}
@@ -32,23 +29,6 @@ MOST_SLOTS = {"cpu": 64, "other": 256}
 # CPU 64 rows reach nine tenths of the products' speed at 512 (one core of an EPYC 9004, torch 2.13); other: guess
 ALONE_TOKENS = {"cpu": 512, "other": 8192}
 MIXED_TOKENS = {"cpu": 64, "other": 2048}
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What Engine was asked for, checked; None: to be settled."""
-
-    device: torch.device | str | None
-    dtype: torch.dtype | None
-    context: int
-    num_slots: int | None
-    cache_bytes: int | None
-    deterministic: bool
-    share_prefixes: bool
-    num_guesses: int | None
-    sandbox: Sandbox | None
-    weights: Weights
-    kernels: Kernels | Literal["auto"]
 
 
 class Worker:
@@ -66,8 +46,9 @@ class Worker:
         self._specials = specials
         self._deterministic = setup.deterministic
         self._groups: dict[Handle, Group] = {}
-        decoder, device, how = _decoder_of(model, setup)
-        self.settled |= how
+        decoder, device, how = decoder_of(model, setup)
+        steps = steps_of(decoder, device, setup)
+        self.settled |= how | {"steps": steps}
         kind = "cpu" if device.type == "cpu" else "other"
         limits = Limits(
             num_slots=setup.num_slots or MOST_SLOTS[kind],
@@ -85,7 +66,8 @@ class Worker:
         )  # fmt: skip
         self.settled["cache"] = (human_bytes(size.bytes), size.reason)
         self._cache_bytes = size.bytes
-        store = PageStore(config, groups, size.num_pages, dtype=decoder.dtype, device=device)
+        is_fixed = steps[0] == "captured"
+        store = PageStore(config, groups, size.num_pages, dtype=decoder.dtype, device=device, has_spare=is_fixed)
         most_pages = [pages_per_text(group, context=context, step_tokens=limits.alone_tokens) for group in groups]
         self._cache = Cache(
             store, size.num_pages, most_pages=most_pages, remembers=setup.share_prefixes,
@@ -100,6 +82,15 @@ class Worker:
         self._calls: dict[Call, Row] = {}
         self._scheduler = Scheduler(self._cache, limits)
         self._account = Account([page_bytes(config, group, decoder.dtype) for group in groups])
+        self._ahead: Ahead | None = None
+        if is_fixed:
+            fixed = FixedSteps(
+                decoder, store, context=context, scale=self.runner.scale, most_rows=min(limits.num_slots, ROWS[-1])
+            )
+            self._ahead = Ahead(
+                fixed, self._scheduler, take=self._take_ahead, note_step=self._note_ahead,
+                is_wanted=lambda: not self._commands.empty(),
+            )  # fmt: skip
 
     @property
     def num_waiting(self) -> int:
@@ -182,6 +173,8 @@ class Worker:
         while forked := self._scheduler.admit(only_evicted=bool(self.updates)):
             did_something = True
             self._take_all([row for row, _ in forked], torch.stack([logits for _, logits in forked]))
+        if self._ahead is not None and self._runs_ahead(self._ahead):
+            return True
         segments = self._scheduler.plan()
         if not segments:
             is_stuck = self._scheduler.waiting and not self._scheduler.rows and not self.updates
@@ -191,6 +184,32 @@ class Worker:
         self._account.note_step(self._scheduler, sum(part.count + len(part.guesses) for part in segments))
         self._advance(segments, logits)
         return True
+
+    def _runs_ahead(self, ahead: Ahead) -> bool:
+        """Whether steps ran by themselves. Where a device cannot do that, the engine goes on step by step."""
+        try:
+            return ahead.run()
+        except RuntimeError as error:
+            if self.runner.device.type == "cpu":
+                raise  # nothing is captured there: it is a fault of ours
+            # nothing is lost: tokens that were not read are computed again
+            self._ahead = None
+            self.settled["steps"] = ("eager", f"captured steps failed here: {str(error).splitlines()[0]}")
+            return False
+
+    def _take_ahead(self, row: Row, result: Result) -> None:
+        """A token that the device drew: its text's last key counts, then the token."""
+        assert row.table is not None, "a row that was stepped has pages"
+        self._cache.advance(row.table, 1, row.tokens)
+        problem = None
+        if not result.is_finite:
+            problem = FloatingPointError(f"the model's logits are not finite at position {row.position}")
+        logprob = result.logprob if row.group.request.logprobs else None
+        self._take(row, Drawn(result.id, logprob, (), problem))
+
+    def _note_ahead(self, num_tokens: int) -> None:
+        self._account.note_step(self._scheduler, num_tokens)
+        self.runner.num_token_forwards += num_tokens
 
     def _advance(self, segments: list[Segment], logits: Tensor) -> None:
         """After a pass: keys that were written count, and every row that is up to date gets its next token."""
@@ -333,42 +352,3 @@ class Worker:
         self._groups.clear()
         for group in groups:
             group.end("error", error=error)
-
-
-def _decoder_of(model: Any, setup: Setup) -> tuple[Decoder, torch.device, dict[str, tuple[Any, str]]]:
-    """The model as the runner needs it, its device, and what was settled about it.
-
-    Raises UserError where what was asked for cannot be had here.
-    """
-    if not isinstance(model, GPT):
-        return model, torch.device(setup.device or "cpu"), {}
-    device = torch.device(setup.device if setup.device is not None else model.embedding.weight.device)
-    dtype = model.compute_dtype if setup.dtype is None else setup.dtype
-    obstacle = native_obstacle(model.config, device=device, dtype=dtype)
-    stored_as = as_stored(setup.weights, dtype)
-    is_needed = setup.kernels == "native" or stored_as != as_stored("auto", dtype)
-    if is_needed and (setup.kernels == "torch" or obstacle is not None):
-        what = "weights" if setup.kernels != "native" else "kernels"
-        reason = obstacle or "kernels torch was asked for"
-        raise UserError(f"{what} {getattr(setup, what)} cannot be had: {reason}", value=getattr(setup, what))
-    if setup.kernels == "torch" or obstacle is not None:
-        decoder: Decoder = GPTDecoder.of(model, device=device, dtype=dtype, deterministic=setup.deterministic)
-        reason = "as asked" if setup.kernels == "torch" else str(obstacle)
-        return decoder, device, {"kernels": ("torch", reason), "weights": (stored_as, "as computed in")}
-    try:
-        native = NativeDecoder.of(model, dtype=dtype, stored_as=setup.weights)
-    except UserError as error:  # a compiler that does not compile
-        if is_needed:
-            raise
-        decoder = GPTDecoder.of(model, device=device, dtype=dtype, deterministic=setup.deterministic)
-        return decoder, device, {"kernels": ("torch", str(error)), "weights": (stored_as, "as computed in")}
-    size = human_bytes(native.num_weight_bytes)
-    why = "as asked" if setup.weights != "auto" else "as computed in"
-    return (
-        native,
-        device,
-        {
-            "kernels": ("native", "the processor can, and a step is one call"),
-            "weights": (stored_as, f"{why}; a step reads {size}"),
-        },
-    )

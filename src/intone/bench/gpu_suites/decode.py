@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from intone.data.tokenizer import Tokenizer
 from intone.engine.engine import Engine
 from intone.engine.requests import Request
 from intone.errors import UserError
+from intone.evals.intervals import ratio
 from intone.log import say
 from intone.model.gpt import GPT
 
@@ -26,7 +28,8 @@ IDLE_ROWS = {False: 64, True: 3}  # of the idle share
 
 
 def decode(bench: Bench) -> None:
-    """Rows decode.d12.bB.tokens_per_s, and on a GPU infer.idle_share. Weights are random: speed does not ask."""
+    """Rows decode.d12.bB.tokens_per_s and .vs_eager, and on a GPU infer.idle_share. Weights are random: speed does not
+    ask."""
     device = torch.device(bench.device)
     config = model_config("modern", depth=2, vocab_size=300, context=64)
     if not bench.is_tiny:
@@ -37,7 +40,7 @@ def decode(bench: Bench) -> None:
         for rows in ROWS[bench.is_tiny]:
             name = f"decode.d{config.depth}.b{rows}.tokens_per_s"
             wants_idle = rows == IDLE_ROWS[bench.is_tiny] and device.type == "cuda"
-            names = [name, "infer.idle_share"] if wants_idle else [name]
+            names = [name, versus(name), *(["infer.idle_share"] if wants_idle else [])]
             if bench.may(f"{rows} rows", *names, seconds=40.0):
                 one_batch(bench, model, tokenizer, rows, name, measure_idle=wants_idle)
     if device.type != "cuda":
@@ -60,17 +63,42 @@ def random_model(config: ModelConfig, tokenizer: Tokenizer, device: torch.device
 def one_batch(
     bench: Bench, model: GPT, tokenizer: Tokenizer, rows: int, name: str, *, measure_idle: bool
 ) -> None:
-    """Times whole generations of so many rows, prompts included, and writes their rows."""
+    """Times whole generations of so many rows, prompts included, and writes their rows: captured steps and steps that
+    the host launches, in turns. On a CPU the former are their plain calls: the code runs, the ratio means nothing."""
     requests = make_requests(model.config.vocab_size, rows, PROMPT_TOKENS[bench.is_tiny], NEW_TOKENS[bench.is_tiny])
-    with Engine(model, tokenizer, num_slots=rows) as engine:
-        timed_generation(engine, requests)  # allocations and first launches
-        times = [timed_generation(engine, requests) for _ in range(REPEATS)]
+    options: dict[str, Any] = {"num_slots": rows, "num_guesses": 0}
+    if bench.device == "cpu":
+        options["kernels"] = "torch"  # our kernels for CPUs have steps of their own
+    with (
+        Engine(model, tokenizer, steps="captured", **options) as engine,
+        Engine(model, tokenizer, steps="eager", **options) as eager,
+    ):
+        # allocations, first launches and captures
+        texts, others = ([answer.ids for (answer,) in side.generate(requests)] for side in (engine, eager))
+        num_equal = sum(text == other for text, other in zip(texts, others, strict=True))
+        times, eager_times = list[float](), list[float]()
+        for _ in range(REPEATS):
+            times.append(timed_generation(engine, requests))
+            eager_times.append(timed_generation(eager, requests))
+        how, why = engine.settings["steps"]
+        if how != "captured":
+            raise UserError(f"steps were not captured: {why}", value=how)
+        found = ratio(np.array(eager_times), np.array(times))
+        bench.row(
+            versus(name), found.value, "x", low=found.low, high=found.high, n=REPEATS,
+            baseline=f"steps that the host launches one by one; {num_equal} of {rows} greedy texts are equal",
+        )  # fmt: skip
         num_tokens = rows * NEW_TOKENS[bench.is_tiny]
         rates = sorted(num_tokens / seconds for seconds in times)
         # the ends of five values hold their median with 94 %
         bench.row(name, statistics.median(rates), "tokens/s", low=rates[0], high=rates[-1], n=REPEATS)
         if measure_idle:
             idle_row(bench, engine, requests, times, depth=model.config.depth)
+
+
+def versus(name: str) -> str:
+    """The row of captured steps over eager ones, beside that of their speed."""
+    return name.replace(".tokens_per_s", ".vs_eager")
 
 
 def make_requests(vocab_size: int, rows: int, prompt_tokens: int, new_tokens: int) -> list[Request]:

@@ -1,0 +1,137 @@
+"""Steps of fixed sizes give the tokens of steps that the host plans, at every border of pages, windows and sizes"""
+
+import numpy as np
+import pytest
+import torch
+
+from intone.engine import fixed, sample
+from intone.engine.engine import Engine
+from intone.engine.pages import PAGE
+from intone.engine.requests import Request
+from intone.engine.sample import Settings, choose, choose_on_device, streams, uniforms, uniforms_on_device
+from intone.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model(random_model):
+    # float64: greedy choices and draws have no near ties. A window that ends inside a page, texts over several pages
+    return random_model(vocab_size=265, depth=3, scale=0.2, context=4 * PAGE, window=70, heads_per_key=3)
+
+
+@pytest.fixture
+def small_sizes(monkeypatch):
+    """Sizes between which these tests move: of rows 1, 2, 3, 5 and 8, of tokens seen 64, 128 and all."""
+    monkeypatch.setattr(fixed, "ROWS", (1, 2, 3, 5, 8))
+    monkeypatch.setattr(fixed, "CONTEXTS", (PAGE, 2 * PAGE))
+
+
+def requests(seed, *, temperature, count=9):
+    """Prompts that end before, at and after the ends of pages, with other limits, stops and filters each."""
+    rng = np.random.default_rng(seed)
+    lengths = [PAGE - 3, 1, PAGE, 2 * PAGE - 1, 5, PAGE + 1, 69, 70, 2 * PAGE + 7]
+    return [
+        Request(
+            rng.integers(0, 256, length).tolist(), max_tokens=int(rng.integers(3, 75)), seed=place, n=1 + place % 2,
+            temperature=temperature * (1 if place % 3 else 0), top_k=(None, 20, 7)[place % 3],
+            top_p=(1.0, 0.9)[place % 2], min_p=0.02 * (place % 2), logprobs=place % 2 == 0,
+            stop=[int(rng.integers(0, 256))] if place % 4 == 1 else [],
+        )
+        for place, length in enumerate(lengths[:count])
+    ]  # fmt: skip
+
+
+def answers(engine, asked):
+    return [[(sample.ids, sample.reason) for sample in samples] for samples in engine.generate(asked)]
+
+
+def both(model, tokenizer, asked, **options):
+    """The answers with steps of the host and with fixed ones; and how many of the latter there were."""
+    found = []
+    for steps in ("eager", "captured"):
+        with Engine(model, tokenizer, kernels="torch", steps=steps, num_guesses=0, **options) as engine:
+            found.append(answers(engine, asked))
+            ahead = engine._worker._ahead
+    return *found, ahead._steps._num_launched
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("num_slots", [1, 3, 7])
+def test_tokens_are_those_of_steps_by_the_host(model, byte_tokenizer, small_sizes, temperature, num_slots):
+    asked = requests(num_slots, temperature=temperature)
+    by_host, by_device, num_launched = both(model, byte_tokenizer, asked, num_slots=num_slots)
+    assert by_device == by_host
+    assert num_launched > 60
+
+
+def test_log_probabilities_are_the_models(model, byte_tokenizer, small_sizes):
+    asked = [Request([5, 9, 200], max_tokens=PAGE + 5, seed=1), Request([7] * 60, max_tokens=9, seed=2, n=2)]
+    with Engine(model, byte_tokenizer, kernels="torch", steps="captured") as engine:
+        found = engine.generate(asked)
+    for request, samples in zip(asked, found, strict=True):
+        for completion in samples:
+            text = [*request.prompt, *completion.ids]
+            logits = model.logits(torch.tensor([text]))[0].log_softmax(-1).detach()
+            places = range(len(request.prompt) - 1, len(text) - 1)
+            assert completion.logprobs == pytest.approx(logits[places, completion.ids].tolist(), abs=1e-9)
+
+
+def test_what_the_device_cannot_decide_the_host_draws(model, byte_tokenizer, small_sizes, monkeypatch):
+    monkeypatch.setattr(sample, "MOST_COLUMNS", 3)
+    asked = [
+        Request([3, 4], max_tokens=20, seed=1, top_p=0.95, temperature=3.0),
+        Request([8], max_tokens=25, seed=2, top_k=2),
+        Request([8, 1], max_tokens=15, seed=2, top_k=40),
+    ]
+    by_host, by_device, _ = both(model, byte_tokenizer, asked)
+    assert by_device == by_host
+
+
+def test_rows_that_need_the_host_run_beside_others_and_end_alike(model, byte_tokenizer, small_sizes):
+    asked = [
+        Request([3, 4], max_tokens=20, seed=1, frequency_penalty=0.5),
+        Request([8, 9, 7], max_tokens=40, seed=2),
+        Request([8, 9], max_tokens=30, seed=2, min_tokens=20),
+        Request([1, 9], max_tokens=30, seed=4, stop=["q", "zz"]),
+        Request([1, 2], max_tokens=12, seed=4, logit_bias={5: 3.0}),
+    ]
+    by_host, by_device, num_launched = both(model, byte_tokenizer, asked)
+    assert by_device == by_host and num_launched > 5
+
+
+def test_uniforms_of_the_device_are_those_of_the_host():
+    rng = np.random.default_rng(0)
+    states = streams(rng.integers(0, 2**63, 400).astype(np.uint64), np.arange(400))
+    positions = rng.integers(0, 100_000, 400)
+    found = uniforms_on_device(torch.from_numpy(states.astype(np.int64)), torch.from_numpy(positions))
+    assert found.numpy().tolist() == uniforms(states, positions).tolist()
+
+
+@pytest.mark.parametrize("columns", [4, 64, 1024])
+def test_draws_of_the_device_are_those_of_the_host_where_it_decides(columns, monkeypatch):
+    monkeypatch.setattr(sample, "MOST_COLUMNS", columns)
+    rng = np.random.default_rng(3)
+    count, vocab = 300, 301
+    logits = torch.from_numpy(rng.normal(size=(count, vocab)) * 2)
+    logits[::7, 10:20] = logits[::7, 10:11]  # ties at the borders of filters
+    wanted = Settings(
+        temperature=rng.choice([0.0, 0.7, 1.5], count), top_k=rng.choice([1, 3, 40, 250, vocab], count),
+        top_p=rng.choice([0.3, 0.9, 1.0], count), min_p=rng.choice([0.0, 0.05], count),
+    )  # fmt: skip
+    uniform = rng.random(count)
+    parts = (wanted.temperature, wanted.top_k, wanted.top_p, wanted.min_p, uniform)
+    ids, is_decided = choose_on_device(logits, *(torch.from_numpy(part) for part in parts))
+    expected = choose(logits, wanted, uniform)
+    assert ids[is_decided].tolist() == expected[is_decided].tolist()
+    if columns >= vocab:
+        assert is_decided.all()
+    else:
+        is_limited = (wanted.temperature > 0) & ((wanted.top_k < vocab) | (wanted.top_p < 1))
+        assert is_decided[~torch.from_numpy(is_limited)].all() and 0 < is_decided.sum() < count
+
+
+@pytest.mark.parametrize(
+    "options", [{"deterministic": True, "kernels": "torch"}, {"num_guesses": 2, "kernels": "torch"}], ids=str
+)
+def test_captured_steps_are_refused_where_they_cannot_be_had(model, byte_tokenizer, options):
+    with pytest.raises(UserError, match="steps captured cannot be had"):
+        Engine(model, byte_tokenizer, steps="captured", **options)
