@@ -1,5 +1,6 @@
 """What holds whatever runs together: a text is its own affair, guesses change no token, nothing leaks, all end"""
 
+import math
 import random
 import threading
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from intone.engine.engine import Engine
+from intone.engine.naive import generate_naive
 from intone.engine.pages import PAGE
 from intone.engine.requests import Done, Failed, Request
 from intone.model.native import build
@@ -106,12 +108,61 @@ def test_first_and_later_tokens_of_4096_samples_follow_the_softmax_and_are_indep
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
+def test_greedy_texts_over_pages_and_windows_are_those_without_a_cache(model, byte_tokenizer, kernels):
+    rng = np.random.default_rng(7)
+    ends = {byte_tokenizer.bos, byte_tokenizer.special("<|assistant_end|>")}
+    texts = [prompt(rng, length, length + 1) for length in (PAGE - 1, PAGE, 2 * PAGE - 20, 1, 20, 21, 22)]
+    requests = [Request(text, max_tokens=30, temperature=0.0) for text in texts]
+    with Engine(model, byte_tokenizer, kernels=kernels, num_slots=3) as engine:
+        found = [samples[0].ids for samples in engine.generate(requests)]
+    assert found == [generate_naive(model, text, max_tokens=30, stop_ids=frozenset(ends)).ids for text in texts]
+
+
+def test_samples_that_share_a_prompt_are_those_that_each_feed_it(model, byte_tokenizer):
+    rng = np.random.default_rng(9)
+    ends = frozenset({byte_tokenizer.bos, byte_tokenizer.special("<|assistant_end|>")})
+    for length in (PAGE - 1, PAGE, PAGE + 3):
+        start = prompt(rng, length, length + 1)
+        with Engine(model, byte_tokenizer) as engine:
+            (shared,) = engine.generate([Request(start, max_tokens=9, n=5, seed=3, top_k=30)])
+        for number, sample in enumerate(shared):
+            own = generate_naive(
+                model, start, max_tokens=9, temperature=1.0, top_k=30, seed=3, number=number, stop_ids=ends
+            )
+            assert sample.ids == own.ids
+
+
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.4}, {"min_p": 0.3}, {"excluded": 200}], ids=str)
+def test_tokens_that_are_excluded_are_never_drawn(model, byte_tokenizer, options):
+    start = [5, 200, 17, 5, 9]
+    logits = model.logits(torch.tensor([start]))[0, -1].detach().double()
+    share, order = logits.softmax(-1), logits.argsort(descending=True)
+    before = share[order].cumsum(0) - share[order]
+    allowed = {
+        "top_k": lambda: order[:3],
+        "top_p": lambda: order[before < 0.4 + 1e-6],
+        "min_p": lambda: (share > 0.3 * share.max() - 1e-6).nonzero()[:, 0],
+        "excluded": lambda: order[200:],
+    }[next(iter(options))]()
+    asked = {"logit_bias": {int(token): -math.inf for token in order[:200]}} if "excluded" in options else options
+    with Engine(model, byte_tokenizer) as engine:
+        (samples,) = engine.generate([Request(start, max_tokens=1, n=700, seed=5, **asked)])
+    assert len({sample.ids[0] for sample in samples}) > 1
+    assert {sample.ids[0] for sample in samples} <= set(allowed.tolist())
+
+
+@pytest.mark.parametrize("kernels", [*KERNELS, "captured"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_whatever_arrives_is_cancelled_or_runs_out_every_request_ends_once_and_no_page_is_left(
-    model, byte_tokenizer, kernels, seed
+def test_whatever_arrives_is_cancelled_fails_or_runs_out_every_request_ends_once_and_no_page_is_left(
+    random_model, byte_tokenizer, kernels, seed
 ):
+    model = random_model(vocab_size=265, depth=2, scale=0.2, dtype=torch.float32, context=4 * PAGE, window=21)
+    with torch.no_grad():
+        model.embedding.weight[255] = torch.nan  # texts with this token fail, where it is given or drawn
     rng = np.random.default_rng(seed)
     options = {"num_slots": int(rng.integers(2, 9)), "num_guesses": 2 * (seed % 2), "kernels": kernels}
+    if kernels == "captured":
+        options |= {"kernels": "torch", "steps": "captured", "num_guesses": 0}
     whole_bytes = 2 * model.config.num_kv_heads * 32 * 4 * PAGE  # of a page in one block
     # room for about two whole texts: samples must give way to each other
     with Engine(model, byte_tokenizer, cache_bytes=(12 + 14) * whole_bytes, **options) as engine:
@@ -140,7 +191,10 @@ def test_whatever_arrives_is_cancelled_or_runs_out_every_request_ends_once_and_n
         for number, handle in enumerate(handles):
             completions = handle.result()
             request = handle.request
-            assert [event.sample for event in heard[number]] and not any(isinstance(e, Failed) for e in heard[number])
+            if any(isinstance(event, Failed) for event in heard[number]):
+                assert sum(isinstance(event, Failed) for event in heard[number]) == 1
+                assert "not finite" in next(c.error for c in completions if c.reason == "error")
+                continue
             assert sorted(event.sample for event in heard[number]) == list(range(request.n))
             for completion in completions:
                 assert completion.reason in ("stop", "length", "cancelled")
@@ -151,7 +205,8 @@ def test_whatever_arrives_is_cancelled_or_runs_out_every_request_ends_once_and_n
         assert (stats.held_bytes, stats.num_running, stats.num_waiting) == (0, 0, 0)
         pools = engine._worker._cache.pools
         assert all(pool.num_free + pool.num_idle == pool.num_pages for pool in pools)
-    assert any(completion.reason == "cancelled" for handle in handles for completion in handle.result())
+    reasons = {completion.reason for handle in handles for completion in handle.result()}
+    assert {"cancelled", "error", "length"} <= reasons
 
 
 def test_a_text_with_windows_holds_only_the_pages_that_its_windows_reach(model, byte_tokenizer):
