@@ -14,6 +14,7 @@ from intone import jobs
 from intone.config import TrainJob
 from intone.data.chat import Message, parse_messages
 from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, EXIT_STOPPED, UserError
+from intone.model.native.build import build_to_generate
 from intone.paths import home, read_json, write_json
 from intone.records import Answer, read_choices
 from intone.runs import Place, find_stage
@@ -69,17 +70,21 @@ class LoadedModel:
 
 
 def load(
-    run: str = "latest", *, device: Device = "auto", dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-) -> LoadedModel:
+    run: str = "latest", *, device: Device = "auto", dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    weights: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+) -> LoadedModel:  # fmt: skip
     """The model of a run, ready to generate. run: NAME, NAME/STAGE, a path, or latest.
 
-    dtype auto: the one it was trained in. Raises UserError where there is no such run, stage or save.
+    dtype auto: the one it was trained in. weights: how a CPU keeps the matrices; auto: in dtype, or in 8 bits where
+    `intone eval --weights int8` showed that this costs next to nothing (engine.settings says so).
+    Raises UserError where there is no such run, stage or save.
     """
     find_stage(run)  # a mistyped run is said before torch is imported
+    build_to_generate(device)  # on one core while the other imports torch
 
     from intone.serve.loading import open_run
 
-    opened = open_run(run, device=device, dtype=dtype)
+    opened = open_run(run, device=device, dtype=dtype, weights=weights)
     return LoadedModel(opened.engine, opened.tokenizer, opened.place)
 
 
@@ -134,7 +139,7 @@ def chat(settings: ChatSettings, origins: Mapping[str, Resolved]) -> Answer:
 
     from intone.serve.partners import EnginePartner
 
-    with load(settings.from_run, device=settings.device) as model:
+    with load(settings.from_run, device=settings.device, weights=settings.weights) as model:
         place = model.place
         run, path = place.run.name if place.run else None, str(place.folder)
         name = f"{run}/{place.stage}" if run else path
@@ -197,6 +202,11 @@ def evaluate(settings: EvalSettings, _origins: Mapping[str, Resolved]) -> Answer
         lines.append(
             f"{bpb['value']:.4f} bits per byte [{bpb['low']:.4f}, {bpb['high']:.4f}], {bpb['num_bytes']:,} bytes"
         )
+    if lost := result.get("eight_bits"):
+        lines.append(
+            f"8-bit weights cost {lost['value']:+.5f} bits per byte [{lost['low']:+.5f}, {lost['high']:+.5f}], "
+            f"{lost['num_bytes']:,} bytes"
+        )
     if starter := result.get("starter"):
         lines.append(skills_table(starter))
     return Answer(result, "\n".join(lines), run=run, path=path)
@@ -232,4 +242,5 @@ def evaluation_config(place: Place, settings: EvalSettings) -> dict[str, Any]:
         "context": text_job.context,
         "num_items": settings.num_items,
         "seed": 0,
+        "weights": settings.weights,
     }

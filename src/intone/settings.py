@@ -181,6 +181,13 @@ class ChatSettings(Checked):
     python: bool = False
     # where to compute
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    # how a CPU keeps matrices; auto: as trained, int8 where eval --weights int8 found it cheap
+    weights: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.url is not None and self.weights != "auto":
+            raise UserError("--weights is for a run, not for a server", value=self.weights, fix="leave out --weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +202,8 @@ class EvalSettings(Checked):
     val: tuple[str, ...] = ()
     # held-out questions per skill
     num_items: int = setting(200, least=1)
+    # how a CPU keeps matrices for answers; int8: what 8 bits cost in bits per byte is measured too
+    weights: Literal["auto", "fp32", "bf16", "int8"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

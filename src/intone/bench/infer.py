@@ -86,6 +86,8 @@ def bench_infer(settings: BenchInferSettings, _origins: Mapping[str, Resolved]) 
             measured.append([cold_start(settings)])
         if "cache" in settings.cases:
             measured.append(cache_shares(settings))
+        if "bpb" in settings.cases:
+            measured.append([eight_bits(settings)])
         for group in measured:
             for row in group:
                 append_result(path, row)
@@ -262,6 +264,23 @@ def cache_shares(settings: BenchInferSettings) -> list[ResultRow]:
     return rows
 
 
+def eight_bits(settings: BenchInferSettings) -> ResultRow:
+    """Bits per byte that 8-bit weights cost a trained run, by its own evaluation. Raises UserError where that fails."""
+    words = [sys.executable, "-m", "intone", "eval", settings.from_run, "--tasks", "bpb", "--weights", "int8", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    said = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
+    if done.returncode or "eight_bits" not in said.get("result", {}):
+        why = said.get("error", {}).get("message") or done.stderr.strip()[-300:] or "it has no validation text"
+        raise UserError(f"{settings.from_run} could not be evaluated: {why}", value=settings.from_run)
+    found = said["result"]["eight_bits"]
+    return new_row(
+        "cpu.infer.int8_bpb_loss", Interval(found["value"], found["low"], found["high"]), "bits per byte", n=1,
+        baseline=f"{found['without']:.4f} bits per byte in {found['dtype']} on {found['num_bytes']:,} bytes of "
+        f"validation text; products of {found['products']}",
+        command=command_line(settings, "bpb"),
+    )  # fmt: skip
+
+
 def describe(settings: BenchInferSettings, preset: str, **more: Any) -> str:
     """The words by which infer_side.py knows what to build."""
     asked = {
@@ -318,6 +337,9 @@ def command_line(settings: BenchInferSettings, case: str) -> str:
         words.append("--nanochat NANOCHAT")
     for name, entry in named_fields(type(settings)).items():
         value = getattr(settings, name)
-        if name not in LEFT_OUT and value != entry.default:
+        if name == "from_run":
+            # a path means nothing on another machine
+            words += ["--from", "RUN" if Path(value).is_absolute() else value] if case == "bpb" else []
+        elif name not in LEFT_OUT and value != entry.default:
             words += [flag_of(entry), shown(value)]
     return " ".join(words)

@@ -6,15 +6,17 @@ from typing import Literal
 from intone.fields import setting
 from intone.settings import Checked
 
-Case = Literal["b1", "b16", "eval200", "transformers", "cold", "cache", "grid"]
+Case = Literal["b1", "b16", "eval200", "transformers", "cold", "cache", "bpb", "grid"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchInferSettings(Checked):
     """`intone bench infer`: how fast the engine answers, alone and beside other engines, with random weights."""
 
-    # b1, b16, eval200: beside nanochat; transformers: beside its generate; cold, cache: alone; grid: table and plot
+    # b1, b16, eval200: beside nanochat; transformers; cold, cache, grid: alone; bpb: cost of 8 bits
     cases: tuple[Case, ...] = ("grid",)
+    # run whose weights bpb looks at: NAME, NAME/STAGE, a path, or latest
+    from_run: str = setting("latest", flag="from")
     # checkout of nanochat at 92d63d4
     nanochat: str | None = None
     # Python that can import it; none: the one that runs intone

@@ -75,6 +75,8 @@ TARGETS: tuple[Target, ...] = (
     Target("cpu.infer.cold_start_s", "<=", 5, 2, "s", "from the start of the process to the first token"),
     Target("cpu.infer.eval200.vs_one_by_one", ">=", 10, 20, "x",
            "200 short greedy prompts by the clock, over one after the other"),
+    Target("cpu.infer.int8_bpb_loss", "<=", 0.002, 0.0005, "bits per byte",
+           "bits per byte that 8-bit weights cost a trained model on its validation text"),
     Target("cpu.infer.kv_used_share", ">=", 0.85, 0.95, "share",
            "bytes of the key-value cache in use over those allocated, under a load of mixed lengths"),
     Target("cpu.infer.prefill_ratio", "<=", 1.05, 1.01, "x",

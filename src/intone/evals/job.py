@@ -1,5 +1,6 @@
 """The worker's "evaluate" job: bits per byte and starter skills of a finished stage, in a process of its own."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from intone.data.loader import validation_rows
 from intone.data.shards import TokenSet
 from intone.data.tokenizer import Tokenizer
 from intone.engine.engine import Engine
-from intone.engine.load import load_model
+from intone.engine.load import load_newest
 from intone.evals.bpb import bits_per_byte
+from intone.evals.eight_bits import keep, measure_loss
 from intone.evals.skills import evaluate_skills
 from intone.log import human_duration, say
+from intone.model.checkpoint import step_folder, weights_hash
 from intone.model.gpt import GPT
 from intone.paths import write_json
 from intone.pulse import beat, beating
@@ -24,24 +27,29 @@ from intone.records import Outcome
 MAX_ANSWER_TOKENS = 160  # the longest held-out answer (ten weekdays counted) has about 90
 
 NEEDED = ("from", "tokenizer", "dtype", "tasks", "context", "val_tokens")
-OTHER = ("format", "job", "threads", "val", "num_items", "seed")
+OTHER = ("format", "job", "threads", "val", "num_items", "seed", "weights")
 
 
 def evaluate_job(folder: Path, config: dict[str, Any]) -> Outcome:
     """Measures what config["tasks"] names (bpb, starter) -> eval.json in folder.
 
     config: from (job folder of a training), tokenizer (folder), dtype, threads, tasks, val (folder of a token
-    set or None), val_tokens, context, num_items (per skill, at most what there is), seed of the items.
+    set or None), val_tokens, context, num_items (per skill, at most what there is), seed of the items, weights (of the
+    engine that answers; int8 with bpb: what 8 bits cost is measured too, and kept beside the saves).
     """
     check_keys(config, "evaluate job", needed=NEEDED, other=OTHER)
     if config.get("threads"):
         torch.set_num_threads(config["threads"])
     torch.use_deterministic_algorithms(True)
-    model = load_model(Path(config["from"]), dtype=config["dtype"], device=torch.device("cpu"))
+    job_folder = Path(config["from"])
+    model, step = load_newest(job_folder, dtype=config["dtype"], device=torch.device("cpu"))
     tokenizer = Tokenizer.load(Path(config["tokenizer"]))
     result: dict[str, Any] = {"format": 1}
     if "bpb" in config["tasks"] and config.get("val"):
         result["bpb"] = measure_bpb(folder, model, tokenizer, config)
+        if config.get("weights") == "int8":
+            checkpoint = weights_hash(step_folder(job_folder, step))
+            result["eight_bits"] = measure_eight_bits(folder, model, tokenizer, config, checkpoint)
     if "starter" in config["tasks"]:
         result["starter"] = measure_starter(folder, model, tokenizer, config)
     write_json(folder / "eval.json", result)
@@ -57,12 +65,23 @@ def measure_bpb(folder: Path, model: GPT, tokenizer: Tokenizer, config: dict[str
     return dict(result)
 
 
+def measure_eight_bits(
+    folder: Path, model: GPT, tokenizer: Tokenizer, config: dict[str, Any], checkpoint: str
+) -> dict[str, Any]:
+    """What 8-bit weights cost on the same rows; kept for whoever loads this save."""
+    rows = beating(folder, validation_rows(TokenSet.open(Path(config["val"])), config["context"], config["val_tokens"]))
+    loss = measure_loss(model, tokenizer, rows, dtype=config["dtype"], checkpoint=checkpoint)
+    keep(Path(config["from"]), loss)
+    say(f"8-bit weights cost {loss.value:+.5f} bits per byte [{loss.low:+.5f}, {loss.high:+.5f}]")
+    return dataclasses.asdict(loss)
+
+
 def measure_starter(folder: Path, model: GPT, tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
     """Held-out starter skills: greedy answers, exact match, Wilson intervals, and the wrong answers' first few."""
     begin_s = time.monotonic()
     num_items = config.get("num_items") or 200
     items = {skill: starter.eval_items(skill, config.get("seed", 0), num_items) for skill in starter.SKILLS}
-    engine = Engine(model, tokenizer)
+    engine = Engine(model, tokenizer, weights=config.get("weights", "auto"))
     try:
         result = evaluate_skills(engine, items, MAX_ANSWER_TOKENS, on_answer=lambda: beat(folder))
     finally:

@@ -10,8 +10,11 @@ from intone.config import TrainJob
 from intone.data.tokenizer import Tokenizer
 from intone.engine.engine import Engine
 from intone.engine.load import load_newest
+from intone.engine.native_decoder import Weights
 from intone.errors import Damaged
+from intone.evals.eight_bits import known_loss, settle_weights
 from intone.hardware import Facts, known_facts
+from intone.model.checkpoint import step_folder, weights_hash
 from intone.paths import read_json
 from intone.records import read_choices
 from intone.runs import Place, find_stage
@@ -33,10 +36,13 @@ class Opened:
     tokenizer_folder: str
 
 
-def open_run(run: str, *, device: Device = "auto", dtype: Dtype = "auto", **engine: Any) -> Opened:
+def open_run(
+    run: str, *, device: Device = "auto", dtype: Dtype = "auto", weights: Weights = "auto", **engine: Any
+) -> Opened:
     """The engine of a run: NAME, NAME/STAGE, a path, or latest. engine: settings of Engine.
 
-    dtype auto: the one it was trained in. Raises UserError where there is no such run, stage or save, Damaged where
+    dtype auto: the one it was trained in. weights auto: in dtype, or in 8 bits where it is known of this save that
+    they cost next to nothing. Raises UserError where there is no such run, stage or save, Damaged where
     its files are not what they were.
     """
     place = find_stage(run)
@@ -52,7 +58,15 @@ def open_run(run: str, *, device: Device = "auto", dtype: Dtype = "auto", **engi
     trained_in = read_choices(place.folder).segments[-1].dtype
     dtype_name = trained_in if dtype == "auto" else dtype
     model, step = load_newest(place.folder, dtype=dtype_name, device=torch.device(chosen.value))
-    return Opened(Engine(model, tokenizer, **engine), tokenizer, place, step, job.tokenizer)
+    checkpoint = weights_hash(step_folder(place.folder, step))
+    stored_as, reason = settle_weights(
+        weights, known_loss(place.folder, checkpoint=checkpoint, dtype=dtype_name), model.config,
+        device=torch.device(chosen.value), dtype=model.compute_dtype,
+    )  # fmt: skip
+    opened = Engine(model, tokenizer, weights=stored_as, **engine)
+    if reason is not None:
+        opened.explain("weights", reason)
+    return Opened(opened, tokenizer, place, step, job.tokenizer)
 
 
 def _facts() -> Facts:

@@ -51,6 +51,8 @@ class ServeSettings(Checked):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     # number format of the weights; auto: the one it was trained in
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # how a CPU keeps matrices; auto: in dtype, int8 where eval --weights int8 found it cheap
+    weights: Literal["auto", "fp32", "bf16", "int8"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

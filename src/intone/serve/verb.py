@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, UserError
 from intone.log import say
+from intone.model.native.build import build_to_generate
 from intone.records import Answer, json_line
 from intone.runs import find_stage
 from intone.serve.app import create_app
@@ -25,6 +26,7 @@ def serve(settings: ServeSettings, _origins: Mapping[str, Resolved]) -> Answer:
     if settings.api_key is None and (key := os.environ.get("INTONE_API_KEY")):
         settings = dataclasses.replace(settings, api_key=key)
     place = find_stage(settings.from_run)  # a mistyped run is said before anything is started
+    build_to_generate(settings.device)  # while the server and the engine's process start
     run, path = place.run.name if place.run else None, str(place.folder)
 
     def ready(served: Served, url: str) -> None:
@@ -34,7 +36,7 @@ def serve(settings: ServeSettings, _origins: Mapping[str, Resolved]) -> Answer:
 
     if not is_loopback(settings.host) and settings.api_key is None:
         say(f"everybody who reaches {settings.host} may use this server: it has no --api-key")
-    arguments = {"device": settings.device, "dtype": settings.dtype}
+    arguments = {"device": settings.device, "dtype": settings.dtype, "weights": settings.weights}
     if settings.num_slots != "auto":
         arguments["num_slots"] = settings.num_slots  # type: ignore[assignment]
     code = serve_models(Models(settings.from_run, arguments=arguments), settings, ready)

@@ -1,0 +1,69 @@
+"""Loading a run for an answer brings in what generation needs and nothing else: every module is waited for"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tests.tiny_jobs import make_data, write_job
+
+from intone.evals import eight_bits
+from intone.evals.eight_bits import Loss
+from intone.model.checkpoint import save_checkpoint, step_folder, weights_hash
+from intone.model.gpt import GPT
+from intone.model.native import build
+from intone.serve.loading import open_run
+
+# sympy and PyTorch's compilers come with one careless operation on a tensor without memory: 1.8 s of processor time
+SLOW = (
+    "sympy", "torch._dynamo", "torch._inductor", "pandas", "pyarrow", "matplotlib", "tyro", "rich", "fastapi",
+    "uvicorn", "transformers", "huggingface_hub", "jinja2", "triton", "llguidance", "intone.train",
+    "intone.bench",
+)  # fmt: skip
+PROGRAM = """
+import json, sys
+import intone
+with intone.load(sys.argv[1]) as model:
+    model.chat("hi", max_tokens=2)
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """The folder of a finished stage with random weights."""
+    folder = tmp_path_factory.mktemp("run")
+    job = make_data(folder)
+    write_job(folder / "base", job)
+    model = GPT(job.model)
+    model.init_weights(0)
+    save_checkpoint(
+        folder / "base", 9, model=job.model, weights=dict(model.state_dict()), optimizer={}, state={},
+        tokenizer_hash=job.tokenizer_hash,
+    )  # fmt: skip
+    return folder / "base"
+
+
+def test_an_answer_needs_none_of_the_slow_modules(stage):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(stage)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads(done.stdout.splitlines()[-1])
+    assert [name for name in SLOW if name in loaded] == []
+    assert "intone.engine.engine" in loaded
+
+
+def test_eight_bits_are_used_where_they_were_shown_to_cost_little_and_the_reason_is_said(stage):
+    if build.obstacle("generate") is not None:
+        pytest.skip(str(build.obstacle("generate")))
+    checkpoint = weights_hash(step_folder(stage, 9))
+    loss = Loss(checkpoint, "fp32", eight_bits.products_here(), 0.0004, 0.0001, 0.0007, 1.2, 9000, "2026-01-01")
+    for known, asked, stored, words in (
+        (None, "auto", "fp32", "as computed in"), (loss, "auto", "int8", "8 bits cost this save +0.0004 bits per byte"),
+        (loss, "bf16", "bf16", "as asked"), (None, "int8", "int8", "as asked"),
+    ):  # fmt: skip
+        (stage / eight_bits.FILE).unlink(missing_ok=True)
+        if known is not None:
+            eight_bits.keep(stage, known)
+        with open_run(str(stage), device="cpu", weights=asked).engine as engine:
+            value, reason = engine.settings["weights"]
+            assert (value, words in reason) == (stored, True), reason
