@@ -112,7 +112,7 @@ def measured(rates, *, rounds=6, replicates=3):
 
 
 def ways(*keys):
-    return [Way(key, casestudy_train.WORDS[key], "4", Side(key, lambda: None)) for key in keys]
+    return [Way(key, casestudy_train.WORDS.get(key, key), "4", Side(key, lambda: None)) for key in keys]
 
 
 def table_of(rates, **options):

@@ -1,6 +1,7 @@
 """`intone bench casestudy`: the published tables re-run on this machine, every total measured and none multiplied"""
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 from intone import jobs
 from intone.bench.casestudy_infer import Texts, inference_table
+from intone.bench.casestudy_nanochat import Nanochat, find_nanochat
 from intone.bench.casestudy_rows import EVERYTHING, START, WITHOUT, Table, result_rows, table_text
 from intone.bench.casestudy_settings import (
     AutobatchSettings,
@@ -64,9 +66,11 @@ def bench_casestudy(settings: CasestudySettings, _origins: Mapping[str, Resolved
     def tables(ready: Prepared) -> Iterator[Table]:
         for part in dict.fromkeys(settings.parts):
             if part == "inference":
-                yield inference_table(texts_of(ready, settings), quick=settings.quick)
+                yield generation(ready, settings)
             else:
-                yield train_table(ready.kit, part, quick=settings.quick)
+                theirs = nanochat_of(ready, settings) if part == "sft" else None
+                others = [] if theirs is None else [theirs.sft(ready.kit.jobs[part])]
+                yield train_table(ready.kit, part, quick=settings.quick, others=others)
 
     return run("casestudy", settings, tables)
 
@@ -103,9 +107,25 @@ def bench_compile(settings: CompileSettings, _origins: Mapping[str, Resolved]) -
 
 def bench_inference(settings: InferenceSettings, _origins: Mapping[str, Resolved]) -> Answer:
     """The verb: the table of generation."""
-    return run(
-        "inference", settings, lambda ready: iter([inference_table(texts_of(ready, settings), quick=settings.quick)])
-    )
+    return run("inference", settings, lambda ready: iter([generation(ready, settings)]))
+
+
+def generation(ready: Prepared, settings: InferenceSettings) -> Table:
+    """The table of generation, with nanochat's own where a checkout is given."""
+    texts, theirs = texts_of(ready, settings), nanochat_of(ready, settings)
+    prompts = texts.config(texts.rows, texts.new_tokens)["prompts"]
+    others = [] if theirs is None else [theirs.generation(ready.ground.config, prompts, texts.new_tokens)]
+    return inference_table(texts, quick=settings.quick, others=others)
+
+
+def nanochat_of(ready: Prepared, settings: InferenceSettings) -> Nanochat | None:
+    """nanochat at the commit of the case study, where a checkout is given. Raises UserError where it cannot be used."""
+    if settings.nanochat is None:
+        return None
+    return find_nanochat(
+        settings.nanochat, settings.nanochat_python or sys.executable, settings.preset, device=ready.ground.device,
+        environment=ready.ground.environment, scratch=ready.kit.scratch,
+    )  # fmt: skip
 
 
 def run(verb: str, settings: CaseSettings, tables: Callable[[Prepared], Iterator[Table]]) -> Answer:

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,12 @@ class Texts:
         }  # fmt: skip
 
 
-def inference_table(texts: Texts, *, quick: bool, lock: bool = True) -> Table:
-    """One row without a cache up to everything. Raises SideFailed where the first cannot be measured."""
-    ways = ways_of(texts)
+def inference_table(texts: Texts, *, quick: bool, lock: bool = True, others: Sequence[Way] = ()) -> Table:
+    """One row without a cache up to everything. Raises SideFailed where the first cannot be measured.
+
+    others: rows of foreign programs that write texts of the same lengths.
+    """
+    ways = [*ways_of(texts), *others]
     same = tokens_agree(texts)
     sides = [way.side for way in ways if way.side is not None]
     measured = measure_rounds(sides, shape=SHAPES[quick], lock=lock)

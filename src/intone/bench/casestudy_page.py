@@ -146,6 +146,9 @@ The starting point is our own pipeline with five faults put in on purpose (`benc
 time, eager, one conversation a row padded to the longest of its four, no cache, and first tokens copied over the
 samples of a request. It has the dtype, weights and optimizer steps of the tuned side, and its losses are compared
 step by step. All rows: `intone bench casestudy` (a first look: `--quick`); on a GPU: `{GPU}`.
+
+How near is that start to the real one? `intone bench casestudy --preset classic --nanochat CHECKOUT`, with a checkout
+at 01f5f10, puts nanochat's own SFT step and its own GPT.generate into the tables: same conversations, same prompts.
 """
 
 

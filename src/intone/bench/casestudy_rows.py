@@ -14,6 +14,7 @@ from intone.prove.verdict import Comparison, judge
 from intone.records import ResultRow
 
 START, EVERYTHING = "start", "everything"
+NANOCHAT = "nanochat"  # the row of nanochat's own code
 WITHOUT = "without_"  # begins the keys of rows with one change taken out of everything
 MIN_ROUNDS = 5  # behind a row that is kept
 
@@ -83,7 +84,8 @@ class Table:
     ways: Sequence[Way]
     lines: Mapping[str, Line]  # by key
     measured: Measured
-    without: Mapping[str, Comparison] = field(default_factory=dict)  # everything against everything without, by key
+    # by key, everything against everything without, and against nanochat's own code
+    without: Mapping[str, Comparison] = field(default_factory=dict)
     notes: Sequence[str] = ()
     gates: Sequence[GateResult] = ()
 
@@ -111,7 +113,7 @@ def to_table(
     without = {
         key: judge(pairs_between(measured.rounds, key, EVERYTHING))
         for key in lines
-        if key.startswith(WITHOUT) and EVERYTHING in lines
+        if (key.startswith(WITHOUT) or key == NANOCHAT) and EVERYTHING in lines
     }
     return Table(part, title, unit, work, work_words, ways, lines, measured, without, notes, gates)
 
@@ -134,7 +136,9 @@ def stack_gate(found: Table) -> GateResult | None:
         for key, line in found.lines.items()
         if line.ratio is not None and line.ratio.ratio is not None and key in ("auto_batch",)
     }
-    without = {key.removeprefix(WITHOUT): interval_of(ratio) for key, ratio in found.without.items()}
+    without = {
+        key.removeprefix(WITHOUT): interval_of(ratio) for key, ratio in found.without.items() if key != NANOCHAT
+    }
     return judge_stack(Stack(interval_of(total.ratio), without, alone))
 
 
@@ -155,9 +159,13 @@ def table_text(found: Table) -> str:
     text = [table(rows, header=header)]
     text += [f"{way.words}: {way.note}" for way in found.ways if way.note]
     text += [line_text(line) for line in found.lines.values()]
-    text += [f"{found.lines[key].way.words} is worth {shown(ratio)} within everything"
-             for key, ratio in found.without.items()]  # fmt: skip
-    gates = [*found.gates, *([stack] if (stack := stack_gate(found)) and found.without else [])]
+    for key, ratio in found.without.items():
+        words = found.lines[key].way.words
+        is_theirs = key == NANOCHAT
+        text.append(f"everything against {words}: {shown(ratio)}" if is_theirs else
+                    f"{words} is worth {shown(ratio)} within everything")  # fmt: skip
+    alone = any(key.startswith(WITHOUT) for key in found.without)
+    gates = [*found.gates, *([stack] if alone and (stack := stack_gate(found)) else [])]
     text += [f"{gate.name}: {gate.word}: {gate.reason}" for gate in gates]
     text += found.notes
     if found.measured.unsteady:

@@ -10,7 +10,7 @@ from intone.settings import Auto, Checked, named_fields
 Part = Literal["sft", "base", "inference"]
 SIZES = {"depth": (4, 2), "vocab_size": (4096, 2048), "batch_tokens": (4096, 2048)}  # by quick
 # settings that a row's command does not repeat
-LEFT_OUT = ("data", "sft", "out", "json", "quick", "transformers_python")
+LEFT_OUT = ("data", "sft", "out", "json", "quick", "transformers_python", "nanochat", "nanochat_python")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,10 @@ class InferenceSettings(CaseSettings):
     prompt_tokens: int = setting(50, least=1)
     # new tokens of every text
     new_tokens: int = setting(200, least=2)
+    # checkout of nanochat at 01f5f10, which becomes a row of its own; needs --preset classic
+    nanochat: str | None = None
+    # Python that can import it; none: the one that runs intone
+    nanochat_python: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,4 +115,5 @@ def command_line(verb: str, settings: CaseSettings) -> str:
             words += [flag_of(entry), shown(value)]
     for flag, path in (("data", "TEXT"), ("sft", "TALK")):
         words += [f"--{flag}", path] if getattr(settings, flag) != ("starter",) else []
+    words += ["--nanochat", "NANOCHAT"] if getattr(settings, "nanochat", None) else []
     return " ".join(words)

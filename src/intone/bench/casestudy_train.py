@@ -201,10 +201,16 @@ KEYS = {
 }  # fmt: skip
 
 
-def train_table(kit: Kit, stage: str, *, quick: bool, keys: Sequence[str] | None = None, lock: bool = True) -> Table:
-    """One stage from the start to everything. Raises SideFailed where the start cannot be measured."""
+def train_table(
+    kit: Kit, stage: str, *, quick: bool, keys: Sequence[str] | None = None, lock: bool = True,
+    others: Sequence[Way] = (),
+) -> Table:  # fmt: skip
+    """One stage from the start to everything. Raises SideFailed where the start cannot be measured.
+
+    others: rows of foreign programs that do the same steps; their losses are not looked at.
+    """
     heard: dict[str, list[float]] = {}
-    ways = ways_of(kit, stage, keys or KEYS[stage], heard)
+    ways = [*ways_of(kit, stage, keys or KEYS[stage], heard), *others]
     sides = [way.side for way in ways if way.side is not None]
     if len(sides) < 2:
         note = f"the plan settled for this machine is the starting point's own ({stage}): nothing to compare"
