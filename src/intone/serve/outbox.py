@@ -13,7 +13,8 @@ from intone.engine.rows import Handle
 MOST_TOKENS = 8
 SHORT_WAIT_S = 0.025
 # with many texts each message of one text is rarer, so that there are no more messages than Python handles with ease
-# while it also computes: 1,000 a second are a tenth of a core (measured on one EPYC core, see BENCH.md)
+# while it also computes: 1,000 a second are a tenth of a core (measured on one EPYC core, see BENCH.md). All texts that
+# grow count, not only those with something to send: a text's messages then come at even distances
 MESSAGES_PER_S = 1_000
 
 
@@ -43,6 +44,7 @@ class Outbox:
         self._arrived: deque[tuple[int, Handle, list[Event] | None, float]] = deque()
         self._growing: dict[tuple[int, int], Growth] = {}
         self._begun: dict[int, set[int]] = {}
+        self._open: set[tuple[int, int]] = set()  # texts that may still grow
 
     def listener(self, number: int) -> Callable[[Handle, list[Event] | None], None]:
         """The listener for the request of this number."""
@@ -63,13 +65,14 @@ class Outbox:
         while self._arrived:
             number, handle, events, time_s = self._arrived.popleft()
             if events is None:
-                self._begun.pop(number, None)
+                for sample in self._begun.pop(number, ()):
+                    self._open.discard((number, sample))
                 messages.append(["end", number, handle.seed])
                 continue
             for event in events:
                 self._add(messages, number, handle, event, time_s)
         now_s = self._clock()
-        wait_s = max(SHORT_WAIT_S, len(self._growing) / MESSAGES_PER_S)
+        wait_s = max(SHORT_WAIT_S, len(self._open) / MESSAGES_PER_S)
         due = [key for key, growth in self._growing.items() if growth.since_s + wait_s <= now_s]
         for key in due:
             self._flush(messages, key)
@@ -99,6 +102,7 @@ class Outbox:
                 messages.append(["start", number, handle.started_s])
             if event.sample not in begun:
                 begun.add(event.sample)
+                self._open.add(key)
                 self._flush(messages, key)
             elif growth.count >= MOST_TOKENS:
                 self._flush(messages, key)
@@ -107,6 +111,7 @@ class Outbox:
         if isinstance(event, ToolCall):
             messages.append(["call", number, event.sample, event.name, event.input, event.output])
         elif isinstance(event, Done):
+            self._open.discard(key)
             usage = event.usage
             counts = [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens]
             messages.append(["done", number, event.sample, event.reason, *counts])
