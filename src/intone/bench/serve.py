@@ -22,7 +22,7 @@ from intone.bench.serve_hostile import hostile
 from intone.bench.serve_settings import BenchServeSettings
 from intone.child import PACKAGE_PARENT, START, ask_child
 from intone.config import OptimConfig, ScheduleConfig, TrainJob, model_config
-from intone.data.chat import Message, render_prompt
+from intone.data.chat import SPECIALS, Message, render_prompt
 from intone.data.tokenizer import Tokenizer
 from intone.errors import EXIT_CHECK_FAILED, UserError
 from intone.hardware import load_facts, quiet
@@ -46,6 +46,8 @@ from intone.runs import find_stage
 from intone.settings import Resolved
 
 COMMAND = "intone bench serve"
+# added to special tokens: they have no text, and an answer that must not end would fall into a call without an end
+WITHOUT_TEXT = -100.0
 TIMEOUT_S = 300.0  # for a stream that says nothing; a step of a large model on a small machine takes seconds
 
 
@@ -77,12 +79,13 @@ def bench_serve(settings: BenchServeSettings, _origins: Mapping[str, Resolved]) 
 def streams_part(settings: BenchServeSettings) -> tuple[ResultRow | None, list[str], list[str]]:
     """cpu.serve.streams256_share: rate over HTTP by that of the engine alone, in turns -> (row, lines, problems)."""
     with model_to_serve(settings) as run, quiet(load_facts().folder, COMMAND):
+        bias = {str(token): WITHOUT_TEXT for token in special_ids(run)}
         questions = [f"{number} times {number % 7 + 2}, and then?" for number in range(settings.streams)]
         with offline(run, questions, settings.tokens) as generate, serving(run) as url:
             bodies = [
                 {"messages": [{"role": "user", "content": question}], "max_tokens": settings.tokens,
                  "min_tokens": settings.tokens, "seed": number, "temperature": 1, "top_k": None, "builtin_tools": [],
-                 "stream": True, "stream_options": {"include_usage": True}}
+                 "logit_bias": bias, "stream": True, "stream_options": {"include_usage": True}}
                 for number, question in enumerate(questions)
             ]  # fmt: skip
             asked = {"url": url, "bodies": bodies, "timeout_s": TIMEOUT_S}
@@ -117,6 +120,12 @@ def streams_part(settings: BenchServeSettings) -> tuple[ResultRow | None, list[s
     return (row if settings.streams == 256 and not problems else None), lines, problems
 
 
+def special_ids(run: str) -> list[int]:
+    """Ids of a run's tokens that are no text."""
+    tokenizer = Tokenizer.load(Path(read_json(find_stage(run).folder / "config.json")["tokenizer"]))
+    return [tokenizer.special(name) for name in SPECIALS]
+
+
 def command_of(settings: BenchServeSettings) -> str:
     """The command that makes the row again."""
     model = f"--random-depth {settings.random_depth}" if settings.random_depth else f"--from {settings.from_run}"
@@ -128,7 +137,8 @@ def offline(run: str, questions: Sequence[str], num_tokens: int) -> Iterator[Any
     """A function that has an engine of its own process answer all questions -> {tokens, seconds}."""
     place = find_stage(run)
     tokenizer = Tokenizer.load(Path(read_json(place.folder / "config.json")["tokenizer"]))
-    shared = {"max_tokens": num_tokens, "min_tokens": num_tokens, "temperature": 1.0, "logprobs": False, "tools": False}
+    shared = {"max_tokens": num_tokens, "min_tokens": num_tokens, "temperature": 1.0, "logprobs": False, "tools": False,
+              "logit_bias": {token: WITHOUT_TEXT for token in special_ids(run)}}  # fmt: skip
     requests = [
         {"prompt": render_prompt([Message("user", question)], tokenizer), "seed": number, **shared}
         for number, question in enumerate(questions)

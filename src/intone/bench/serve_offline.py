@@ -15,7 +15,10 @@ def main() -> int:
     """Answers {"ready": true}, then {"tokens", "seconds"} per round."""
     asked = json.loads(sys.stdin.readline())
     opened = open_run(asked["run"], **asked["arguments"])
-    requests = [Request(**request) for request in asked["requests"]]
+    requests = []
+    for request in asked["requests"]:
+        bias = {int(token): value for token, value in request.pop("logit_bias", {}).items()}  # JSON knows no other keys
+        requests.append(Request(**request, logit_bias=bias))
     with opened.engine as engine:
         print(json.dumps({"ready": True}), flush=True)
         for _ in sys.stdin:
