@@ -6,6 +6,7 @@ import torch
 
 from intone.engine import fixed, sample
 from intone.engine.engine import Engine
+from intone.engine.naive import generate_naive
 from intone.engine.pages import PAGE
 from intone.engine.requests import Request
 from intone.engine.sample import Settings, choose, choose_on_device, streams, uniforms, uniforms_on_device
@@ -96,6 +97,18 @@ def test_rows_that_need_the_host_run_beside_others_and_end_alike(model, byte_tok
     ]
     by_host, by_device, num_launched = both(model, byte_tokenizer, asked)
     assert by_device == by_host and num_launched > 5
+
+
+def test_new_weights_are_what_later_steps_read(random_model, byte_tokenizer, small_sizes):
+    old, new = (random_model(vocab_size=265, depth=1, scale=0.2, seed=seed) for seed in (1, 2))
+    request = Request([5, 9, 200], max_tokens=12, temperature=0)
+    with Engine(old, byte_tokenizer, kernels="torch", steps="captured") as engine:
+        assert engine.generate([request])[0][0].ids == generate_naive(old, [5, 9, 200], max_tokens=12).ids
+        steps = engine._worker._ahead._steps
+        assert steps._steps
+        engine.update_weights(new.state_dict())
+        assert not steps._steps  # on a GPU a captured step would read where the old weights were
+        assert engine.generate([request])[0][0].ids == generate_naive(new, [5, 9, 200], max_tokens=12).ids
 
 
 def test_uniforms_of_the_device_are_those_of_the_host():

@@ -50,6 +50,10 @@ class Ahead:
                     goes_on, self._is_hosts_turn = False, True
         return True
 
+    def forget(self) -> None:
+        """The weights are others: steps that were captured with the old ones are captured anew."""
+        self._steps.forget()
+
     def _launch(self, rows: Sequence[Row], *, begin: bool = False) -> bool:
         """Reserves what the next step writes and starts it. False: for lack of pages, or because no row needs it."""
         cache, ahead = self._scheduler.cache, self._steps.num_ahead

@@ -14,8 +14,9 @@ from intone.engine.kv import PageStore
 from intone.engine.pages import PAGE
 from intone.engine.rows import Row
 
-# one step is captured per number of rows and number of tokens seen; a batch uses the next larger of both
-ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+# one step is captured per number of rows and number of tokens seen; a batch uses the next larger of both. Few sizes:
+# each is captured when it is first met, and texts wait for that
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXTS = (512, 2048)
 MOST_STOPS = 16  # token ids that end a row, on the device; a row with more of them is stepped by the host
 RUNNING, FINITE, DECIDED = 1, 2, 4  # flags of a result
@@ -133,6 +134,11 @@ class FixedSteps:
         self._ahead += 1
         self._longest += 1
 
+    def forget(self) -> None:
+        """Drops all captured steps: they read weights where these were when they were captured."""
+        assert not self._ahead, "a step still runs"
+        self._steps.clear()
+
     @property
     def num_ahead(self) -> int:
         """Steps whose results were not read."""
@@ -168,13 +174,13 @@ class FixedSteps:
 
         if self._device.type != "cuda":
             return plain
-        begin = self._whole.clone()
+        begin, count = self._whole.clone(), len(self._rows)
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             plain()  # libraries make their work spaces at the first call, which a capture does not allow
         torch.cuda.current_stream().wait_stream(stream)
-        expected, after = self._out[:, : shape.rows].clone(), self._whole.clone()
+        expected, after = self._out[0, :count].clone(), self._whole[:, :count].clone()
         self._whole.copy_(begin)
         graph = torch.cuda.CUDAGraph()
         # others may allocate in their threads meanwhile
@@ -182,7 +188,7 @@ class FixedSteps:
             plain()
         graph.replay()
         # keys are written a second time as they were, so the replay must find the same tokens
-        if not (torch.equal(self._out[0, : shape.rows], expected[0]) and torch.equal(self._whole, after)):
+        if not (torch.equal(self._out[0, :count], expected) and torch.equal(self._whole[:, :count], after)):
             raise StepsDiffer(f"a captured step of {shape.rows} rows gives other tokens than its plain calls")
         self._whole.copy_(begin)
         return graph.replay

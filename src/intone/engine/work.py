@@ -116,12 +116,16 @@ class Worker:
     def load(self, weights: dict[str, Tensor]) -> None:
         """On the engine's thread, while nothing runs: other weights."""
         self.runner.decoder.load(weights)
+        if self._ahead is not None:
+            self._ahead.forget()
         self._scheduler.forget_prompts()
         self._cache.forget_all()
 
     def run(self) -> None:
         """The thread: until close."""
         is_busy = True
+        if self.runner.device.type == "cuda" and self.runner.device.index is not None:
+            torch.cuda.set_device(self.runner.device)  # streams and captures are those of a thread's own device
         with torch.inference_mode():
             while True:
                 try:
