@@ -12,10 +12,12 @@ from intone.engine.adjust import Adjuster
 from intone.engine.attend import PagedAttention, Piece, Scratch
 from intone.engine.decoder import Batch, Decoder, wide_dtype
 from intone.engine.kv import PageStore
+from intone.engine.native_decoder import NativeDecoder
 from intone.engine.pages import PAGE
 from intone.engine.rows import Row
 from intone.engine.scheduler import Segment
 from intone.engine.structured import FormFailed
+from intone.model.native.steps import summary
 
 # float32 logits of a batch of scored texts stay below a quarter of a GiB
 MOST_SCORED_LOGITS = 1 << 26
@@ -84,13 +86,12 @@ class Runner:
         requests = [row.group.request for row in rows]
         masks, failures = _masks(rows)
         adjusted = self.adjuster.adjusted(logits, rows, masks)
-        uniform = sample.uniforms(np.array([row.stream for row in rows]), np.array(positions))
-        ids = sample.choose(adjusted, self._settings(rows), uniform)
-        wide = torch.float64 if logits.device.type != "mps" else torch.float32
-        columns = [ids.to(wide), sample.usable(logits).to(wide), sample.usable(adjusted).to(wide)]
-        if any(request.logprobs for request in requests):
-            columns.append(sample.logprobs_of(logits, ids).to(wide))
-        found, is_finite, is_possible, *logprobs = torch.stack(columns).tolist()
+        settings, asked = self._settings(rows), any(request.logprobs for request in requests)
+        uniform = np.zeros(len(rows))
+        if not settings.is_greedy.all():
+            uniform = sample.uniforms(np.array([row.stream for row in rows]), np.array(positions))
+        draw = _drawn_by_kernels if isinstance(self.decoder, NativeDecoder) else _sync_drawn
+        found, is_finite, is_possible, *logprobs = draw(logits, adjusted, settings, uniform, has_logprobs=asked)
         num_top = min(self.vocab_size, max(request.top_logprobs for request in requests))
         tops = self._sync_top(logits, num_top) if num_top else [()] * len(rows)
         drawn = []
@@ -182,6 +183,40 @@ class Runner:
     def _sync_top(self, logits: Tensor, num_top: int) -> list[tuple[tuple[int, float], ...]]:
         values, ids = logits.log_softmax(-1).topk(num_top)
         return [tuple(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)]
+
+
+def _sync_drawn(
+    logits: Tensor, adjusted: Tensor, settings: sample.Settings, uniform: np.ndarray, *, has_logprobs: bool
+) -> list[list[float]]:
+    """Per row the id drawn from adjusted, whether logits are finite, whether a token is left; and its log-probability
+    if asked. Waits for the device once."""
+    ids = sample.choose(adjusted, settings, uniform)
+    wide = torch.float64 if logits.device.type != "mps" else torch.float32
+    columns = [ids.to(wide), sample.usable(logits).to(wide), sample.usable(adjusted).to(wide)]
+    if has_logprobs:
+        columns.append(sample.logprobs_of(logits, ids).to(wide))
+    found: list[list[float]] = torch.stack(columns).tolist()
+    return found
+
+
+def _drawn_by_kernels(
+    logits: Tensor, adjusted: Tensor, settings: sample.Settings, uniform: np.ndarray, *, has_logprobs: bool
+) -> list[list[float]]:
+    """The same on a CPU, in one call of our kernels where all rows take the likeliest token: PyTorch's seven passes
+    took 8 % of a step of 110M weights."""
+    best, largest, total = summary(logits)
+    is_finite = np.isfinite(largest)
+    is_possible, ids = is_finite, best
+    if adjusted is not logits:
+        is_possible = sample.usable(adjusted).numpy()
+    if adjusted is not logits or not settings.is_greedy.all():
+        ids = sample.choose(adjusted, settings, uniform).numpy()
+    columns = [ids.tolist(), is_finite.tolist(), is_possible.tolist()]
+    if has_logprobs:
+        chosen = logits.numpy()[np.arange(len(ids)), ids]
+        with np.errstate(invalid="ignore", divide="ignore"):  # rows that are not finite have none
+            columns.append((chosen.astype(np.float64) - largest - np.log(total)).tolist())
+    return columns
 
 
 def _masks(rows: Sequence[Row]) -> tuple[dict[int, np.ndarray], dict[int, FormFailed]]:

@@ -5,7 +5,7 @@ import torch
 
 from intone.config import model_config
 from intone.model.native import build
-from intone.model.native.steps import Packed, step_obstacle
+from intone.model.native.steps import Packed, step_obstacle, summary
 
 pytestmark = pytest.mark.skipif(
     build.obstacle("generate") is not None, reason=f"no kernels here: {build.obstacle('generate')}"
@@ -80,3 +80,21 @@ def test_bytes_that_a_step_reads():
 def test_shapes_that_do_not_fit_are_named():
     assert step_obstacle(model_config("modern", depth=4, vocab_size=100, context=64)) is None
     assert "head width" in step_obstacle(model_config("modern", depth=4, vocab_size=100, context=64, head_width=24))
+
+
+@pytest.mark.parametrize("columns", [1, 7, 256, 257, 1000])
+def test_a_summary_of_logits_is_the_largest_the_first_of_them_and_the_sum_of_the_rest(columns):
+    logits = torch.randn(9, columns, generator=torch.Generator().manual_seed(columns)) * 4
+    logits[1] = 2.5  # all are the largest
+    logits[2, columns // 2 :] = logits[2].max() + 1  # the first of several
+    logits[3, columns - 1] = torch.nan
+    best, largest, total = summary(logits)
+    expected = logits.double()
+    good = [0, 1, 2, 4, 5, 6, 7, 8]
+    assert best[good].tolist() == expected.argmax(-1)[good].tolist()
+    assert largest[good].tolist() == logits.amax(-1)[good].tolist() and largest[3] != largest[3]
+    sums = (expected - expected.amax(-1, keepdim=True)).exp().sum(-1)
+    assert total[good] == pytest.approx(sums[good].numpy(), rel=1e-6)
+    for row in good:  # alone as in company
+        alone = summary(logits[row : row + 1])
+        assert (alone[0][0], alone[1][0], alone[2][0]) == (best[row], largest[row], total[row])

@@ -268,6 +268,51 @@ void intone_product(const Weight* weight, const float* x, float* out, int64_t co
     });
 }
 
+// of each row of logits (count, columns), which are finite or NaN: the first of the largest, its value (NaN where the row
+// has one), and the sum of exp(logit - largest), in one order whatever else is computed
+void intone_summary(const float* logits, int64_t count, int64_t columns, int64_t* best, float* largest, double* total,
+                    int threads) {
+    constexpr int64_t BLOCK = 256;
+#pragma omp parallel for num_threads(threads) schedule(static) if (count > 1 && count * columns > SMALL)
+    for (int64_t r = 0; r < count; r++) {
+        const float* x = logits + r * columns;
+        float most = -ENDLESS;
+        double sum = 0;
+        int64_t place = 0;
+        bool broken = false;
+        for (int64_t begin = 0; begin < columns; begin += BLOCK) {
+            const int64_t end = least(columns, begin + BLOCK);
+            Vec high = all(-ENDLESS), nan = zeros();
+            int64_t c = begin;
+            for (; c + LANES <= end; c += LANES) {
+                high = _mm256_max_ps(high, load(x + c));
+                nan = _mm256_or_ps(nan, _mm256_cmp_ps(load(x + c), load(x + c), _CMP_UNORD_Q));
+            }
+            float found = largest_of(high);
+            broken |= _mm256_movemask_ps(nan) != 0;
+            for (; c < end; c++) broken |= x[c] != x[c], found = most_of(found, x[c]);
+            if (found > most) most = found, place = begin;  // a later block as large does not count
+        }
+        for (int64_t c = place; c < columns && !broken; c++)
+            if (x[c] == most) {
+                place = c;
+                break;
+            }
+        for (int64_t begin = 0; begin < columns && !broken; begin += BLOCK) {
+            const int64_t end = least(columns, begin + BLOCK);
+            Vec part = zeros();
+            float rest = 0;
+            int64_t c = begin;
+            for (; c + LANES <= end; c += LANES) part = _mm256_add_ps(part, exp_of(_mm256_sub_ps(load(x + c), all(most))));
+            for (; c < end; c++) rest += _mm256_cvtss_f32(exp_of(all(x[c] - most)));
+            sum += (double)sum_of(part) + rest;
+        }
+        best[r] = place;
+        largest[r] = broken ? __builtin_nanf("") : most;
+        total[r] = sum;
+    }
+}
+
 void* intone_new_work() { return new Work; }
 
 void intone_free_work(void* work) { delete (Work*)work; }

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,6 +141,19 @@ class Packed:
             _WHOLE(int(squared_relu)), torch.get_num_threads(),
         )  # fmt: skip
         return out
+
+
+def summary(logits: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of logits (B, V) float32, finite or NaN: (B,) the first of the largest; (B,) its value, NaN where the row has
+    one; and (B,) float64 the sum of exp(logit - largest). A row's numbers do not depend on the others."""
+    count, columns = logits.shape
+    logits = logits.contiguous()
+    best, largest, total = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.float32), np.empty(count)
+    build.library("generate").intone_summary(
+        _POINTER(logits.data_ptr()), _WHOLE(count), _WHOLE(columns),
+        *(_POINTER(part.__array_interface__["data"][0]) for part in (best, largest, total)), torch.get_num_threads(),
+    )  # fmt: skip
+    return best, largest, total
 
 
 class WorkSpace:
