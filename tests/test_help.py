@@ -26,7 +26,7 @@ Trains, measures and talks to small language models, fitted to this machine.
   bench      measure whether B is faster: A-settings -- B-settings; or a suite
   scan       what is wrong or slow in a PyTorch code base, and a plan to fix it
   tune       settle every auto of a stage here, and show why
-  optimise   find what makes a training program slow, fix it, prove it: -- PROGRAM
+  optimise   find what makes a stage of ours, or a program, slow; fix it; prove it
   plan       what a code base lacks; with a text, a plan for it and a tested change
   tokenizer  train or inspect a tokenizer
   data       check data, or tokenise it ahead of time

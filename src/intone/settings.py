@@ -43,6 +43,8 @@ class TrainingSettings(Checked):
     new: bool = setting(False, aside=True)
     # start afresh with the settled settings of this run
     like: str | None = None
+    # file with settings, as `intone optimise` leaves one of what it kept; flags beside it win
+    settings: str | None = setting(None, aside=True)
     # minutes of the whole run by the clock; auto: what suits the machine
     minutes: float | Auto = setting("auto", least=0.05)
     # number of blocks, the one dial for the size of the model

@@ -53,6 +53,11 @@ SUITES: dict[str, Verb] = {
         "intone.bench.casestudy_settings:InferenceSettings",
         "intone.bench.casestudy:bench_inference",
     ),
+    "optimise": Verb(
+        "the case study's start handed to optimise: which faults it finds and mends",
+        "intone.bench.casestudy_settings:OptimiseSettings",
+        "intone.bench.optimise:bench_optimise",
+    ),
     "infer": Verb(
         "how fast the engine answers, alone and beside nanochat and transformers",
         "intone.bench.infer_settings:BenchInferSettings",
@@ -116,7 +121,7 @@ VERBS = {
     ),
     "tune": Verb("settle every auto of a stage here, and show why", "TuneSettings", "intone.tuning:tune_verb"),
     "optimise": Verb(
-        "find what makes a training program slow, fix it, prove it: -- PROGRAM",
+        "find what makes a stage of ours, or a program, slow; fix it; prove it",
         "intone.optimise.settings:OptimiseSettings",
         "intone.optimise.verb:optimise_verb",
         takes_command=True,

@@ -1,6 +1,7 @@
 """Every detector fires on its planted signals, says its evidence, and is silent one step below the threshold."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ PLANTED: dict[str, tuple[Signals, dict[str, Any], str]] = {
     "D3": (GOOD, {"recompiles": 3}, "compiled again 3 times"),
     "D5": (GOOD, {"syncs_per_step": 4.0, "sync_place": "train.py:7"}, "4 waits per step"),
     "D6": (GOOD, {"parts": {"data": 0.3, "forward": 0.7}, "replay": 0.7}, "30.0% of the time"),
+    "D7": (GOOD, {"parts": {"copy": 0.1, "forward": 0.9}}, "10.0% of a step"),
     "D8": (WRITES, {"late_over_early": 6.0}, "6.00 times as long"),
     "D9": (WRITES, {"batch_gain": 1.5}, "8 rows takes 1.50 times"),
     "D10": (WRITES, {"kv_used_share": 0.3}, "30% of the cache"),
@@ -58,6 +60,20 @@ def test_a_planted_bottleneck_is_the_one_finding(name: str):
     assert [entry.detector for entry in found] == [name]
     assert any(evidence in words for words in found[0].evidence)
     assert found[0].threshold and found[0].source and (found[0].bound is None or found[0].bound > 1)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_page_names_every_detector_with_its_threshold_and_where_that_is_from(name: str):
+    clean, planted, _ = PLANTED[name]
+    (found,) = detect(replace(clean, **planted))
+    page = (Path(__file__).parents[2] / "docs" / "optimise.md").read_text()
+    assert f"| {name} | {found.title} | {found.threshold} | {found.source} |" in page
+
+
+def test_slow_kernels_are_found_where_faster_ones_were_measured():
+    (found,) = detect(replace(GOOD, compiled=False, kernels_gain=1.5))
+    assert (found.detector, found.bound, found.signal) == ("D3", 1.5, "kernels_gain")
+    assert detect(replace(GOOD, compiled=False, kernels_gain=1.04)) == []
 
 
 def test_time_spent_on_data_is_no_finding_where_one_batch_again_is_no_faster():

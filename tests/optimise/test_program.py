@@ -8,7 +8,7 @@ import pytest
 from intone.errors import UserError
 from intone.optimise.detect.catalogue import detect
 from intone.optimise.program import check_program, look_at, program_side, token_times
-from intone.optimise.program_gates import judge_losses
+from intone.optimise.program_gates import judge_losses, judge_tokens
 from intone.optimise.trace import union
 from intone.prove.live import LiveFailed
 
@@ -113,6 +113,54 @@ def test_generation_without_a_cache_shows_by_its_times():
     early, late = token_times([(1, 10, 0.05)] + [(1, 1, 0.002)] * 600)
     assert early is not None and late is not None and late[1] / early[1] < 1.2
     assert token_times([(1, 10, 0.1)] * 100) == (None, None)
+
+
+# a model that is called token by token with its whole text, as a script without a cache does
+WRITE = """
+import sys, torch
+torch.manual_seed(int(sys.argv[2]))
+torch.set_num_threads(1)
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(64, 16), torch.nn.Linear(16, 64)
+    def forward(self, ids):
+        return self.head(self.table(ids).cumsum(1))
+net = Net()
+with torch.no_grad():
+    for text in range(int(sys.argv[1])):
+        ids = torch.full((2, 1), text % 64)
+        for _ in range(60):
+            ids = torch.cat([ids, net(ids)[:, -1].softmax(-1).multinomial(1)], 1)
+"""
+
+
+def test_a_generating_program_is_looked_at_until_enough_is_seen(tmp_path: Path):
+    (tmp_path / "write.py").write_text(WRITE)
+    signals, raw = look_at(check_program([sys.executable, "write.py", "100000", "0"], tmp_path), tmp_path / "look")
+    assert signals.kind == "generate" and signals.step_s is not None and signals.num_steps == 0
+    assert 1024 <= len(raw["calls"]) < 1100
+
+
+def test_a_generating_program_is_measured_call_by_call_and_its_tokens_are_told(tmp_path: Path):
+    (tmp_path / "write.py").write_text(WRITE)
+    answers = []
+    for number, seed in enumerate("001"):
+        program = check_program([sys.executable, "write.py", "100000", seed], tmp_path)
+        with program_side("A", program, tmp_path / str(number), kind="generate").start() as child:
+            child.wait_ready()
+            answers.append([child.block(steps=7), child.block(steps=5)])
+    same, again, other = ([block["texts"] for block in blocks] for blocks in answers)
+    assert [len(texts) for texts in same] == [7, 5] and answers[0][0]["tokens"] == 14
+    assert same == again and same != other
+
+
+def test_tokens_must_be_the_very_same_and_the_program_must_repeat_itself():
+    one = {5: [1, 2], 6: [3, 4], 7: [5, 6]}
+    assert judge_tokens([one, one], [{6: [3, 4], 7: [5, 6]}]).passed is True
+    assert judge_tokens([one, one], [{6: [3, 4], 7: [5, 0]}]).passed is False
+    assert judge_tokens([one, {**one, 7: [0, 0]}], [one]).passed is None
+    assert judge_tokens([one], [{9: [1, 1]}]).passed is None
 
 
 def test_losses_are_compared_with_the_programs_own_spread():

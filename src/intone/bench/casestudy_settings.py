@@ -97,6 +97,18 @@ class CasestudySettings(InferenceSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OptimiseSettings(InferenceSettings):
+    """`intone bench optimise`: the starting point handed to `optimise`, which must find its faults and mend them."""
+
+    # what the start does: SFT with three of the faults, generation with two
+    parts: tuple[Literal["sft", "inference"], ...] = ("sft", "inference")
+    # begin no further change after this many minutes
+    minutes: float | None = setting(None, least=0.1)
+    # texts that are generated together
+    rows: int = setting(16, least=2)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformersSettings(CaseSettings):
     """`intone bench transformers`: our training step beside that of transformers' NanoChatForCausalLM."""
 

@@ -6,6 +6,7 @@ Two of them are settings of a plan (start_choices); the other three are planted 
 
 import contextlib
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -54,6 +55,24 @@ class Faults:
 
 
 NONE = Faults.named()
+# what this worker answers to --switches: the planted faults, as optimise.stages asks for them
+SWITCHES: dict[str, Any] = {
+    "file": FAULTS_FILE,
+    "switches": [
+        {"name": "padded_rows", "part": "train", "detector": "D16", "now": True, "mended": False,
+         "title": "Pack conversations into rows",
+         "hypothesis": "rows filled up to the longest of their batch compute positions that teach nothing",
+         "risk": "conversations share a row: the document mask must keep them apart"},
+        {"name": "no_cache", "part": "generate", "detector": "D8", "now": True, "mended": False,
+         "title": "Generate with the engine and its key-value cache",
+         "hypothesis": "every new token computes the whole text again, one text at a time",
+         "risk": "what is cached must be what would be computed"},
+        {"name": "copied_first_token", "part": "generate", "detector": "D22", "now": True, "mended": False,
+         "title": "Draw every sample's first token by itself",
+         "hypothesis": "the first sample's first token is handed to all samples of its request",
+         "risk": "none: other samples are what was asked for"},
+    ],
+}  # fmt: skip
 
 
 # --- settings of a plan ---------------------------------------------------------------------------------------------
@@ -271,7 +290,10 @@ def run_start(folder: Path, env: Mapping[str, str] | None = None) -> Outcome:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The worker of a job folder with its faults planted -> the worker's exit code."""
+    """The worker of a job folder with its faults planted -> the worker's exit code; or the faults, as switches."""
+    if list(argv) == ["--switches"]:
+        print(json.dumps(SWITCHES))
+        return 0
     folder = Path(argv[0])
     path = folder / FAULTS_FILE
     faults = Faults.from_json(read_json(path)) if path.exists() else Faults()

@@ -40,6 +40,7 @@ AREAS = {
     "evals": "Evaluation",
     "serve": "Serving",
     "scan": "Scan",
+    "optimise": "Optimise",
     "cli": "Command line",
     "decode": "Decoding, step by step",
     "facts": "Facts about the machine",
@@ -165,6 +166,8 @@ TARGETS: tuple[Target, ...] = (
 
 # what measured values mean that have no target: pattern of ids -> words; the first that fits counts
 MEANINGS = (
+    ("*.optimise.*mended", "faults of the case study's starting point that `optimise` found and mended"),
+    ("*.optimise.*", "case study's start: everything that `optimise` kept, measured together over the start"),
     ("*.smoke.checks", "checks of a first look at the machine that passed: training, resume, generation"),
     ("*.casestudy.*.without_*", "case study: everything over everything without this one change"),
     ("*.casestudy.*.per_s", "case study: what a row itself reaches"),

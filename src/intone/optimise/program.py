@@ -16,7 +16,7 @@ from typing import Any
 from intone.child import PACKAGE_PARENT
 from intone.errors import UserError
 from intone.log import human_duration, say
-from intone.optimise.signals import Line, Signals
+from intone.optimise.signals import Kind, Line, Signals
 from intone.optimise.trace import Profile, read_profile
 from intone.paths import write_json
 from intone.prove.live import LineChild
@@ -171,7 +171,7 @@ def signals_of(found: Mapping[str, Any], profile: Profile | None, folder: Path) 
     return Signals(
         kind="train" if is_training else "generate",
         device=found["facts"]["device"],
-        step_s=statistics.median(times) if times else None,
+        step_s=statistics.median(times) if times else call_s(found["calls"]),
         step_spread=spread(times),
         drift=drift(times),
         num_steps=len(times),
@@ -260,6 +260,11 @@ def token_times(calls: Sequence[Sequence[float]]) -> tuple[tuple[int, float] | N
     return near(first), near(last)
 
 
+def call_s(calls: Sequence[Sequence[float]]) -> float | None:
+    """The median time of a call that writes tokens; None where there is none."""
+    return statistics.median(call[2] for call in calls) if calls else None
+
+
 def spread(times: Sequence[float]) -> float | None:
     if len(times) < 4:
         return None
@@ -277,8 +282,14 @@ def drift(times: Sequence[float]) -> float | None:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def program_side(name: str, program: Program, scratch: Path, *, warm: int = WARM_STEPS) -> Side:
-    """The program as a side of a comparison: every replicate a fresh process, in blocks of optimizer steps."""
+def program_side(
+    name: str, program: Program, scratch: Path, *, warm: int = WARM_STEPS, kind: Kind = "train", size: int | None = None
+) -> Side:
+    """The program as a side of a comparison: every replicate a fresh process, in blocks of its own steps.
+
+    kind generate: a step is a call of its model, which writes a token of every row; size: of all blocks. Steps at
+    different places of a text are different work: both sides must have the same size, and do the same calls then.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     numbers = iter(range(1, 1_000_000))
 
@@ -287,8 +298,16 @@ def program_side(name: str, program: Program, scratch: Path, *, warm: int = WARM
         place.mkdir()
         write_json(place / "program.json", {
             "words": list(program.words), "folder": str(program.folder), "env": dict(program.env), "warm": warm,
+            "kind": kind,
         })  # fmt: skip
         words = [sys.executable, "-P", "-m", "intone.optimise.relay", str(place)]
         return LineChild(words, {"PYTHONPATH": str(PACKAGE_PARENT)}, name=name)
 
-    return Side(name, start, count="steps", unit="steps")
+    return Side(name, start, count="steps", unit="steps" if kind == "train" else "tokens", size=size)
+
+
+def block_calls(signals: Signals) -> int | None:
+    """Calls of a generating program that take about half a second; None for one that trains."""
+    if signals.kind != "generate" or not signals.step_s:
+        return None
+    return max(8, round(0.5 / signals.step_s))

@@ -1,4 +1,4 @@
-"""The gates for somebody else's program: its losses step by step, honest times, and files that nobody else changed."""
+"""The gates for somebody else's program: its losses or its tokens step by step, and honest times"""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -60,6 +60,47 @@ def spread_of(processes: Sequence[Mapping[int, float]], steps: Sequence[int]) ->
     if len(processes) < 2:
         return 0.0
     return statistics.fmean(max(one[step] for one in processes) - min(one[step] for one in processes) for step in steps)
+
+
+# --- generation -----------------------------------------------------------------------------------------------------
+
+TOKENS = "tokens"
+EXACT = Threshold("the very same tokens, call by call", "rule: a change of how text is computed must not change text")
+
+
+def texts_of(measured: Measured, side: str) -> list[dict[int, list[int]]]:
+    """Per fresh process of a side: {call: newest token of every row}."""
+    replicates: dict[int, dict[int, list[int]]] = {}
+    for entry in measured.rounds:
+        for block in entry.of(side):
+            first = int(block.answer.get("first_step") or 0)
+            for number, tokens in enumerate(block.answer.get("texts") or []):
+                replicates.setdefault(block.replicate, {})[first + number] = [int(token) for token in tokens]
+    return list(replicates.values())
+
+
+def judge_tokens(
+    baseline: Sequence[Mapping[int, list[int]]], candidate: Sequence[Mapping[int, list[int]]]
+) -> GateResult:
+    """Whether the candidate writes the baseline's tokens, by the calls that all processes of both have in common."""
+    calls = sorted(set.intersection(*(set(one) for one in [*baseline, *candidate]))) if baseline and candidate else []
+    if not calls:
+        return not_judged(TOKENS, "no tokens were seen on both sides", "let the program call its model token by token")
+    first = baseline[0]
+    if any(one[call] != first[call] for one in baseline for call in calls):
+        fix = "give the program a fixed seed, or temperature 0"
+        return not_judged(TOKENS, "the program does not write the same text twice", fix)
+    for one in candidate:
+        for call in calls:
+            if one[call] != first[call]:
+                evidence = {"calls": len(calls), "first_other_call": call, "was": first[call], "is": one[call]}
+                reason = f"call {call - calls[0] + 1} of {len(calls)} reads other tokens"
+                fix = "take the change back: it writes otherwise"
+                return GateResult(TOKENS, False, reason, EXACT, evidence, fix=fix)
+    return GateResult(TOKENS, True, f"the tokens of {len(calls)} calls are the same", EXACT, {"calls": len(calls)})
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
 
 
 def judge_times(measured: Measured, sides: Mapping[str, timing.Side]) -> GateResult:

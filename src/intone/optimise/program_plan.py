@@ -8,7 +8,7 @@ from intone.optimise.detect.finding import Bottleneck
 from intone.optimise.items import Item, Plan
 from intone.optimise.signals import Signals
 
-PARITY = "losses step by step equal the program's own, within its own spread and rounding"
+PARITY = "losses step by step equal the program's own, within its own spread and rounding; of generation, its tokens"
 # glibc then keeps blocks of up to 1 GiB instead of giving them back: every step takes them again (mallopt(3))
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 

@@ -26,7 +26,10 @@ def main() -> int:
     listener.listen(1)
     place = short_place(folder)
     plan = folder / "plan.json"
-    asked_of_probe = {"mode": "live", "socket": place, "out": str(folder / "p.json"), "warm": asked["warm"], "steps": 1}
+    asked_of_probe = {
+        "mode": "live", "socket": place, "out": str(folder / "p.json"), "warm": asked["warm"], "steps": 1,
+        "kind": asked["kind"],
+    }  # fmt: skip
     write_json(plan, asked_of_probe)
     process = subprocess.Popen(
         program.words, cwd=program.folder, env=program.environment(plan), stdin=subprocess.DEVNULL, stdout=2, stderr=2

@@ -11,7 +11,7 @@ from intone.report.document import Block, Commands, Document, Figure, KeyFigures
 from intone.report.write import Written, write_report
 
 COLOURS = {"faster": 3, "slower": 5, "same": 6, "not proven": 2, "rejected": 5}
-PART_COLOURS = {"data": 1, "forward": 2, "backward": 3, "optimizer": 4, "sync": 5, "own code": 6}
+PART_COLOURS = {"data": 1, "copy": 1, "forward": 2, "backward": 3, "optimizer": 4, "sync": 5, "own code": 6}
 
 
 def write_round_report(folder: Path) -> Written:

@@ -18,12 +18,13 @@ from intone.optimise.codemods import apply_codemod
 from intone.optimise.detect.catalogue import detect
 from intone.optimise.detect.finding import Bottleneck
 from intone.optimise.items import Item, Plan
-from intone.optimise.program import Program, look_at, program_side
-from intone.optimise.program_gates import judge_losses, judge_times, losses_of
+from intone.optimise.ledger import Ledger, Try
+from intone.optimise.program import Program, block_calls, look_at, program_side
+from intone.optimise.program_gates import judge_losses, judge_times, judge_tokens, losses_of, texts_of
 from intone.optimise.program_plan import plan_program
 from intone.optimise.signals import Signals
 from intone.optimise.worktree import Worktree, open_worktree, reopened, run_git
-from intone.paths import append_line, read_json, read_lines, write_json
+from intone.paths import read_json, write_json
 from intone.prove.gates import sealed
 from intone.prove.gates.result import GateReport, GateResult
 from intone.prove.measure import Measured, SideFailed, measure_rounds
@@ -43,27 +44,6 @@ class State:
         return Program(tuple(words), self.root / place, self.env)
 
 
-@dataclass(frozen=True)
-class Try:
-    """One change that was tried, and what came of it."""
-
-    item: Item
-    verdict: str  # faster | slower | same | not proven | rejected | crashed | told
-    reason: str
-    kept: bool
-    comparison: Mapping[str, Any] | None
-    gates: Mapping[str, Any] | None
-    commit: str | None
-    seconds: float
-
-    def as_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "item": self.item.as_json()}
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> "Try":
-        return Try(**{**value, "item": Item.from_json(value["item"])})
-
-
 class Round:
     """A round in its folder. run() may be called again after a stop and goes on behind the last line of the ledger."""
 
@@ -73,6 +53,7 @@ class Round:
         self.minutes = minutes
         self.target = read_json(folder / "target.json")
         self.words: list[str] = self.target["words"]
+        self.ledger = Ledger(folder)
         self.began_s = time.monotonic()
 
     # --- beginning ------------------------------------------------------------------------------------------------
@@ -98,42 +79,39 @@ class Round:
         origin = Path(self.target["origin"]) if self.target["origin"] else None
         return reopened(self.folder / "code", self.target["branch"], self.target["base"], origin)
 
-    def note(self, kind: str, **values: Any) -> None:
-        now = time.strftime("%FT%TZ", time.gmtime())
-        append_line(self.folder / "ledger.jsonl", {"kind": kind, "at": now, **values})
-
-    def lines(self, kind: str) -> list[dict[str, Any]]:
-        return [line for line in read_lines(self.folder / "ledger.jsonl") if line["kind"] == kind]
-
     # --- the round ------------------------------------------------------------------------------------------------
 
     def analyse(self) -> tuple[Signals, list[Bottleneck]]:
         """Signals and findings of the program as it is; from the ledger where they are known."""
-        known = self.lines("signals")
+        known = self.ledger.lines("signals")
         if known:
             signals = Signals.from_json(known[-1]["signals"])
         else:
             signals = self.look(State(self.folder / "code", self.target["env"]), "before")
-            self.note("signals", signals=signals.as_json())
+            self.ledger.note("signals", signals=signals.as_json())
         found = detect(signals)
         if not known:
             for entry in found:
-                self.note("finding", finding=entry.as_json())
+                self.ledger.note("finding", finding=entry.as_json())
         return signals, found
+
+    def signals(self) -> Signals:
+        """Those of the program as it was, which analyse() has left in the ledger."""
+        return Signals.from_json(self.ledger.lines("signals")[-1]["signals"])
 
     def plan(self, signals: Signals, findings: Sequence[Bottleneck]) -> Plan:
         """The plan; from the ledger where there is one."""
-        known = self.lines("plan")
+        known = self.ledger.lines("plan")
         if known:
             return Plan(tuple(Item.from_json(item) for item in known[-1]["items"]))
         root = self.folder / "code" / self.target["place"]
         plan = plan_program(findings, signals, root, load_facts().cores_physical)
-        self.note("plan", items=[item.as_json() for item in plan.items])
+        self.ledger.note("plan", items=[item.as_json() for item in plan.items])
         return plan
 
     def run(self, plan: Plan) -> list[Try]:
         """Tries the items one after the other, each on top of what was kept; returns all tries of this round."""
-        tries = [Try.from_json(line["try"]) for line in self.lines("try")]
+        tries = self.ledger.tries()
         self.tree.reset(self.last_kept(tries))
         done = {entry.item.name for entry in tries}
         for item in plan.items[:MAX_TRIES]:
@@ -144,7 +122,7 @@ class Round:
                 break
             say(f"trying: {item.title}")
             entry = self.attempt(item, tries)
-            self.note("try", **{"try": entry.as_json()})
+            self.ledger.note("try", **{"try": entry.as_json()})
             tries.append(entry)
             say(f"{item.title}: {entry.reason}; {'kept' if entry.kept else 'not kept'}")
         return tries
@@ -184,7 +162,7 @@ class Round:
         kept = [entry for entry in tries if entry.kept]
         if not kept:
             return None
-        known = self.lines("whole")
+        known = self.ledger.lines("whole")
         if known and known[-1]["kept"] == [entry.item.name for entry in kept]:
             return dict(known[-1])
         tree = self.tree
@@ -200,7 +178,7 @@ class Round:
             result["without"] = [self.leave_out(entry, tries) for entry in kept]
         after = self.look(State(tree.path, env), "after")
         result["signals"] = after.as_json()
-        self.note("whole", **result)
+        self.ledger.note("whole", **result)
         return result
 
     def leave_out(self, left_out: Try, tries: Sequence[Try]) -> dict[str, Any]:
@@ -241,14 +219,17 @@ class Round:
         before = sealed.seal([*sealed.harness(), *Worktree(a.root, "", "", None).tracked()])
         scratch = self.folder / "blocks"
         place = self.target["place"]
+        signals = self.signals()
+        options: dict[str, Any] = {"kind": signals.kind, "size": block_calls(signals)}
         sides = [
-            program_side(name, state.program(self.words, place), scratch / str(time.monotonic_ns()))
+            program_side(name, state.program(self.words, place), scratch / str(time.monotonic_ns()), **options)
             for name, state in ((name_a, a), (name_b, b))
         ]  # fmt: skip
         measured = measure_rounds(sides, quick=self.quick, max_pairs=WHOLE_PAIRS)
         results: list[GateResult] = [
             judge_times(measured, {name_a: "baseline", name_b: "candidate"}),
-            judge_losses(losses_of(measured, name_a), losses_of(measured, name_b)),
+            judge_tokens(texts_of(measured, name_a), texts_of(measured, name_b)) if signals.kind == "generate"
+            else judge_losses(losses_of(measured, name_a), losses_of(measured, name_b)),
             sealed.judge(before, sealed.seal(before.paths)),
         ]  # fmt: skip
         return measured, GateReport(tuple(results))
@@ -280,5 +261,5 @@ class Round:
         tree = self.tree
         for path in sorted((self.folder / "trees").glob("*")):
             Worktree(path, "", "", tree.origin or tree.path).close()
-        self.note("end", seconds=time.monotonic() - self.began_s)
+        self.ledger.note("end", seconds=time.monotonic() - self.began_s)
         say(f"the round took {human_duration(time.monotonic() - self.began_s)}")

@@ -1,15 +1,29 @@
 """What a person can ask of `intone optimise`"""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+from intone.config import Preset
+from intone.errors import UserError
 from intone.fields import setting
-from intone.settings import Checked
+from intone.settings import Auto, Checked, Stage
+
+Word = Literal["base", "mid", "sft", "infer", "pipeline"]
+TRAINED = get_args(Stage)
+# what describes a stage of ours; behind -- stands another program, which has settings of its own
+OF_STAGES = (
+    "like", "from_run", "data", "depth", "context", "vocab_size", "preset", "seed", "device", "dtype", "threads",
+    "kernels", "compile", "device_batch", "batch_tokens", "worker", "rows", "prompt_tokens", "new_tokens", "num_slots",
+)  # fmt: skip
+OF_PROGRAMS = ("apply", "folder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiseSettings(Checked):
-    """`intone optimise -- PROGRAM`: find what makes a training program slow, change it, and prove each change."""
+    """`intone optimise STAGE` or `-- PROGRAM`: find what makes it slow or wrong, change it, and prove each change."""
 
+    # our stage: base, mid, sft; infer (generation); pipeline (the training of --like and its generation)
+    stage: Word | None = setting(None, positional=True)
     # stop after the findings and the plan; nothing is changed
     analyse_only: bool = False
     # two replicates instead of three and more: proves large differences only
@@ -18,11 +32,63 @@ class OptimiseSettings(Checked):
     minutes: float | None = setting(None, least=0.1)
     # write what was kept into your own files at the end, uncommitted
     apply: bool = False
-    # begin a new round even where an unfinished one of this program could go on
+    # begin a new round even where an unfinished one of this target could go on
     new: bool = False
     # folder that the program is started in
     folder: str = "."
+    # compare with this revision of the code instead, and end with 1 where the working tree is slower
+    against: str | None = None
     # round to look at or to undo; none given: the newest
     id: str | None = None
     # take the kept changes of a round out of your files again
     undo: bool = False
+    # run whose stage is looked at exactly as it was settled there
+    like: str | None = None
+    # run whose weights the stage starts from, or that generates
+    from_run: str | None = setting(None, flag="from")
+    # text (sft: conversations): starter, files, folders
+    data: tuple[str, ...] = ("starter",)
+    # number of blocks
+    depth: int | Auto = setting("auto", least=1, inherit=True)
+    # longest row in tokens
+    context: int | Auto = setting("auto", least=16, inherit=True)
+    # entries of the tokenizer
+    vocab_size: int | Auto = setting("auto", least=265, inherit=True)
+    # architecture: modern or classic
+    preset: Preset = setting("modern", inherit=True)
+    # order of the data and starting weights
+    seed: int = setting(1337, least=0, inherit=True)
+    # where to compute
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    # number format of the matrix products it starts with
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # CPU threads it starts with
+    threads: int | Auto = setting("auto", least=1)
+    # operations of a training step it starts with: PyTorch's or our own for CPUs
+    kernels: Literal["auto", "torch", "native"] = "auto"
+    # whether it starts with compiled steps
+    compile: Literal["auto", "on", "off"] = "auto"
+    # rows at once it starts with
+    device_batch: int | Auto = setting("auto", least=1)
+    # tokens per optimizer step, a power of two; never changed
+    batch_tokens: int | Auto = setting("auto", least=1)
+    # Python module that runs the jobs in place of ours, and may have switches of its own: docs/optimise.md
+    worker: str = "intone.worker"
+    # texts that infer generates
+    rows: int = setting(16, least=1)
+    # tokens of each of its prompts
+    prompt_tokens: int = setting(64, least=1)
+    # new tokens of each text
+    new_tokens: int = setting(64, least=2)
+    # texts that are written at once; auto: as suits the device
+    num_slots: int | Auto = setting("auto", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stage in ("mid", "sft") and self.from_run is None and self.like is None:
+            raise UserError(
+                f"optimise {self.stage} needs a run to start from", value=self.stage,
+                fix="add --from RUN or --like RUN; `intone runs` lists them",
+            )  # fmt: skip
+        if self.stage == "pipeline" and self.like is None:
+            raise UserError("optimise pipeline needs a run", value=self.stage, fix="add --like RUN; see `intone runs`")

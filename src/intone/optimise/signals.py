@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 Kind = Literal["train", "generate"]
 # where the time of a step goes; "unexplained" is what no look fell into
-PARTS = ("data", "forward", "backward", "optimizer", "sync", "own code", "unexplained")
+PARTS = ("data", "copy", "forward", "backward", "optimizer", "sync", "own code", "unexplained")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Signals:
     device_batch: int | None = None  # rows that go through the model at once
     micro_steps: float | None = None  # backward passes per optimizer step
     elasticity: float | None = None  # tokens/s with twice the rows over tokens/s now
+    ladder: Mapping[str, float] = field(default_factory=dict)  # rows at once -> tokens/s over those now, measured
     replay: float | None = None  # step time with one batch used again and again over step time now
     num_shapes: int | None = None  # different shapes of batches among the steady steps
     pad_share: float | None = None  # positions that hold neither text nor anything learned
@@ -47,6 +48,9 @@ class Signals:
     median_op_s: float | None = None
     compiled: bool | None = None
     compiled_gain: float | None = None  # steps/s compiled over now, measured
+    compile_s: float | None = None  # of the first compiled step
+    kernels_gain: float | None = None  # steps/s on our own kernels over now, measured
+    flop_share: float | None = None  # products per second over what the device was measured or is stated to do
     recompiles: int | None = None  # after warm-up
     graphs: int | None = None  # compiled pieces of one forward pass
     syncs_per_step: float | None = None  # item(), tolist() and the like
@@ -58,6 +62,7 @@ class Signals:
     threads: int | None = None
     threads_gain: tuple[int, float] | None = None  # (another number of threads, its rate over the present one)
     # --- memory
+    memory_kinds: Mapping[str, int] = field(default_factory=dict)  # at the peak: weights, gradients, ... in bytes
     peak_bytes: int | None = None
     memory_bytes: int | None = None  # of the device
     logits_bytes: int | None = None  # of one micro-batch, in the dtype it has

@@ -1,41 +1,48 @@
-"""`intone optimise -- PROGRAM`: the round from the command line, its tables, and where the report is"""
+"""`intone optimise`: a round on a stage of ours or on a program, its tables, and where the report is"""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from intone.errors import UserError
+from intone.fields import flag_of
 from intone.log import human_duration, table
+from intone.optimise.against import against_program
 from intone.optimise.detect.catalogue import DETECTORS
 from intone.optimise.detect.finding import Bottleneck
 from intone.optimise.items import Plan
+from intone.optimise.ledger import Try
 from intone.optimise.program import check_program
 from intone.optimise.report import write_round_report
-from intone.optimise.round import Round, Try
-from intone.optimise.settings import OptimiseSettings
+from intone.optimise.round import Round
+from intone.optimise.rounds import named_round, new_folder, rounds, unfinished
+from intone.optimise.settings import OF_PROGRAMS, OF_STAGES, OptimiseSettings
 from intone.optimise.signals import Signals
+from intone.optimise.stages.verb import optimise_stage, undo_stage
 from intone.optimise.worktree import run_git
-from intone.paths import disk_errors, home, read_json, read_lines
+from intone.paths import disk_errors, read_json
 from intone.records import Answer
-from intone.settings import Resolved
+from intone.settings import Resolved, named_fields
 
 WIDTH = 56
 
 
 def optimise_verb(
-    settings: OptimiseSettings, _origins: Mapping[str, Resolved], command: Sequence[str] | None
+    settings: OptimiseSettings, origins: Mapping[str, Resolved], command: Sequence[str] | None
 ) -> Answer:
     """The verb. command: the words behind --. Raises UserError."""
     if settings.undo:
         return undo(settings.id)
-    if not command:
-        raise UserError(
-            "no program was given", fix="write it behind --: intone optimise -- python train.py --steps 500"
-        )
+    check_fits(settings, origins, command)
+    if settings.stage is not None:
+        return optimise_stage(settings, origins)
+    assert command, "checked"
     program = check_program(command, Path(settings.folder).expanduser().resolve())
-    folder = None if settings.new else unfinished(program.words, program.folder)
+    if settings.against is not None:
+        return against_program(program, settings.against, quick=settings.quick)
+    same = {"words": list(program.words), "folder": str(program.folder)}
+    folder = None if settings.new else unfinished(same)
     options: dict[str, Any] = {"quick": settings.quick, "minutes": settings.minutes}
     if folder is not None:
         round_ = Round(folder, **options)
@@ -60,44 +67,36 @@ def optimise_verb(
     return Answer(result_of(folder, signals, findings, plan, tries, whole), text, path=str(folder))
 
 
-# --- rounds on disk -------------------------------------------------------------------------------------------------
+def check_fits(
+    settings: OptimiseSettings, origins: Mapping[str, Resolved], command: Sequence[str] | None
+) -> None:
+    """Raises UserError where there is no target, or two, or a setting that says nothing about the one there is."""
+    if settings.stage is None and not command:
+        fix = "name a stage: intone optimise base; or a program: intone optimise -- python train.py --steps 500"
+        raise UserError("nothing was named that could be optimised", fix=fix)
+    if settings.stage is not None and command:
+        raise UserError(f"both {settings.stage} and a program were named", value=settings.stage, fix="name one of them")
+    fields = named_fields(OptimiseSettings)
+    strange = OF_STAGES if command else OF_PROGRAMS
+    for name in strange:
+        if origins[name].origin == "flag":
+            what = "a program behind --" if command else f"the stage {settings.stage}"
+            flag = flag_of(fields[name])
+            raise UserError(f"{flag} says nothing about {what}", value=flag, fix=f"leave out {flag}")
 
 
-def rounds() -> Path:
-    return home() / "optimise"
-
-
-def new_folder(word: str) -> Path:
-    """An empty folder for a round, named after the program and a number."""
-    stem = re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") or "program"
-    number = 1
-    while (rounds() / f"{stem}-{number}").exists():
-        number += 1
-    folder = rounds() / f"{stem}-{number}"
-    folder.mkdir(parents=True)
-    return folder
-
-
-def unfinished(words: Sequence[str], place: Path) -> Path | None:
-    """The newest round on this very program that did not come to its end."""
-    for folder in sorted(rounds().glob("*/target.json"), key=lambda path: -path.stat().st_mtime):
-        target = read_json(folder)
-        ended = any(line["kind"] == "end" for line in read_lines(folder.parent / "ledger.jsonl"))
-        if target["words"] == list(words) and target["folder"] == str(place) and not ended:
-            return folder.parent
-    return None
+# --- taking back ----------------------------------------------------------------------------------------------------
 
 
 def undo(name: str | None) -> Answer:
     """Takes a round's changes out of the person's files again. Raises UserError where they do not fit any more."""
-    found = sorted(rounds().glob("*/target.json"), key=lambda path: -path.stat().st_mtime)
-    folders = [path.parent for path in found if name in (None, path.parent.name)]
-    if not folders:
-        raise UserError(f"there is no round {name or ''}".strip(), value=name, fix=f"see the folders in {rounds()}")
-    round_ = Round(folders[0])
+    folder = named_round(name)
+    if read_json(folder / "target.json").get("kind") == "stage":
+        return undo_stage(folder)
+    round_ = Round(folder)
     tree = round_.tree
     if tree.origin is None:
-        raise UserError("the round changed a copy only, there is nothing to undo", value=folders[0].name)
+        raise UserError("the round changed a copy only, there is nothing to undo", value=folder.name)
     diff = tree.diff(tree.base, "HEAD")
     top = Path(run_git(tree.origin, "rev-parse", "--show-toplevel").strip())
     if diff:
@@ -105,10 +104,10 @@ def undo(name: str | None) -> Answer:
             run_git(top, "apply", "-R", "--whitespace=nowarn", "-", given=diff)
         except UserError as problem:
             raise UserError(
-                f"the changes of {folders[0].name} are not in {top}, or were changed since", value=folders[0].name,
+                f"the changes of {folder.name} are not in {top}, or were changed since", value=folder.name,
                 fix=f"look at them with: git diff {tree.base[:12]} {tree.branch}",
             ) from problem  # fmt: skip
-    return Answer({"id": folders[0].name, "undone": bool(diff)}, f"took the changes of {folders[0].name} out of {top}")
+    return Answer({"id": folder.name, "undone": bool(diff)}, f"took the changes of {folder.name} out of {top}")
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -118,6 +117,9 @@ def time_text(signals: Signals) -> str:
     """Where the time of a step goes."""
     if signals.step_s is None:
         return "no optimizer step was seen: the program generates"
+    if signals.kind == "generate":
+        at = f", late over early {signals.late_over_early:.2f}" if signals.late_over_early is not None else ""
+        return f"the program generates: a call of its model takes {human_duration(signals.step_s)}{at}"
     rows = [[part, f"{share:.1%}"] for part, share in sorted(signals.parts.items(), key=lambda entry: -entry[1])]
     head = f"a step takes {human_duration(signals.step_s)} (median of {signals.num_steps})"
     return head + "\n" + table(rows, header=["where the time goes", "share"])
@@ -158,7 +160,7 @@ def whole_text(whole: Mapping[str, Any] | None, round_: Round, applied: bool) ->
         alone = entry["comparison"]
         share = f"{alone['ratio']:.2f}x of it is its own" if alone and alone["ratio"] else entry["reason"]
         lines.append(f"  without {entry['name']}: {share}")
-    tries = [Try.from_json(line["try"]) for line in round_.lines("try")]
+    tries = round_.ledger.tries()
     env = {name: value for name, value in round_.kept_env(tries).items() if name not in round_.target["env"]}
     if env:
         words = [*(f"{name}={value}" for name, value in env.items()), *round_.words]

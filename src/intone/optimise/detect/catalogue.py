@@ -14,6 +14,7 @@ DETECTORS: dict[str, Detector] = {
     "D3": training.not_compiled,
     "D5": training.host_sync,
     "D6": training.data_stall,
+    "D7": training.copies,
     "D8": generation.no_cache,
     "D9": generation.decode_alone,
     "D10": generation.cache_waste,

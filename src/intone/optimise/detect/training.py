@@ -54,11 +54,28 @@ def not_compiled(signals: Signals) -> Bottleneck | None:
     if not signals.compiled and gain is not None and gain > 1.05:
         evidence.append(f"compiled steps were measured at {gain:.2f} times the speed (threshold 1.05)")
         bound = gain
+    fused = signals.kernels_gain
+    if not signals.compiled and fused is not None and fused > 1.05:
+        evidence.append(f"steps on fused CPU kernels were measured at {fused:.2f} times the speed (threshold 1.05)")
+        bound = max(bound or 0.0, fused)
     if not evidence:
         return None
+    signal = "recompiles" if signals.recompiles else "kernels_gain" if bound == fused else "compiled_gain"
     return Bottleneck(
         "D3", "not compiled, or compiled again and again", tuple(evidence), "any compiling after the warm-up; 5%",
-        "torch.compile troubleshooting", bound, "recompiles" if signals.recompiles else "compiled_gain",
+        "torch.compile troubleshooting", bound, signal,
+    )  # fmt: skip
+
+
+def copies(signals: Signals) -> Bottleneck | None:
+    """D7: batches are copied to the device while it waits."""
+    share = signals.parts.get("copy")
+    if share is None or share <= 0.02:
+        return None
+    evidence = (f"copying batches to the device takes {share:.1%} of a step (threshold 2%)",)
+    return Bottleneck(
+        "D7", "copies that nothing overlaps", evidence, "2% of a step", "guess of the catalogue", bound_of(share),
+        "parts.copy",
     )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 INTONE_PROBE names a JSON file: {"mode": "analyse" | "live", "out": FILE, "socket": PATH, "warm": N, "steps": N}.
 analyse: after the warm steps it samples where the time goes, profiles two steps, writes FILE and ends the program.
-live: after the warm steps the program waits at the end of an optimizer step for commands on a socket, one line each.
+live: after the warm steps the program waits at the end of an optimizer step for commands on a socket, one line each;
+with "kind": "generate" at the end of a call of its model outside of training.
 It edits nothing. Python 3.8 and PyTorch 2.1 are the oldest that it knows.
 """
 
@@ -19,6 +20,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SAMPLE_S = 0.005
 PROFILED_STEPS = 2
 MAX_CALLS = 4096  # of the model outside of training whose times are kept
+ENOUGH_CALLS = 1024  # token by token, after which a program that only generates has shown enough
 LOOKED_AT = 4  # steps whose batches are looked at
 DATA_WORDS = ("batch", "collate", "loader", "tokeniz", "fetch", "read_")
 IGNORED_TARGETS = (-1, -100)
@@ -62,6 +64,9 @@ class Probe:
     def __init__(self, plan):
         self.plan = plan
         self.mode = plan["mode"]
+        self.writes = plan.get("kind") == "generate"  # live: steps are calls of the model, token by token
+        self.grown = 0  # calls that read one token more than the one before, or one alone again
+        self.block_tokens = []  # of a block: newest token of each row, call by call
         self.warm, self.steps = int(plan["warm"]), int(plan["steps"])
         self.rank = int(os.environ.get("RANK", "0") or 0)
         self.begin_s = time.perf_counter()
@@ -105,6 +110,8 @@ class Probe:
             self.wrap_calls(torch)
             self.wrap_loss(torch)
             atexit.register(self.finish)
+        elif self.writes:
+            self.wrap_calls(torch)
         return None
 
     def wrap_backward(self, torch):
@@ -151,8 +158,11 @@ class Probe:
                 return plain(module, *args, **kwargs)
             finally:
                 probe.depth = 0
-                probe.note_call(args, kwargs, time.perf_counter() - begin_s)
-                if probe.num_steps > LOOKED_AT and cls.__call__ is call:
+                if probe.mode == "live":
+                    probe.live_call(args, kwargs)
+                else:
+                    probe.note_call(args, kwargs, time.perf_counter() - begin_s)
+                if probe.mode != "live" and probe.num_steps > LOOKED_AT and cls.__call__ is call:
                     cls.__call__ = plain  # the batches are known: leave no trace in the rest
 
         cls.__call__ = call
@@ -179,7 +189,14 @@ class Probe:
         ids = whole[0]
         if not self.torch.is_grad_enabled():
             if len(self.calls) < MAX_CALLS:
-                self.calls.append((ids.shape[0], ids.shape[1], seconds))
+                before = self.calls[-1][:2] if self.calls else (0, 0)
+                rows, tokens = ids.shape[0], ids.shape[1]
+                self.calls.append((rows, tokens, seconds))
+                self.grown += rows == before[0] and (tokens == before[1] + 1 or tokens == before[1] == 1)
+            if self.grown >= ENOUGH_CALLS and not self.backwards:
+                self.finish()
+                sys.stdout.flush()
+                os._exit(0)
             return
         if len(self.looks) < 64:
             targets = whole[1] if len(whole) > 1 and whole[1].shape == ids.shape else None
@@ -339,6 +356,16 @@ class Probe:
 
     # --- commands -------------------------------------------------------------------------------------------------
 
+    def live_call(self, args, kwargs):
+        """A call of the model outside of training is a step of generation; its newest tokens are kept."""
+        whole = [value for value in list(args) + list(kwargs.values()) if self.is_ids(value)]
+        if not whole or self.torch.is_grad_enabled():
+            return
+        if self.left:
+            self.block_tokens.append(whole[0][:, -1].tolist())
+        self.num_steps += 1
+        self.live_step()
+
     def live_step(self):
         """Counts down a block; where it is done, answers and waits for the next."""
         if self.num_steps < self.warm or self.rank != 0:
@@ -355,8 +382,10 @@ class Probe:
             steps = self.num_steps - self.block_begin
             self.say(
                 {"steps": steps, "seconds": seconds, "losses": losses, "first_step": self.block_begin,
-                 "peak_bytes": self.peak_bytes()}
+                 "peak_bytes": self.peak_bytes(), "texts": self.block_tokens,
+                 "tokens": sum(map(len, self.block_tokens))}
             )  # fmt: skip
+            self.block_tokens = []
             self.wait()
         return None
 

@@ -1,0 +1,102 @@
+"""The case study's starting point as a target of optimise: its jobs, its faults, and what a round did about them"""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intone.bench.casestudy_infer import Texts
+from intone.bench.casestudy_start import MODULE, start_choices
+from intone.bench.casestudy_train import Kit
+from intone.evals.intervals import Interval
+from intone.hardware import Facts
+from intone.log import table
+from intone.optimise.ledger import Try
+from intone.optimise.stages.plan import part_of
+from intone.optimise.stages.round import StageRound, interval_of
+from intone.optimise.stages.target import Target, with_worker
+from intone.paths import write_json
+from intone.prove.verdict import Comparison
+from intone.records import write_choices
+
+# the five faults of the start: part, and the detectors by which each is found
+FAULTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "batch of 4": ("train", ("D1",)),
+    "no fast code": ("train", ("D2", "D3")),
+    "padded rows": ("train", ("D16",)),
+    "no cache": ("generate", ("D8",)),
+    "copied first token": ("generate", ("D22",)),
+}
+NAMES = {"sft": "train", "inference": "generate"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a round did about one of the faults."""
+
+    name: str
+    part: str
+    evidence: str | None  # of the finding; None: it was not found
+    entry: Try | None  # the change that was kept for it
+
+
+def start_target(folder: Path, kit: Kit, texts: Texts, parts: Sequence[str]) -> Target:
+    """The starting point as a target: jobs below folder, with weights of their own, run by the start's worker."""
+    weights = folder / "weights"
+    shutil.copytree(texts.weights, weights)
+    if "sft" in parts:
+        (folder / "train").mkdir()
+        write_choices(folder / "train", start_choices(kit.tuned))
+        job = dataclasses.replace(kit.jobs["sft"], init_from=str(weights) if kit.jobs["sft"].init_from else None)
+        write_json(folder / "train" / "config.json", job.as_json())
+    if "inference" in parts:
+        config = texts.config(texts.rows, texts.new_tokens) | {"from": str(weights)}
+        write_json(folder / "generate" / "config.json", config)
+    return with_worker(Target(folder, environment=dict(texts.environment)), MODULE)
+
+
+# --- what came out --------------------------------------------------------------------------------------------------
+
+
+def found_of(round_: StageRound, parts: Sequence[str]) -> list[Found]:
+    """The faults of these parts, with what the round found and kept."""
+    lines, tries = round_.ledger.lines("finding"), round_.ledger.tries()
+    found = []
+    for name, (part, detectors) in FAULTS.items():
+        if part not in parts:
+            continue
+        seen = [line["finding"] for line in lines if line["part"] == part and line["finding"]["detector"] in detectors]
+        kept = [entry for entry in tries
+                if entry.kept and part_of(entry.item) == part and entry.item.finding in detectors]  # fmt: skip
+        evidence = "; ".join(seen[0]["evidence"]) if seen else None
+        found.append(Found(name, part, evidence, kept[0] if kept else None))
+    return found
+
+
+def faults_text(found: Sequence[Found]) -> str:
+    """The faults, and what became of them."""
+    rows = [
+        [entry.name, "found" if entry.evidence else "not found",
+         entry.entry.item.title if entry.entry else "", entry.entry.verdict if entry.entry else ""]
+        for entry in found
+    ]  # fmt: skip
+    return table(rows, header=["planted", "", "mended by", "speed"], left=4)
+
+
+def totals_of(round_: StageRound) -> list[tuple[str, Interval, int]]:
+    """(part, interval of the whole over the start, pairs) of every part of which something was kept."""
+    words = {part: name for name, part in NAMES.items()}
+    found = []
+    for line in round_.ledger.lines("whole"):
+        comparison = Comparison(**line["comparison"])
+        interval = interval_of(comparison)
+        if interval is not None:
+            found.append((words[line["part"]], interval, comparison.num_pairs))
+    return found
+
+
+def begin_round(folder: Path, target: Target, facts: Facts, **options: Any) -> StageRound:
+    """A round on a starting point that somebody else prepared, in an empty folder."""
+    folder.mkdir(parents=True)
+    return StageRound.begin(folder, target, facts, words=["bench", "optimise"], asked={}, **options)

@@ -1,0 +1,1 @@
+"""Our own training and generation as targets: looked at with the worker that runs them, mended by settings"""

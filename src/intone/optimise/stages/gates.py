@@ -1,0 +1,165 @@
+"""The gates for changes of our own stages: short trainings by the target's worker, texts and samples that it writes"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from intone import jobs
+from intone.engine.requests import Completion, Usage
+from intone.hardware import Facts
+from intone.optimise.stages.generation import first_tokens, plain_model, random_prompts, written
+from intone.optimise.stages.target import State, Target
+from intone.prove.gates import chain, decode, parity, recipe, resume, sampling, sealed, training
+from intone.prove.gates.result import Gate, GateReport, GateResult, NotJudged, Threshold, run_gates
+from intone.prove.trial import Side
+
+GREEDY_NAME = "greedy texts"
+ORIGIN = "measured on right code, see the gate on cached decoding (prove/gates/decode.py)"
+
+
+@dataclass
+class StageGates:
+    """The gates of one round. The reference of the training is computed once: what is right does not change in it."""
+
+    target: Target
+    facts: Facts
+    scratch: Path
+    _stack: contextlib.ExitStack
+    _reference: training.Reference | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, target: Target, facts: Facts, scratch: Path) -> Iterator["StageGates"]:
+        """Use it in a with statement: trials are kept below scratch until its end."""
+        scratch.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            yield cls(target, facts, scratch, stack)
+
+    def judge(self, part: str, before: State, after: State, *, whole: bool = False) -> GateReport:
+        """What the gates say of a part as changed. whole: everything that was kept, with resuming and fresh runs."""
+        with jobs.trial_folder(self.scratch) as folder:
+            if part == "train":
+                return run_gates(self._training(before, after, folder, whole=whole))
+            return run_gates(self._generation(after, folder))
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def _training(self, before: State, after: State, folder: Path, *, whole: bool) -> list[Gate[Any]]:
+        baseline, candidate = self._side(before, folder / "before"), self._side(after, folder / "after")
+        seal = sealed.seal([*sealed.harness(), *sealed.inputs_of(baseline.folder), *sealed.inputs_of(candidate.folder)])
+        gates: list[Gate[Any]] = [
+            recipe.gate(baseline.folder, candidate.folder),
+            chain.memory_gate(candidate, folder, self.facts),
+            Gate(parity.NAME, training.TRIAL_COST_S * 4, lambda: self._losses(candidate, folder), lambda found: found),
+        ]
+        if whole:
+            gates += [chain.fresh_gate(candidate, folder), resume.gate(candidate, folder)]
+        return [*gates, sealed.gate(seal)]
+
+    def _losses(self, candidate: Side, folder: Path) -> GateResult:
+        """The candidate's losses and gradients against our own worker's in eager fp32."""
+        if self._reference is None:
+            # the reference is the plain training of the job by our worker, whatever worker the target has
+            place = Target(self.target.folder).write("train", {}, self.scratch / "reference")
+            self._reference = self._stack.enter_context(training.reference(Side.of(place), self.scratch))
+        right = self._reference
+        if right.gradients is None:
+            raise NotJudged("the plain training in fp32 did not end well", "make `intone train` run first")
+        found = training.against(right, candidate, folder)
+        return training.judge_against(right, found, dtype=training.first_segment(candidate)[0].dtype)
+
+    def _side(self, state: State, folder: Path) -> Side:
+        """The training as changed: a job folder, and how copies of it are run."""
+        self.target.write("train", state, folder)
+        env, name = self.target.variables("train", state), self.target.switch_file
+
+        def run(copy: Path) -> Any:
+            if name:
+                (copy / name).write_bytes((folder / name).read_bytes())
+            return self.target.run(copy, env)
+
+        return Side(folder, run)
+
+    # --- generation -----------------------------------------------------------------------------------------------
+
+    def _generation(self, after: State, folder: Path) -> list[Gate[Any]]:
+        config = self.target.generation({})
+        paths = [Path(config["from"]), Path(config["tokenizer"])]
+        seal = sealed.seal([*sealed.harness(), *paths])
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+            self.target.generation(after).get("dtype", "fp32")
+        ]  # fmt: skip
+        return [
+            Gate(GREEDY_NAME, 5.0, lambda: greedy_texts(self.target, after, folder), lambda found: judge_greedy(
+                found, dtype=dtype
+            )),
+            Gate(sampling.NAME, 4.0, lambda: samples_of(self.target, after, folder), sampling.judge),
+            sealed.gate(seal),
+        ]  # fmt: skip
+
+
+def greedy_texts(target: Target, state: State, folder: Path) -> list[decode.Text]:
+    """Greedy texts of the generation's worker against the plain model in fp32, over every boundary of a cache."""
+    model = plain_model(target)
+    context, new = model.config.context, decode.NEW_TOKENS
+    lengths = [length for length in decode.prompt_lengths(model.config, context=context) if length + new <= context]
+    prompts = random_prompts(target, lengths, seed=1)
+    greedy = {"temperature": 0.0, "max_tokens": new, "min_tokens": new, "tools": False, "logprobs": False}
+    answers = written(target, state, folder / "greedy", prompts, greedy)
+    return [
+        decode.compared(model, prompt, Completion(
+            0, ids, "", [None] * len(ids), "length", Usage(len(prompt), len(ids)), [], 0
+        ))
+        for prompt, (ids,) in zip(prompts, answers, strict=True)
+    ]  # fmt: skip
+
+
+def judge_greedy(texts: Sequence[decode.Text], *, dtype: torch.dtype) -> GateResult:
+    """Every token is the plain model's likeliest, or as likely within rounding of the dtype."""
+    tolerance = decode.TOLERANCE[dtype]
+    name = str(dtype).removeprefix("torch.")
+    threshold = Threshold(
+        f"every greedy token is the plain fp32 model's likeliest, ties within {tolerance:g} nats aside ({name})", ORIGIN
+    )
+    num_tokens = sum(len(text.behind) for text in texts)
+    if not num_tokens:
+        raise NotJudged("no text has a new token", "give prompts that leave room in the context")
+    ties = sum(lead <= tolerance for text in texts for lead in text.lead)
+    worst = max(behind for text in texts for behind in text.behind)
+    evidence = {
+        "texts": len(texts), "tokens": num_tokens, "ties": ties, "largest_behind_nats": worst,
+        "other_tokens": sum(behind > 0 for text in texts for behind in text.behind),
+    }  # fmt: skip
+    for text in texts:
+        for place, behind in enumerate(text.behind):
+            if not behind <= tolerance or math.isnan(behind):
+                reason = (
+                    f"token {place + 1} after a prompt of {text.prompt_tokens} is {behind:.3g} nats less likely than"
+                    " the plain model's choice"
+                )
+                fix = "take the change back, and look at what is stored and masked at that position"
+                return GateResult(GREEDY_NAME, False, reason, threshold, evidence, fix=fix)
+    if ties > decode.MAX_TIES * num_tokens:
+        reason = f"{ties} of {num_tokens} choices are ties: this model's logits are too equal to show a fault"
+        return GateResult(GREEDY_NAME, None, reason, threshold, evidence, fix="train the model first")
+    reason = f"{num_tokens} tokens of {len(texts)} texts are the plain model's, {ties} ties"
+    return GateResult(GREEDY_NAME, True, reason, threshold, evidence)
+
+
+def samples_of(target: Target, state: State, folder: Path) -> sampling.FirstTokens:
+    """First tokens of many samples, and of greedy ones of one prompt, by the generation's worker."""
+    found = first_tokens(target, state, folder)
+    prompt = random_prompts(target, [5], seed=2)[0]
+    cold = {"temperature": 0.0, "max_tokens": 1, "n": 3, "tools": False, "logprobs": False}
+    (same,) = written(target, state, folder / "cold", [prompt], cold)
+    return sampling.FirstTokens(
+        np.asarray(found.probabilities), (found.tokens,), tuple(ids[0] for ids in same), found.temperature
+    )
+
+

@@ -1,0 +1,237 @@
+"""One round on our own stages: look, find, plan, try one setting after the other, keep what is proven, measure it all.
+
+After every change that is kept the stage is looked at anew, since what was second is first now. Everything is a line
+of the ledger: a round that was stopped goes on behind the last one.
+"""
+
+import dataclasses
+import itertools
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from intone import jobs
+from intone.evals.intervals import Interval
+from intone.hardware import Facts
+from intone.log import human_duration, say
+from intone.optimise.detect.catalogue import detect
+from intone.optimise.detect.finding import Bottleneck
+from intone.optimise.items import Item, Plan
+from intone.optimise.ledger import Ledger, Try
+from intone.optimise.signals import Signals
+from intone.optimise.stages.gates import StageGates
+from intone.optimise.stages.generation import look_at_generation
+from intone.optimise.stages.plan import change_of, part_of, plan_part, state_of
+from intone.optimise.stages.target import Part, State, Target, merged
+from intone.optimise.stages.training import MANY_STEPS, QUIET, look_at_training
+from intone.paths import read_json, write_json
+from intone.prove.gates import stack
+from intone.prove.measure import Measured, Side, SideFailed, measure_rounds, pairs_between
+from intone.prove.verdict import Comparison, judge
+
+MAX_TRIES = 12  # of one part
+START, ALL = "as it was", "with all"
+
+Look = Callable[[Target, State, Facts, Path], Signals]
+LOOKS: Mapping[Part, Look] = {"train": look_at_training, "generate": look_at_generation}
+
+
+@dataclass
+class StageRound:
+    """A round in its folder. run() may be called again after a stop.
+
+    measure: options of measure_rounds, which every comparison of the round gets.
+    """
+
+    folder: Path
+    facts: Facts
+    minutes: float | None = None
+    measure: Mapping[str, Any] = field(default_factory=dict)
+    began_s: float = field(default_factory=time.monotonic)
+
+    @staticmethod
+    def begin(folder: Path, target: Target, facts: Facts, *, words: Sequence[str], asked: Mapping[str, Any],
+              **options: Any) -> "StageRound":  # fmt: skip
+        """A new round in an empty folder. The target's job folders are copied. asked: what a second call asks too."""
+        for part in target.parts:
+            shutil.copytree(target.folder / part, folder / "jobs" / part)
+        write_json(folder / "target.json", {
+            "format": 1, "kind": "stage", "words": list(words), "asked": dict(asked), "target": target.as_json(),
+        })  # fmt: skip
+        return StageRound(folder, facts, **options)
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.folder)
+
+    @property
+    def target(self) -> Target:
+        return Target.from_json(self.folder / "jobs", read_json(self.folder / "target.json")["target"])
+
+    # --- the round ------------------------------------------------------------------------------------------------
+
+    def run(self) -> list[Try]:
+        """Tries what the plans say, part by part, then measures everything that was kept -> all tries."""
+        for part in self.target.parts:
+            with StageGates.opened(self.target, self.facts, self.folder / "trials") as gates:
+                self.improve(part, gates)
+                self.whole(part, gates)
+        self.ledger.note("end", seconds=time.monotonic() - self.began_s)
+        shutil.rmtree(self.folder / "trials", ignore_errors=True)
+        say(f"the round took {human_duration(time.monotonic() - self.began_s)}")
+        return self.ledger.tries()
+
+    def improve(self, part: Part, gates: StageGates) -> None:
+        """One change after the other, until nothing in the plan is left."""
+        while True:
+            signals, findings = self.analyse(part)
+            plan = self.plan(part, signals, findings)
+            left = [item for item in plan.items if item.name not in self.tried(part)]
+            item = next((entry for entry in left if entry.how != "instruction"), None)
+            if item is None or len(self.tries(part)) >= MAX_TRIES or self.is_late(item):
+                for entry in left:
+                    if entry.how == "instruction":
+                        words = str(entry.change["words"])
+                        self.note_try(part, Try(entry, "told", words, False, None, None, None, 0.0))
+                return
+            finding = next(entry for entry in findings if entry.detector == item.finding)
+            say(f"trying: {item.title}")
+            self.note_try(part, self.attempt(part, item, finding, gates))
+
+    def analyse(self, part: Part) -> tuple[Signals, list[Bottleneck]]:
+        """Signals and findings of a part as it is now; from the ledger where they are known."""
+        names = [item.name for item in self.kept(part)]
+        for line in self.ledger.lines("signals"):
+            if line["part"] == part and line["kept"] == names:
+                signals = Signals.from_json(line["signals"])
+                return signals, detect(signals)
+        with jobs.trial_folder(self.folder / "trials") as scratch:
+            signals = LOOKS[part](self.target, self.state(part), self.facts, scratch)
+        self.ledger.note("signals", part=part, kept=names, signals=signals.as_json())
+        found = detect(signals)
+        for entry in found:
+            say(f"{entry.detector} {entry.title}: {'; '.join(entry.evidence)}")
+            self.ledger.note("finding", part=part, kept=names, finding=entry.as_json())
+        return signals, found
+
+    def plan(self, part: Part, signals: Signals, findings: Sequence[Bottleneck]) -> Plan:
+        """The plan of a part as it is now; new ones are kept in the ledger."""
+        plan = plan_part(self.target, part, self.state(part), signals, findings)
+        names = [item.name for item in self.kept(part)]
+        if not any(line["part"] == part and line["kept"] == names for line in self.ledger.lines("plan")):
+            self.ledger.note("plan", part=part, kept=names, items=[item.as_json() for item in plan.items])
+        return plan
+
+    def attempt(self, part: Part, item: Item, finding: Bottleneck, gates: StageGates) -> Try:
+        """One change: gates first, then its speed in turns. A fault's mending is kept whatever its speed."""
+        begin_s = time.monotonic()
+        before = self.state(part)
+        after = merged(before, change_of(item))
+        report = gates.judge(part, before, after)
+        made: dict[str, Any] = {"gates": report.as_json(), "commit": None}
+        if report.passed is not True:
+            verdict = "rejected" if report.passed is False else "not proven"
+            return Try(item, verdict, report.reason, False, None, seconds=time.monotonic() - begin_s, **made)
+        try:
+            comparison = self.compared(part, {"before": before, item.name: after})[0].comparisons[0]
+        except SideFailed as failure:
+            reason = failure.outcome.message
+            return Try(item, "crashed", reason, False, None, seconds=time.monotonic() - begin_s, **made)
+        kept = comparison.verdict == "faster" or (finding.is_fault and comparison.verdict != "rejected")
+        reason = comparison.text()
+        if finding.is_fault and kept:
+            reason = f"mends {finding.detector}, {finding.title}: {report.reason}; speed: {reason}"
+        seconds = time.monotonic() - begin_s
+        return Try(item, comparison.verdict, reason, kept, comparison.as_json(), seconds=seconds, **made)
+
+    def whole(self, part: Part, gates: StageGates) -> None:
+        """All that was kept of a part, measured against its start and without each change; all gates once more."""
+        kept = [entry for entry in self.tries(part) if entry.kept]
+        names = [entry.item.name for entry in kept]
+        if not kept or any(line["part"] == part and line["kept"] == names for line in self.ledger.lines("whole")):
+            return
+        say(f"measuring {len(kept)} changes together, and without each")
+        state = self.state(part)
+        report = gates.judge(part, {}, state, whole=True)
+        others = {
+            f"without {entry.item.name}": state_of([other.item for other in kept if other is not entry])
+            for entry in kept if len(kept) > 1
+        }  # fmt: skip
+        measured, against = self.compared(part, {START: {}, ALL: state, **others}, against=ALL)
+        total = measured.comparisons[0]
+        faults = {entry.item.name for entry in kept if entry.verdict != "faster"}
+        speeds = {name: interval_of(found) for name, found in against.items() if name not in faults}
+        sums = stack.judge(stack.Stack(interval_of(total), speeds))
+        self.ledger.note(
+            "whole", part=part, kept=names, comparison=total.as_json(), gates=report.as_json(), stack=sums.as_json(),
+            sides=[dataclasses.asdict(side) if side else None for side in measured.sides],
+            without=[
+                {"name": name, "reason": "mends a fault" if name in faults else "", "comparison": found.as_json()}
+                for name, found in against.items()
+            ],
+        )  # fmt: skip
+
+    # --- parts ----------------------------------------------------------------------------------------------------
+
+    def compared(
+        self, part: Part, states: Mapping[str, State], *, against: str | None = None
+    ) -> tuple[Measured, dict[str, Comparison]]:
+        """The states measured in turns, each against the first; and `against` over each "without NAME", by name."""
+        with jobs.trial_folder(self.folder / "trials") as scratch:
+            sides = [self.side(part, name, state, scratch) for name, state in states.items()]
+            measured = measure_rounds(sides, **self.measure)
+        clean = [entry for entry in measured.rounds if not entry.disturbed] or list(measured.rounds)
+        found = {
+            name.removeprefix("without "): judge(pairs_between(clean, name, against))
+            for name in states if against is not None and name.startswith("without ")
+        }  # fmt: skip
+        return measured, found
+
+    def side(self, part: Part, name: str, state: State, scratch: Path) -> Side:
+        """A part in a state as a side of a comparison; every start is a new job folder."""
+        target, numbers = self.target, itertools.count(1)
+        changes = {"steps": MANY_STEPS, **QUIET} if part == "train" else {}
+
+        def start() -> Any:
+            folder = scratch / f"{name.replace(' ', '-')}-{next(numbers)}"
+            return target.child(part, state, folder, name=name, **changes)
+
+        count, unit = ("steps", "supervised") if part == "train" else ("requests", "tokens")
+        return Side(name, start, count=count, unit=unit)
+
+    def tries(self, part: Part) -> list[Try]:
+        return [entry for entry in self.ledger.tries() if part_of(entry.item) == part]
+
+    def tried(self, part: Part) -> set[str]:
+        """Names of what was tried with everything else as it is now: after a kept change they may be tried again."""
+        now = [item.name for item in self.kept(part)]
+        return {line["try"]["item"]["name"] for line in self.ledger.lines("try") if line["after"] == now}
+
+    def kept(self, part: Part) -> list[Item]:
+        return [entry.item for entry in self.tries(part) if entry.kept]
+
+    def state(self, part: Part) -> dict[str, dict[str, Any]]:
+        """How a part is computed now."""
+        return state_of(self.kept(part))
+
+    def note_try(self, part: Part, entry: Try) -> None:
+        after = [item.name for item in self.kept(part)]
+        self.ledger.note("try", after=after, **{"try": entry.as_json()})
+        if entry.verdict != "told":
+            say(f"{entry.item.title}: {entry.reason}; {'kept' if entry.kept else 'not kept'}")
+
+    def is_late(self, item: Item) -> bool:
+        if self.minutes is None or time.monotonic() - self.began_s < 60 * self.minutes:
+            return False
+        say(f"the {self.minutes:g} minutes are over: {item.title} is left for another round")
+        return True
+
+
+def interval_of(found: Comparison) -> Interval | None:
+    if found.ratio is None or found.low is None or found.high is None:
+        return None
+    return Interval(found.ratio, found.low, found.high)
+
