@@ -15,7 +15,8 @@ GOOD = Signals(
     recompiles=0, graphs=1, syncs_per_step=1.0, matmul_dtypes={"bf16": 0.9, "fp32": 0.1}, best_dtype="bf16",
     best_dtype_gain=2.0, peak_bytes=100, memory_bytes=1000, logits_bytes=20, reserved_bytes=100, allocated_bytes=86,
     alloc_retries=0, duplicate_rows=0, rows_looked_at=8, masked_rows=0, nonfinite_losses=0, tokens_per_step=1000.0,
-    planned_tokens_per_step=1000.0, threads=2, threads_gain=(1, 1.03),
+    planned_tokens_per_step=1000.0, threads=2, threads_gain=(1, 1.03), attention_gain=("products", 1.05),
+    compile_s=10.0, planned_s=100.0, off_step_share=0.05,
 )  # fmt: skip
 WRITES = Signals(
     kind="generate", late_over_early=2.0, positions=(64, 512), batch_gain=6.0, batch_gain_rows=8, kv_used_share=0.6,
@@ -25,6 +26,7 @@ PLANTED: dict[str, tuple[Signals, dict[str, Any], str]] = {
     "D1": (GOOD, {"elasticity": 1.3, "device_batch": 4, "micro_steps": 8.0}, "1.30 times the tokens/s"),
     "D2": (GOOD, {"idle_share": 0.4, "ops_per_step": 900.0, "median_op_s": 5e-6}, "40.0% of the time"),
     "D3": (GOOD, {"recompiles": 3}, "compiled again 3 times"),
+    "D4": (GOOD, {"compile_s": 30.0, "planned_s": 100.0}, "30.0 s of a run of"),
     "D5": (GOOD, {"syncs_per_step": 4.0, "sync_place": "train.py:7"}, "4 waits per step"),
     "D6": (GOOD, {"parts": {"data": 0.3, "forward": 0.7}, "replay": 0.7}, "30.0% of the time"),
     "D7": (GOOD, {"parts": {"copy": 0.1, "forward": 0.9}}, "10.0% of a step"),
@@ -36,9 +38,11 @@ PLANTED: dict[str, tuple[Signals, dict[str, Any], str]] = {
     "D13": (GOOD, {"logits_bytes": 50}, "50% of the peak"),
     "D14": (GOOD, {"matmul_dtypes": {"bf16": 0.1, "fp32": 0.9}}, "90% of the time of matrix products"),
     "D16": (GOOD, {"pad_share": 0.45}, "45.0% of the positions"),
+    "D17": (GOOD, {"attention_gain": ("products", 1.3)}, "1.30 times the speed"),
     "D18": (GOOD, {"parts": {"optimizer": 0.3, "forward": 0.7}}, "30.0% of a step"),
     "D22": (WRITES, {"distinct_first": 1}, "16 samples of one prompt"),
     "D23": (GOOD, {"masked_rows": 2}, "2 of 8 rows"),
+    "D24": (GOOD, {"off_step_share": 0.2}, "20.0% of the run's time"),
     "D26": (GOOD, {"threads_gain": (1, 1.4)}, "1 threads were measured at 1.40"),
     "D27": (GOOD, {"drift": 0.2}, "1.200 of the first"),
 }

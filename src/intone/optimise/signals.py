@@ -49,6 +49,9 @@ class Signals:
     compiled: bool | None = None
     compiled_gain: float | None = None  # steps/s compiled over now, measured
     compile_s: float | None = None  # of the first compiled step
+    planned_s: float | None = None  # of the run that the compiling is part of
+    attention_gain: tuple[str, float] | None = None  # (another way to compute attention, its steps/s over now)
+    off_step_share: float | None = None  # of a run's time: between steps, in evaluations and saves
     kernels_gain: float | None = None  # steps/s on our own kernels over now, measured
     flop_share: float | None = None  # products per second over what the device was measured or is stated to do
     recompiles: int | None = None  # after warm-up
@@ -104,7 +107,7 @@ class Signals:
         assert not unknown, f"unknown signals {sorted(unknown)}"
         made = dict(value)
         made["lines"] = tuple(Line(**line) for line in made.get("lines", ()))
-        for name in ("threads_gain", "positions", "notes"):
+        for name in ("threads_gain", "attention_gain", "positions", "notes"):
             if made.get(name) is not None:
                 made[name] = tuple(made[name])
         return Signals(**made)

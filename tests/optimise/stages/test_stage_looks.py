@@ -6,7 +6,8 @@ from tests.optimise.stages.threads import ThreadChild, run_here
 from intone.optimise.detect.catalogue import detect
 from intone.optimise.stages.generation import look_at_generation
 from intone.optimise.stages.target import Target
-from intone.optimise.stages.training import knee, look_at_training
+from intone.optimise.stages.training import knee, look_at_training, off_step_share
+from intone.records import EvalRow, EventRow, StepRow, log_row
 
 MENDED = {"switches": {"no_cache": False, "copied_first_token": False}}
 
@@ -53,6 +54,17 @@ def test_one_slot_for_many_texts_is_found_and_what_more_bring_is_measured(in_thr
     signals = look_at_generation(start, slow, facts, tmp_path)
     assert signals.batch_gain_rows == 4 and 0 < signals.batch_gain < 4
     assert "D9" in {entry.detector for entry in detect(signals)}
+
+
+def test_evaluations_and_saves_of_a_run_are_time_between_its_steps(tmp_path):
+    log = tmp_path / "log.jsonl"
+    assert off_step_share(log) is None
+    for step in range(4):
+        log_row(log, StepRow(step + 1, 10, 2.0, 1.0, 2.0, 0.1, 5.0, None))
+    log_row(log, EvalRow(4, 1.0, {"bpb": 1.0}))
+    log_row(log, EventRow(4, "save", "step_000004", 1.0))
+    log_row(log, EventRow(4, "resumed", "from a save"))
+    assert off_step_share(log) == pytest.approx(0.2)
 
 
 def test_the_fewest_rows_within_a_hundredth_of_the_fastest_are_chosen():

@@ -67,6 +67,46 @@ def not_compiled(signals: Signals) -> Bottleneck | None:
     )  # fmt: skip
 
 
+def compiling_share(signals: Signals) -> Bottleneck | None:
+    """D4: compiling takes a large part of the run that it is to make faster."""
+    if not signals.compiled or signals.compile_s is None or not signals.planned_s:
+        return None
+    share = signals.compile_s / signals.planned_s
+    if share <= 0.1:
+        return None
+    evidence = (
+        f"compiling took {human_duration(signals.compile_s)} of a run of {human_duration(signals.planned_s)}"
+        f" ({share:.0%}, threshold 10%)",
+    )
+    return Bottleneck(
+        "D4", "compiling that does not pay", evidence, "10% of the run", "guess of the catalogue", bound_of(share),
+        "compile_s",
+    )  # fmt: skip
+
+
+def slow_attention(signals: Signals) -> Bottleneck | None:
+    """D17: another way to compute attention was measured to be faster."""
+    if signals.attention_gain is None or signals.attention_gain[1] <= 1.05:
+        return None
+    name, gain = signals.attention_gain
+    evidence = (f"attention by {name} was measured at {gain:.2f} times the speed of a step (threshold 1.05)",)
+    return Bottleneck(
+        "D17", "a slow way to compute attention", evidence, "5%, in turns", "rule", gain, "attention_gain"
+    )
+
+
+def off_step(signals: Signals) -> Bottleneck | None:
+    """D24: a run spends much of its time between steps: evaluations, saves, starting."""
+    share = signals.off_step_share
+    if share is None or share <= 0.05:
+        return None
+    evidence = (f"{share:.1%} of the run's time lies between steps, in evaluations and saves (threshold 5%)",)
+    return Bottleneck(
+        "D24", "time between steps", evidence, "5% of the run", "guess of the catalogue", bound_of(share),
+        "off_step_share",
+    )  # fmt: skip
+
+
 def copies(signals: Signals) -> Bottleneck | None:
     """D7: batches are copied to the device while it waits."""
     share = signals.parts.get("copy")

@@ -118,6 +118,16 @@ def other_threads(_target: Target, signals: Signals, finding: Bottleneck) -> lis
     )]  # fmt: skip
 
 
+def other_attention(_target: Target, signals: Signals, finding: Bottleneck) -> list[Item]:
+    assert signals.attention_gain is not None, "the finding rests on it"
+    name, gain = signals.attention_gain
+    return [item(
+        "train", f"attention-{name}", f"Compute attention by {name}", finding,
+        "the same attention takes otherwise many operations and bytes", {"segment": {"attention": name}},
+        "rounding differs", gain,
+    )]  # fmt: skip
+
+
 def segments_of_memory(_target: Target, _signals: Signals, finding: Bottleneck) -> list[Item]:
     change = {"environment": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}}
     return [item(
@@ -140,11 +150,12 @@ def more_slots(_target: Target, signals: Signals, finding: Bottleneck) -> list[I
 
 TRAIN_ANSWERS: dict[str, Any] = {
     "D1": more_rows, "D2": fast_code, "D3": fast_code, "D12": segments_of_memory, "D14": fast_format,
-    "D26": other_threads,
+    "D17": other_attention, "D26": other_threads,
 }  # fmt: skip
 WRITE_ANSWERS: dict[str, Any] = {"D9": more_slots, "D14": fast_format, "D26": other_threads}
 
 TOLD = {
+    "D4": "leave compiling out of a run as short as this, or keep its cache: it is reused by the next one",
     "D5": "keep the value on the device, read it every k-th step",
     "D6": "put the data on a faster disk, or tokenise it ahead of time: intone data",
     "D7": "use memory that the device can read by itself",
@@ -152,6 +163,7 @@ TOLD = {
     "D13": "give the model a smaller vocabulary or micro-batch; on a CPU our kernels compute the loss in pieces",
     "D16": "pack rows instead of padding them",
     "D22": "draw each sample's token from its own logits; look for equal rows in the data",
+    "D24": "evaluate and save less often: --eval-every, --save-every-s",
     "D23": "leave out rows that teach nothing",
     "D27": "end other programs, wait until the clock is steady, and start again",
 }  # fmt: skip

@@ -14,6 +14,7 @@ from intone.config import TrainJob
 from intone.errors import UserError
 from intone.hardware import Facts, compile_obstacle, quiet
 from intone.log import say
+from intone.model.attention import BACKENDS
 from intone.model.cost import train_flops_per_token
 from intone.optimise.program import drift, spread
 from intone.optimise.signals import PARTS, Signals
@@ -23,7 +24,7 @@ from intone.optimise.trace import Profile, read_profile
 from intone.paths import read_json, write_json
 from intone.prove.gates.physical import max_known
 from intone.prove.live import LineChild, LiveFailed
-from intone.records import Segment, read_outcome
+from intone.records import Segment, read_log, read_outcome
 from intone.tune.kernels import kernels_obstacle
 from intone.tune.trial import attention_for
 
@@ -106,6 +107,9 @@ def signals_of(
         idle_share=seen.idle_share if seen is not None else None,
         median_op_s=seen.median_op_s if seen is not None else None,
         compiled=compiled,
+        compile_s=max(0.0, found["first_s"] - step_s) if compiled else None,
+        planned_s=found["first_s"] + (job.steps - 1) * step_s,
+        off_step_share=off_step_share(target.folder / "train" / "log.jsonl"),
         recompiles=max(0, found["graphs"] - found["graphs_at_warm"]) if compiled else None,
         flop_share=flop_share(job, job.rows_per_step * job.context / step_s, segment.dtype, facts),
         matmul_dtypes=seen.product_dtypes if seen is not None and seen.product_dtypes else {segment.dtype: 1.0},
@@ -122,6 +126,16 @@ def signals_of(
         rows_looked_at=len(hashes) or None,
         notes=() if seen is not None else ("the profiler sees nothing of compiled code and of our kernels on a CPU",),
     )
+
+
+def off_step_share(log: Path) -> float | None:
+    """What part of a run's time its evaluations and saves took, by its log; None where it has none."""
+    steps = sum(row["step_s"] for row in read_log(log, "step")) if log.exists() else 0.0
+    if not steps:
+        return None
+    off = sum(row["seconds"] for row in read_log(log, "eval"))
+    off += sum(row["seconds"] or 0.0 for row in read_log(log, "event") if row["event"] == "save")
+    return off / (off + steps)
 
 
 def flop_share(job: TrainJob, tokens_per_s: float, dtype: str, facts: Facts) -> float | None:
@@ -158,11 +172,14 @@ def differences(signals: Signals, target: Target, state: State, facts: Facts, sc
         is_eager = segment.kernels == "torch" and not segment.compiled
         if is_eager and kernels_obstacle(facts, job.model, segment.dtype, "auto") is None:
             changes["kernels_gain"] = swap.gain(kernels="native", attention="native")
+        if is_eager:
+            others = [name for name in BACKENDS if name != segment.attention]
+            gains = {name: gain for name in others if (gain := swap.gain(attention=name)) is not None}
+            changes["attention_gain"] = max(gains.items(), key=lambda entry: entry[1], default=None)
         if is_eager and compile_obstacle(facts) is None:
             say("compiling, to see what it brings")
             attention = attention_for(signals.device, compiled=True)
             changes["compiled_gain"] = swap.gain(compiled=True, attention=attention)
-            changes["compile_s"] = swap.first_s
     notes = (*signals.notes, *swap.notes)
     return Signals.from_json({**signals.as_json(), **{k: v for k, v in changes.items() if v is not None},
                               "notes": list(notes)})  # fmt: skip
@@ -178,7 +195,6 @@ class Swap:
     block_steps: int
     notes: list[str] = field(default_factory=list)
     peak_bytes: int | None = None  # of the newest block
-    first_s: float | None = None  # of the first step after the newest swap
     _child: LineChild | None = None
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -208,7 +224,6 @@ class Swap:
     def _rate(self, plan: Mapping[str, Any]) -> float:
         answer = self._started().block(steps=self.block_steps, plan=dict(plan), warm=1)
         self.peak_bytes = answer.get("peak_bytes")
-        self.first_s = answer.get("first_s", self.first_s)
         return float(answer["supervised"] / answer["seconds"])
 
     def _started(self) -> LineChild:

@@ -162,6 +162,8 @@ def copy_training(stage: Path, folder: Path) -> None:
     TrainJob.from_json(config)
     write_choices(made(folder), read_choices(stage))
     write_json(folder / "config.json", config)
+    if (stage / "log.jsonl").exists():  # which tells of evaluations and saves
+        shutil.copy2(stage / "log.jsonl", folder / "log.jsonl")
 
 
 def write_generation(

@@ -41,6 +41,7 @@ class Watch:
         self.first_split = plan["warm"] + plan["plain"]
         self.first_profiled = self.first_split + plan["split"]
         self.count = 0  # steps that began
+        self.first_s: float | None = None  # of the first step, with compiling
         self.begins: list[float] = []  # of plain steps, and of the first one behind them
         self.parts: dict[str, float] = {}
         self.split_begin = self.split_s = 0.0
@@ -81,6 +82,11 @@ class Watch:
         if self.count in (self.plan["warm"], self.first_split, self.first_profiled, self.first_profiled + PROFILED):
             self.wait()
         now_s = time.perf_counter()
+        if self.count == 0:
+            self.first_s = -now_s
+        elif self.count == 1 and self.first_s is not None:
+            self.wait()
+            self.first_s += time.perf_counter()
         if self.count == self.plan["warm"]:
             reset_peak(runner._device)
             self.graphs_at_warm = graphs()
@@ -143,7 +149,7 @@ class Watch:
     def write(self) -> None:
         steps = len(self.begins) - 1
         write_json(Path(self.plan["out"]), {
-            "step_s": np.diff(self.begins).tolist(), "split_s": self.split_s, "split_steps": self.plan["split"],
+            "first_s": self.first_s, "step_s": np.diff(self.begins).tolist(), "split_s": self.split_s,
             "parts": self.parts, "looks": self.looks, "passes": self.passes / (steps + self.plan["split"] + PROFILED),
             "logits_bytes": self.logits_bytes, "memory": self.memory, "graphs": graphs(),
             "graphs_at_warm": self.graphs_at_warm, **self.facts,
