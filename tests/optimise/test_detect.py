@@ -26,7 +26,7 @@ PLANTED: dict[str, tuple[Signals, dict[str, Any], str]] = {
     "D1": (GOOD, {"elasticity": 1.3, "device_batch": 4, "micro_steps": 8.0}, "1.30 times the tokens/s"),
     "D2": (GOOD, {"idle_share": 0.4, "ops_per_step": 900.0, "median_op_s": 5e-6}, "40.0% of the time"),
     "D3": (GOOD, {"recompiles": 3}, "compiled again 3 times"),
-    "D4": (GOOD, {"compile_s": 30.0, "planned_s": 100.0}, "30.0 s of a run of"),
+    "D4": (GOOD, {"compile_s": 30.0, "planned_s": 100.0}, "30 s of a run of"),
     "D5": (GOOD, {"syncs_per_step": 4.0, "sync_place": "train.py:7"}, "4 waits per step"),
     "D6": (GOOD, {"parts": {"data": 0.3, "forward": 0.7}, "replay": 0.7}, "30.0% of the time"),
     "D7": (GOOD, {"parts": {"copy": 0.1, "forward": 0.9}}, "10.0% of a step"),

@@ -44,6 +44,18 @@ def test_uncommitted_changes_of_the_person_come_along_and_stay_uncommitted(repos
     assert tree.changes() == []
 
 
+def test_data_that_a_folder_outside_git_ignores_is_there_in_every_worktree_of_its_copy(tmp_path: Path):
+    place = tmp_path / "loose"
+    (place / "data").mkdir(parents=True)
+    (place / ".gitignore").write_text("*.bin\n")
+    (place / "train.py").write_text("x = 1\n")
+    (place / "data" / "train.bin").write_bytes(b"123")
+    tree = open_worktree(place, tmp_path / "tree", "intone/a")
+    before = tree.at(tree.base, tmp_path / "before")
+    assert (before.path / "data" / "train.bin").read_bytes() == b"123"
+    assert tree.commit("Nothing") is None
+
+
 def test_prepared_data_lies_beside_the_code_and_in_no_change(repository: Path, tmp_path: Path):
     (repository / ".gitignore").write_text("*.bin\n")
     (repository / "data").mkdir()

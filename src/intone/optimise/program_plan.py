@@ -28,11 +28,16 @@ def plan_program(findings: Sequence[Bottleneck], signals: Signals, root: Path, c
             "segments", "Let device memory grow in place", {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
             by_id["D12"], "memory in pieces of fixed size cannot be joined",
         ))  # fmt: skip
-    items += code_item(
+    fused = code_item(
         root, "fused_optimizer", "Update all parameters in one pass", by_id.get("D18"), signals.parts.get("optimizer"),
         "the optimizer goes over the parameters once per operation; a fused one goes over them once",
         "the update rounds otherwise",
     )  # fmt: skip
+    if "D18" in by_id and not fused:
+        fused = [instruction(by_id["D18"], "Update all parameters in one pass", (
+            "give the optimizer fused=True where the named line makes it; PyTorch has fused ones for CPUs too"
+        ))]  # fmt: skip
+    items += fused
     if not signals.compiled:
         items += code_item(
             root, "compile_model", "Compile the model", by_id.get("D3") or by_id.get("D2"), signals.idle_share,

@@ -8,7 +8,7 @@ from intone.errors import UserError
 from intone.fields import setting
 from intone.settings import Auto, Checked, Stage
 
-Word = Literal["base", "mid", "sft", "infer", "pipeline"]
+Word = Literal["base", "mid", "sft", "infer", "serve", "pipeline"]
 TRAINED = get_args(Stage)
 # what describes a stage of ours; behind -- stands another program, which has settings of its own
 OF_STAGES = (
@@ -22,7 +22,7 @@ OF_PROGRAMS = ("apply", "folder")
 class OptimiseSettings(Checked):
     """`intone optimise STAGE` or `-- PROGRAM`: find what makes it slow or wrong, change it, and prove each change."""
 
-    # our stage: base, mid, sft; infer (generation); pipeline (the training of --like and its generation)
+    # our stage: base, mid, sft; infer (generation), serve (that over HTTP); pipeline (both, of --like)
     stage: Word | None = setting(None, positional=True)
     # stop after the findings and the plan; nothing is changed
     analyse_only: bool = False
@@ -74,7 +74,7 @@ class OptimiseSettings(Checked):
     batch_tokens: int | Auto = setting("auto", least=1)
     # Python module that runs the jobs in place of ours, and may have switches of its own: docs/optimise.md
     worker: str = "intone.worker"
-    # texts that infer generates
+    # texts that infer and serve generate
     rows: int = setting(16, least=1)
     # tokens of each of its prompts
     prompt_tokens: int = setting(64, least=1)

@@ -252,7 +252,10 @@ def copied(folder: Path, path: Path, branch: str) -> Worktree:
     notes = ["the target is no git repository: changes are made in a copy"]
     if left_out:
         notes.append(f"{left_out} links that lead nowhere are left out")
-    return Worktree(path, branch, run_git(path, "rev-parse", "HEAD").strip(), None, tuple(notes))
+    tree = Worktree(path, branch, run_git(path, "rev-parse", "HEAD").strip(), None, tuple(notes))
+    # what the code's own .gitignore keeps out of the commit (prepared data, for example) is needed beside it
+    copy_extras(path, tree, extra_files(path)[0])
+    return tree
 
 
 def files_of(folder: Path) -> list[Path]:

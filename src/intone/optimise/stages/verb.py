@@ -22,11 +22,12 @@ from intone.optimise.against import against_stage
 from intone.optimise.ledger import Ledger
 from intone.optimise.rounds import new_folder, rounds, unfinished
 from intone.optimise.settings import TRAINED, OptimiseSettings
+from intone.optimise.stages import served
 from intone.optimise.stages.plan import described
 from intone.optimise.stages.preset import preset_of, preset_words
 from intone.optimise.stages.report import write_stage_report
 from intone.optimise.stages.round import StageRound
-from intone.optimise.stages.target import Target, with_worker
+from intone.optimise.stages.target import WORKER, Target, with_worker
 from intone.optimise.stages.words import WIDTH, bottlenecks_text, round_text, time_text
 from intone.paths import disk_errors, home, read_json, write_json
 from intone.planning import plan_stage
@@ -59,7 +60,7 @@ def regressed(settings: OptimiseSettings, origins: Mapping[str, Resolved]) -> An
         fix = f"one after the other: intone optimise sft --like {settings.like}, then infer"
         raise UserError("--against takes one stage at a time", value="pipeline", fix=fix)
     with jobs.trial_folder(home() / "trials") as scratch:
-        target = with_worker(make_target(settings, origins, scratch), settings.worker)
+        target = worked(make_target(settings, origins, scratch), settings)
         part, name = target.parts[0], str(settings.stage)
         return against_stage(target, part, settings.against, quick=settings.quick, name=name)
 
@@ -114,7 +115,7 @@ def opened(settings: OptimiseSettings, origins: Mapping[str, Resolved]) -> Stage
     if folder is not None:
         return StageRound(folder, facts, **options)
     with disk_errors(rounds()), jobs.trial_folder(home() / "trials") as scratch:
-        target = with_worker(make_target(settings, origins, scratch), settings.worker)
+        target = worked(make_target(settings, origins, scratch), settings)
         folder = new_folder(str(settings.stage))
         try:
             return StageRound.begin(folder, target, facts, words=command_of(settings), asked=asked, **options)
@@ -125,13 +126,13 @@ def opened(settings: OptimiseSettings, origins: Mapping[str, Resolved]) -> Stage
 
 def make_target(settings: OptimiseSettings, origins: Mapping[str, Resolved], scratch: Path) -> Target:
     """The job folders of what was asked for, below scratch. Raises UserError."""
-    if settings.stage in ("infer", "pipeline"):
+    if settings.stage in ("infer", "serve", "pipeline"):
         run = settings.like or settings.from_run or "latest"
         stage = find_stage(run).folder
         if settings.stage == "pipeline":
             copy_training(stage, scratch / "train")
         variables = write_generation(settings, origins, stage, scratch / "generate")
-        return Target(scratch, environment=variables)
+        return Target(scratch, served.MODULE if settings.stage == "serve" else WORKER, variables)
     assert settings.stage in TRAINED, f"unknown stage {settings.stage}"
     if settings.like is not None:
         copy_training(find_stage(settings.like).folder, scratch / "train")
@@ -147,6 +148,16 @@ def make_target(settings: OptimiseSettings, origins: Mapping[str, Resolved], scr
     write_choices(made(scratch / "train"), choices)
     write_json(scratch / "train" / "config.json", job.as_json())
     return Target(scratch)
+
+
+def worked(target: Target, settings: OptimiseSettings) -> Target:
+    """The target run by the worker that was asked for. Raises UserError."""
+    if settings.worker == WORKER:
+        return target
+    if settings.stage == "serve":
+        fix = "leave out --worker"
+        raise UserError("serve is run by the server, not by a --worker", value=settings.worker, fix=fix)
+    return with_worker(target, settings.worker)
 
 
 def made(folder: Path) -> Path:
