@@ -31,7 +31,7 @@ SUITES: dict[str, Suite] = {
         "intone.bench.gpu_suites.casestudy:casestudy_base", 5.0, "the case study's base training, likewise"
     ),
     "optimise": Suite(
-        "intone.bench.gpu_suites.optimise:optimise", 9.0, "the case study's start handed to optimise: what it mends"
+        "intone.bench.gpu_suites.optimise:optimise", 6.0, "the case study's start handed to optimise: what it mends"
     ),
     "decode": Suite("intone.bench.gpu_suites.decode:decode", 3.0, "the engine's tokens/s by rows, and its idle share"),
 }

@@ -16,7 +16,7 @@ def optimise(bench: Bench) -> None:
     """Rows optimise.mended, optimise.sft and optimise.inference; each part is a round of its own."""
     shape = shape_of(bench)
     for part, of_ours, name in (("sft", "train", "optimise.sft"), ("inference", "generate", "optimise.inference")):
-        if not bench.may(f"a round on the start's {part}", name, f"{name}.mended", seconds=240):
+        if not bench.may(f"a round on the start's {part}", name, f"{name}.mended", seconds=170):
             continue
         kit = make_kit(bench, shape)
         target = start_target(bench.scratch / f"start-{part}", kit, make_texts(bench, shape, kit), [part])
