@@ -1,6 +1,6 @@
 """The plan for our own stages: from findings to settings that answer them, each with its bounds, risk, gates, undo."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from intone.optimise.detect.finding import Bottleneck
@@ -13,6 +13,7 @@ from intone.tune.trial import attention_for
 TRAIN_GATES = "recipe equal; losses and gradients within rounding of eager fp32; memory fits; then speed in turns"
 WRITE_GATES = "greedy tokens those of the plain model; samples follow its probabilities; then speed in turns"
 UNDO = "leave the setting out of the preset"
+Answering = Callable[[Target, Signals, Bottleneck], list[Item]]
 WORTH = 1.05  # measured gain from which another way to compute is worth a try (detector D3)
 
 
@@ -148,11 +149,11 @@ def more_slots(_target: Target, signals: Signals, finding: Bottleneck) -> list[I
     )]  # fmt: skip
 
 
-TRAIN_ANSWERS: dict[str, Any] = {
+TRAIN_ANSWERS: dict[str, Answering] = {
     "D1": more_rows, "D2": fast_code, "D3": fast_code, "D12": segments_of_memory, "D14": fast_format,
     "D17": other_attention, "D26": other_threads,
 }  # fmt: skip
-WRITE_ANSWERS: dict[str, Any] = {"D9": more_slots, "D14": fast_format, "D26": other_threads}
+WRITE_ANSWERS: dict[str, Answering] = {"D9": more_slots, "D14": fast_format, "D26": other_threads}
 
 TOLD = {
     "D4": "leave compiling out of a run as short as this, or keep its cache: it is reused by the next one",

@@ -120,7 +120,9 @@ def one_answer(url: str, body: Mapping[str, Any]) -> tuple[int, float]:
     """(new tokens, seconds to the first event) of one stream, read to its end. Raises UserError."""
     place = urlsplit(url)
     connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=TIMEOUT_S)
-    begin_s, first_s, tokens = time.perf_counter(), None, None
+    first_s: float | None = None
+    tokens: int | None = None
+    begin_s = time.perf_counter()
     try:
         connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
