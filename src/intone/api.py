@@ -16,7 +16,7 @@ from intone.data.chat import Message, parse_messages
 from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, EXIT_STOPPED, UserError
 from intone.model.native.build import build_to_generate
 from intone.paths import home, read_json, write_json
-from intone.records import Answer, read_choices
+from intone.records import Answer, read_choices, settings_layer
 from intone.runs import Place, find_stage
 from intone.settings import ChatSettings, EvalSettings, Layer, Resolved, TrainSettings, resolve
 
@@ -95,7 +95,10 @@ def train(stage: str, **settings: Any) -> Answer:
     """
     from intone.pipeline import run_train
 
-    asked, origins = resolve(TrainSettings, [Layer("flag", "intone.train", {"stage": stage, **settings})])
+    layers = [Layer("flag", "intone.train", {"stage": stage, **settings})]
+    if isinstance(settings.get("settings"), str):
+        layers.insert(0, settings_layer(TrainSettings, Path(settings["settings"]).expanduser()))
+    asked, origins = resolve(TrainSettings, layers)
     return run_train(asked, origins)
 
 

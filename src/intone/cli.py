@@ -31,7 +31,7 @@ from intone.errors import (
 from intone.fields import flag_of, help_of, kind, metavar, shown, words_of
 from intone.log import say
 from intone.paths import home, write_atomic
-from intone.records import Answer, json_line, read_format
+from intone.records import Answer, json_line, settings_layer
 from intone.settings import Checked, Layer, Resolved, inherited, named_fields, preset_rows, resolve, show_table
 from intone.verbs import VERBS, Verb, static_answer
 
@@ -148,7 +148,7 @@ def layers(cls: type[Checked], given: Mapping[str, Any]) -> list[Layer]:
     fields = named_fields(cls)
     stronger = [Layer("flag", flag_of(fields[name]), {name: value}) for name, value in given.items()]
     if isinstance(given.get("settings"), str):
-        stronger.insert(0, settings_file(fields, Path(given["settings"]).expanduser()))
+        stronger.insert(0, settings_layer(cls, Path(given["settings"]).expanduser()))
     inherits = any(entry.metadata.get("inherit") for entry in fields.values())
     if not inherits or not isinstance(given.get("from_run"), str):
         return stronger
@@ -156,17 +156,6 @@ def layers(cls: type[Checked], given: Mapping[str, Any]) -> list[Layer]:
 
     run = find_run(given["from_run"])
     return [Layer("from", f"run {run.name}", inherited(cls, run.settings)), *stronger]
-
-
-def settings_file(fields: Mapping[str, dataclasses.Field[Any]], path: Path) -> Layer:
-    """The settings in a JSON file {"format": 1, "settings": {...}}. Raises UserError, also for names that are none."""
-    values = read_format(path).get("settings")
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no settings", value=str(path), fix='it must be {"format": 1, "settings": {...}}')
-    for name in values:
-        if name not in fields or fields[name].metadata.get("positional") or fields[name].metadata.get("aside"):
-            raise unknown_name(f"setting in {path}", str(name), [n for n in fields if n not in ("settings", "json")])
-    return Layer("preset", str(path), values)
 
 
 def parse_flags(verb: str, entry: Verb, args: list[str]) -> dict[str, Any] | None:

@@ -163,6 +163,9 @@ def check_like(settings: TrainingSettings, origins: Mapping[str, Resolved]) -> N
     """Raises UserError for a setting that is asked for beside --like, which brings all of them."""
     if settings.like is None:
         return
+    if settings.settings is not None:
+        fix = "leave out --settings, or --like"
+        raise UserError("--like brings its own settings, and so does --settings", value=settings.settings, fix=fix)
     fields = named_fields(type(settings))
     for name, entry in origins.items():
         if entry.origin == "flag" and name not in ("like", "stage") and not is_free(fields[name]):

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from intone.config import fits, words_for
 from intone.errors import OUTCOMES, Damaged, UserError, unknown_name
 from intone.paths import append_line, read_json, read_lines, write_atomic, write_json
-from intone.settings import Origin, Resolved
+from intone.settings import Checked, Layer, Origin, Resolved, named_fields
 
 FORMAT = 1
 ORIGINS = ("default", "preset", "from", "flag", "measured", "cached")
@@ -57,6 +57,25 @@ def read_format(path: Path) -> dict[str, Any]:
             fix="read it with the version of intone that wrote it",
         )
     return value
+
+
+def settings_layer(cls: type[Checked], path: Path) -> Layer:
+    """The settings in a JSON file {"format": 1, "settings": {...}}, as --settings takes them; other keys are notes.
+
+    Raises UserError where there is none, for a name that cls does not have, and for one that says what a call is
+    about and not how it computes; values are checked where layers are resolved.
+    """
+    values = read_format(path).get("settings")
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings", value=str(path), fix='it must be {"format": 1, "settings": {...}}')
+    fields = {
+        name: entry for name, entry in named_fields(cls).items()
+        if not entry.metadata.get("positional") and not entry.metadata.get("aside")
+    }  # fmt: skip
+    for name in values:
+        if name not in fields:
+            raise unknown_name(f"setting in {path}", str(name), fields)
+    return Layer("preset", str(path), values)
 
 
 @dataclass(frozen=True)

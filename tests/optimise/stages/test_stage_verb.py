@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+import intone
 from intone import cli
+from intone.errors import UserError
 from intone.optimise import verb
 from intone.optimise.settings import OptimiseSettings
 from intone.optimise.stages import verb as stage_verb
@@ -97,6 +99,20 @@ def test_what_was_kept_is_a_layer_below_the_flags(home, tmp_path, capsys):
     rows = {name: line for name, line in shown.items() if name in ("device_batch", "kernels")}
     assert "16" in rows["device_batch"] and str(path) in rows["device_batch"]
     assert "torch" in rows["kernels"] and "--kernels" in rows["kernels"]
+
+
+def test_a_file_beside_like_is_refused_since_both_bring_settings(home, tmp_path, capsys):
+    path = tmp_path / "preset.json"
+    write_json(path, {"format": 1, "settings": {}, "beside": {}})
+    assert cli.main(["train", "base", "--settings", str(path), "--like", "d4-1"]) == 2
+    assert "--like brings its own settings" in capsys.readouterr().err
+
+
+def test_python_takes_the_file_too(home, tmp_path):
+    path = tmp_path / "preset.json"
+    write_json(path, {"format": 1, "settings": {"device_bach": 16}, "beside": {}})
+    with pytest.raises(UserError, match="device_bach"):
+        intone.train("base", settings=str(path))
 
 
 @pytest.mark.parametrize(
