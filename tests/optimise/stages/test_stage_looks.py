@@ -1,13 +1,29 @@
 """Looks at our own stages: what is planted shows in the signals, what is mended does not."""
 
 import pytest
+import torch
 from tests.optimise.stages.threads import ThreadChild, run_here
 
+from intone.bench.casestudy_start import Faults, planted
+from intone.data.loader import Prefetcher
 from intone.optimise.detect.catalogue import detect
 from intone.optimise.stages.generation import look_at_generation
 from intone.optimise.stages.target import Target
-from intone.optimise.stages.training import knee, look_at_training, off_step_share
+from intone.optimise.stages.training import (
+    QUIET,
+    knee,
+    look_at_training,
+    most_rows,
+    off_step_share,
+    rows_ladder,
+    signals_of,
+)
+from intone.optimise.stages.watch import Watch, num_steps
+from intone.optimise.trace import read_profile
+from intone.paths import read_json
 from intone.records import EvalRow, EventRow, StepRow, log_row
+from intone.train.loop import Trainer
+from intone.train.step import StepResult, TrainStep
 
 MENDED = {"switches": {"no_cache": False, "copied_first_token": False}}
 
@@ -23,6 +39,66 @@ def in_threads(monkeypatch):
     monkeypatch.setattr(Target, "run", lambda target, folder, env: run_here(folder))
 
 
+@pytest.fixture
+def watched_here(monkeypatch, start, tmp_path):
+    """watched_here(state) -> what the clocks see of the start's training, run in this process."""
+    for owner, name in (
+        (TrainStep, "__init__"), (TrainStep, "run"), (TrainStep, "_upload"), (torch.Tensor, "backward"),
+        (StepResult, "sync_loss"), (Prefetcher, "__next__"), (torch.nn.functional, "cross_entropy"),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # to be put back after the clocks were put in
+
+    def watched(state):
+        plan = {"worker": "-", "folder": "-", "out": str(tmp_path / "seen.json"), "warm": 3, "plain": 9, "split": 5}
+        folder = start.write("train", state, tmp_path / "job", steps=num_steps(plan), **QUIET)
+        Watch(plan).install()
+        with planted(Faults.from_json(read_json(folder / "faults.json"))):
+            assert Trainer(folder, lambda: False).run().outcome == "done"
+        return read_json(tmp_path / "seen.json"), read_profile(tmp_path / "seen.json.trace")
+
+    return watched
+
+
+def test_clocks_and_profile_show_padding_and_where_the_time_goes(watched_here, start, facts):
+    found, profile = watched_here({})
+    signals = signals_of(found, profile, start, {}, facts)
+    assert "D16" in {entry.detector for entry in detect(signals)} and signals.pad_share > 0.2
+    assert signals.num_shapes > 1 and signals.micro_steps > 4 and signals.num_steps == 9
+    assert sum(signals.parts.values()) == pytest.approx(1.0, abs=0.01)
+    assert min(signals.parts[part] for part in ("forward", "backward", "optimizer")) > 0.01
+    assert signals.ops_per_step > 100 and 0 <= signals.idle_share < 1 and signals.matmul_dtypes == {"fp32": 1.0}
+    kinds = signals.memory_kinds
+    assert kinds["weights"] == kinds["gradients"] > 0 and kinds["optimizer"] > 0 and kinds["activations"] >= 0
+    assert signals.logits_bytes > 0 and 0 < signals.flop_share < 1
+
+
+def test_packed_the_same_clocks_show_no_padding(watched_here, start, facts):
+    state = {"switches": {"padded_rows": False}}
+    signals = signals_of(*watched_here(state), start, state, facts)
+    assert signals.pad_share < 0.1 and signals.num_shapes == 1 and signals.micro_steps == 4
+
+
+def test_more_rows_are_tried_until_they_bring_nothing_or_memory_ends(start, facts):
+    class Planted:
+        peak_bytes = 1000
+
+        def __init__(self, gains):
+            self.gains = gains
+
+        def gain(self, *, base, device_batch):
+            assert device_batch == 2 * base["device_batch"]
+            return self.gains.get(device_batch)
+
+    segment = start.choices({}).segments[0]
+    assert rows_ladder(Planted({8: 1.5, 16: 1.2, 32: 1.01, 64: 2.0}), segment, 64, None) == pytest.approx(
+        {4: 1.0, 8: 1.5, 16: 1.8, 32: 1.818}
+    )
+    assert rows_ladder(Planted({8: 1.5, 16: 1.2}), segment, 64, 1200) == {4: 1.0, 8: 1.5}, "83% of the memory"
+    assert rows_ladder(Planted({8: None}), segment, 64, None) == {}
+    assert most_rows(start, {}) == 64 and most_rows(start, {"switches": {"padded_rows": False}}) == 16
+
+
+@pytest.mark.long
 def test_the_starts_training_shows_all_three_faults(start, facts, tmp_path):
     signals = look_at_training(start, {}, facts, tmp_path)
     found = {entry.detector: entry for entry in detect(signals)}
