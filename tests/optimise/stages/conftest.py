@@ -39,7 +39,7 @@ def start_folder(tmp_path_factory: pytest.TempPathFactory, tiny_job: TrainJob) -
     folder = tmp_path_factory.mktemp("start")
     tokenizer = Tokenizer.load(Path(tiny_job.tokenizer))
     talks = [
-        [Message("user", "how many?"), Message("assistant", f"{n} fly " * (1 + n % 3) ** 2)] for n in range(900)
+        [Message("user", "how many?"), Message("assistant", f"{n} fly " * (1 + n % 8))] for n in range(900)
     ]
     write_token_set(folder / "set", talks, tokenizer, kind="conversations")
     job = replace(

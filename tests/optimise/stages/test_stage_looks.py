@@ -49,7 +49,7 @@ def watched_here(monkeypatch, start, tmp_path):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # to be put back after the clocks were put in
 
     def watched(state):
-        plan = {"worker": "-", "folder": "-", "out": str(tmp_path / "seen.json"), "warm": 3, "plain": 9, "split": 5}
+        plan = {"worker": "-", "folder": "-", "out": str(tmp_path / "seen.json"), "warm": 3, "plain": 4, "split": 2}
         folder = start.write("train", state, tmp_path / "job", steps=num_steps(plan), **QUIET)
         Watch(plan).install()
         with planted(Faults.from_json(read_json(folder / "faults.json"))):
@@ -62,8 +62,8 @@ def watched_here(monkeypatch, start, tmp_path):
 def test_clocks_and_profile_show_padding_and_where_the_time_goes(watched_here, start, facts):
     found, profile = watched_here({})
     signals = signals_of(found, profile, start, {}, facts)
-    assert "D16" in {entry.detector for entry in detect(signals)} and signals.pad_share > 0.2
-    assert signals.num_shapes > 1 and signals.micro_steps > 4 and signals.num_steps == 9
+    assert "D16" in {entry.detector for entry in detect(signals)} and signals.pad_share > 0.15
+    assert signals.num_shapes > 1 and signals.micro_steps > 4 and signals.num_steps == 4
     assert sum(signals.parts.values()) == pytest.approx(1.0, abs=0.01)
     assert min(signals.parts[part] for part in ("forward", "backward", "optimizer")) > 0.01
     assert signals.ops_per_step > 100 and 0 <= signals.idle_share < 1 and signals.matmul_dtypes == {"fp32": 1.0}
@@ -103,7 +103,7 @@ def test_the_starts_training_shows_all_three_faults(start, facts, tmp_path):
     signals = look_at_training(start, {}, facts, tmp_path)
     found = {entry.detector: entry for entry in detect(signals)}
     assert {"D1", "D3", "D16"} <= set(found)
-    assert signals.pad_share > 0.2 and signals.num_shapes > 1
+    assert signals.pad_share > 0.15 and signals.num_shapes > 1
     assert signals.device_batch == 4 and signals.elasticity == signals.ladder["8"] > 1.05
     assert signals.kernels_gain > 1.05, "our kernels were measured, in turns with PyTorch's operations"
     assert sum(signals.parts.values()) == pytest.approx(1.0, abs=0.01)
