@@ -39,12 +39,12 @@ def start_folder(tmp_path_factory: pytest.TempPathFactory, tiny_job: TrainJob) -
     folder = tmp_path_factory.mktemp("start")
     tokenizer = Tokenizer.load(Path(tiny_job.tokenizer))
     talks = [
-        [Message("user", "how many?"), Message("assistant", f"{n} fly " * (1 + n % 8))] for n in range(900)
+        [Message("user", "how?"), Message("assistant", f"{n} fly " * (1 + n % 4))] for n in range(1500)
     ]
     write_token_set(folder / "set", talks, tokenizer, kind="conversations")
     job = replace(
-        tiny_job, stage="sft", data=(str(folder / "set"),), val=None, keep=0, steps=1000, context=128, rows_per_step=16,
-        model=replace(CONFIG, context=128),
+        tiny_job, stage="sft", data=(str(folder / "set"),), val=None, keep=0, steps=1000, context=64, rows_per_step=16,
+        model=replace(CONFIG, context=64),
     )  # fmt: skip
     (folder / "train").mkdir()
     write_job(folder / "train", job, replace(SEGMENT, device_batch=4, threads=1))
