@@ -13,6 +13,7 @@ from intone.optimise.stages import verb as stage_verb
 from intone.optimise.stages.target import Target
 from intone.optimise.stages.verb import command_of, make_target, opened
 from intone.paths import write_json
+from intone.planning import Plan
 from intone.settings import Layer, resolve
 
 
@@ -51,6 +52,23 @@ def test_a_stage_is_looked_at_as_its_run_settled_it(here, start_folder, tmp_path
     target = make_target(*settings_of(stage="sft", like=like), tmp_path / "jobs")
     assert target.parts == ("train",) and target.job().stage == "sft"
     assert target.choices({}).segments[0].device_batch == 4
+
+
+def test_a_stage_is_planned_as_intone_train_would_plan_it(here, start, tmp_path, monkeypatch):
+    asked = []
+
+    def planned(settings, origins, folder, *, started_s):
+        asked.append((settings, origins))
+        return Plan({"base": (start.job(), start.choices({}))}, None, {})
+
+    monkeypatch.setattr(stage_verb, "plan_stage", planned)
+    about = dict(depth=2, device_batch=4, compile="off", minutes=3.0, quick=True)
+    target = make_target(*settings_of(stage="base", **about), tmp_path / "jobs")
+    ((settings, origins),) = asked
+    assert (settings.stage, settings.depth, settings.device_batch, settings.compile) == ("base", 2, 4, "off")
+    # the minutes are those of the round, and a few steps give text enough
+    assert settings.minutes == "auto" and settings.steps == 50 and origins["depth"].origin == "flag"
+    assert target.parts == ("train",)
 
 
 def test_a_generation_is_made_of_a_runs_model(here, start_folder, tmp_path, tiny_job):

@@ -21,7 +21,7 @@ from intone.log import table
 from intone.optimise.against import against_stage
 from intone.optimise.ledger import Ledger
 from intone.optimise.rounds import new_folder, rounds, unfinished
-from intone.optimise.settings import TRAINED, OptimiseSettings
+from intone.optimise.settings import OF_STAGES, TRAINED, OptimiseSettings
 from intone.optimise.stages import served
 from intone.optimise.stages.plan import described
 from intone.optimise.stages.preset import preset_of, preset_words
@@ -140,7 +140,7 @@ def make_target(settings: OptimiseSettings, origins: Mapping[str, Resolved], scr
     names = named_fields(TrainSettings)
     layers = [
         Layer(entry.origin, entry.reason, {name: entry.value}) for name, entry in origins.items()
-        if name in names and name not in ("like", "json")
+        if name in names and name in ("stage", *OF_STAGES) and name != "like"
     ]  # fmt: skip
     layers.append(Layer("default", "enough to look at", {"steps": DATA_STEPS}))
     asked, resolved = resolve(TrainSettings, layers)
