@@ -42,6 +42,7 @@ def test_what_is_compared_is_asked_for_and_auto_is_left_to_the_verb():
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_plan_is_settled_by_the_verb_apart_from_the_persons_runs_and_found_again(tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text("".join(f'{{"text": "Ship {n} sails past island {n * 7 % 31} now."}}\n' for n in range(90)))

@@ -29,6 +29,7 @@ def measured_once(sides, **_):
     return Measured(tuple(results), tuple(found), (), 1, False, 1.0, "")
 
 
+@pytest.mark.long
 def test_the_same_training_gives_a_row_of_the_speeds(pair, long_job, monkeypatch, capsys):  # noqa: F811
     settings, checkout = pair
     counts = num_parameters(long_job.model)
