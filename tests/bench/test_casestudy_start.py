@@ -15,7 +15,9 @@ from intone.data.loader import Batch, Rows
 from intone.data.shards import TokenSet, write_token_set
 from intone.data.tokenizer import Tokenizer
 from intone.engine.engine import Engine
+from intone.engine.naive import generate_naive
 from intone.engine.requests import Request
+from intone.engine.text import Specials
 from intone.errors import UserError
 from intone.model.gpt import GPT
 from intone.model.optim import Optimizer
@@ -136,6 +138,19 @@ def test_the_naive_start_writes_the_engines_tokens(model, tokenizer):
     with Engine(model, tokenizer) as engine:
         expected = engine.generate([request])[0]
     assert [sample.ids for sample in naive.generate([request])[0]] == [sample.ids for sample in expected]
+
+
+def test_a_text_that_must_not_end_is_the_engines_also_where_the_model_would_end_it(model, tokenizer):
+    ends = sorted(Specials.of(tokenizer).ends)
+    model.head.weight[ends] *= 20  # some end token is the likeliest or the unlikeliest everywhere
+    request = Request([5, 6, 7], max_tokens=12, min_tokens=12, temperature=0.0, tools=False)
+    try:
+        assert set(generate_naive(model, [5, 6, 7], max_tokens=12).ids) & set(ends), "else nothing is tried here"
+        with Engine(model, tokenizer) as engine:
+            expected = engine.generate([request])[0][0].ids
+        assert start_engine(model, tokenizer, Faults.named("no_cache")).generate([request])[0][0].ids == expected
+    finally:
+        model.head.weight[ends] /= 20
 
 
 @pytest.mark.parametrize("names", [("copied_first_token",), ("copied_first_token", "no_cache")])

@@ -168,12 +168,13 @@ class StartEngine:
         from intone.engine.naive import generate_naive
         from intone.engine.requests import Completion, Usage
 
+        is_fixed = request.min_tokens == request.max_tokens  # then it must not end, and nothing that ends it is drawn
         ids = list(forced)
         if len(ids) < new and not set(ids) & self._ends:
             ids += generate_naive(
                 self._model, prompt + ids, max_tokens=new - len(ids), temperature=request.temperature,
                 top_k=request.top_k, seed=seed, number=number,
-                stop_ids=frozenset() if request.min_tokens == request.max_tokens else self._ends,
+                stop_ids=frozenset() if is_fixed else self._ends, excluded=self._ends if is_fixed else frozenset(),
             ).ids  # fmt: skip
         reason: Any = "stop" if ids and ids[-1] in self._ends else "length"
         text = self._tokenizer.decode(ids)

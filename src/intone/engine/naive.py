@@ -20,14 +20,13 @@ class NaiveResult:
 @torch.inference_mode()
 def generate_naive(
     model: Any, prompt: list[int], *, max_tokens: int, temperature: float = 0.0, top_k: int | None = None,
-    seed: int = 0, number: int = 0, stop_ids: frozenset[int] = frozenset(),
+    seed: int = 0, number: int = 0, stop_ids: frozenset[int] = frozenset(), excluded: frozenset[int] = frozenset(),
 ) -> NaiveResult:  # fmt: skip
     """Continues prompt by max_tokens ids, or fewer where a stop id comes (it is the last then).
 
-    The engine's reference in tests and the slow side of the case study: for equal logits it draws the same tokens as
-    the engine's sample of this number with the same seed. 50 tokens and 200 new ones cost 50 + 51 + ... + 249 =
-    29,900 forwards.
-    The prompt and the answer must fit into the model's context: not checked.
+    excluded: ids that are never drawn. The engine's reference in tests and the slow side of the case study: for equal
+    logits it draws the same tokens as the engine's sample of this number with the same seed. 50 tokens and 200 new ones
+    cost 50 + 51 + ... + 249 = 29,900 forwards. The prompt and the answer must fit into the context: not checked.
     """
     device = next(model.parameters()).device
     vocab = model.config.vocab_size
@@ -41,6 +40,7 @@ def generate_naive(
     )
     while len(ids) < len(prompt) + max_tokens:
         logits = model.logits(torch.tensor([ids], device=device))[:, -1]
+        logits[:, sorted(excluded)] = -torch.inf
         num_forwards += len(ids)
         ids.append(int(sample.choose(logits, settings, sample.uniforms(stream, np.array([len(ids)])))))
         if ids[-1] in stop_ids:
