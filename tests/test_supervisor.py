@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 
+import psutil
 import pytest
 
 from intone import jobs, supervisor
@@ -24,6 +25,7 @@ from intone.records import (
 from intone.supervisor import go_smaller, supervise
 from tests.tiny_jobs import ENVIRONMENT, SEGMENT, losses, replace, wait_for, worker_of, write_job
 
+MIB = 2**20
 STEPS = 60
 SAVE_EVERY_S = 0.2  # a few saves in the second that the steps take, and steps after the last one
 
@@ -97,6 +99,26 @@ def test_out_of_memory_goes_on_with_the_next_smaller_micro_batch(tiny_job, tmp_p
     assert [step for step, _ in losses(folder)] == [1, 2]
 
 
+def test_memory_that_runs_out_in_mid_run_gives_the_losses_of_a_plan_that_makes_the_same_switch(
+    tiny_job, tmp_path, capfd
+):
+    """A limit below what the worker holds already, and an allocator that asks the system for every large tensor."""
+    environment = {**ENVIRONMENT, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    large = replace(SEGMENT, device_batch=48)
+    asked = dict(fallbacks=(48, 20), rows_per_step=48, steps=30, save_every_s=1e4, eval_every=10, val=None)
+    folder = write_job(tmp_path / "job", tiny_job, large, **asked)
+    limiter = after_saved_steps(folder, 11, lambda: worker_of(os.getpid()).rlimit(psutil.RLIMIT_DATA, (MIB, MIB)))
+    assert supervise(folder, environment) == Outcome("done", 30)
+    limiter.join()
+    first, second = read_choices(folder).segments
+    assert first == large and (second.device_batch, second.from_step) == (20, 10)
+    told = [line for line in capfd.readouterr().err.splitlines() if "memory ran out" in line]
+    assert len(told) == 1 and told[0].startswith("smaller micro-batch: device_batch 48 -> 20: memory ran out")
+    planned = write_job(tmp_path / "planned", tiny_job, *read_choices(folder).segments, **asked)
+    assert supervise(planned, environment) == Outcome("done", 30)
+    assert_same_result(folder, planned)
+
+
 class Worker:
     """Stands in for jobs: each start takes the next of these outcomes, and saves where it says so."""
 
@@ -121,9 +143,25 @@ NO_MEMORY = Outcome("out_of_memory", 3, "memory ran out")
 
 
 def test_a_worker_that_dies_again_and_again_is_given_up_after_three_restarts(tiny_job, tmp_path, monkeypatch):
-    worker = Worker(monkeypatch, write_job(tmp_path, tiny_job), [KILLED])
-    assert supervise(tmp_path, ENVIRONMENT) == KILLED
+    crashed = replace(KILLED, message="the worker was ended by SIGSEGV")
+    worker = Worker(monkeypatch, write_job(tmp_path, tiny_job), [crashed])
+    assert supervise(tmp_path, ENVIRONMENT) == crashed
     assert worker.count == 4
+    assert read_choices(tmp_path).segments == (SEGMENT,)
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGABRT"])
+def test_killed_or_aborted_twice_without_a_save_between_goes_a_size_down_each_time(
+    tiny_job, tmp_path, monkeypatch, name
+):
+    """So ends a process in a container that took too much, or one whose library aborts: nobody says why."""
+    ended = replace(KILLED, message=f"the worker was ended by {name}")
+    worker = Worker(monkeypatch, write_job(tmp_path, tiny_job), [ended])
+    assert supervise(tmp_path, ENVIRONMENT) == ended
+    assert [segment.device_batch for segment in read_choices(tmp_path).segments] == [3, 2, 1]
+    assert worker.count == 4  # 3 rows twice, 2, 1
+    events = [row["event"] for row in read_log(tmp_path / "log.jsonl", "event")]
+    assert events == ["restart", "smaller micro-batch", "smaller micro-batch"]
 
 
 @pytest.mark.parametrize(("planned", "expected"), [(None, None), (30.0, 30.0), ("not planned", 1800.0)])

@@ -18,6 +18,8 @@ from intone.tune.batch import Found, Method
 from intone.tune.kernels import settle_kernels
 from intone.tune.precision import NoTrial
 from intone.tune.settle import (
+    MARGIN,
+    available_bytes,
     compile_key,
     settle_compile,
     settle_device_batch,
@@ -131,12 +133,23 @@ def settle_ground(
         reason = f"a trial with more ran out of memory ({batch.reason})"
         batch = Choice(runner.device_batch, reason, "measured", ({"value": batch.value, "why": "memory ran out"},))
     settled.put("device_batch", batch)
+    settled.choices["memory_margin_bytes"] = memory_margin(settled.found, facts)
     if settled.found is not None:
         step_s *= faster_by(settled.found, runner.device_batch)
     return Ground(
         config, tokenizer_folder, tokenizer, device, dtype, threads, kernels, attention, compiled, batch.value,
         rows_per_step, step_s, eager_s, variables, devices,
     )  # fmt: skip
+
+
+def memory_margin(found: Found | None, facts: Facts) -> Choice:
+    """Bytes that a step's worst moment should leave free; a worker with less ends for a smaller micro-batch."""
+    if found is not None and found.margin_bytes is not None:
+        return Choice(found.margin_bytes, "what the search for the micro-batch left free", "measured")
+    available = available_bytes(facts)
+    if available is None:
+        return Choice(None, "how much memory is free is unknown here: it is not watched", "default")
+    return Choice(int(MARGIN * available), f"{MARGIN:.0%} of the memory that was free", "default")
 
 
 def faster_by(found: Found, rows: int) -> float:

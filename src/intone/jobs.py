@@ -138,6 +138,15 @@ def ended_by_signal(number: int, step: int | None, who: str, *, oom_kills_before
     return Outcome("killed", step, f"{who} was ended by {signal.Signals(number).name}")
 
 
+def may_want_memory(outcome: Outcome) -> bool:
+    """Whether a job was ended as by a kernel that does not say why, or by a library that aborts where memory runs out.
+
+    safetensors does so when it writes a save [measured: "memory allocation of 1048576 bytes failed", then SIGABRT].
+    """
+    names = tuple(f" {number.name}" for number in (signal.SIGKILL, signal.SIGABRT))
+    return outcome.outcome == "killed" and outcome.message.endswith(names)
+
+
 def devices_of(folder: Path) -> int:
     """How many processes train the job of a folder together, as its plan says; 1 where it has no plan."""
     return int(planned(folder, "devices", 1))

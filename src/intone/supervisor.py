@@ -11,15 +11,17 @@ from intone.model.checkpoint import list_checkpoints, saved_step
 from intone.records import EventRow, Outcome, cut_log, log_row, read_choices, read_outcome, write_choices
 
 MAX_RESTARTS = 3  # in a row without a new save in between
+KILLS_FOR_SMALLER = 2  # in a row without a save: one may be a person's, a second looks like want of memory
 
 
 def supervise(folder: Path, env: Mapping[str, str], *, limits: jobs.Limits | None = None) -> Outcome:
     """Runs a job to its end and returns its last outcome.
 
     A worker that was killed starts again from the last save, and so does one that no longer gave a sign of life for
-    the planned stall_s. One that ran out of memory starts again with a new
-    segment and the next smaller micro-batch of choices.json. Without progress this is given up after three tries.
-    An outcome `done` on disk is returned as it is.
+    the planned stall_s. One that ran out of memory, or is about to (train/guard.py), starts again with a new segment
+    and the next smaller micro-batch of choices.json; so does one that was killed or aborted again before it
+    could save: so ends who takes too much where nobody says why (containers, libraries). Without progress this is
+    given up after three tries. An outcome `done` on disk is returned as it is.
     """
     done = read_outcome(folder)
     if done is not None and done.outcome == "done":
@@ -36,6 +38,8 @@ def supervise(folder: Path, env: Mapping[str, str], *, limits: jobs.Limits | Non
             if not go_smaller(folder, saved, outcome):
                 return outcome
             restarts = 0  # the list of sizes is finite
+        elif restarts >= KILLS_FOR_SMALLER and jobs.may_want_memory(outcome) and go_smaller(folder, saved, outcome):
+            continue
         elif restarts > MAX_RESTARTS:
             return outcome
         else:

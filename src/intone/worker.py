@@ -105,7 +105,9 @@ def run_main(folder: Path, stop: StopFlag, world: World, exchange: Exchange | No
             exchange.fail(outcome)
         with contextlib.suppress(UserError):  # no room, or read-only: the parent then derives it from the exit status
             write_outcome(folder, outcome)
-    if outcome.outcome not in ("done", "stopped"):
+    # who started us says what comes of memory that ran out: the run may go on
+    is_told = outcome.outcome == "out_of_memory" and "INTONE_PARENT" in os.environ
+    if outcome.outcome not in ("done", "stopped") and not is_told:
         say(f"{outcome.outcome}: {outcome.message}")
     return EXIT_CODES.get(outcome.outcome, 1)
 

@@ -36,6 +36,7 @@ from intone.paths import read_json, sync_file, write_json
 from intone.records import Choices, EventRow, Outcome, Segment, StepRow, cut_log, log_row, read_choices, read_log
 from intone.team import ALONE, Team
 from intone.train.evaluation import evaluate_stage
+from intone.train.guard import MemoryGuard
 from intone.train.memory import peak_bytes, reset_peak
 from intone.train.plan import check_kernels, check_segments, pick_device
 from intone.train.schedule import scale_at
@@ -245,6 +246,8 @@ class Trainer:
         gc.collect()
         gc.freeze()  # everything alive now stays: collections in the loop need not look at it
         reset_peak(self.device)
+        margin = self.choices.settings.get("memory_margin_bytes")
+        self.guard = MemoryGuard(self.device, None if margin is None else margin.value)
         try:
             share = dict(rank=self.team.rank, size=self.team.size)
             with Prefetcher(self.rows, self.job.rows_per_step, self.progress.step, **share) as batches:
@@ -263,9 +266,10 @@ class Trainer:
             data_s = time.perf_counter() - begin_s
             scale = scale_at(job.schedule, step, job.steps)
             waiting.append(Pending(runner.run(batch, scale), batch, scale.lr, begin_s, data_s))
-            (stopping,) = self.team.anyone(self.should_stop())
+            alarm = self._memory_alarm(step)
+            stopping, crowded = self.team.anyone(self.should_stop(), alarm is not None)
             due = self._is_due(step + 1)
-            read_now = stopping or step + 1 == last_step or due
+            read_now = stopping or crowded or step + 1 == last_step or due
             lag = 0 if read_now else step_lag(self.device, self.choices.segment_at(step).dtype)
             while len(waiting) > lag:
                 outcome = self._finish_step(runner, waiting.pop(0))
@@ -278,7 +282,17 @@ class Trainer:
                 if job.keep:
                     self._save()
                 return Outcome("stopped", progress.step, "stopped by a signal; the same command goes on from here")
+            if crowded and progress.step < job.steps:
+                self._save()
+                return Outcome("out_of_memory", progress.step, alarm or "memory of another process is about to run out")
         return None
+
+    def _memory_alarm(self, step: int) -> str | None:
+        """Why this job should go a size down now; None: it need not, or the plan has no smaller size."""
+        if not self.job.keep:
+            return None  # trials end by themselves
+        size = self.choices.segment_at(step).device_batch
+        return None if self.choices.next_fallback("device_batch", size) is None else self.guard.alarm()
 
     def _runner_at(self, step: int) -> TrainStep:
         """The step function of the segment that computes this step."""
@@ -297,7 +311,7 @@ class Trainer:
             self.model.attention_backend = cast(Backend, segment.attention)
         if segment.threads:
             torch.set_num_threads(segment.threads)
-        if segment.from_step:
+        if self.runner is not None:  # at the start of a process whoever wrote the segment has said so
             self._event("segment", segment.reason)
         runner = TrainStep(
             self.model,
