@@ -92,5 +92,7 @@ class BenchTuneSettings(Checked):
     depths: tuple[int, ...] = (2, 4, 6)
     # tokens of a row
     contexts: tuple[int, ...] = (256, 1024)
+    # wall-clock of the whole: cases that no longer fit are left out, the smallest ones come first
+    minutes: float = setting(12.0, least=1.0)
     # file that rows are appended to; none given: bench/results/tune.jsonl of this checkout
     out: str | None = None

@@ -1,5 +1,6 @@
 """`intone bench tune`: the micro-batch that is found against all others, the seconds of finding it, and its memory"""
 
+import itertools
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from intone.config import TrainJob, model_config
 from intone.data.shards import ensure_token_set
 from intone.evals.intervals import Interval, ratio
 from intone.hardware import Facts, environment, load_facts, quiet
-from intone.log import human_bytes, say, table
+from intone.log import human_bytes, human_duration, say, table
 from intone.model.native.build import obstacle, variant_for
 from intone.paths import home
 from intone.prepare import short_hash
@@ -34,6 +35,8 @@ VOCAB = 4096
 STEP_TOKENS = 8192  # of an optimizer step: 32 rows of 256 tokens, 8 of 1,024
 REPLICATES = 2  # fresh children for the exhaustive sweep
 ROUNDS = 4  # of every size in each of them
+GROWTH = 1.5  # guess: a case takes at most so many times as long as the one before, which is smaller
+SWEEP = "the best size of an exhaustive sweep"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Case:
     hit_s: float
     measured_bytes: int | None  # growth of a fresh worker at the choice
     step_s: Mapping[int, Sequence[float]]  # by size: seconds of a step in every round
+    seconds: float  # that the case took
 
     @property
     def name(self) -> str:
@@ -67,21 +71,44 @@ class Case:
 
 
 def bench_tune(settings: BenchTuneSettings, _origins: Mapping[str, Resolved]) -> Answer:
-    """The verb: every case with its searches and its sweep, then the rows of all."""
+    """The verb: every case with its searches and its sweep. Rows are on disk once a case is done, those of all at last.
+
+    A case that does not fit into the minutes by what the ones before it took is left out, and said.
+    """
     out = Path(settings.out) if settings.out else row_path("tune")
-    facts = load_facts()
-    cases = []
-    for depth in settings.depths:
-        for context in settings.contexts:
-            methods: tuple[Method, ...] = ("line", "bisect") if (depth, context) == compared(settings) else ("line",)
-            cases.append(measured(facts, depth, context, methods))
-            say(case_text(cases[-1]))
-    rows = result_rows(cases)
-    for row in rows:
-        append_result(out, row)
+    facts, command, begin_s = load_facts(), command_of(settings), time.monotonic()
+    cases: list[Case] = []
+    rows: list[ResultRow] = []
+    for depth, context in sorted(itertools.product(settings.depths, settings.contexts)):
+        left_s = 60 * settings.minutes - (time.monotonic() - begin_s)
+        if cases and left_s < GROWTH * cases[-1].seconds:
+            say(f"depth {depth}, {context} tokens a row is left out: {human_duration(max(0, round(left_s)))} are left")
+            continue
+        methods: tuple[Method, ...] = ("line", "bisect") if (depth, context) == compared(settings) else ("line",)
+        cases.append(measured(facts, depth, context, methods))
+        say(case_text(cases[-1]))
+        rows += kept(out, case_rows(cases[-1], command))
+    rows += kept(out, overall_rows(cases, command))
     text = table([[row.id, f"{row.value:.4g}", row.unit, interval_text(row)] for row in rows],
                  header=["row", "value", "unit", "interval"], left=1)  # fmt: skip
     return Answer({"rows": [row.__dict__ for row in rows], "out": str(out)}, text, path=str(out))
+
+
+def command_of(settings: BenchTuneSettings) -> str:
+    """What makes these rows again, on any machine: the flags that differ from their defaults, without a path."""
+    plain = BenchTuneSettings()
+    words = [COMMAND]
+    for name in ("depths", "contexts"):
+        if getattr(settings, name) != getattr(plain, name):
+            words += [f"--{name}", *map(str, getattr(settings, name))]
+    return " ".join(words)
+
+
+def kept(out: Path, rows: list[ResultRow]) -> list[ResultRow]:
+    """The rows, which are on disk now."""
+    for row in rows:
+        append_result(out, row)
+    return rows
 
 
 def compared(settings: BenchTuneSettings) -> tuple[int, int]:
@@ -121,6 +148,7 @@ def question_for(facts: Facts, depth: int, context: int) -> BatchQuestion:
 
 def measured(facts: Facts, depth: int, context: int, methods: Sequence[Method]) -> Case:
     """Searches, a hit, the memory of the choice in a fresh worker, and the exhaustive sweep."""
+    begin_s = time.monotonic()
     question = question_for(facts, depth, context)
     with question.probe() as warm:
         warm.start()  # builds and caches what a first start builds
@@ -132,7 +160,7 @@ def measured(facts: Facts, depth: int, context: int, methods: Sequence[Method]) 
     with quiet(facts.folder, f"bench tune d{depth} t{context}"):
         growth = fresh_growth(question, found["line"].rows)
         step_s = sweep(question, {entry.rows for entry in found.values()})
-    return Case(depth, context, found, hit_s, growth, step_s)
+    return Case(depth, context, found, hit_s, growth, step_s, time.monotonic() - begin_s)
 
 
 def hit_seconds(asked: Resolved, facts: Facts, trials: Trials, question: BatchQuestion, found: Found) -> float:
@@ -181,40 +209,55 @@ def one_block(worker: WorkerProbe, rows: int) -> Sample:
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def result_rows(cases: Sequence[Case]) -> list[ResultRow]:
-    """Rows of every case, and of all of them: the worst case stands for the whole."""
-    rows = []
-    num_rounds = REPLICATES * ROUNDS
+def case_rows(case: Case, command: str) -> list[ResultRow]:
+    """What one case shows: the choice, the search, the memory, and where both methods searched, the other one."""
+    line, n = case.found["line"], REPLICATES * ROUNDS
+    rows = [
+        made(f"batch_quality.{case.name}", case.quality(), "share", n, SWEEP, command),
+        made(f"batch_search_s.{case.name}", line.seconds, "s", 1, None, command),
+        made(f"batch_hit_s.{case.name}", case.hit_s, "s", 1, None, command),
+    ]
+    error = case.memory_error()
+    if error is not None:
+        rows.append(made(f"memory_error.{case.name}", error, "share", 1, "growth of a fresh worker", command))
+    if "bisect" in case.found:
+        bisect = case.found["bisect"]
+        quality = case.quality("bisect")
+        speed = ratio(np.array(case.step_s[line.rows]), np.array(case.step_s[bisect.rows]))
+        rows += [
+            made("bisect.search_s", bisect.seconds, "s", 1, None, command),
+            made("bisect.oom", float(bisect.num_out_of_memory), "count", 1, None, command),
+            made("bisect.batch_quality", quality, "share", n, f"{SWEEP}, {case.name}", command),
+            made("bisect.vs_line", speed, "x", n, f"tokens/s of the line's choice, {case.name}", command),
+        ]
+    return rows
 
-    def add(name: str, value: Interval | float, unit: str, n: int, baseline: str | None = None) -> None:
-        interval = value if isinstance(value, Interval) else Interval(value, value, value)
-        row = new_row(f"cpu.tune.{name}", interval, unit, n=n, baseline=baseline, command=COMMAND)
-        rows.append(row if isinstance(value, Interval) else replace(row, low=None, high=None))
 
-    sweep_of = "the best size of an exhaustive sweep"
-    for case in cases:
-        add(f"batch_quality.{case.name}", case.quality(), "share", num_rounds, sweep_of)
-        add(f"batch_search_s.{case.name}", case.found["line"].seconds, "s", 1)
-        error = case.memory_error()
-        if error is not None:
-            add(f"memory_error.{case.name}", error, "share", 1, "growth of a fresh worker")
+def overall_rows(cases: Sequence[Case], command: str) -> list[ResultRow]:
+    """What all cases say together: the worst of them stands for the whole."""
     worst = min(cases, key=lambda case: case.quality().value)
-    add("batch_quality", worst.quality(), "share", num_rounds, f"{sweep_of}, worst of {len(cases)}: {worst.name}")
-    add("batch_search_s", max(case.found["line"].seconds for case in cases), "s", len(cases))
-    add("batch_hit_s", max(case.hit_s for case in cases), "s", len(cases))
+    baseline = f"{SWEEP}, worst of {len(cases)}: {worst.name}"
+    num_oom = sum(case.found["line"].num_out_of_memory for case in cases)
+    rows = [
+        made("batch_quality", worst.quality(), "share", REPLICATES * ROUNDS, baseline, command),
+        made("batch_search_s", max(case.found["line"].seconds for case in cases), "s", len(cases), None, command),
+        made("batch_hit_s", max(case.hit_s for case in cases), "s", len(cases), None, command),
+        made("search_oom", float(num_oom), "count", len(cases), None, command),
+    ]
     errors = [error for case in cases if (error := case.memory_error()) is not None]
     if errors:
-        add("memory_error", max(errors), "share", len(errors), "growth of a fresh worker")
-    add("search_oom", float(sum(case.found["line"].num_out_of_memory for case in cases)), "count", len(cases))
-    for case in cases:
-        if "bisect" in case.found:
-            line, bisect = case.found["line"], case.found["bisect"]
-            add("bisect.search_s", bisect.seconds, "s", 1)
-            add("bisect.oom", float(bisect.num_out_of_memory), "count", 1)
-            add("bisect.batch_quality", case.quality("bisect"), "share", num_rounds, f"{sweep_of}, {case.name}")
-            speed = ratio(np.array(case.step_s[line.rows]), np.array(case.step_s[bisect.rows]))
-            add("bisect.vs_line", speed, "x", num_rounds, f"tokens/s of the line's choice, {case.name}")
+        rows.append(made("memory_error", max(errors), "share", len(errors), "growth of a fresh worker", command))
     return rows
+
+
+def made(
+    name: str, value: Interval | float, unit: str, n: int, baseline: str | None, command: str
+) -> ResultRow:  # fmt: skip
+    """One row; a number alone has no interval."""
+    if isinstance(value, Interval):
+        return new_row(f"cpu.tune.{name}", value, unit, n=n, baseline=baseline, command=command)
+    row = new_row(f"cpu.tune.{name}", Interval(value, value, value), unit, n=n, baseline=baseline, command=command)
+    return replace(row, low=None, high=None)
 
 
 def interval_text(row: ResultRow) -> str:
