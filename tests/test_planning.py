@@ -163,6 +163,17 @@ def test_the_gates_trial_serves_as_the_speed_trial():
     assert ground.timed_step(runner, "bf16", compiled=False) == 0.25
 
 
+def test_the_minutes_bound_what_was_guessed_before_anything_was_timed_but_not_what_was_asked_for():
+    def run_s(always=False, **values):
+        choices = {name: Choice(value, "test", "default") for name, value in values.items()}
+        return ground.Settled(FACTS, choices, always=always).run_s(1000, 2.0)
+
+    assert run_s(minutes=10.0) == run_s(minutes=10.0, steps="auto") == 600.0
+    assert run_s(minutes=100.0) == 2000.0
+    assert run_s(minutes=10.0, steps=1000) == 2000.0
+    assert run_s(always=True, minutes=10.0) is None
+
+
 # --- whole plans ----------------------------------------------------------------------------------------------------
 
 

@@ -51,6 +51,17 @@ class Settled:
     method: Method = "line"
     found: Found | None = None  # the search behind device_batch
 
+    def run_s(self, steps: int, step_s: float) -> float | None:
+        """Seconds of training in which a comparison must pay; None: compare in any case.
+
+        Steps that were not asked for are an estimate made before anything was timed: the minutes bound it.
+        """
+        if self.always:
+            return None
+        asked, minutes = self.choices.get("steps"), self.choices.get("minutes")
+        is_bounded = (asked is None or asked.value == "auto") and minutes is not None and minutes.value != "auto"
+        return min(steps * step_s, 60.0 * minutes.value) if is_bounded and minutes is not None else steps * step_s
+
     def put(self, name: str, settled: Choice) -> Any:
         """Keeps a choice, says it if the machine decided, and returns its value."""
         self.choices[name] = settled
@@ -127,7 +138,7 @@ def settle_ground(
     question = BatchQuestion(trial_job, segment, device, devices, variables, facts.folder / "trials")
     batch, settled.found = settle_batch(
         origins["device_batch"], facts, trials, question, method=settled.method,
-        run_s=None if settled.always else expected_steps * step_s,
+        run_s=settled.run_s(expected_steps, step_s), start_s=runner.start_s,
     )  # fmt: skip
     if settled.found is None and batch.value > runner.device_batch:
         reason = f"a trial with more ran out of memory ({batch.reason})"

@@ -8,12 +8,13 @@ from intone.config import OptimConfig, ScheduleConfig, TrainJob
 from intone.prove.live import Ready
 from intone.records import Segment
 from intone.settings import Resolved
-from intone.tune.batch import ProbeFailed, Sample, passes_of
-from intone.tune.settle_batch import COST_S, SAVES, BatchQuestion, batch_key, settle_batch
+from intone.tune.batch import SEARCH_S, ProbeFailed, Sample, passes_of
+from intone.tune.paying import SAVES, START_S
+from intone.tune.settle_batch import BatchQuestion, batch_key, settle_batch
 from intone.tune.trials import Trials
 
 GIB = 2**30
-LONG_S = COST_S / SAVES["cpu"] + 1
+LONG_S = (START_S + SEARCH_S) / SAVES["cpu"] + 1
 
 
 class Probe:
@@ -60,11 +61,12 @@ def question(config, tmp_path):
 def settled(auto, facts, trials, question):
     """settled(...) -> (choice, found, what the probes were asked)."""
 
-    def ask(asked=auto, *, run_s=None, question=question, facts=facts, trials=trials, **machine):
+    def ask(asked=auto, *, run_s=None, start_s=None, question=question, facts=facts, trials=trials, **machine):
         log = []
         choice, found = settle_batch(
-            asked, facts, trials, question, run_s=run_s, probe=lambda **how: Probe(log, **machine, **how)
-        )
+            asked, facts, trials, question, run_s=run_s, start_s=start_s,
+            probe=lambda **how: Probe(log, **machine, **how),
+        )  # fmt: skip
         return choice, found, log
 
     return ask
@@ -84,10 +86,35 @@ def test_a_long_run_searches_and_the_choice_has_the_curve_as_its_reason(settled)
     assert all(kind in ("start", "probe") for kind, *_ in log)
 
 
-def test_a_short_run_takes_the_rule_and_says_so(settled):
-    choice, found, log = settled(run_s=COST_S)
+def test_a_run_in_which_a_search_cannot_pay_takes_the_rule_and_says_what_it_would_cost(settled):
+    choice, found, log = settled(run_s=LONG_S - 2)
     assert (found, log, choice.origin) == (None, [], "default")
-    assert "too short for a search to pay" in choice.reason
+    assert choice.reason.endswith(
+        "by rule: a search would take 17 s and save 2.0% of 14 min of training, 17 s (guessed)"
+    )
+    _, found, _ = settled(run_s=LONG_S - 2, start_s=0.5)  # workers start faster here than was guessed
+    assert found is not None
+
+
+def test_what_the_last_search_here_cost_and_saved_decides_about_the_next(settled, question):
+    _, found, _ = settled()  # passes of the rule's size cost what the line says: something was saved
+    other = replace(question, job=replace(question.job, rows_per_step=24))
+    choice, _, log = settled(question=other, run_s=1.0)
+    assert log == [] and "(as the last one here did)" in choice.reason
+    choice, again, _ = settled(question=other, run_s=1e6)
+    assert again is not None and choice.origin == "measured"
+
+
+def test_a_kept_answer_that_saves_less_than_a_look_at_it_costs_is_left_alone(settled, question):
+    job = question.job
+    wide = replace(question, job=replace(job, model=replace(job.model, context=192)))  # the rule then says 16 rows
+    first, _, _ = settled(question=wide)
+    assert first.value == 32
+    choice, found, log = settled(question=wide, run_s=2.0)
+    assert (choice.value, found, log, choice.origin) == (16, None, [], "cached")
+    assert "32 rows were" in choice.reason and "in an earlier search, less than a look at them costs" in choice.reason
+    again, _, log = settled(question=wide, run_s=1e6)
+    assert again.value == first.value and len(log) == 1
 
 
 def test_an_answer_is_remembered_after_one_look(settled):

@@ -12,14 +12,11 @@ from intone.log import human_bytes, human_duration, say
 from intone.records import Choice, Segment
 from intone.settings import Resolved
 from intone.tune.batch import Found, Method, ProbeFailed, Size, passes_of, search_batch
+from intone.tune.paying import START_S, expected, remember, saved, search_key
 from intone.tune.probing import WorkerProbe
 from intone.tune.settle import settle_device_batch
 from intone.tune.trials import Trials, code_fingerprint
 
-# share of a run that a searched micro-batch saves over the rule's: on a CPU throughput is nearly flat (training.md
-# 4.2); the case study won more than half on a GPU. Guess, and only for whether a search pays
-SAVES = {"cpu": 0.05, "cuda": 0.3, "mps": 0.0}
-COST_S = 20.0  # of a search with the start of its child
 DRIFT_BYTES = 0.02  # a kept answer holds while its step needs no more memory than so much above what it did
 DRIFT_S = 0.10  # nor more time (training.md 3.2)
 
@@ -54,11 +51,12 @@ class BatchQuestion:
 
 def settle_batch(
     asked: Resolved, facts: Facts, trials: Trials, question: BatchQuestion, *, run_s: float | None,
-    method: Method = "line", probe: Callable[..., WorkerProbe] | None = None,
+    method: Method = "line", probe: Callable[..., WorkerProbe] | None = None, start_s: float | None = None,
 ) -> tuple[Choice, Found | None]:  # fmt: skip
     """(the choice, the search behind it or None). run_s: expected seconds of training; None: search in any case.
 
-    A number that was asked for is checked and kept. Raises UserError as settle_device_batch does.
+    A number that was asked for is checked and kept. A search, and the look at a kept answer, must pay for themselves
+    within run_s; start_s: what the start of a worker took here. Raises UserError as settle_device_batch does.
     """
     rule = settle_device_batch(
         asked, facts, question.job.model, rows_per_step=question.rows_per_device, dtype=question.segment.dtype,
@@ -71,17 +69,19 @@ def settle_batch(
     kept = trials.find("device_batch", key)
     if kept is not None and kept.measured is not None:
         found = Found.from_json(dict(kept.measured))
+        if run_s is not None and (why := not_worth_a_look(found, rule.value, run_s, start_s)):
+            return replace(rule, reason=f"{rule.reason}; {why}", origin="cached"), None
         refused = still_holds(found, question, facts, make_probe)
         if refused is None:
             return kept, found
         say(f"the micro-batch kept for this question is searched again: {refused}")
-    gain_s = None if run_s is None else SAVES.get(question.device, 0.0) * run_s
     if question.device == "mps":
         return replace(rule, reason=f"{rule.reason}; not measured: MPS does not tell its peak memory"), None
-    if gain_s is not None and gain_s < COST_S:
-        assert run_s is not None, "gain_s comes from it"
-        why = f"by rule, since {human_duration(run_s)} of training are too short for a search to pay"
-        return replace(rule, reason=f"{rule.reason}; {why}"), None
+    paying_key = search_key(facts, question.segment, question.device)
+    if run_s is not None:
+        expects = expected(trials, paying_key, question.device, start_s=start_s)
+        if not expects.pays(run_s):
+            return replace(rule, reason=f"{rule.reason}; {expects.why_not(run_s)}"), None
     with quiet(facts.folder, "the search for a micro-batch"):
         try:
             found = search(question, facts, method, make_probe)
@@ -89,7 +89,18 @@ def settle_batch(
             return replace(rule, reason=f"{rule.reason}; by rule, since a probe failed: {error}"), None
     settled = as_choice(found)
     trials.record("device_batch", key, settled)
+    remember(trials, paying_key, found, rule.value)
     return settled, found
+
+
+def not_worth_a_look(found: Found, rule_rows: int, run_s: float, start_s: float | None) -> str | None:
+    """Why a kept answer is not even looked at: the rule's size is as good, as far as this run goes; None: it is not."""
+    saving = saved(found, rule_rows)
+    cost_s = START_S if start_s is None else start_s
+    if saving is None or saving * run_s > cost_s:
+        return None
+    better = f"{found.rows} rows were {saving:.1%} faster" if saving > 0 else "no size was faster"
+    return f"{better} in an earlier search, less than a look at them costs in {human_duration(round(run_s))}"
 
 
 def search(

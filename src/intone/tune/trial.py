@@ -1,6 +1,7 @@
 """Trials: a few steps of the real training in a throw-away folder, run by the same worker that will train."""
 
 import statistics
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ class TrialRunner:
     environment: Mapping[str, str]
     folder: Path
     devices: int = 1
+    start_s: float | None = None  # the least that a worker took beside its steps: its start and its end
     # by dtype, compiled, kernels, number of steps
     known: dict[tuple[str, bool, str, int], TrialResult] = field(default_factory=dict)
 
@@ -77,7 +79,12 @@ class TrialRunner:
         with jobs.trial_folder(self.folder) as folder:
             choices = Choices(settings, (segment,), {}, dict(self.environment))
             job = replace(self.job, steps=num_steps, keep=0, eval_every=None, samples=(), val=None)
-            return run_job(folder, job, choices, run_worker)
+            begin_s = time.monotonic()
+            trial = run_job(folder, job, choices, run_worker)
+        beside_s = max(0.0, time.monotonic() - begin_s - sum(row["step_s"] for row in trial.rows))
+        if trial.outcome.outcome == "done":
+            self.start_s = beside_s if self.start_s is None else min(self.start_s, beside_s)
+        return trial
 
     def run_steps(self, dtype: str, compiled: bool, num_steps: int) -> list[float]:
         """The losses alone, as the gates of tune/precision.py ask for them."""
