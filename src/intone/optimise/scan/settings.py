@@ -38,8 +38,12 @@ class ScanSettings(Checked):
     reason: str | None = None
     # show the plan and the patch for a rule or an issue: S33, or S33-1a2b3c4d
     fix: str | None = None
-    # write the patch of --fix into the files
+    # make the changes of --fix one by one in a worktree, and write those that pass the gates into the files
     apply: bool = False
+    # command that must pass after each change; none given: pytest, where there are tests
+    tests: str | None = None
+    # take the changes of the last --fix --apply out of the files again
+    undo: bool = False
     # write the patch of --fix to this file
     patch: str | None = None
     # run code too: auto (our own engine and loader), or module:function in PATH that returns the parts to probe
@@ -67,3 +71,9 @@ class ScanSettings(Checked):
         if (self.apply or self.patch) and self.fix is None:
             flag = "--apply" if self.apply else "--patch"
             raise UserError(f"{flag} belongs to --fix", value=flag, fix="add --fix RULE or --fix ID")
+        if self.tests is not None and not self.apply:
+            raise UserError(
+                "--tests belongs to --fix with --apply", value=self.tests, fix="add --apply, or leave it out"
+            )
+        if self.undo and marks:
+            raise UserError(f"--undo and --{marks[0]} are two commands", value="--undo", fix="give one at a time")

@@ -1,11 +1,12 @@
 """`intone scan`: scans, keeps the board, and shows findings, plans and patches; the exit code is for CI."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, UserError, unknown_name
+from intone.optimise.items import Item
 from intone.optimise.scan.board import Board, Issue
 from intone.optimise.scan.finding import SEVERITIES, Finding
 from intone.optimise.scan.rulebook import RULES
@@ -21,6 +22,8 @@ def scan_verb(settings: ScanSettings, _origins: Mapping[str, Any]) -> Answer:
     path = Path(settings.path).expanduser()
     if not path.exists():
         raise UserError(f"{path} does not exist", value=settings.path, fix="name a folder or a Python file")
+    if settings.undo:
+        return _undo(path)
     place = Board.folder_of(path, inside=settings.board_inside)
     place.mkdir(parents=True, exist_ok=True)
     with Board(path, place, {}).lock():
@@ -133,13 +136,50 @@ def _fix(settings: ScanSettings, scan: Scan, board: Board) -> Answer:
     if settings.patch is not None:
         write_atomic(Path(settings.patch), patch.diff)
         lines += ["", f"written to {settings.patch}: git apply {settings.patch}"]
+    repairs: list[dict[str, Any]] = []
     if settings.apply:
-        written = patch.apply(scan)
-        lines += ["", f"changed {', '.join(written)}" if written else "nothing changed: there is no patch for this"]
+        told, repairs = _repair(settings, Path(settings.path).expanduser(), items)
+        lines += ["", *told]
     elif patch.diff and settings.patch is None:
         lines += ["", f"{_command(settings)} --fix {settings.fix} --apply    writes it"]
-    result = {"items": [item.as_json() for item in items], **as_json(patch), "applied": settings.apply}
+    result = {
+        "items": [item.as_json() for item in items],
+        **as_json(patch),
+        "applied": settings.apply,
+        "tries": repairs,
+    }
     return Answer(result, "\n".join(lines), path=str(scan.root))
+
+
+def _repair(settings: ScanSettings, path: Path, items: Sequence[Item]) -> tuple[list[str], list[dict[str, Any]]]:
+    """(lines for people, rows of the ledger): each change in a worktree, through the gates, then into the files."""
+    from intone.optimise.scan.repair import Round
+
+    if not any(item.how == "code" for item in items):
+        return ["nothing changed: there is no patch for this"], []
+    round_ = Round.begin(path, settings.tests)
+    try:
+        repairs = round_.run(items)
+        written = round_.apply() if round_.tree.changes() else []
+    finally:
+        round_.finish()
+    lines = [f"{repair.verdict:<9}{repair.item.title}" for repair in repairs]
+    lines += [f"         {repair.reason}" for repair in repairs if repair.verdict in ("rejected", "crashed")]
+    lines.append(f"changed {', '.join(written)}" if written else "nothing changed: no change was kept")
+    lines.append(f"the ledger is in {round_.folder}")
+    if written:
+        lines.append(f"{_command(settings)} --undo    takes it back")
+    return lines, [repair.as_json() for repair in repairs]
+
+
+def _undo(path: Path) -> Answer:
+    """Takes the last repair of a path out of its files again. Raises UserError."""
+    from intone.optimise.scan.repair import last_applied
+
+    round_ = last_applied(path)
+    names = round_.undo()
+    return Answer({"id": round_.folder.name, "files": names}, f"took the changes of {round_.folder.name} out of "
+                  f"{', '.join(names)}", path=str(path))  # fmt: skip
 
 
 def _wrapped(name: str, text: str) -> list[str]:
