@@ -188,6 +188,28 @@ right("S05", """
     loader = DataLoader(Rows([]), num_workers=0)
 """)  # fmt: skip
 
+# --- S06 -------------------------------------------------------------------------------------------------------------
+fault("S06", """
+    import torch
+    from torch.utils.data import DataLoader
+    def run(rows, model, ids):
+        stream = torch.Generator().manual_seed(1)
+        loader = DataLoader(rows, shuffle=True, generator=stream)
+        for batch in loader:
+            model(batch)
+            print(torch.multinomial(model(ids).softmax(-1), 1, generator=stream))
+""")  # fmt: skip
+right("S06", """
+    import torch
+    from torch.utils.data import DataLoader
+    def run(rows, model, ids):
+        order, tokens = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+        loader = DataLoader(rows, shuffle=True, generator=order)
+        for batch in loader:
+            model(batch)
+            print(torch.multinomial(model(ids).softmax(-1), 1, generator=tokens))
+""")  # fmt: skip
+
 # --- S10 -------------------------------------------------------------------------------------------------------------
 fault("S10", """
     import torch
@@ -883,6 +905,47 @@ fault("S55", SCALED.replace("            scaler.unscale_(opt)\n", ""))
 right("S55", SCALED)
 fault("S56", SCALED.replace("            scaler.unscale_(opt)\n", "").replace("scaler.step(opt)", "opt.step()"))
 right("S56", SCALED)
+
+fault("S38", """
+    import torch
+    def ahead(batches, device):
+        side = torch.cuda.Stream()
+        for batch in batches:
+            with torch.cuda.stream(side):
+                batch = batch.to(device, non_blocking=True)
+            yield batch
+""")  # fmt: skip
+right("S38", """
+    import torch
+    def ahead(batches, device):
+        side = torch.cuda.Stream()
+        for batch in batches:
+            with torch.cuda.stream(side):
+                batch = batch.to(device, non_blocking=True)
+            torch.cuda.current_stream().wait_stream(side)
+            yield batch
+""")  # fmt: skip
+fault("S57", """
+    def step(model, opt, stream, accum):
+        for _ in range(accum):
+            loss = model(next(stream)) / accum
+            (loss / accum).backward()
+        opt.step()
+""")  # fmt: skip
+fault("S57", """
+    def step(model, opt, stream, accum):
+        for _ in range(accum):
+            loss = model(next(stream)) * accum
+            loss.backward()
+        opt.step()
+""")  # fmt: skip
+right("S57", """
+    def step(model, opt, stream, accum, weight):
+        for _ in range(accum):
+            loss = model(next(stream)) * weight / accum
+            loss.backward()
+        opt.step()
+""")  # fmt: skip
 
 # --- S60 .. S62 ------------------------------------------------------------------------------------------------------
 fault("S60", """

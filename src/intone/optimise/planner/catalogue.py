@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from intone.optimise.planner.chance import Chance, State
-from intone.optimise.scan.loops import DecodeLoop, TrainLoop, decode_loops, train_loops
-from intone.optimise.scan.project import called, last_name
+from intone.optimise.scan.decode import DecodeLoop, decode_loops
+from intone.optimise.scan.expressions import called, last_name
+from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.run import Scan
 from intone.optimise.scan.source import Scope
 
@@ -91,10 +92,12 @@ def caches(view: View) -> list[Chance]:
             enter(finding.path, finding.function, "missing", [place, *finding.evidence])
     for decode in view.decodes:
         path = decode.scope.module.path
-        for call in decode.model_calls:
+        for item in decode.model_calls:
+            call = item.node
+            assert isinstance(call, ast.Call)
             words = [*(ast.unparse(arg) for arg in call.args), *(word.arg or "**" for word in call.keywords)]
             has_cache = any(CACHE.search(word) for word in words)
-            where = f"{path}:{call.lineno} {decode.scope.module.line_of(call)}"
+            where = f"{item.scope.module.path}:{item.line} {item.scope.module.line_of(call)}"
             enter(path, decode.scope.name, "present" if has_cache else "partly", [
                 where if has_cache else f"{where} (hands over no cache by that name)"
             ])  # fmt: skip
@@ -165,7 +168,7 @@ def entry(
         return Chance(name, title, "present", tuple(shown), benefit, source, weight=weight)
     if some:
         return Chance(name, title, "partly", tuple(shown), benefit, source, weight=weight)
-    loops = [f"{one.scope.module.path}:{one.backwards[0].lineno} trains without it" for one in view.trains]
+    loops = [f"{one.backwards[0].scope.module.path}:{one.backwards[0].line} trains without it" for one in view.trains]
     return Chance(name, title, "missing", tuple(loops), benefit, source, weight=weight)
 
 

@@ -4,8 +4,10 @@ import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from intone.optimise.scan.loops import TrainLoop, counter_guard, train_loops
-from intone.optimise.scan.project import Project, called, keyword, last_name
+from intone.optimise.scan.expressions import called, keyword, last_name
+from intone.optimise.scan.loops import TrainLoop, train_loops
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.scaling import count_of
 from intone.optimise.scan.source import Module, Scope
 from intone.optimise.scan.values import backward_loss, chooses_token, device_evidence, token_passes
 
@@ -189,30 +191,11 @@ def scaled_loss(node: ast.AST, scope: Scope, project: Project) -> Fix | str:
     """loss.backward() -> (loss / n).backward() where the loop says how many micro-batches there are."""
     assert isinstance(node, ast.Call)
     loss = backward_loss(node)
-    number = next((_count(loop) for loop in _loops_here(scope, project) if node in loop.backwards), None)
-    if loss is None or number is None:
+    loops = [loop for loop in _loops_here(scope, project) if node in [item.node for item in loop.backwards]]
+    count = count_of(loops[0], project) if loops else None
+    if loss is None or count is None or count[1] is not scope:
         return "divide the loss by the number of micro-batches before backward"
-    return Fix({loss: f"({_code(scope, loss)} / {number})"})
-
-
-def _count(loop: TrainLoop) -> str | None:
-    """The number of micro-batches per step, as the code says it."""
-    scope = loop.scope
-    if loop.shape == "guarded" and loop.inner is not None:
-        guard = counter_guard(loop.steps[0], loop.inner, loop.scope.module)
-        mods = (
-            [part for part in ast.walk(guard.test) if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mod)]
-            if guard
-            else []
-        )
-        return _code(scope, mods[0].right) if mods else None
-    if (
-        isinstance(loop.inner, ast.For)
-        and isinstance(loop.inner.iter, ast.Call)
-        and last_name(loop.inner.iter.func) == "range"
-    ):
-        return _code(scope, loop.inner.iter.args[-1]) if len(loop.inner.iter.args) == 1 else None
-    return None
+    return Fix({loss: f"({_code(scope, loss)} / {_code(scope, count[0])})"})
 
 
 def write_then_rename(node: ast.AST, scope: Scope, project: Project) -> Fix | str:

@@ -1,20 +1,16 @@
-"""The hot loops of a program: those that train and those that generate, and what happens how often inside them."""
+"""The loops that train: where a loss goes backward, where the optimizer steps, and what stands behind which counter."""
 
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from intone.optimise.scan.project import Project, last_name, names_in
-from intone.optimise.scan.source import LOOPS, Module, Scope, own_nodes
-from intone.optimise.scan.values import (
-    backward_loss,
-    chooses_token,
-    is_backward,
-    is_chosen,
-    is_model_call,
-    steps_optimizer,
-)
+from intone.optimise.scan.constants import only_value
+from intone.optimise.scan.expressions import names_in
+from intone.optimise.scan.project import Project, Site
+from intone.optimise.scan.reach import Frame, Reached, loops_around, reached
+from intone.optimise.scan.source import FunctionNode, Module, Scope
+from intone.optimise.scan.values import backward_loss, is_backward, steps_optimizer
 
 Loop = ast.For | ast.AsyncFor | ast.While
 PERIODIC = re.compile(
@@ -22,84 +18,221 @@ PERIODIC = re.compile(
     r"freq|first|warmup|done|dry|val|validate|ckpt|checkpoint|finished|display|show|monitor)($|_|s$)",
     re.I,
 )
+ENDS = (ast.Break, ast.Return, ast.Raise)
 ACCUM = re.compile(r"accum|micro|num_passes|grad_acc|gas$|accumulate", re.I)
 
 
 @dataclass(eq=False)
 class TrainLoop:
-    """A loop (or a function called in one) that ends in optimizer steps.
+    """A loop that ends in optimizer steps, with all that it calls.
 
-    inner: the innermost loop around the backward call. accumulates: several backward calls make one step, because the
-    step stands outside inner (nested) or behind a test on a counter (guarded).
+    inner: the innermost loop around the backward call, in `scope`. outer: the loop around the step, in `outer_scope`;
+    None where no step is seen. chain: the calls from outer to inner, where they stand in different functions.
+    accumulates: several backward calls make one step, because the step stands outside inner (nested) or behind a
+    test on a counter (guarded). A function that is called by nothing that we see stands for the loop that calls it.
     """
 
     scope: Scope
-    outer: Loop | None
-    inner: Loop | None
-    backwards: list[ast.Call]
-    steps: list[ast.Call]
+    outer: ast.AST | None
+    inner: Loop
+    backwards: list[Reached]
+    steps: list[Reached]
     shape: str  # nested | guarded | plain
+    outer_scope: Scope
+    chain: tuple[Site, ...] = field(default=())
 
     @property
     def accumulates(self) -> bool:
         """Whether several micro-batches make one optimizer step."""
         return self.shape in ("nested", "guarded")
 
+    @property
+    def around(self) -> ast.AST:
+        """The loop around the step, or the innermost one where no step is seen."""
+        return self.outer or self.inner
 
-@dataclass(eq=False)
-class DecodeLoop:
-    """A loop that feeds chosen tokens back into a model."""
+    def turn(self, project: Project) -> list[Reached]:
+        """Everything that runs in one turn of the innermost loop."""
+        return reached(self.inner, self.scope, project)
 
-    scope: Scope
-    loop: Loop
-    model_calls: list[ast.Call]
-    choices: list[ast.Call]
+    def step_turn(self, project: Project) -> list[Reached]:
+        """Everything that runs in one turn of the loop around the step."""
+        return reached(self.around, self.outer_scope if self.outer is not None else self.scope, project)
+
+    def in_inner(self, item: Reached) -> bool:
+        """Whether something reached from the loop around the step runs inside the innermost loop."""
+        return any(above is self.inner for _, above, _ in item.up()) or item.node is self.inner
 
 
 def train_loops(module: Module, project: Project) -> Iterator[TrainLoop]:
-    """The training loops of a file; a loop around epochs and the one around batches inside it are one."""
-    for scope in module.scopes:
-        backwards = [call for call in scope.calls if is_backward(call)]
-        steps = [call for call in scope.calls if steps_optimizer(call, scope, project)]
-        groups: dict[ast.AST | None, list[ast.Call]] = {}
-        for call in backwards:
-            loss = backward_loss(call)
-            if loss is None or not module.loops_around(call):
-                continue
-            groups.setdefault(module.loops_around(call)[0], []).append(call)
-        for inner, calls in groups.items():
-            assert isinstance(inner, LOOPS)
-            around = [inner, *module.loops_around(inner)]
-            outer = next((loop for loop in around if any(is_inside(step, loop, module) for step in steps)), None)
-            mine = [step for step in steps if outer is not None and is_inside(step, outer, module)]
-            yield TrainLoop(scope, outer, inner, calls, mine, _shape(module, outer, inner, mine))
+    """The training loops of which the innermost loop stands in a file."""
+    if "loops" not in project.known_loops:
+        project.known_loops["loops"] = list(_train_loops(project))
+    yield from (loop for loop in project.known_loops["loops"] if loop.scope.module is module)
 
 
-def _shape(module: Module, outer: Loop | None, inner: Loop, steps: list[ast.Call]) -> str:
-    if outer is None:
-        return "plain"
-    if outer is not inner:
-        return "nested"
-    guarded = steps and all(counter_guard(step, inner, module) for step in steps)
-    return "guarded" if guarded else "plain"
+def backward_calls(scope: Scope, project: Project) -> list[ast.Call]:
+    """The calls in a function that run back-propagation themselves, not a method of the project called backward."""
+    return [
+        call for call in scope.calls
+        if is_backward(call) and backward_loss(call) is not None and not _delegates(call, scope, project)
+    ]  # fmt: skip
 
 
-def counter_guard(node: ast.AST, loop: ast.AST, module: Module) -> ast.If | None:
-    """The `if` inside a loop that lets a node run only every few turns, or None."""
-    below = node
-    for above in module.up(node):
-        if above is loop:
-            return None
-        if isinstance(above, ast.If) and below is not above.test:
-            words = " ".join(names_in(above.test))
-            if (
-                any(isinstance(part, ast.Mod) for part in ast.walk(above.test))
-                or ACCUM.search(words)
-                or "sync" in words
-            ):
-                return above
-        below = above
+def _delegates(call: ast.Call, scope: Scope, project: Project) -> bool:
+    return any(any(is_backward(inner) for inner in callee.calls) for callee in project.callees(call, scope))
+
+
+def _train_loops(project: Project) -> Iterator[TrainLoop]:
+    groups: dict[tuple[ast.AST, ast.AST | None], TrainLoop] = {}
+    for module in project.modules:
+        for scope in module.scopes:
+            for call in backward_calls(scope, project):
+                for nest in loops_around(call, scope, project):
+                    if nest:
+                        _enter(groups, call, scope, nest, project)
+    yield from groups.values()
+
+
+def _enter(
+    groups: dict[tuple[ast.AST, ast.AST | None], TrainLoop], call: ast.Call, scope: Scope, nest: list[Frame],
+    project: Project,
+) -> None:  # fmt: skip
+    inner = nest[0]
+    outer, steps, chain = _around_step(nest, project)
+    loop: ast.AST | None = outer.loop if outer else None
+    outer_scope = outer.scope if outer else inner.scope
+    if outer is None and isinstance(inner.scope.node, FunctionNode):
+        steps = step_events(inner.scope.node, inner.scope, project)
+        loop, outer_scope = (inner.scope.node, inner.scope) if steps else (None, inner.scope)
+    key = (inner.loop, loop)
+    if key in groups:
+        if call not in [item.node for item in groups[key].backwards]:
+            groups[key].backwards.append(Reached(call, scope, tuple(inner.chain)))
+        return
+    shape = "plain"
+    if loop is not None and loop is not inner.loop:
+        shape = "nested"
+    elif loop is not None and steps and all(counter_guard(step, inner.loop, project) for step in steps):
+        shape = "guarded"
+    groups[key] = TrainLoop(
+        inner.scope, loop, inner.loop, [Reached(call, scope, tuple(inner.chain))], steps, shape, outer_scope, chain
+    )
+
+
+def _around_step(nest: list[Frame], project: Project) -> tuple[Frame | None, list[Reached], tuple[Site, ...]]:
+    """(the first loop of a nest that reaches a step, the steps, the calls from it to the innermost loop)."""
+    inner = nest[0]
+    for frame in nest:
+        steps = step_events(frame.loop, frame.scope, project)
+        if steps:
+            return frame, steps, frame.chain[: len(frame.chain) - len(inner.chain)]
+    return None, [], ()
+
+
+def step_events(start: ast.AST, scope: Scope, project: Project) -> list[Reached]:
+    """The optimizer steps that run in a loop."""
+    return [
+        item for item in reached(start, scope, project)
+        if isinstance(item.node, ast.Call) and steps_optimizer(item.node, item.scope, project)
+    ]  # fmt: skip
+
+
+# --- what runs only now and then --------------------------------------------------------------------------------------
+
+
+def counter_guard(item: Reached, loop: ast.AST, project: Project) -> ast.If | None:
+    """The `if` between a loop and what it reaches that lets it run only every few turns, or None."""
+    for test, holder, scope, _ in _guards(item, loop):
+        if _counts(test, scope, project):
+            return holder
     return None
+
+
+def _guards(item: Reached, loop: ast.AST) -> Iterator[tuple[ast.expr, ast.If, Scope, bool]]:
+    """The tests on which it depends whether a reached node runs: (test, its if, function, whether it stands around).
+
+    Others stand before it and leave: `if step % 50: return`.
+    """
+    for below, above, module in item.up():
+        scope = module.scope_of.get(below, module.top)
+        if isinstance(above, ast.If) and below is not above.test:
+            yield above.test, above, scope, True
+        for block in (getattr(above, name, None) for name in ("body", "orelse", "finalbody")):
+            if isinstance(block, list) and below in block:
+                for before in block[: block.index(below)]:
+                    if isinstance(before, ast.If) and not before.orelse and _leaves(before.body):
+                        yield before.test, before, scope, False
+        if above is loop:
+            return
+
+
+def _counts(test: ast.expr, scope: Scope, project: Project, depth: int = 2) -> bool:
+    """Whether a test is true only every few turns: a remainder, a counter that is set back, a name for it."""
+    if any(_is_remainder(part, scope, project) for part in ast.walk(test)):
+        return True
+    names = names_in(test)
+    words = " ".join(names)
+    if ACCUM.search(words) or "sync" in words or re.search(r"boundary|should_step|ready_to_step", words):
+        return not _is_always(test, scope, project)
+    if depth == 0:
+        return False
+    for part in ast.walk(test):
+        if isinstance(part, ast.Call):
+            for function in project.callees(part, scope)[:2]:
+                if any(_counts(value, function, project, depth - 1) for value in function.returns):
+                    return True
+    for name in names:
+        bindings = scope.bindings.get(name, [])
+        if any(b.how == "=" and _counts(b.value, scope, project, depth - 1) for b in bindings):
+            return True
+        if _is_set_back(name, scope, project) or _is_handed_counter(name, scope, project, depth):
+            return True
+    return False
+
+
+def _is_handed_counter(name: str, scope: Scope, project: Project, depth: int) -> bool:
+    """step(batch, last=(i + 1) % n == 0): a parameter for which callers hand over such a test."""
+    if name not in scope.parameters:
+        return False
+    values = [(project.argument(site, scope, name), site.scope) for site in project.callers(scope)[:4]]
+    return any(
+        value is not None and not isinstance(value, ast.Constant) and _counts(value, at, project, depth - 1)
+        for value, at in values
+    )
+
+
+def _is_remainder(part: ast.AST, scope: Scope, project: Project) -> bool:
+    """x % n with an n that is not known to be 1."""
+    if not (isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mod)):
+        return False
+    return only_value(part.right, scope, project) != 1
+
+
+def _is_always(test: ast.expr, scope: Scope, project: Project) -> bool:
+    """step % 1 == 0, itself or behind a name."""
+    values = [b.value for name in names_in(test) for b in scope.bindings.get(name, []) if b.how == "="]
+    return any(
+        isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mod) and only_value(part.right, scope, project) == 1
+        for value in [test, *values]
+        for part in ast.walk(value)
+    )
+
+
+def _is_set_back(name: str, scope: Scope, project: Project) -> bool:
+    """A counter: counted up in this function or class and set to 0 again where it is tested."""
+    owner = project.owner_of(scope)
+    places = [scope]
+    if name.startswith("self.") and owner is not None:
+        places = [*places, *project.class_scopes(owner[1])]
+    bindings = [b for place in places for b in place.bindings.get(name, [])]
+    counted = any(isinstance(b.node, ast.AugAssign) and isinstance(b.node.op, (ast.Add, ast.Sub)) for b in bindings)
+    here = scope.bindings.get(name, [])
+    reset = any(
+        isinstance(b.value, ast.Constant) and isinstance(scope.module.parents.get(b.node), (ast.If, ast.FunctionDef))
+        and scope.simple_name != "__init__" for b in here
+    )  # fmt: skip
+    return counted and reset
 
 
 def is_inside(node: ast.AST, container: ast.AST, module: Module) -> bool:
@@ -107,56 +240,58 @@ def is_inside(node: ast.AST, container: ast.AST, module: Module) -> bool:
     return any(above is container for above in module.up(node))
 
 
-def is_periodic(node: ast.AST, loop: ast.AST | None, module: Module) -> bool:
+def is_periodic(item: Reached, loop: ast.AST | None, project: Project) -> bool:
     """Whether a node in a loop runs only now and then: behind a counter, or a question of logging or the like."""
-    below = node
-    for above in module.up(node):
+    if loop is None:
+        return False
+    for test, holder, scope, around in _guards(item, loop):
+        otherwise = around and any(above is holder and below in holder.orelse for below, above, _ in item.up())
+        if not otherwise and _is_rare(test, scope, project, words=around):
+            return True
+    for below, above, module in item.up():
         if above is loop:
             return False
-        if isinstance(above, (ast.If, ast.IfExp)) and below is not above.test and _is_rare(above.test):
-            return True
-        if isinstance(above, ast.If) and below in above.body and _leaves(above.body):
-            return True  # runs once, then the loop is over
         if isinstance(above, ast.ExceptHandler):
             return True
-        below = above
+        if (
+            isinstance(above, ast.IfExp)
+            and below is not above.test
+            and _is_rare(above.test, module.scope_of.get(above, module.top), project)
+        ):
+            return True
+        if isinstance(above, ast.If) and below in above.body and isinstance(above.body[-1], ENDS):
+            return not _ends_a_turn(above, loop, module)
     return False
 
 
-def _is_rare(test: ast.expr) -> bool:
-    if any(isinstance(part, ast.Mod) for part in ast.walk(test)):
+def interval_of_one(item: Reached, loop: ast.AST, project: Project) -> str | None:
+    """The test around a node that looks like `every n steps` with an n that is 1, as code; None where there is none."""
+    for test, _, scope, _ in _guards(item, loop):
+        if _is_always(test, scope, project):
+            return ast.unparse(test)
+    return None
+
+
+def _ends_a_turn(holder: ast.If, loop: ast.AST, module: Module) -> bool:
+    """A return out of a function that is called in the loop ends the call, not the loop."""
+    return isinstance(holder.body[-1], ast.Return) and not is_inside(holder, loop, module)
+
+
+def _is_rare(test: ast.expr, scope: Scope, project: Project, *, words: bool = True) -> bool:
+    """Whether a test holds only now and then, by a remainder, or (words) by a name such as log or verbose."""
+    if any(_is_remainder(part, scope, project) for part in ast.walk(test)):
         return True
-    return any(PERIODIC.search(name.rpartition(".")[2]) for name in names_in(test))
+    if _is_always(test, scope, project):
+        return False
+    names = names_in(test)
+    if words and any(PERIODIC.search(name.rpartition(".")[2]) for name in names):
+        return True
+    values = [b.value for name in names for b in scope.bindings.get(name, []) if b.how == "="]
+    calls = [part for part in ast.walk(test) if isinstance(part, ast.Call)]
+    inside = [(value, scope) for value in values]  # due = step % 50 == 0
+    inside += [(value, f) for call in calls for f in project.callees(call, scope)[:2] for value in f.returns]
+    return any(_is_remainder(part, at, project) for value, at in inside for part in ast.walk(value))
 
 
 def _leaves(body: list[ast.stmt]) -> bool:
-    return isinstance(body[-1], (ast.Break, ast.Return, ast.Raise))
-
-
-def decode_loops(module: Module, project: Project) -> Iterator[DecodeLoop]:
-    """The loops that generate token by token: a token is chosen in them and goes into the next call of a model."""
-    for scope in module.scopes:
-        for loop in [node for node in scope.body if isinstance(node, LOOPS)]:
-            calls = [node for node in own_nodes(loop) if isinstance(node, ast.Call)]
-            if any(is_backward(call) for call in calls):
-                continue
-            choices = [call for call in calls if chooses_token(call, scope, greedy=True)]
-            models = [call for call in calls if is_model_call(call, scope, project)]
-            both = [call for call in choices if runs_model(call)]
-            fed = [call for call in [*models, *both] if _is_fed(call, scope, project)]
-            inner = [node for node in own_nodes(loop) if isinstance(node, LOOPS)]
-            if choices and fed and not any(is_inside(call, other, module) for call in fed for other in inner):
-                yield DecodeLoop(scope, loop, fed, choices)
-
-
-def runs_model(call: ast.Call) -> bool:
-    """Whether a call that chooses a token runs the model itself: next_token(model, ...)."""
-    from intone.optimise.scan.values import is_model_name
-
-    words = [last_name(arg) or "" for arg in call.args] + [last_name(word.value) or "" for word in call.keywords]
-    return any(is_model_name(word) for word in words)
-
-
-def _is_fed(call: ast.Call, scope: Scope, project: Project) -> bool:
-    values = [*call.args, *(word.value for word in call.keywords)]
-    return any(is_chosen(value, scope, project, greedy=True) for value in values)
+    return isinstance(body[-1], (ast.Break, ast.Return, ast.Raise, ast.Continue))

@@ -1,18 +1,15 @@
 """The files of a scan together: which functions and classes there are, who calls whom, and where a value comes from."""
 
 import ast
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
-from intone.optimise.scan.source import Binding, FunctionNode, Module, Scope, target_name
-
-# how far a value is followed back through names, parameters and returns; guess: deeper chains were never needed
-DEPTH = 7
-# names that stand for a bag of settings: their .device is what somebody typed, not a torch.device
-BAGS = re.compile(r"^(args?|cfg|conf|config|opts?|options|hps?|hparams|params|settings|flags|FLAGS|parsed)$")
-Passes = Callable[[ast.expr], Sequence[ast.expr]]
+from intone.optimise.scan.calls import WRAPS, functions_of
+from intone.optimise.scan.expressions import keyword, last_name
+from intone.optimise.scan.origins import DEPTH, Origin, Passes, is_static, origins
+from intone.optimise.scan.source import Module, Scope
 
 
 @dataclass(frozen=True)
@@ -21,15 +18,6 @@ class Site:
 
     call: ast.Call
     scope: Scope
-
-
-@dataclass(frozen=True, eq=False)
-class Origin:
-    """An expression that a value was followed back to; annotation: it is the type of a parameter."""
-
-    node: ast.expr
-    scope: Scope
-    is_annotation: bool = False
 
 
 @dataclass(eq=False)
@@ -59,6 +47,16 @@ class Project:
         return found
 
     @cached_property
+    def children(self) -> dict[str, list[tuple[Module, ast.ClassDef]]]:
+        """Name of a class -> the classes that build on it."""
+        found: dict[str, list[tuple[Module, ast.ClassDef]]] = {}
+        for places in self.classes.values():
+            for place in places:
+                for base in place[1].bases:
+                    found.setdefault(last_name(base) or "", []).append(place)
+        return found
+
+    @cached_property
     def sites(self) -> dict[str, list[Site]]:
         """Simple name of what is called -> the calls."""
         found: dict[str, list[Site]] = {}
@@ -70,58 +68,207 @@ class Project:
                         found.setdefault(name, []).append(Site(call, scope))
         return found
 
+    @cached_property
+    def aliases(self) -> dict[str, set[str]]:
+        """Name of a function or class -> other names under which it may be called: variables and parameters."""
+        found: dict[str, set[str]] = {}
+        for module in self.modules:
+            for scope in module.scopes:
+                for name, bindings in scope.bindings.items():
+                    for binding in bindings:
+                        for meant in self._handed(binding.value) if binding.how == "=" else ():
+                            found.setdefault(meant, set()).add(name.rpartition(".")[2])
+                for call in scope.calls:
+                    for name, value in self._parameter_names(call):
+                        for meant in self._handed(value):
+                            found.setdefault(meant, set()).add(name)
+        return found
+
+    def _handed(self, node: ast.expr) -> Iterator[str]:
+        """The functions and classes of the project that an expression hands on: f, torch.compile(f), Class(...)."""
+        if isinstance(node, (ast.Name, ast.Attribute)) and (name := last_name(node)) in self.functions:
+            yield name or ""
+        elif isinstance(node, ast.Call):
+            name = last_name(node.func)
+            if name in self.classes:
+                yield name or ""
+            elif name in WRAPS or (isinstance(node.func, ast.Call) and last_name(node.func.func) in WRAPS):
+                yield from (found for arg in node.args[:1] for found in self._handed(arg))
+        elif isinstance(node, (ast.IfExp, ast.BoolOp)):
+            parts = [node.body, node.orelse] if isinstance(node, ast.IfExp) else node.values
+            yield from (found for part in parts for found in self._handed(part))
+
+    def _parameter_names(self, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
+        """(the name of the parameter, what is handed over) for a call of a function or class of the project."""
+        name = last_name(call.func) or ""
+        inits = [s for _, node in self.classes.get(name, []) for s in self.class_scopes(node)]
+        for function in [*self.functions.get(name, []), *(s for s in inits if s.simple_name == "__init__")][:4]:
+            places = {p.position: n for n, p in function.parameters.items() if p.position is not None}
+            skip = 1 if function.owner is not None and not is_static(function) else 0
+            for number, arg in enumerate(call.args):
+                if number + skip in places:
+                    yield places[number + skip], arg
+        yield from ((word.arg, word.value) for word in call.keywords if word.arg)
+
     def callers(self, scope: Scope) -> list[Site]:
         """The calls of a function that can mean it; for a constructor the calls of its class."""
         if scope.simple_name == "__init__" and scope.owner is not None:
             return self.sites.get(scope.owner.name, [])
-        if scope.simple_name == "<lambda>":
-            return []
         if scope not in self._callers:
-            sites = [site for site in self.sites.get(scope.simple_name, []) if site.scope is not scope]
+            self._callers[scope] = []  # while it is looked for: a function that calls itself through others
+            sites = [site for name in self._names_of(scope) for site in self.sites.get(name, [])]
+            sites = [site for site in sites if site.scope is not scope]
             self._callers[scope] = [site for site in sites if scope in self.callees(site.call, site.scope)]
         return self._callers[scope]
+
+    def _names_of(self, scope: Scope) -> list[str]:
+        names = [scope.simple_name]
+        if scope.simple_name == "<lambda>":
+            above = scope.module.parents.get(scope.node)
+            names = [last_name(t) or "" for t in above.targets] if isinstance(above, ast.Assign) else []
+        if scope.simple_name in ("forward", "__call__") and scope.owner is not None:
+            names.append(scope.owner.name)
+        for name in list(names):
+            names += sorted(self.aliases.get(name, set()) - set(names))
+        for name in names[1:]:
+            names += sorted(self.aliases.get(name, set()) - set(names))
+        return list(dict.fromkeys(name for name in names if name))[:12]
 
     @cached_property
     def _callers(self) -> dict[Scope, list[Site]]:
         return {}
 
+    @cached_property
+    def known_classes(self) -> dict[tuple[Scope, str], list[tuple[Module, ast.ClassDef]]]:
+        """What calls.classes_of found, so that it is found once."""
+        return {}
+
+    @cached_property
+    def known_reached(self) -> dict[tuple[ast.AST, int], list[Any]]:
+        """What reach.reached found, so that it is found once."""
+        return {}
+
+    @cached_property
+    def known_runs(self) -> dict[ast.Call, bool]:
+        """Which calls run a model, as values.py found out."""
+        return {}
+
+    @cached_property
+    def known_chosen(self) -> dict[tuple[ast.expr, bool], bool]:
+        """Which values are chosen tokens, as values.py found out."""
+        return {}
+
+    @cached_property
+    def known_imports(self) -> dict[str, list[Module]]:
+        """Which files of the project a file imports from."""
+        return {}
+
+    @cached_property
+    def known_choosers(self) -> set[Scope]:
+        """The functions that lead to a choice of a token, as decode.py found out."""
+        return set()
+
+    @cached_property
+    def known_accumulation(self) -> dict[str, tuple[str, int, str] | None]:
+        """Where each file accumulates gradients, as the rule on small batches found out."""
+        return {}
+
+    @cached_property
+    def known_names(self) -> dict[str, set[str]]:
+        """Names that values.py found out about, by what they are."""
+        return {}
+
+    @cached_property
+    def known_loops(self) -> dict[str, list[Any]]:
+        """The loops that loops.py and decode.py found, by their kind."""
+        return {}
+
+    @cached_property
+    def known_neighbours(self) -> dict[str, list[Module]]:
+        """What neighbours.neighbours found, so that it is found once."""
+        return {}
+
+    @cached_property
+    def known_device(self) -> dict[tuple[ast.expr, bool], bool]:
+        """Which values lie on the device, as far as the rule on waiting found out."""
+        return {}
+
+    @cached_property
+    def _callees(self) -> dict[ast.Call, list[Scope]]:
+        return {}
+
     def callees(self, call: ast.Call, scope: Scope) -> list[Scope]:
         """The functions of this project that a call may mean: of its own file first, else those that it imports."""
-        name = last_name(call.func)
-        if name is None:
-            return []
-        found = self.functions.get(name, [])
-        if isinstance(call.func, ast.Name):
-            found = [function for function in found if function.owner is None]
-            near = [function for function in found if function.module is scope.module]
-            return near or _imported(found, scope.module.imports.get(name))
-        assert isinstance(call.func, ast.Attribute)
-        base = call.func.value
-        if isinstance(base, ast.Name) and base.id == "self":
-            owner = owner_of(scope)
-            same = [function for function in found if function.owner is owner and owner is not None]
-            return same or [function for function in found if function.owner is not None][:3]
-        if isinstance(base, ast.Name) and base.id in scope.module.imports:
-            plain = [function for function in found if function.owner is None]
-            return _imported(plain, f"{scope.module.imports[base.id]}.{name}")
-        # a name that many classes share tells nothing about this object
-        methods = [function for function in found if function.owner is not None]
-        return methods if len(methods) <= 3 else []
+        if call not in self._callees:
+            self._callees[call] = []  # while it is looked for: a call that is found through itself
+            self._callees[call] = functions_of(call.func, scope, self)
+        return self._callees[call]
+
+    def owner_of(self, scope: Scope) -> tuple[Module, ast.ClassDef] | None:
+        """The class around a function with its file."""
+        owner = owner_of(scope)
+        return (scope.module, owner) if owner is not None else None
+
+    @cached_property
+    def _by_owner(self) -> dict[ast.ClassDef, list[Scope]]:
+        found: dict[ast.ClassDef, list[Scope]] = {}
+        for module in self.modules:
+            for scope in module.scopes:
+                if scope.owner is not None:
+                    found.setdefault(scope.owner, []).append(scope)
+        return found
 
     def class_scopes(self, owner: ast.ClassDef) -> list[Scope]:
         """The methods of a class."""
-        return [scope for module in self.modules for scope in module.scopes if scope.owner is owner]
+        return self._by_owner.get(owner, [])
+
+    @cached_property
+    def _modules_by_stem(self) -> dict[str, list[Module]]:
+        found: dict[str, list[Module]] = {}
+        for module in self.modules:
+            stem = module.path.removesuffix(".py").removesuffix("/__init__")
+            found.setdefault(stem.rpartition("/")[2], []).append(module)
+        return found
+
+    def module_of(self, full: str) -> Module | None:
+        """The file of a dotted name: of package.module, or of package.module.name."""
+        for words in (full.split("."), full.split(".")[:-1]):
+            for module in self._modules_by_stem.get(words[-1], []) if words else []:
+                stem = module.path.removesuffix(".py").removesuffix("/__init__")
+                for number in range(len(words)):
+                    if f"/{stem}".endswith("/" + "/".join(words[number:])):
+                        return module
+        return None
+
+    def home_of(self, full: str) -> Module | None:
+        """The file in which a dotted name is defined: package.module.name -> package/module.py."""
+        words = full.split(".")[:-1]
+        found = self.module_of(".".join(words)) if words else None
+        return found if found is not None and self._is_named(found, words) else None
+
+    @staticmethod
+    def _is_named(module: Module, words: list[str]) -> bool:
+        stem = module.path.removesuffix(".py").removesuffix("/__init__")
+        return stem.rpartition("/")[2] == words[-1]
+
+    def imported(self, found: list[Scope], full: str | None) -> list[Scope]:
+        """Of functions with one name those that an import means."""
+        return _imported(found, full)
+
+    def literals(self, node: ast.expr, scope: Scope) -> list[ast.expr]:
+        """The dicts, lists and tuples, written out, that an expression may be."""
+        written = (ast.Dict, ast.List, ast.Tuple)
+        return [origin.node for origin in self.origins(node, scope, depth=3) if isinstance(origin.node, written)]
 
     def argument(self, site: Site, scope: Scope, name: str) -> ast.expr | None:
         """What a call hands over for a parameter of a function, or None."""
         parameter = scope.parameters[name]
-        for keyword in site.call.keywords:
-            if keyword.arg == name:
-                return keyword.value
+        if (handed := keyword(site.call, name)) is not None:
+            return handed
         if parameter.position is None:
             return None
         place = parameter.position
-        if scope.owner is not None and not _is_static(scope):
+        if scope.owner is not None and not is_static(scope):
             place -= 1  # self
         if 0 <= place < len(site.call.args) and not any(isinstance(arg, ast.Starred) for arg in site.call.args):
             return site.call.args[place]
@@ -136,98 +283,8 @@ class Project:
         depth: int = DEPTH,
         stops: Callable[[Origin], bool] | None = None,
     ) -> list[Origin]:
-        """Where a value may come from: the expressions at the ends of all ways back, at most a few hundred.
-
-        passes: expression -> the parts of it through which the value came, where there is nothing to follow by name.
-        depth: how many names and calls are followed. stops: where to go no further.
-        """
-        found: list[Origin] = []
-        todo = [(Origin(node, scope), depth)]
-        seen: set[int] = set()
-        while todo and len(seen) < 400:
-            at, left = todo.pop(0)
-            if id(at.node) in seen:
-                continue
-            seen.add(id(at.node))
-            ends = at.is_annotation or left < 0 or (stops is not None and stops(at))
-            ways = [] if ends else list(self._back(at, passes))
-            if not ways:
-                found.append(at)
-            # taking an expression apart costs nothing, following a name does
-            cost = 1 if isinstance(at.node, (ast.Name, ast.Attribute)) else 0
-            todo.extend((way, left - cost - (way.scope is not at.scope)) for way in ways)
-        return found
-
-    def _back(self, at: Origin, passes: Passes | None) -> Iterator[Origin]:
-        """One step back along a value."""
-        node, scope = at.node, at.scope
-        if isinstance(node, ast.IfExp):
-            yield from (Origin(part, scope) for part in (node.body, node.orelse))
-        elif isinstance(node, ast.BoolOp):
-            yield from (Origin(part, scope) for part in node.values)
-        elif isinstance(node, (ast.Await, ast.Starred, ast.NamedExpr)):
-            yield Origin(node.value, scope)
-        elif passes is not None and (parts := passes(node)):
-            yield from (Origin(part, scope) for part in parts)
-        elif isinstance(node, ast.Name):
-            yield from self._back_from_name(node.id, scope)
-        elif isinstance(node, ast.Attribute) and target_name(node) is not None:
-            yield from self._back_from_attribute(node, scope)
-        elif isinstance(node, ast.Call):
-            for function in self.callees(node, scope):
-                yield from (Origin(value, function) for value in function.returns)
-
-    def _back_from_name(self, name: str, scope: Scope) -> Iterator[Origin]:
-        at: Scope | None = scope
-        while at is not None:
-            bindings = at.bindings.get(name, [])
-            if name in at.parameters:
-                yield from self._back_from_parameter(name, at)
-            for binding in bindings:
-                yield from self._back_from_binding(binding, at)
-            if bindings or name in at.parameters:
-                return
-            at = at.outer
-
-    def _back_from_parameter(self, name: str, scope: Scope) -> Iterator[Origin]:
-        parameter = scope.parameters[name]
-        if parameter.annotation is not None:
-            yield Origin(parameter.annotation, scope, is_annotation=True)
-        if parameter.default is not None:
-            yield Origin(parameter.default, scope.outer or scope)
-        for site in self.callers(scope)[:20]:
-            value = self.argument(site, scope, name)
-            if value is None:
-                continue
-            yield Origin(value, site.scope)
-
-    def _back_from_binding(self, binding: Binding, scope: Scope) -> Iterator[Origin]:
-        if binding.how == "part" and isinstance(binding.value, ast.Call) and binding.index is not None:
-            known = False
-            for function in self.callees(binding.value, scope):
-                for value in function.returns:
-                    if isinstance(value, ast.Tuple) and binding.index < len(value.elts):
-                        known = True
-                        yield Origin(value.elts[binding.index], function)
-            if known:
-                return
-        if binding.how != "with":
-            yield Origin(binding.value, scope)
-
-    def _back_from_attribute(self, node: ast.Attribute, scope: Scope) -> Iterator[Origin]:
-        name = target_name(node)
-        assert name is not None
-        at: Scope | None = scope
-        while at is not None:
-            for binding in at.bindings.get(name, []):
-                yield from self._back_from_binding(binding, at)
-            at = at.outer
-        owner = owner_of(scope)
-        if name.startswith("self.") and owner is not None:
-            for method in self.class_scopes(owner):
-                if method is not scope:
-                    for binding in method.bindings.get(name, []):
-                        yield from self._back_from_binding(binding, method)
+        """Where a value may come from, as origins.origins says."""
+        return origins(self, node, scope, passes, depth=depth, stops=stops)
 
 
 def _imported(found: list[Scope], full: str | None) -> list[Scope]:
@@ -249,67 +306,3 @@ def owner_of(scope: Scope) -> ast.ClassDef | None:
     while at is not None and at.owner is None:
         at = at.outer
     return at.owner if at else None
-
-
-def last_name(node: ast.expr) -> str | None:
-    """f -> "f", a.b.f -> "f", anything else None."""
-    if isinstance(node, ast.Name):
-        return node.id
-    return node.attr if isinstance(node, ast.Attribute) else None
-
-
-def dotted(node: ast.AST, scope: Scope) -> str:
-    """The name of an expression with imports spelled out: F.softmax -> torch.nn.functional.softmax; "" for others.
-
-    A method of a computed object is ".name": (a + b).item -> ".item".
-    """
-    if isinstance(node, ast.Name):
-        return scope.module.imports.get(node.id, node.id)
-    if isinstance(node, ast.Attribute):
-        base = dotted(node.value, scope)
-        return f"{base}.{node.attr}"
-    return ""
-
-
-def called(call: ast.Call, scope: Scope) -> str:
-    """The dotted name of what a call calls."""
-    return dotted(call.func, scope)
-
-
-def keyword(call: ast.Call, name: str) -> ast.expr | None:
-    """The value of a keyword argument, or None."""
-    return next((word.value for word in call.keywords if word.arg == name), None)
-
-
-def is_true(node: ast.expr | None) -> bool:
-    """Whether an expression is the constant True."""
-    return isinstance(node, ast.Constant) and node.value is True
-
-
-def is_false(node: ast.expr | None) -> bool:
-    """Whether an expression is the constant False."""
-    return isinstance(node, ast.Constant) and node.value is False
-
-
-def names_in(node: ast.AST) -> set[str]:
-    """The names and dotted names of names used in an expression."""
-    found = set()
-    for part in ast.walk(node):
-        if isinstance(part, (ast.Name, ast.Attribute)):
-            name = target_name(part)
-            if name:
-                found.add(name)
-    return found
-
-
-def code_of(node: ast.AST, limit: int = 80) -> str:
-    """An expression as one short line of code."""
-    text = " ".join(ast.unparse(node).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def _is_static(scope: Scope) -> bool:
-    node = scope.node
-    return isinstance(node, FunctionNode) and any(
-        isinstance(item, ast.Name) and item.id == "staticmethod" for item in getattr(node, "decorator_list", [])
-    )

@@ -6,18 +6,22 @@ from dataclasses import dataclass
 
 from intone.optimise.scan.finding import CLASSES, Confidence, Finding, Rule, Severity
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.source import Module
+from intone.optimise.scan.source import Module, Scope
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """What a rule yields. evidence: facts that were read in the code. severity: where it differs from the rule's."""
+    """What a rule yields. evidence: facts that were read in the code. severity: where it differs from the rule's.
+
+    scope: the function that the node stands in, where it is in another file than the one that was looked at.
+    """
 
     node: ast.AST
     message: str
     evidence: tuple[str, ...] = ()
     confidence: Confidence = "high"
     severity: Severity | None = None
+    scope: Scope | None = None
 
 
 Check = Callable[[Module, Project], Iterator[Place]]
@@ -41,6 +45,7 @@ def rule(
 def finding_of(rule_: Rule, module: Module, place: Place) -> tuple[Finding, str]:
     """(a place as a finding without its final id, its code without layout)."""
     node = place.node
+    module = place.scope.module if place.scope is not None else module
     scope = module.scope_of.get(node, module.top)
     line = getattr(node, "lineno", 1)
     finding = Finding(

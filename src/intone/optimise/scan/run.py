@@ -110,7 +110,8 @@ def scan_texts(
         except (SyntaxError, ValueError, RecursionError) as error:
             broken.append((name, f"is not Python of this version: {error}"))
     project = Project(modules, notes or {})
-    found = [pair for module in modules for pair in _findings_in(module, project, wanted)]
+    seen: set[tuple[str, str, int]] = set()
+    found = [pair for module in modules for pair in _findings_in(module, project, wanted, seen)]
     found.sort(key=lambda entry: (entry[0].path, entry[0].line, entry[0].rule))
     numbered = number_findings([finding for finding, _, _ in found], [code for _, code, _ in found])
     nodes = {finding.id: node for finding, (_, _, node) in zip(numbered, found, strict=True)}
@@ -121,15 +122,16 @@ def scan_texts(
     )
 
 
-def _findings_in(module: Module, project: Project, wanted: Sequence[str]) -> list[tuple[Finding, str, ast.AST]]:
+def _findings_in(
+    module: Module, project: Project, wanted: Sequence[str], seen: set[tuple[str, str, int]]
+) -> list[tuple[Finding, str, ast.AST]]:
     found: list[tuple[Finding, str, ast.AST]] = []
-    seen: set[tuple[str, int]] = set()
     for number in wanted:
         rule, check = RULES[number]
         for place in check(module, project):
             finding, code = finding_of(rule, module, place)
-            if (number, finding.line) not in seen:
-                seen.add((number, finding.line))
+            if (number, finding.path, finding.line) not in seen:
+                seen.add((number, finding.path, finding.line))
                 found.append((finding, code, place.node))
     return found
 

@@ -9,6 +9,8 @@ from functools import cached_property
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+# one object stands for all of a kind in a tree: such a node has no place
+SHARED = (ast.expr_context, ast.operator, ast.boolop, ast.unaryop, ast.cmpop)
 LOOPS = (ast.For, ast.AsyncFor, ast.While)
 
 
@@ -51,7 +53,14 @@ class Scope:
     @cached_property
     def returns(self) -> list[ast.expr]:
         """The expressions it returns."""
+        if isinstance(self.node, ast.Lambda):
+            return [self.node.body]
         return [node.value for node in self.body if isinstance(node, ast.Return) and node.value is not None]
+
+    @cached_property
+    def yields(self) -> list[ast.expr]:
+        """The expressions it yields, where it is a generator."""
+        return [node.value for node in self.body if isinstance(node, ast.Yield) and node.value is not None]
 
     @cached_property
     def calls(self) -> list[ast.Call]:
@@ -110,6 +119,12 @@ class Module:
                     base = "." * node.level + (node.module or "")
                     names[alias.asname or alias.name] = f"{base}.{alias.name}".lstrip(".")
         return names
+
+    @cached_property
+    def stars(self) -> list[str]:
+        """The modules of which everything is imported: from settings import *."""
+        nodes = [node for node in ast.walk(self.tree) if isinstance(node, ast.ImportFrom)]
+        return [node.module for node in nodes if node.module and any(alias.name == "*" for alias in node.names)]
 
     @cached_property
     def comments(self) -> dict[int, str]:
@@ -211,7 +226,7 @@ def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
         stack = list(reversed(list(ast.iter_child_nodes(node))))
     while stack:
         top = stack.pop()
-        if isinstance(top, FunctionNode):
+        if isinstance(top, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, *SHARED)):
             continue
         yield top
         stack.extend(reversed(list(ast.iter_child_nodes(top))))

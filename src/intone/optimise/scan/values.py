@@ -4,9 +4,15 @@ import ast
 import re
 from collections.abc import Sequence
 
-from intone.optimise.scan.project import BAGS, Origin, Project, called, dotted, last_name, owner_of
+from intone.optimise.scan.calls import KEEPS_OBJECT, classes_of
+from intone.optimise.scan.classes import class_methods
+from intone.optimise.scan.expressions import called, dotted, last_name
+from intone.optimise.scan.origins import Origin
+from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.source import Scope, target_name
 
+# names that stand for a bag of settings: their .device is what somebody typed, not a torch.device
+BAGS = re.compile(r"^(args?|cfg|conf|config|opts?|options|hps?|hparams|params|settings|flags|FLAGS|parsed)$")
 MODEL_NAME = re.compile(
     r"(^|_)(model|models|net|network|gpt\d*|transformer|llm|lm|student|teacher|policy|actor|backbone|decoder|engine_model)"
     r"($|_|\d)",
@@ -16,18 +22,9 @@ NOT_A_MODEL = re.compile(
     r"(cfg|config|name|path|dir|args|type|size|dim|id|card|kwargs|params|state|data|info|class|key)s?$"
 )
 WRAPPERS = (
-    "compile",
-    "DistributedDataParallel",
-    "DDP",
-    "FullyShardedDataParallel",
-    "FSDP",
-    "DataParallel",
-    "setup_module",
-    "from_pretrained",
-    "prepare",
-    "unwrap_model",
-    "load_model",
-)
+    "compile", "DistributedDataParallel", "DDP", "FullyShardedDataParallel", "FSDP", "DataParallel", "setup_module",
+    "from_pretrained", "prepare", "unwrap_model", "load_model",
+)  # fmt: skip
 OPTIMIZER_NAME = re.compile(
     r"(^|[_.])(opt|optim|optims|optimizer|optimizers|opts|adam|adamw|sgd|muon|lion)(_\w+)?\d*$", re.I
 )
@@ -35,36 +32,15 @@ LOADER_NAME = re.compile(r"loader|dataset|batches|data_iter|train_iter|train_dat
 LOSS_NAME = re.compile(r"(^|_)(loss|nll|ce|cost|objective|criterion)(es|\d)?($|_)", re.I)
 # methods and functions that hand a tensor's contents on
 KEEPS = {
-    "item",
-    "tolist",
-    "view",
-    "reshape",
-    "squeeze",
-    "unsqueeze",
-    "flatten",
-    "to",
-    "long",
-    "int",
-    "clone",
-    "detach",
-    "cpu",
-    "cuda",
-    "contiguous",
-    "numpy",
-    "transpose",
-    "gather",
-    "select",
-    "t",
-    "clamp",
-    "pin_memory",
-    "type",
+    "item", "tolist", "view", "reshape", "squeeze", "unsqueeze", "flatten", "to", "long", "int", "clone", "detach",
+    "cpu", "cuda", "contiguous", "numpy", "transpose", "gather", "select", "t", "clamp", "pin_memory", "type",
     "permute",
-}
+}  # fmt: skip
 SAMPLERS = re.compile(
     r"^_*(multinomial\w*|categorical_sample|sample|sample_(token|next|logits|top|from|one|id|with)\w*|\w*next_token\w*"
     r"|\w*_sample_(token|one|next)\w*|draw(_\w+)?|\w*sample_(one|token|next_token)\w*|gumbel_\w+|pick_token|choose_token|sample_\w*ids?)$"
 )
-NOT_SAMPLERS = ("random.sample", "random.choice", "np.random", "numpy.random", "dataset", "ds.", "df.", "sampler")
+NOT_SAMPLERS = ("random.sample", "dataset", "ds.", "df.")
 
 
 def is_model_name(name: str) -> bool:
@@ -75,21 +51,58 @@ def is_model_name(name: str) -> bool:
 
 def is_model_call(call: ast.Call, scope: Scope, project: Project) -> bool:
     """Whether a call runs a model forward: model(x), self.model(x), model.forward(x), self(x) in a module."""
+    if call not in project.known_runs:
+        project.known_runs[call] = _is_model_call(call, scope, project)
+    return project.known_runs[call]
+
+
+def _is_model_call(call: ast.Call, scope: Scope, project: Project) -> bool:
     func = call.func
     if isinstance(func, ast.Attribute) and func.attr == "forward":
         return not (isinstance(func.value, ast.Call) and last_name(func.value.func) == "super")
+    if last_name(func) == "functional_call" and call.args:
+        return True
     name = target_name(func)
     if name is None:
-        return False
+        # torch.compile(model)(x), model.eval()(x)
+        return isinstance(func, ast.Call) and is_model_value(func, scope, project)
     if name == "self":
         return owner_of(scope) is not None
-    if isinstance(func, ast.Attribute) and not name.startswith("self.") and name.count(".") > 0:
-        return is_model_name(name) and func.attr not in dir(str) and name.count(".") == 1 and func.attr == "model"
+    if name == "cls":
+        return False  # makes a model
+    if isinstance(func, ast.Attribute) and not name.startswith("self."):
+        if is_model_name(name) and func.attr not in dir(str) and name.count(".") == 1 and func.attr == "model":
+            return True
+        return _is_module_object(func, scope, project)
     if name in project.functions and not _bound_to_model(name, scope, project):
         return False
     if name.rpartition(".")[2] in project.classes:
         return False
-    return is_model_name(name) or _bound_to_model(name, scope, project)
+    if is_model_name(name):
+        return not _runs_project_function(call, scope, project)
+    if _bound_to_model(name, scope, project) or _is_module_object(func, scope, project):
+        return True
+    from intone.optimise.scan.usage import models_by_use  # builds on this file
+
+    return f"{scope.module.path}:{name}" in models_by_use(project)
+
+
+def _runs_project_function(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """Whether a name that reads like a model is a plain function of the project, as `model_step = make_step()` is."""
+    found = project.callees(call, scope)
+    return (
+        bool(found) and all(function.owner is None for function in found) and not isinstance(call.func, ast.Attribute)
+    )
+
+
+def _is_module_object(func: ast.expr, scope: Scope, project: Project) -> bool:
+    """Whether a callee is an object of a module class that is like a model: it is named so, or embeds tokens."""
+    return any(is_module_class(node) and _is_whole_model(node) for _, node in classes_of(func, scope, project))
+
+
+def _is_whole_model(node: ast.ClassDef) -> bool:
+    text = ast.unparse(node)
+    return is_model_name(node.name) or "Embedding(" in text or bool(re.search(r"LM|GPT|Llama|Model|Net$", node.name))
 
 
 def _bound_to_model(name: str, scope: Scope, project: Project) -> bool:
@@ -100,21 +113,46 @@ def _bound_to_model(name: str, scope: Scope, project: Project) -> bool:
             if binding.how == "=" and isinstance(value, ast.Call) and is_model_value(value, at, project):
                 return True
         at = at.outer
+    if name.startswith("self.") and (owner := project.owner_of(scope)) is not None:
+        for method in class_methods(owner, project):
+            for binding in method.bindings.get(name, []):
+                value = binding.value
+                if isinstance(value, ast.Call) and is_model_value(value, method, project):
+                    return True
+                if isinstance(value, (ast.Name, ast.Attribute)) and is_model_name(_without_forward(value) or ""):
+                    return True
     return False
 
 
+def _without_forward(node: ast.expr) -> str | None:
+    """model.forward -> "model", anything else its name."""
+    if isinstance(node, ast.Attribute) and node.attr in ("forward", "__call__", "module"):
+        return target_name(node.value)
+    return target_name(node)
+
+
 def is_model_value(value: ast.Call, scope: Scope, project: Project) -> bool:
-    """Whether a call makes or wraps a model: GPT(config), torch.compile(model), DDP(model)."""
+    """Whether a call makes or wraps a model: GPT(config), torch.compile(model), DDP(model), model.eval()."""
     name = last_name(value.func)
     if name is None:
         return False
     if name in project.classes:
         return any(is_module_class(node) for _, node in project.classes[name])
+    if name in KEEPS_OBJECT and isinstance(value.func, ast.Attribute):
+        inside = value.func.value
+        if isinstance(inside, ast.Call):
+            return is_model_value(inside, scope, project)
+        return is_model_name(target_name(inside) or "") and "data" not in (target_name(inside) or "")
     if name in WRAPPERS:
-        return name in ("from_pretrained", "load_model") or any(
-            is_model_name(target_name(arg) or "") for arg in value.args[:1]
+        if name in ("from_pretrained", "load_model"):
+            return "tokenizer" not in ast.unparse(value.func).lower()
+        return any(
+            is_model_name(_without_forward(arg) or "")
+            or isinstance(arg, ast.Call)
+            and is_model_value(arg, scope, project)
+            for arg in value.args[:1]
         )
-    return False
+    return any(is_module_class(node) for _, node in classes_of(value, scope, project))
 
 
 def is_module_class(node: ast.ClassDef) -> bool:
@@ -130,10 +168,25 @@ def is_optimizer(node: ast.expr, scope: Scope, project: Project) -> bool:
         return False
     if OPTIMIZER_NAME.search(name):
         return True
-    for origin in project.origins(node, scope, depth=3):
+    for origin in project.origins(node, scope, depth=4):
         if isinstance(origin.node, ast.Call) and dotted(origin.node.func, origin.scope).startswith("torch.optim."):
             return "lr_scheduler" not in dotted(origin.node.func, origin.scope)
-    return False
+        if origin.is_annotation and re.search(r"\bOptimizer\b", ast.unparse(origin.node)):
+            return True
+    return name.rpartition(".")[2] in _cleared(project)
+
+
+def _cleared(project: Project) -> set[str]:
+    """Names of what gets zero_grad() and step() somewhere: an optimizer, whatever it is called."""
+    if "cleared" not in project.known_names:
+        cleared, stepped = (
+            {last_name(site.call.func.value) or "" for site in project.sites.get(method, [])
+             if isinstance(site.call.func, ast.Attribute)}
+            for method in ("zero_grad", "step")
+        )  # fmt: skip
+        found = {name for name in cleared & stepped if name and name != "self" and not is_model_name(name)}
+        project.known_names["cleared"] = found
+    return project.known_names["cleared"]
 
 
 def steps_optimizer(call: ast.Call, scope: Scope, project: Project) -> bool:
@@ -180,11 +233,27 @@ def chooses_token(call: ast.Call, scope: Scope, *, greedy: bool = False) -> bool
     last = name.rpartition(".")[2]
     if any(part in name for part in NOT_SAMPLERS):
         return False
+    if "sampler" in name and not re.search(r"logit|prob|score", ast.unparse(call)):
+        return False  # of rows of a data set
     if last == "argmax":
         return greedy or _is_noisy(call)
     if name in ("random.choices", "np.random.choice", "numpy.random.choice"):
-        return False
+        return any(word.arg in ("p", "weights") for word in call.keywords)
+    if last in ("max", "topk") and greedy and isinstance(call.func, ast.Attribute):
+        return _is_likeliest(call, last)
+    if last == "searchsorted":  # the inverse of a cumulated distribution
+        return "cum" in ast.unparse(call) and "rand" in ast.unparse(call)
     return bool(SAMPLERS.match(last))
+
+
+def _is_likeliest(call: ast.Call, last: str) -> bool:
+    """logits.max(dim=-1), torch.topk(logits, 1): the likeliest token of each row."""
+    text = ast.unparse(call)
+    if not re.search(r"logit|prob|score", text):
+        return False
+    if last == "max":
+        return "-1" in text or "dim" in text
+    return bool(re.search(r"[,(] ?(k=)?1\b", text))
 
 
 def _is_noisy(call: ast.Call) -> bool:
@@ -195,7 +264,11 @@ def _is_noisy(call: ast.Call) -> bool:
 
 def token_passes(node: ast.expr) -> Sequence[ast.expr]:
     """The parts of an expression that a chosen token comes from: x[0], x.item(), int(x), (x, y), [x]."""
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, (ast.Call, ast.Name)):
+        return [node.value, node.slice]  # ids[choice]
     if isinstance(node, (ast.Subscript, ast.Starred)):
+        return [node.value]
+    if isinstance(node, ast.Attribute) and node.attr in ("indices", "data"):
         return [node.value]
     if isinstance(node, (ast.Tuple, ast.List)):
         return node.elts
@@ -216,10 +289,13 @@ def token_passes(node: ast.expr) -> Sequence[ast.expr]:
 
 def is_chosen(node: ast.expr, scope: Scope, project: Project, *, greedy: bool = False) -> bool:
     """Whether a value is a token that was drawn (greedy: or the likeliest) from a model's output."""
-    for origin in project.origins(node, scope, token_passes):
-        if isinstance(origin.node, ast.Call) and chooses_token(origin.node, origin.scope, greedy=greedy):
-            return True
-    return False
+    key = (node, greedy)
+    if key not in project.known_chosen:
+        project.known_chosen[key] = any(
+            isinstance(origin.node, ast.Call) and chooses_token(origin.node, origin.scope, greedy=greedy)
+            for origin in project.origins(node, scope, token_passes)
+        )
+    return project.known_chosen[key]
 
 
 def device_evidence(node: ast.expr, scope: Scope, project: Project) -> tuple[list[Origin], list[Origin]]:
@@ -294,6 +370,11 @@ MODEL_WORD = re.compile(
 )
 
 
+TEXT_METHODS = (
+    "strip", "replace", "split", "group", "lower", "rstrip", "lstrip", "join", "removeprefix", "format",
+)  # fmt: skip
+
+
 def text_passes(node: ast.expr) -> Sequence[ast.expr]:
     """The parts of an expression that a text is made of."""
     if isinstance(node, ast.BinOp):
@@ -305,18 +386,7 @@ def text_passes(node: ast.expr) -> Sequence[ast.expr]:
     if isinstance(node, (ast.ListComp, ast.GeneratorExp)):
         return [node.elt]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        if node.func.attr in (
-            "strip",
-            "replace",
-            "split",
-            "group",
-            "lower",
-            "rstrip",
-            "lstrip",
-            "join",
-            "removeprefix",
-            "format",
-        ):
+        if node.func.attr in TEXT_METHODS:
             return [node.func.value, *node.args]
         if node.func.attr in ("search", "match", "findall", "sub", "fullmatch", "dedent", "compile"):
             return list(node.args[-2:])

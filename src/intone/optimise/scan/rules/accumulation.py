@@ -1,20 +1,19 @@
-"""Rules on gradient accumulation: when to step, how to scale, when to exchange gradients."""
+"""Rules on gradient accumulation: when to step, when to clear, and how to scale the loss."""
 
 import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.loops import ACCUM, Loop, TrainLoop, counter_guard, is_inside, train_loops
-from intone.optimise.scan.project import Project, code_of, last_name, names_in
+from intone.optimise.scan.constants import only_value
+from intone.optimise.scan.expressions import code_of, last_name, names_in
+from intone.optimise.scan.loops import ACCUM, Loop, TrainLoop, counter_guard, train_loops
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, own_nodes, target_name
-from intone.optimise.scan.values import backward_loss, is_optimizer, steps_optimizer
+from intone.optimise.scan.scaling import Scaling, count_of, is_count, same_number, scalings
+from intone.optimise.scan.source import Module, Scope
 
 SOURCE = "optimiser.md D19 and G3"
-HANDLED = re.compile(
-    r"no_sync|require_backward_grad_sync|no_backward_sync|set_requires_gradient_sync|set_is_last_backward|\.accumulate\("
-)
-DIVIDES = ("div", "div_", "mul", "mul_", "true_divide", "divide")
 
 
 @rule(
@@ -31,39 +30,59 @@ DIVIDES = ("div", "div_", "mul", "mul_", "true_divide", "divide")
 def steps_too_often(module: Module, project: Project) -> Iterator[Place]:
     """A loop over micro-batches, or a loss divided by their number, with optimizer.step() at every turn."""
     for loop in train_loops(module, project):
-        if loop.shape != "plain" or not loop.steps or loop.inner is None:
+        if loop.shape != "plain" or not loop.steps or loop.outer is not loop.inner:
             continue
-        over = _over_micro_batches(loop.inner, loop.scope)
-        divided = _divided_by_count(loop, project)
+        over = _over_micro_batches(loop.inner, loop.scope, project)
+        divided = None if over else _divided_by_count(loop, project)
         if over or divided:
             words = f"the loop runs over `{over}`" if over else f"the loss is divided by `{divided}`"
+            step = loop.steps[0]
             yield Place(
-                loop.steps[0],
-                f"`{code_of(loop.steps[0], 40)}` runs after every micro-batch",
-                (f"{words} (line {loop.inner.lineno})",),
+                step.node,
+                f"`{code_of(step.node, 40)}` runs after every micro-batch",
+                (f"{words} ({module.path}:{loop.inner.lineno})", *_way(step)),
+                scope=step.scope,
             )
 
 
-def _over_micro_batches(loop: Loop, scope: Scope) -> str | None:
-    """for micro in range(accumulation_steps), for chunk in batch.chunk(n)."""
+def _way(item: Reached) -> list[str]:
+    return [item.path()] if item.chain else []
+
+
+def _over_micro_batches(loop: Loop, scope: Scope, project: Project) -> str | None:
+    """for micro in range(accumulation_steps), for chunk in batch.chunk(n), for part in zip(x.split(n), y.split(n))."""
     if not isinstance(loop, (ast.For, ast.AsyncFor)):
         return None
     text = code_of(loop.iter, 50)
     names = {name.rpartition(".")[2] for name in names_in(loop.iter)} | names_in(loop.target)
-    if any(ACCUM.search(name) for name in names) and not re.search(r"loader|dataset", text):
+    if re.search(r"loader|dataset", text):
+        return None
+    if any(ACCUM.search(name) for name in names):
+        return text
+    for part in ast.walk(loop.iter):
+        if isinstance(part, ast.Call) and last_name(part.func) in ("chunk", "split", "tensor_split"):
+            return text
+        if isinstance(part, ast.Call) and ACCUM.search(last_name(part.func) or ""):
+            return text
+    if (
+        isinstance(loop.iter, ast.Call)
+        and last_name(loop.iter.func) == "range"
+        and loop.iter.args
+        and is_count(loop.iter.args[-1], scope, project)
+    ):
         return text
     return None
 
 
 def _divided_by_count(loop: TrainLoop, project: Project) -> str | None:
-    for call in loop.backwards:
-        loss = backward_loss(call)
-        if loss is None:
-            continue
-        for part in _scalings(loss, loop, 5):
-            for name in names_in(part):
-                if ACCUM.search(name.rpartition(".")[2]):
-                    return name
+    for item in loop.backwards:
+        for scaling in scalings(item, loop, project):
+            if (
+                is_count(scaling.factor, scaling.scope, project)
+                and only_value(scaling.factor, scaling.scope, project) != 1
+            ):
+                named = [name for name in names_in(scaling.factor) if ACCUM.search(name.rpartition(".")[2])]
+                return sorted(named)[0] if named else code_of(scaling.factor, 40)
     return None
 
 
@@ -79,28 +98,39 @@ def _divided_by_count(loop: TrainLoop, project: Project) -> str | None:
 def cleared_too_often(module: Module, project: Project) -> Iterator[Place]:
     """zero_grad() at every turn of the loop over micro-batches, while the step comes later."""
     for loop in train_loops(module, project):
-        if not loop.accumulates or loop.inner is None:
+        if not loop.accumulates or not counts_micro_batches(loop, project):
             continue
-        for node in own_nodes(loop.inner):
-            if (
-                isinstance(node, ast.Call)
-                and last_name(node.func) == "zero_grad"
-                and not counter_guard(node, loop.inner, module)
-            ) and not _behind_flag(node, loop.inner, module):
+        for item in loop.turn(project):
+            if _clears(item) and not _behind_if(item, loop.inner) and not counter_guard(item, loop.inner, project):
+                step = loop.steps[0]
                 yield Place(
-                    node,
+                    item.node,
                     "gradients are cleared at every micro-batch, the step comes only after several",
-                    (f"the step is {code_of(loop.steps[0], 40)} at line {loop.steps[0].lineno}",),
+                    (f"the step is {code_of(step.node, 40)} at {step.scope.module.path}:{step.line}", *_way(item)),
+                    scope=item.scope,
                 )
                 break
 
 
-def _behind_flag(node: ast.AST, loop: ast.AST, module: Module) -> bool:
+def _clears(item: Reached) -> bool:
+    node = item.node
+    if isinstance(node, ast.Call):
+        return last_name(node.func) == "zero_grad"
+    return (
+        isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Attribute)
+        and node.targets[0].attr == "grad"
+        and isinstance(node.value, ast.Constant)
+        and node.value.value is None
+    )
+
+
+def _behind_if(item: Reached, loop: ast.AST) -> bool:
     """Inside any `if` of the loop: it does not run at every turn."""
-    for above in module.up(node):
+    for below, above, _ in item.up():
         if above is loop:
             return False
-        if isinstance(above, ast.If):
+        if isinstance(above, ast.If) and below is not above.test:
             return True
     return False
 
@@ -121,95 +151,126 @@ def _behind_flag(node: ast.AST, loop: ast.AST, module: Module) -> bool:
 def unscaled_loss(module: Module, project: Project) -> Iterator[Place]:
     """A loss that goes into backward undivided in a loop that accumulates; or is divided only after backward."""
     for loop in train_loops(module, project):
-        if not loop.accumulates or not loop.steps or loop.inner is None or not _counts_micro_batches(loop):
+        if not loop.accumulates or not loop.steps or not counts_micro_batches(loop, project):
             continue
-        if _scales_elsewhere(loop):
+        if _scales_elsewhere(loop, project):
             continue
-        for call in loop.backwards:
-            loss = backward_loss(call)
-            if loss is None or "gradient" in ast.unparse(call):
+        for item in loop.backwards:
+            if "gradient" in ast.unparse(item.node):
                 continue
-            found = list(_scalings(loss, loop, 5))
-            before = [part for part in found if part.lineno <= call.lineno]
+            found = list(scalings(item, loop, project))
+            before = [part for part in found if part.scope is not item.scope or part.line <= item.line]
             if not before:
-                late = [part for part in found if part.lineno > call.lineno]
                 how = (
-                    f"it is divided only after backward, at line {late[0].lineno}"
-                    if late
+                    f"it is divided only after backward, at line {found[0].line}"
+                    if found
                     else "nothing divides it on its way to backward"
                 )
+                step = loop.steps[0]
                 yield Place(
-                    call,
-                    f"`{code_of(loss, 30)}` of every micro-batch counts in full",
-                    (how, f"the step comes after several: line {loop.steps[0].lineno}"),
+                    item.node,
+                    f"`{code_of(item.node, 40)}` counts every micro-batch in full",
+                    (how, f"the step comes after several: {step.scope.module.path}:{step.line}", *_way(item)),
+                    scope=item.scope,
                 )
                 break
 
 
-def _counts_micro_batches(loop: TrainLoop) -> bool:
+def counts_micro_batches(loop: TrainLoop, project: Project) -> bool:
     """Nested loops are accumulation only where the inner one is over micro-batches, not over batches of an epoch."""
     if loop.shape == "guarded":
         return True
-    assert loop.inner is not None
-    names = (
-        names_in(loop.inner.iter) | names_in(loop.inner.target)
-        if isinstance(loop.inner, (ast.For, ast.AsyncFor))
-        else set()
-    )
-    text = ast.unparse(loop.inner.iter) if isinstance(loop.inner, (ast.For, ast.AsyncFor)) else ""
-    return any(ACCUM.search(name.rpartition(".")[2]) for name in names) or bool(
-        re.search(r"range\(|chunk|split|micro", text)
-    )
+    inner = loop.inner
+    if isinstance(inner, ast.While):
+        return bool(ACCUM.search(" ".join(names_in(inner.test))))
+    if _over_micro_batches(inner, loop.scope, project):
+        return True
+    if not isinstance(inner, (ast.For, ast.AsyncFor)):
+        return False
+    text = ast.unparse(inner.iter)
+    if re.search(r"loader|dataset|epoch", text) and "range(" not in text:
+        return False
+    if re.search(r"epoch", " ".join(names_in(inner.iter) | names_in(inner.target))):
+        return False
+    return bool(re.search(r"range\(|chunk|split|micro", text))
 
 
-def _scales_elsewhere(loop: TrainLoop) -> bool:
+def _scales_elsewhere(loop: TrainLoop, project: Project) -> bool:
     """Gradients divided after the loop, a loss made as a sum, or a library that scales by itself."""
-    assert loop.outer is not None
-    text = ast.unparse(loop.outer)
+    texts = [ast.unparse(loop.around), *(ast.unparse(item.scope.node) for item in _functions(loop, project))]
+    text = "\n".join(texts)
     if re.search(
         r"\.grad\.(div_|mul_)|\.grad\s*(/=|\*=)|_foreach_(div|mul)|\.accumulate\(|accelerator\.backward|model_engine|scale_grad",
         text,
     ):
         return True
-    return bool(re.search(r"['\"]sum['\"]", ast.unparse(loop.scope.node)) and re.search(r"\.grad\b", text))
+    return bool(re.search(r"['\"]sum['\"]", text) and re.search(r"\.grad\b", text))
 
 
-def _scalings(node: ast.expr, loop: TrainLoop, depth: int) -> Iterator[ast.expr]:
-    """Divisions and products on a loss's way inside the loop; calls that are handed the number of micro-batches."""
-    inner = loop.inner
-    assert inner is not None
-    todo: list[tuple[ast.expr, int]] = [(node, depth)]
-    seen: set[int] = set()
-    while todo:
-        at, left = todo.pop()
-        if id(at) in seen or left == 0:
+def _functions(loop: TrainLoop, project: Project) -> list[Reached]:
+    seen: dict[Scope, Reached] = {}
+    for item in loop.step_turn(project):
+        if item.chain:
+            seen.setdefault(item.scope, item)
+    return list(seen.values())
+
+
+@rule(
+    "S57",
+    "accumulated loss is scaled by the wrong number",
+    kind="accumulation",
+    severity="high",
+    why="The step is larger or smaller than the recipe says by the quotient of the two numbers, and nothing shows it "
+    "but the curve of the loss.",
+    fix="Divide by the number of micro-batches of the step, once, and take that number from where the loop has it.",
+    source=SOURCE,
+)
+def scaled_wrongly(module: Module, project: Project) -> Iterator[Place]:
+    """A loss divided twice, multiplied, or divided by another number than that of the micro-batches."""
+    for loop in train_loops(module, project):
+        if not loop.accumulates or not loop.steps or not counts_micro_batches(loop, project):
             continue
-        seen.add(id(at))
-        if isinstance(at, ast.BinOp) and isinstance(at.op, (ast.Div, ast.Mult)):
-            yield at
-        if isinstance(at, ast.Call):
-            words = {
-                name.rpartition(".")[2] for arg in [*at.args, *(w.value for w in at.keywords)] for name in names_in(arg)
-            }
-            if last_name(at.func) in DIVIDES or any(ACCUM.search(word) for word in words):
-                yield at
-            if isinstance(at.func, ast.Attribute):
-                todo.append((at.func.value, left))
-        for child in ast.iter_child_nodes(at):
-            if isinstance(child, ast.expr) and not isinstance(at, ast.Call):
-                todo.append((child, left))
-        name = target_name(at)
-        if name is not None:
-            for binding in loop.scope.bindings.get(name, []):
-                if (
-                    binding.how == "op"
-                    and isinstance(binding.node, ast.AugAssign)
-                    and isinstance(binding.node.op, (ast.Div, ast.Mult))
-                ):
-                    if is_inside(binding.node, inner, loop.scope.module):
-                        yield binding.value
-                elif binding.how in ("=", "part", "op") and is_inside(binding.node, inner, loop.scope.module):
-                    todo.append((binding.value, left - 1))
+        count = count_of(loop, project)
+        for item in loop.backwards:
+            counted = [s for s in scalings(item, loop, project) if _is_this_count(s, count, project)]
+            wrong = _wrong_scaling(counted, list(scalings(item, loop, project)), count, project)
+            if wrong:
+                message, evidence = wrong
+                yield Place(item.node, message, (*evidence, *_way(item)), scope=item.scope)
+                break
+
+
+Count = tuple[ast.expr, Scope] | None
+
+
+def _is_this_count(scaling: Scaling, count: Count, project: Project) -> bool:
+    if is_count(scaling.factor, scaling.scope, project):
+        return True
+    return count is not None and same_number(scaling.factor, scaling.scope, *count, project) is True
+
+
+def _wrong_scaling(
+    counted: list[Scaling], every: list[Scaling], count: Count, project: Project
+) -> tuple[str, tuple[str, ...]] | None:
+    times = [scaling for scaling in counted if not scaling.divides]
+    if times:
+        return "the loss is multiplied by the number of micro-batches", (f"line {times[0].line}: {times[0].text}",)
+    if len(counted) > 1 and len({id(scaling.node) for scaling in counted}) > 1:
+        return "the loss is divided twice by the number of micro-batches", tuple(
+            f"{scaling.scope.module.path}:{scaling.line}: {scaling.text}" for scaling in counted[:2]
+        )
+    if count is None or len(every) != 1:
+        return None
+    factor = every[0].factor
+    if not counted and re.search(r"len\(|batch_size|world_size|epoch|num_batches", ast.unparse(factor)):
+        told = f"micro-batches: `{code_of(count[0], 30)}` at {count[1].module.path}:{count[0].lineno}"
+        return f"the loss is divided by `{code_of(factor, 30)}`, not by the number of micro-batches", (told,)
+    if same_number(every[0].factor, every[0].scope, *count, project) is False:
+        return f"the loss is divided by `{code_of(every[0].factor, 30)}`, not by the number of micro-batches", (
+            f"micro-batches: `{code_of(count[0], 30)}` at {count[1].module.path}:{count[0].lineno}",
+            f"line {every[0].line}: {every[0].text}",
+        )
+    return None
 
 
 @rule(
@@ -236,144 +297,13 @@ def mean_of_means(module: Module, project: Project) -> Iterator[Place]:
     if not masks:
         return
     for loop in train_loops(module, project):
-        if loop.accumulates and loop.inner is not None and (name := _divided_by_count(loop, project)):
+        if loop.accumulates and (name := _divided_by_count(loop, project)):
             if re.search(r"num_tokens|num_valid|n_tokens|num_supervised|token_count|num_items", name):
                 continue
-            call = loop.backwards[0]
             yield Place(
-                call,
+                loop.backwards[0].node,
                 f"the loss is a mean per micro-batch, divided by `{name}`",
                 (f"targets are masked at line {masks[0].lineno}, so micro-batches hold different numbers of tokens",),
                 confidence="medium",
-            )
-
-
-@rule(
-    "S54",
-    "gradients are exchanged at every micro-batch",
-    kind="accumulation",
-    severity="medium",
-    why="All gradients cross the network after each backward pass although they are only needed once per "
-    "step: n times the traffic.",
-    fix="Run all but the last backward pass inside model.no_sync(), or exchange once after the loop.",
-    source="optimiser.md D19",
-)
-def exchanged_too_often(module: Module, project: Project) -> Iterator[Place]:
-    """DDP and accumulation without no_sync; all_reduce of gradients inside the loop over micro-batches."""
-    wrapped = re.search(r"\bDistributedDataParallel\b|\bDDP\(|\bFSDP\(|FullyShardedDataParallel\(", module.text)
-    for loop in train_loops(module, project):
-        if not loop.accumulates or loop.inner is None or not loop.steps or not _counts_micro_batches(loop):
-            continue
-        reduce = next(
-            (
-                node
-                for node in own_nodes(loop.inner)
-                if isinstance(node, ast.Call) and _reduces_gradients(node, loop.scope)
-            ),
-            None,
-        )
-        if reduce is not None and not counter_guard(reduce, loop.inner, module):
-            yield Place(
-                reduce,
-                "gradients are reduced inside the loop over micro-batches",
-                (f"line {loop.inner.lineno}: {module.line_of(loop.inner)[:60]}",),
-            )
-        elif wrapped and not HANDLED.search(module.text) and _is_wrapped_here(module):
-            yield Place(
-                loop.backwards[0],
-                "every micro-batch exchanges all gradients",
-                ("the model is wrapped in DDP or FSDP", "no no_sync in this file"),
-            )
-
-
-def _is_wrapped_here(module: Module) -> bool:
-    return any(
-        last_name(call.func) in ("DistributedDataParallel", "DDP", "FSDP", "FullyShardedDataParallel")
-        for scope in module.scopes
-        for call in scope.calls
-    )
-
-
-def _reduces_gradients(call: ast.Call, scope: Scope) -> bool:
-    if last_name(call.func) not in (
-        "all_reduce",
-        "reduce_scatter",
-        "reduce_scatter_tensor",
-        "all_reduce_coalesced",
-        "all_reduce_gradients",
-        "sync_gradients",
-    ):
-        return False
-    if "grad" in ast.unparse(call):
-        return True
-    # for p in params: g = p.grad; all_reduce(g)
-    for arg in call.args[:1]:
-        name = target_name(arg)
-        if name and any(".grad" in ast.unparse(b.value) for b in scope.bindings.get(name, [])):
-            return True
-    return False
-
-
-@rule(
-    "S55",
-    "gradients are clipped while still scaled",
-    kind="accumulation",
-    severity="high",
-    why="With a GradScaler gradients carry a factor of thousands until they are unscaled: clipping them "
-    "first makes every step tiny.",
-    fix="Call scaler.unscale_(optimizer) before clip_grad_norm_.",
-    source="PyTorch automatic mixed precision examples",
-)
-def clipped_while_scaled(module: Module, project: Project) -> Iterator[Place]:
-    """scaler.scale(loss).backward() and clip_grad_norm_ without unscale_ before it."""
-    for scope in module.scopes:
-        scaled = [
-            call
-            for call in scope.calls
-            if last_name(call.func) == "scale" and isinstance(module.parents.get(call), ast.Attribute)
-        ]
-        if not scaled:
-            continue
-        for call in scope.calls:
-            if last_name(call.func) in ("clip_grad_norm_", "clip_grad_value_"):
-                unscaled = [
-                    other
-                    for other in scope.calls
-                    if last_name(other.func) == "unscale_" and other.lineno <= call.lineno
-                ]
-                if not unscaled:
-                    yield Place(
-                        call,
-                        "gradients are clipped before they are unscaled",
-                        (f"scaled at line {scaled[0].lineno}: {code_of(scaled[0], 50)}",),
-                    )
-
-
-@rule(
-    "S56",
-    "the scaled loss is never unscaled",
-    kind="accumulation",
-    severity="high",
-    why="scaler.scale() multiplies the loss by thousands; optimizer.step() without the scaler takes steps "
-    "with gradients that large.",
-    fix="Use scaler.step(optimizer) and scaler.update().",
-    source="PyTorch automatic mixed precision examples",
-)
-def stepped_without_scaler(module: Module, project: Project) -> Iterator[Place]:
-    """scaler.scale(loss).backward() followed by optimizer.step() in the same function, never scaler.step()."""
-    for scope in module.scopes:
-        scaled = [
-            call for call in scope.calls if last_name(call.func) == "scale" and "scaler" in ast.unparse(call.func)
-        ]
-        steps = [call for call in scope.calls if steps_optimizer(call, scope, project)]
-        by_scaler = [
-            call
-            for call in scope.calls
-            if last_name(call.func) in ("step", "unscale_") and any(is_optimizer(a, scope, project) for a in call.args)
-        ]
-        if scaled and steps and not by_scaler:
-            yield Place(
-                steps[0],
-                f"`{code_of(steps[0], 40)}` uses gradients that still carry the scale",
-                (f"scaled at line {scaled[0].lineno}",),
+                scope=loop.backwards[0].scope,
             )

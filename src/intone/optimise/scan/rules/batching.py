@@ -1,23 +1,34 @@
-"""Rules on how much work a device gets at once: the micro-batch, and how much of a row is padding."""
+"""A rule on how much work a device gets at once: the micro-batch that is written into the code."""
 
 import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.project import Project, called, code_of, keyword, last_name
+from intone.optimise.scan.constants import known_values
+from intone.optimise.scan.expressions import code_of, keyword, last_name, names_in
+from intone.optimise.scan.loops import TrainLoop, train_loops
+from intone.optimise.scan.neighbours import neighbours
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.accumulation import counts_micro_batches
 from intone.optimise.scan.source import Module, Scope, target_name
 
 BATCH = re.compile(
-    r"^(per_device_|device_|micro_|mini_|local_|train_|per_gpu_)*(train_)?(micro_)?(batch|batch_size|bs|mbs|batchsize)$",
+    r"^(per_device_|device_|micro_|mini_|local_|train_|per_gpu_)*(train_)?(micro_)?"
+    r"(batch|batch_size|bs|mbs|batchsize|bsz|batch_rows|rows_per_\w+|seqs_per_\w+|sequences_per_\w+|examples_per_\w+|"
+    r"samples_per_\w+|num_rows|num_seqs)$",
     re.I,
 )
 ACCUMULATES = re.compile(
-    r"accum|grad_acc|target_(examples|batch|tokens)|global_batch|total_batch|effective_batch|num_passes", re.I
+    r"accum|grad_acc|target_(examples|batch|tokens)|global_batch|total_batch|effective_batch|num_passes|tokens_per_step|"
+    r"tokens_per_update|(^|_)gas$",
+    re.I,
 )
+WORLD = re.compile(r"world|rank|gpus|devices|nproc|dp_size", re.I)
+ELSEWHERE = re.compile(r"(^|[/_])(eval\w*|infer\w*|generat\w*|sampl\w*|serv\w*|bench\w*|tests?|chat|rl\w*)([/_.]|$)")
 SMALL = 8  # rows; guess: below it the matrix products of a small model leave most of a GPU idle
-LABELS = re.compile(r"label|target|(^|_)y($|_)|loss_mask|train")
-IGNORED = (-1, -100)
+Where = tuple[str, int, str]  # path, line, code
 
 
 @rule(
@@ -34,24 +45,54 @@ IGNORED = (-1, -100)
     source="optimiser.md D1; nanochat-facts.md 2.1",
 )
 def small_batch(module: Module, project: Project) -> Iterator[Place]:
-    """A batch size of 8 rows or less as a constant, default or flag, in a file that accumulates gradients."""
-    accumulation = _accumulation_line(module)
-    if accumulation is None or re.search(r"(^|/)(test|tests)/", module.path):
+    """A batch size of 8 rows or less as a constant, default or flag, in a program that accumulates gradients."""
+    if re.search(r"(^|/)(test|tests)/", module.path):
         return
-    for node, name, value in _constants(module):
-        if not BATCH.match(name) or not 1 <= value <= SMALL or not _is_micro(name, module):
-            continue
-        text = module.line_of(node)
-        remark = module.comments.get(node.lineno, "")  # type: ignore[attr-defined]
-        yield Place(
-            node,
-            f"`{name}` is fixed at {value} row{'s' if value > 1 else ''} and made up for by accumulation",
-            (
-                f"accumulation: line {accumulation[0]}: {accumulation[1]}",
-                *([f"remark: {remark}"] if remark and remark in text else []),
-            ),
-            severity="high" if value <= 4 and "train" not in name else None,
-        )
+    accumulation = _accumulation(module, project)
+    if accumulation is not None:
+        for node, name, value in _constants(module, project):
+            if BATCH.match(name) and 1 <= value <= SMALL and _is_micro(name, module):
+                yield _place(node, name, value, accumulation, module)
+        yield from _handed_to_loader(module, accumulation, project)
+    for loop in train_loops(module, project):
+        if loop.accumulates and counts_micro_batches(loop, project):
+            yield from _cut_by_loop(loop, project)
+
+
+def _handed_to_loader(module: Module, accumulation: Where, project: Project) -> Iterator[Place]:
+    """DataLoader(rows, batch_size=cfg.at_once): where the number is written that goes into it."""
+    for scope in module.scopes:
+        for call in scope.calls:
+            if not re.search(r"(DataLoader|BatchSampler)$", last_name(call.func) or ""):
+                continue
+            if re.search(r"eval|val|test|dev", f"{scope.simple_name} {code_of(call, 200)}", re.I):
+                continue
+            place = 2 if (last_name(call.func) or "").endswith("BatchSampler") else 1
+            size = keyword(call, "batch_size") or (call.args[place] if len(call.args) > place else None)
+            if size is None or isinstance(size, ast.Constant):
+                continue
+            values = known_values(size, scope, project)
+            if values and all(type(known.value) is int and 1 <= known.value <= SMALL for known in values):
+                one = values[0]
+                assert isinstance(one.value, int)
+                found = _place(one.node, code_of(size, 30), one.value, accumulation, one.scope.module)
+                way = f"handed over at {module.path}:{call.lineno}: {code_of(call, 50)}"
+                yield Place(found.node, found.message, (*found.evidence, way), severity=found.severity, scope=one.scope)
+
+
+def _place(node: ast.AST, name: str, value: int, accumulation: Where, module: Module) -> Place:
+    path, line, code = accumulation
+    where = f"line {line}" if path == module.path else f"{path}:{line}"
+    remark = module.comments.get(getattr(node, "lineno", 0), "")
+    return Place(
+        node,
+        f"`{name}` is fixed at {value} row{'s' if value > 1 else ''} and made up for by accumulation",
+        (
+            f"accumulation: {where}: {code}",
+            *([f"remark: {remark}"] if remark and remark in module.line_of(node) else []),
+        ),
+        severity="high" if value <= 4 and "train" not in name else None,
+    )
 
 
 def _is_micro(name: str, module: Module) -> bool:
@@ -61,34 +102,71 @@ def _is_micro(name: str, module: Module) -> bool:
     return not re.search(r"\b(micro_batch|device_batch|micro_bs|mini_batch_size|per_device)\w*", module.text)
 
 
-def _accumulation_line(module: Module) -> tuple[int, str] | None:
-    """Where a file accumulates gradients: a name for it with a value other than 1, or a quotient of batch sizes."""
-    for node in ast.walk(module.tree):
-        names: list[str] = []
-        value: ast.expr | None = None
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            names, value = [target_name(node.targets[0]) or ""], node.value
-        elif isinstance(node, ast.AnnAssign):
-            names, value = [target_name(node.target) or ""], node.value
-        elif isinstance(node, ast.keyword) and node.arg:
-            names, value = [node.arg], node.value
-        elif isinstance(node, ast.Call) and last_name(node.func) == "add_argument":
-            names, value = _flag(node), keyword(node, "default")
-        if not names or value is None:
-            continue
-        if any(ACCUMULATES.search(name) for name in names) and not (
-            isinstance(value, ast.Constant) and value.value in (1, None)
-        ):
-            if isinstance(value, ast.Constant) and not isinstance(value.value, int) or _is_bound_to_one(value, module):
-                continue
-            return value.lineno, code_of(node, 60)
+# --- accumulation -----------------------------------------------------------------------------------------------------
+
+
+def _accumulation(module: Module, project: Project) -> Where | None:
+    """Where the program that a file belongs to accumulates gradients: in the file first."""
+    if _says_one(module, project):
+        return None
+    own = _accumulation_in(module, project)
+    if own is not None or ELSEWHERE.search(module.path):
+        return own
+    for other in neighbours(module, project):
+        if other is not module and (found := _accumulation_in(other, project)) is not None:
+            return found
     return None
 
 
-def _is_bound_to_one(value: ast.expr, module: Module) -> bool:
-    """A name that only ever stands for 1."""
-    bindings = module.top.bindings.get(target_name(value) or "", [])
-    return bool(bindings) and all(isinstance(b.value, ast.Constant) and b.value.value == 1 for b in bindings)
+def _says_one(module: Module, project: Project) -> bool:
+    """Whether a file sets its accumulation to 1 itself."""
+    return any(
+        any(ACCUMULATES.search(name) for name in names)
+        and not isinstance(value, ast.Constant)
+        and {known.value for known in known_values(value, scope, project)} == {1}
+        for _, scope, names, value in _named_values(module)
+    )
+
+
+def _accumulation_in(module: Module, project: Project) -> Where | None:
+    """A name for accumulation with a value other than 1, a quotient of batch sizes, or a loop that accumulates."""
+    if module.path not in project.known_accumulation:
+        project.known_accumulation[module.path] = _find_accumulation(module, project)
+    return project.known_accumulation[module.path]
+
+
+def _find_accumulation(module: Module, project: Project) -> Where | None:
+    for node, scope, names, value in _named_values(module):
+        if not any(ACCUMULATES.search(name) for name in names):
+            continue
+        if isinstance(value, ast.Constant) and (value.value in (1, None) or not isinstance(value.value, int)):
+            continue
+        values = {known.value for known in known_values(value, scope, project)}
+        if values and values <= {1, None, False}:
+            continue
+        return module.path, value.lineno, code_of(node, 60)
+    for loop in train_loops(module, project):
+        if loop.accumulates and counts_micro_batches(loop, project):
+            return module.path, loop.inner.lineno, module.line_of(loop.inner)[:60]
+    return None
+
+
+def _named_values(module: Module) -> Iterator[tuple[ast.AST, Scope, list[str], ast.expr]]:
+    for node in ast.walk(module.tree):
+        scope = module.scope_of.get(node, module.top)
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            yield node, scope, [target_name(node.targets[0]) or ""], node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            yield node, scope, [target_name(node.target) or ""], node.value
+        elif isinstance(node, ast.keyword) and node.arg:
+            yield node, scope, [node.arg], node.value
+        elif isinstance(node, ast.Call) and last_name(node.func) == "add_argument":
+            if (default := keyword(node, "default")) is not None:
+                yield node, scope, _flag(node), default
+        elif isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                    yield value, scope, [key.value], value
 
 
 def _flag(call: ast.Call) -> list[str]:
@@ -99,169 +177,171 @@ def _flag(call: ast.Call) -> list[str]:
     ]
 
 
-def _constants(module: Module) -> Iterator[tuple[ast.AST, str, int]]:
-    """(node, name, whole number) of every constant assignment, default of a parameter, keyword and flag."""
+# --- batch sizes ------------------------------------------------------------------------------------------------------
+
+
+def _constants(module: Module, project: Project) -> Iterator[tuple[ast.AST, str, int]]:
+    """(node, name, whole number) of every constant assignment, default of a parameter, argument and flag."""
     for node in ast.walk(module.tree):
+        scope = module.scope_of.get(node, module.top)
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            yield from _number(node, target_name(node.targets[0]), node.value)
+            yield from _assigned(node, node.targets[0], node.value, scope, project)
         elif isinstance(node, ast.AnnAssign):
-            yield from _number(node, target_name(node.target), node.value)
+            yield from _number(node, target_name(node.target), _field(node.value), scope, project)
         elif isinstance(node, ast.Call):
-            if last_name(node.func) == "add_argument":
-                for name in _flag(node)[-1:]:
-                    yield from _number(node, name, keyword(node, "default"))
-            elif re.search(r"Args|Arguments|Config|Settings|DataLoader|dict$", last_name(node.func) or ""):
-                for word in node.keywords:
-                    yield from _number(word.value, word.arg, word.value)
+            yield from _in_call(node, scope, project)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             args = [*node.args.posonlyargs, *node.args.args]
             for arg, default in zip(args[len(args) - len(node.args.defaults) :], node.args.defaults, strict=True):
-                yield from _number(default, arg.arg, default)
+                yield from _number(default, arg.arg, default, scope, project)
             for arg, maybe in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
-                yield from _number(maybe, arg.arg, maybe)
+                yield from _number(maybe, arg.arg, maybe, scope, project)
         elif isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
                 if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                    yield from _number(value, key.value, value)
+                    yield from _number(value, key.value, value, scope, project)
 
 
-def _number(node: ast.AST | None, name: str | None, value: ast.expr | None) -> Iterator[tuple[ast.AST, str, int]]:
-    if node is not None and name and isinstance(value, ast.Constant) and type(value.value) is int:
-        yield node, name.rpartition(".")[2], value.value
+def _assigned(
+    node: ast.AST, target: ast.expr, value: ast.expr, scope: Scope, project: Project
+) -> Iterator[tuple[ast.AST, str, int]]:
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
+        for part, one in zip(target.elts, value.elts, strict=True):
+            yield from _number(node, target_name(part), one, scope, project)
+    elif isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant):
+        yield from _number(node, str(target.slice.value), value, scope, project)
+    else:
+        yield from _number(node, target_name(target), value, scope, project)
 
 
-@rule(
-    "S23",
-    "rows padded where they could be packed",
-    kind="padding",
-    severity="medium",
-    why="Padding goes through every layer and is then left out of the loss; with texts of mixed length half "
-    "of the work or more "
-    "is for nothing, and each new width is a new shape for compiled code.",
-    fix="Pack several texts into one row of fixed length, with a document mask and positions that start "
-    "anew; weight the loss "
-    "by supervised tokens.",
-    source="optimiser.md D16; nanochat-facts.md 2.6",
-)
-def padded_rows(module: Module, project: Project) -> Iterator[Place]:
-    """A collate of training rows with labels that fills up to the longest row, or to a fixed length."""
-    for scope in module.scopes:
-        if not _makes_labels(scope) or _packs(scope) or scope.simple_name == "<lambda>":
-            continue
-        padding = _pads_to_longest(scope) or _pads_by_library(scope) or _pads_lists(scope)
-        if padding:
-            node, how = padding
-            yield Place(
-                node, f"rows are filled up {how}, each with one text", ("the batch carries labels: it is for training",)
-            )
+def _field(value: ast.expr | None) -> ast.expr | None:
+    """x: int = field(default=4) -> 4"""
+    if isinstance(value, ast.Call) and last_name(value.func) in ("field", "Field", "Option"):
+        return keyword(value, "default") or (value.args[0] if value.args else None)
+    return value
 
 
-def _makes_labels(scope: Scope) -> bool:
-    """Whether a function makes labels in which padding is left out (-1, -100), as only training does."""
-    text_names = {name for node in scope.body for name in ([node.id] if isinstance(node, ast.Name) else [])}
-    words = {part.value for part in scope.body if isinstance(part, ast.Constant) and isinstance(part.value, str)}
-    labelled = any(re.search(r"label|target", name) for name in text_names | words)
-    return labelled and (_has_ignored(scope) or any("label" in word for word in words))
+def _in_call(node: ast.Call, scope: Scope, project: Project) -> Iterator[tuple[ast.AST, str, int]]:
+    """Flags, keywords of settings and of the project's own functions, and positional arguments by their parameter."""
+    name = last_name(node.func) or ""
+    if name in ("add_argument", "option", "DEFINE_integer"):
+        default = keyword(node, "default")
+        if default is None and name == "DEFINE_integer" and len(node.args) > 1:
+            default = node.args[1]
+        for flag in _flag(node)[-1:] if name != "DEFINE_integer" else _flag(node)[:1]:
+            yield from _number(node, flag, default, scope, project)
+        return
+    callees = project.callees(node, scope)[:2]
+    if re.search(r"cache|eval|generat|sampl|infer|bench|dummy|warm", f"{name} {scope.simple_name}", re.I):
+        return
+    if name in project.classes:
+        inits = [
+            s for _, one in project.classes[name] for s in project.class_scopes(one) if s.simple_name == "__init__"
+        ]
+        callees = [*callees, *inits[:2]]
+    if callees or re.search(r"Args|Arguments|Config|Settings|DataLoader|Sampler|Namespace|dict$|loader", name):
+        for word in node.keywords:
+            if isinstance(word.value, ast.Constant) or name.endswith(("DataLoader", "BatchSampler")):
+                yield from _number(word.value, word.arg, word.value, scope, project)
+    for function in callees:
+        places = {p.position: n for n, p in function.parameters.items() if p.position is not None}
+        skip = 1 if function.owner is not None else 0
+        for number, arg in enumerate(node.args):
+            if isinstance(arg, ast.Constant) and number + skip in places:
+                yield from _number(arg, places[number + skip], arg, scope, project)
 
 
-def _has_ignored(scope: Scope) -> bool:
-    for node in scope.body:
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-            above = scope.module.parents.get(node)
-            if node.operand.value in (1, 100) and not isinstance(above, (ast.Subscript, ast.Slice, ast.Tuple)):
-                return True
-        if isinstance(node, ast.Name) and re.search(r"ignore_(index|id|label)|IGNORE", node.id):
-            return True
-        if isinstance(node, ast.Attribute) and re.search(r"ignore_(index|id|label)", node.attr):
-            return True
-    return False
+def _number(
+    node: ast.AST | None, name: str | None, value: ast.expr | None, scope: Scope, project: Project
+) -> Iterator[tuple[ast.AST, str, int]]:
+    """A name's whole number: written here, or the one value that an expression of constants has."""
+    if node is None or not name or value is None:
+        return
+    last = name.rpartition(".")[2]
+    if isinstance(value, ast.Constant):
+        if type(value.value) is int:
+            yield node, last, value.value
+        return
+    if not BATCH.match(last) or not _is_simple(value):
+        return
+    values = {known.value for known in known_values(value, scope, project)}
+    if len(values) == 1 and type(number := values.pop()) is int:
+        yield node, last, number
 
 
-def _packs(scope: Scope) -> bool:
-    """Whether a function already lays several texts into one row."""
-    for node in scope.body:
-        if (
-            isinstance(node, ast.Call)
-            and last_name(node.func) in ("extend", "pack")
-            and len(scope.module.loops_around(node)) >= 2
-        ):
-            inner = scope.module.loops_around(node)[0]
-            if isinstance(inner, ast.While):
-                return True
-        if isinstance(node, ast.Name) and re.search(r"cu_seqlens|doc(ument)?_(ids|mask)|packed|seq_idx", node.id):
-            return True
-    return False
+def _is_simple(value: ast.expr) -> bool:
+    """A name, a sum of constants, or a setting read with a default."""
+    if isinstance(value, (ast.Name, ast.BinOp)):
+        return not any(isinstance(part, ast.Call) for part in ast.walk(value))
+    return isinstance(value, ast.Call) and last_name(value.func) in ("int", "get", "getenv", "getattr")
 
 
-def _pads_to_longest(scope: Scope) -> tuple[ast.AST, str] | None:
-    """full((rows, max(len(x) ...)), pad)."""
-    for node in scope.body:
-        if isinstance(node, ast.Call) and last_name(node.func) in ("full", "zeros", "ones", "empty") and node.args:
-            width = (
-                node.args[0]
-                if len(node.args) == 1 or last_name(node.func) == "full"
-                else ast.Tuple(elts=list(node.args[:2]), ctx=ast.Load())
-            )
-            if isinstance(width, (ast.Tuple, ast.List)) and len(width.elts) == 2:
-                for name in [width.elts[1]]:
-                    if _is_longest(name, scope, 3):
-                        return node, "to the longest of the batch"
-    return None
+def _cut_by_loop(loop: TrainLoop, project: Project) -> Iterator[Place]:
+    """Rows of a micro-batch by how a loop cuts them: range(0, n, 4), x.split(4), randint(..., (4, T))."""
+    module = loop.scope.module
+    where = (module.path, loop.inner.lineno, module.line_of(loop.inner)[:60])
+    for node, scope in _row_counts(loop, project):
+        for known in known_values(node, scope, project)[:4]:
+            if type(known.value) is int and 1 <= known.value <= SMALL:
+                name = target_name(node) or code_of(node, 20)
+                place = _place(known.node, name, known.value, where, known.scope.module)
+                yield Place(place.node, place.message, place.evidence, severity=place.severity, scope=known.scope)
+                break
 
 
-def _is_longest(node: ast.expr, scope: Scope, depth: int) -> bool:
-    """max(len(row) for row in batch), perhaps plus or minus something, perhaps behind a name."""
-    for part in ast.walk(node):
-        if isinstance(part, ast.Call) and last_name(part.func) == "max" and "len(" in ast.unparse(part):
-            return True
-        if (
-            isinstance(part, ast.Call)
-            and last_name(part.func) == "max"
-            and re.search(r"len|size|shape", ast.unparse(part))
-        ):
-            return True
-        if depth and isinstance(part, ast.Name):
-            for binding in scope.bindings.get(part.id, []):
-                if binding.how == "=" and _is_longest(binding.value, scope, depth - 1):
-                    return True
-    return False
+def _row_counts(loop: TrainLoop, project: Project) -> Iterator[tuple[ast.expr, Scope]]:
+    """The expressions that say how many rows go through the model at once."""
+    if isinstance(loop.inner, (ast.For, ast.AsyncFor)):
+        for part in ast.walk(loop.inner.iter):
+            if isinstance(part, ast.Call) and last_name(part.func) == "range" and len(part.args) == 3:
+                yield part.args[2], loop.scope
+            if (
+                isinstance(part, ast.Call)
+                and last_name(part.func) == "split"
+                and part.args
+                and (not isinstance(part.args[0], ast.Constant) or type(part.args[0].value) is int)
+            ):
+                yield part.args[0], loop.scope
+            if isinstance(part, ast.Call):
+                yield from _split_in(part, loop, project)
+    for item in loop.turn(project):
+        yield from _drawn(item)
 
 
-def _pads_by_library(scope: Scope) -> tuple[ast.AST, str] | None:
-    """pad_sequence(...), tokenizer(..., padding=...), F.pad(row, (0, longest - len(row)))."""
-    for call in scope.calls:
-        name = called(call, scope)
-        if name.endswith("pad_sequence"):
-            return call, "to the longest of the batch"
-        padding = keyword(call, "padding")
-        if isinstance(padding, ast.Constant) and padding.value in (True, "longest", "max_length"):
-            return call, "to a fixed length" if padding.value == "max_length" else "to the longest of the batch"
-        if (
-            name in ("torch.nn.functional.pad", "np.pad", "numpy.pad")
-            and len(call.args) > 1
-            and re.search(r"len|size|shape", ast.unparse(call.args[1]))
-        ):
-            return call, "one by one"
-    return None
+def _split_in(call: ast.Call, loop: TrainLoop, project: Project) -> Iterator[tuple[ast.expr, Scope]]:
+    """for part in pieces(batch): the step of the range in the generator, or of its split."""
+    for function in project.callees(call, loop.scope)[:2]:
+        for inner in function.calls:
+            if last_name(inner.func) == "range" and len(inner.args) == 3:
+                yield inner.args[2], function
+            if last_name(inner.func) == "split" and inner.args and not isinstance(inner.args[0], ast.Constant):
+                yield inner.args[0], function
 
 
-def _pads_lists(scope: Scope) -> tuple[ast.AST, str] | None:
-    """row + [pad] * (longest - len(row))."""
-    for node in scope.body:
-        if not (
-            isinstance(node, ast.BinOp)
-            and isinstance(node.op, ast.Mult)
-            and isinstance(node.left, ast.List)
-            and len(node.left.elts) == 1
-        ):
-            continue
-        if (
-            isinstance(node.right, ast.BinOp)
-            and isinstance(node.right.op, ast.Sub)
-            and re.search(r"len\(", ast.unparse(node.right))
-        ):
-            if any(isinstance(loop, ast.While) for loop in scope.module.loops_around(node)):
-                continue
-            longest = any(_is_longest(part, scope, 2) for part in [node.right.left])
-            return node, "to the longest of the batch" if longest else "to a fixed length"
-    return None
+def _drawn(item: Reached) -> Iterator[tuple[ast.expr, Scope]]:
+    """torch.randint(n, (rows,)), sample(data, rows), stack([... for _ in range(rows)]): rows drawn in the loop."""
+    node = item.node
+    if isinstance(node, ast.Call) and last_name(node.func) in ("sample", "choices", "islice") and len(node.args) > 1:
+        yield node.args[1], item.scope
+    if (
+        isinstance(node, ast.Call)
+        and last_name(node.func) in ("randint", "integers")
+        and len(node.args) > 2
+        and not isinstance(node.args[2], (ast.Tuple, ast.List))
+    ):
+        yield node.args[2], item.scope
+    if isinstance(node, ast.Call) and last_name(node.func) == "stack" and node.args:
+        inside = node.args[0]
+        if isinstance(inside, (ast.ListComp, ast.GeneratorExp)) and isinstance(inside.generators[0].iter, ast.Call):
+            walked = inside.generators[0].iter
+            if last_name(walked.func) == "range" and len(walked.args) == 1:
+                yield walked.args[0], item.scope
+    if isinstance(node, ast.Call) and last_name(node.func) == "randint":
+        sizes = [
+            arg
+            for arg in [*node.args, *(word.value for word in node.keywords)]
+            if isinstance(arg, (ast.Tuple, ast.List))
+        ]
+        for size in sizes:
+            if size.elts and not WORLD.search(" ".join(names_in(size.elts[0]))):
+                yield size.elts[0], item.scope

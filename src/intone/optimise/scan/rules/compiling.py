@@ -4,37 +4,26 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.loops import train_loops
-from intone.optimise.scan.project import Project, called, code_of, keyword, last_name
-from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.rules.batching import padded_rows
-from intone.optimise.scan.source import Module, Scope, target_name
-from intone.optimise.scan.values import is_model_call
-
-OTHER_COMPILERS = re.compile(
-    r"torch_xla|thunder|\bjax\b|deepspeed\.initialize|\bmlx\b|\.jit\(|CUDAGraph|make_graphed_callables"
+from intone.optimise.scan.compiled import (
+    OTHER_COMPILERS,
+    Compile,
+    compile_calls,
+    files_of,
+    is_compiled,
+    is_decorated,
+    model_calls,
 )
-
-
-def compile_calls(module: Module) -> list[tuple[Scope, ast.Call]]:
-    """The calls and decorators that compile something: torch.compile(...), model.compile(), @torch.compile."""
-    found = []
-    for scope in module.scopes:
-        for call in scope.calls:
-            name = called(call, scope)
-            if name == "torch.compile" or (
-                name.endswith((".compile", ".compile_model")) and not name.startswith(("re.", "regex."))
-            ):
-                found.append((scope, call))
-    return found
-
-
-def _decorated(module: Module) -> bool:
-    for scope in module.scopes[1:]:
-        for item in getattr(scope.node, "decorator_list", []):
-            if "torch.compile" in ast.unparse(item):
-                return True
-    return False
+from intone.optimise.scan.decode import decode_loops
+from intone.optimise.scan.expressions import called, code_of, keyword, names_in
+from intone.optimise.scan.growth import grown_argument
+from intone.optimise.scan.loops import TrainLoop, is_periodic, train_loops
+from intone.optimise.scan.neighbours import neighbours
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import Reached, inner_loops, loops_around
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.padding import padded_rows
+from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.values import is_model_name, is_model_value
 
 
 @rule(
@@ -50,52 +39,41 @@ def _decorated(module: Module) -> bool:
     source="optimiser.md D2; nanochat-facts.md 2.2",
 )
 def not_compiled(module: Module, project: Project) -> Iterator[Place]:
-    """A training loop over batches in a file that compiles no model, and is given none that was compiled elsewhere."""
-    loops = [
-        loop for loop in train_loops(module, project) if loop.steps and _runs_model(loop.inner, loop.scope, project)
-    ]
-    if not loops or OTHER_COMPILERS.search(module.text) or _decorated(module):
-        return
-    if any(not _is_regex(call, scope) for scope, call in compile_calls(module)):
-        return
-    first = loops[0]
-    if _compiled_by_callers(first.scope, project):
-        return
-    node = first.outer or first.inner
-    assert node is not None
+    """A training loop over batches whose model is compiled nowhere on its way, or by a call without effect."""
+    for loop in train_loops(module, project):
+        runs = model_calls(loop, project) if loop.steps else []
+        if not runs:
+            continue
+        files = files_of(loop, project)
+        if any(OTHER_COMPILERS.search(file.text) or is_decorated(file) for file in files):
+            return
+        compiles = [one for file in files for one in compile_calls(file, project)]
+        if any(one.idle is None for one in compiles):
+            return
+        if any(is_compiled(run.node.func, run.scope, project) is not None for run in runs):  # type: ignore[attr-defined]
+            return
+        yield _uncompiled(loop, module, compiles)
+        return  # one finding a file: its loops are the same model's
+
+
+def _uncompiled(loop: TrainLoop, module: Module, compiles: list[Compile]) -> Place:
+    if compiles:
+        one = compiles[0]
+        return Place(
+            one.call,
+            f"the model is not compiled: {one.idle}",
+            (f"the training loop is at {module.path}:{loop.inner.lineno}",),
+            scope=one.scope,
+        )
     off = [line for line, text in module.comments.items() if re.search(r"\btorch\.compile\(|\.compile\(", text)]
-    yield Place(
-        node,
+    told = [f"commented out at line {line}: {module.lines[line - 1].strip()[:70]}" for line in off[:1]]
+    return Place(
+        loop.around,
         "the training loop runs the model uncompiled",
-        (
-            "no torch.compile in this file",
-            *(f"commented out at line {line}: {module.lines[line - 1].strip()[:70]}" for line in off[:1]),
-        ),
+        ("no torch.compile in this file or on the way to it", *told),
         confidence="high" if off else "medium",
+        scope=loop.outer_scope,
     )
-
-
-def _is_regex(call: ast.Call, scope: Scope) -> bool:
-    return bool(call.args) and isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)
-
-
-def _runs_model(loop: ast.AST | None, scope: Scope, project: Project) -> bool:
-    return loop is not None and any(
-        isinstance(node, ast.Call) and is_model_call(node, scope, project) for node in ast.walk(loop)
-    )
-
-
-def _compiled_by_callers(scope: Scope, project: Project) -> bool:
-    """Whether somebody who calls this function, or made the model, compiles in the same file."""
-    for site in project.callers(scope):
-        if site.scope.module is not scope.module and compile_calls(site.scope.module):
-            return True
-    # a trainer object that is handed its model: whoever makes the trainer may have compiled it
-    if scope.owner is not None:
-        for site in project.sites.get(scope.owner.name, []):
-            if compile_calls(site.scope.module):
-                return True
-    return False
 
 
 @rule(
@@ -113,36 +91,144 @@ def _compiled_by_callers(scope: Scope, project: Project) -> bool:
 )
 def changing_shapes(module: Module, project: Project) -> Iterator[Place]:
     """A model compiled for fixed shapes and fed rows padded to the longest; torch.compile in a hot loop."""
-    loops = {id(loop.inner): loop for loop in train_loops(module, project)}
-    padded = list(padded_rows(module, project))
-    for scope, call in compile_calls(module):
-        if called(call, scope) != "torch.compile":
+    for one in compile_calls(module, project):
+        if called(one.call, one.scope) != "torch.compile" or one.idle == "disable=True":
             continue
-        around = [loop for loop in module.loops_around(call) if id(loop) in loops]
-        if around or scope.simple_name in ("forward", "training_step", "train_step", "__call__"):
-            yield Place(
-                call,
-                "the model is compiled again at every turn",
-                (f"torch.compile stands in `{scope.simple_name}` or its loop",),
-            )
+        again = _compiled_again(one, project)
+        if again:
+            yield Place(one.call, "the model is compiled again at every turn", (again,))
             continue
-        dynamic = keyword(call, "dynamic")
+        dynamic = keyword(one.call, "dynamic")
         fixed = dynamic is None or (isinstance(dynamic, ast.Constant) and dynamic.value is False)
-        grows = [place for place in padded if "longest" in place.message]
-        if fixed and grows and _is_model(call):
-            line = grows[0].node.lineno  # type: ignore[attr-defined]
+        varies = _varying(one, module, project) if fixed and _is_model(one, project) else None
+        if varies:
+            words, where = varies
             yield Place(
-                call,
-                "the model is compiled for fixed shapes, but batches are as wide as their longest text",
-                (f"rows are filled up to the longest of the batch at line {line}", f"{code_of(call, 60)}"),
+                one.call,
+                f"the model is compiled for fixed shapes, but {words}",
+                (where, code_of(one.call, 60)),
                 confidence="high" if dynamic is not None else "medium",
             )
+    yield from _growing(module, project)
 
 
-def _is_model(call: ast.Call) -> bool:
-    name = target_name(call.args[0]) if call.args else None
-    return (
-        bool(name)
-        and "model" in (name or "").lower()
-        or (bool(call.args) and last_name(call.args[0]) in ("net", "gpt"))
-    )
+def _compiled_again(one: Compile, project: Project) -> str | None:
+    """Why a compile call runs at every step: it stands in a training loop or in what one calls, or in forward."""
+    scope = one.scope
+    if scope.simple_name in ("forward", "training_step", "train_step", "__call__"):
+        return f"torch.compile stands in `{scope.simple_name}`"
+    hot = {id(loop.inner) for module in project.modules for loop in train_loops(module, project)}
+    hot |= {id(loop.outer) for m in project.modules for loop in train_loops(m, project) if loop.shape == "nested"}
+    hot |= {id(decode.loop) for module in project.modules for decode in decode_loops(module, project)}
+    for nest in loops_around(one.call, scope, project):
+        for frame in nest:
+            item = Reached(one.call, scope, frame.chain)
+            if id(frame.loop) in hot and not is_periodic(item, frame.loop, project) and not _is_once(item, frame.loop):
+                way = f", {item.path()}" if frame.chain else ""
+                return f"it stands in the loop at {frame.module.path}:{frame.loop.lineno}{way}"
+    return None
+
+
+def _is_once(item: Reached, loop: ast.AST) -> bool:
+    """Behind `if self.compiled is None`: it runs once."""
+    for below, above, _ in item.up():
+        if above is loop:
+            return False
+        if (
+            isinstance(above, ast.If)
+            and below is not above.test
+            and re.search(r"is None|not |in ", ast.unparse(above.test))
+        ):
+            return True
+    return False
+
+
+def _is_model(one: Compile, project: Project) -> bool:
+    if not one.call.args:
+        return False
+    value = one.call.args[0]
+    if isinstance(value, ast.Call):
+        return is_model_value(value, one.scope, project)
+    name = target_name(value)
+    name = (name or "").removesuffix(".forward")
+    return "model" in name.lower() or is_model_name(name) or bool(project.functions.get(name))
+
+
+def _varying(one: Compile, module: Module, project: Project) -> tuple[str, str] | None:
+    """(what changes, where) for the batches of a program that compiles a model."""
+    files = neighbours(module, project)
+    files += [other for other in project.modules if other not in files and module in neighbours(other, project)]
+    for file in files:
+        for place in padded_rows(file, project):
+            if "longest" in place.message:
+                at = place.scope.module.path if place.scope else file.path
+                line = getattr(place.node, "lineno", 0)
+                words = f"rows are filled up to the longest of the batch at {at}:{line}"
+                return "batches are as wide as their longest text", words
+    for file in files:
+        for loop in train_loops(file, project):
+            for item in loop.turn(project):
+                if found := _cut_to_width(item, project):
+                    return "batches are cut to a width that changes", f"{item.scope.module.path}:{item.line}: {found}"
+    return None
+
+
+def _cut_to_width(item: Reached, project: Project) -> str | None:
+    """x[:, :width] with a width that depends on the batch, the step or chance."""
+    node = item.node
+    if not isinstance(node, ast.Subscript) or not isinstance(node.slice, ast.Tuple):
+        return None
+    if item.is_in_forward:
+        return None
+    for part in node.slice.elts[1:]:
+        if (
+            isinstance(part, ast.Slice)
+            and part.upper is not None
+            and (_changes(part.upper, item.scope, 3) or _follows_step(part.upper, item, 2))
+        ):
+            return code_of(node, 50)
+    return None
+
+
+def _follows_step(node: ast.expr, item: Reached, depth: int) -> bool:
+    """A width that is computed from the counter of a loop around: min(longest, 64 + step // 100)."""
+    loops = item.scope.module.loops_around(item.node)
+    counters = {name for loop in loops if isinstance(loop, ast.For) for name in names_in(loop.target)}
+    counters = {name for name in counters if re.search(r"step|iter|epoch|^i$|^it$|^t$", name)}
+    names = names_in(node)
+    if names & counters:
+        return True
+    values = [b.value for name in names for b in item.scope.bindings.get(name, []) if b.how == "="]
+    return depth > 0 and any(_follows_step(value, item, depth - 1) for value in values)
+
+
+def _changes(node: ast.expr, scope: Scope, depth: int) -> bool:
+    text = ast.unparse(node)
+    if re.search(r"\.max\(\)|max\(|\.sum\(|random\.|randint|choice\(|longest|max_in_batch", text):
+        return bool(re.search(r"len|mask|pad|random|randint|choice|longest|width|size", text))
+    if depth == 0:
+        return False
+    for name in names_in(node):
+        for binding in scope.bindings.get(name, []):
+            if binding.how == "=" and _changes(binding.value, scope, depth - 1):
+                return True
+    return False
+
+
+def _growing(module: Module, project: Project) -> Iterator[Place]:
+    """A compiled model that gets a text one token longer at every turn."""
+    for decode in decode_loops(module, project):
+        for item in decode.model_calls:
+            if not isinstance(item.node, ast.Call) or inner_loops(item, decode.loop):
+                continue
+            made = is_compiled(item.node.func, item.scope, project)
+            if made is None or keyword(made, "dynamic") is not None:
+                continue
+            grown = grown_argument(item, decode.loop, project)
+            if grown is not None:
+                yield Place(
+                    item.anchor,
+                    "the compiled model gets another shape for every token",
+                    (f"`{grown.name}` grows by {grown.how}", f"compiled by {code_of(made, 60)}"),
+                    scope=decode.scope,
+                )

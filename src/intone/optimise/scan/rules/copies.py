@@ -4,8 +4,9 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.loops import is_inside
-from intone.optimise.scan.project import Project, called, code_of, is_true, keyword, last_name, names_in
+from intone.optimise.scan.constants import is_never, only_value
+from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
+from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name
 
@@ -42,8 +43,8 @@ def pageable_copy(module: Module, project: Project) -> Iterator[Place]:
     """x.to(device, non_blocking=True) where x is made in pageable memory, or by a loader that does not pin."""
     for scope in module.scopes:
         for call in scope.calls:
-            source = _async_source(call)
-            if source is None or _to_host(call):
+            source = _async_source(call, scope, project)
+            if source is None or to_host(call):
                 continue
             made = _unpinned(source, call, scope, project)
             if made:
@@ -52,16 +53,24 @@ def pageable_copy(module: Module, project: Project) -> Iterator[Place]:
                 )
 
 
-def _async_source(call: ast.Call) -> ast.expr | None:
+def _async_source(call: ast.Call, scope: Scope, project: Project) -> ast.expr | None:
     """What is copied by x.to(..., non_blocking=True), x.cuda(non_blocking=True), y.copy_(x, non_blocking=True)."""
-    if not isinstance(call.func, ast.Attribute) or not is_true(keyword(call, "non_blocking")):
+    if not isinstance(call.func, ast.Attribute) or not _is_async(call, scope, project):
         return None
     if call.func.attr in ("to", "cuda"):
         return call.func.value
     return call.args[0] if call.func.attr == "copy_" and call.args else None
 
 
-def _to_host(call: ast.Call) -> bool:
+def _is_async(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """non_blocking=True, also behind a constant or setting, and as the second argument of copy_."""
+    flag = keyword(call, "non_blocking")
+    if flag is None and last_name(call.func) == "copy_" and len(call.args) > 1:
+        flag = call.args[1]
+    return is_true(flag) or (flag is not None and only_value(flag, scope, project) is True)
+
+
+def to_host(call: ast.Call) -> bool:
     """x.to("cpu", ...)"""
     return (
         last_name(call.func) == "to"
@@ -72,28 +81,51 @@ def _to_host(call: ast.Call) -> bool:
 
 def _unpinned(node: ast.expr, call: ast.Call, scope: Scope, project: Project) -> str | None:
     """Where a tensor is made in pageable memory, or None where it may be pinned."""
-    origins = project.origins(node, scope, _copy_passes, depth=4)
     told = None
-    for origin in origins:
-        made = origin.node
-        if made is call:
+    for origin in project.origins(node, scope, _copy_passes, depth=6):
+        made, at = origin.node, origin.scope
+        if made is call or origin.is_annotation or made is node and len(told or "") > 0:
             continue
         if not isinstance(made, ast.Call):
+            if isinstance(made, ast.Constant) and made.value is None or _is_loop_variable(made, at):
+                continue
             return None
-        if "pin_memory" in ast.unparse(made):
+        name = called(made, at)
+        if name.endswith("DataLoader"):
+            told = _pageable_loader(made, at, project)
+            if told is None:
+                return None
+        elif last_name(made.func) == "pin_memory" or _may_pin(made, at, project):
             return None
-        name = called(made, origin.scope)
-        if (
+        elif (
             name.startswith("torch.")
             and name.rpartition(".")[2] in FACTORIES
-            and not _made_on_device(made, origin.scope, project)
+            and not _made_on_device(made, at, project)
         ):
-            told = f"made by {code_of(made, 50)} at line {made.lineno}"
-        elif name.endswith("DataLoader") and not any(word.arg is None for word in made.keywords):
-            told = f"{code_of(made, 40)} at line {made.lineno} has no pin_memory=True"
+            told = f"made by {code_of(made, 50)} at {at.module.path}:{made.lineno}"
         else:
             return None
     return told
+
+
+def _is_loop_variable(node: ast.expr, scope: Scope) -> bool:
+    """A counter that stands in a tuple beside the batch: for step, batch in enumerate(loader)."""
+    return isinstance(node, ast.Name) and any(b.how == "iter" for b in scope.bindings.get(node.id, []))
+
+
+def _pageable_loader(made: ast.Call, scope: Scope, project: Project) -> str | None:
+    if any(word.arg is None for word in made.keywords):
+        return None
+    pin = keyword(made, "pin_memory")
+    if pin is not None and not is_never(pin, scope, project):
+        return None
+    why = "has no pin_memory=True" if pin is None else f"has pin_memory={code_of(pin, 30)}, which is off"
+    return f"{code_of(made, 40)} at {scope.module.path}:{made.lineno} {why}"
+
+
+def _may_pin(made: ast.Call, scope: Scope, project: Project) -> bool:
+    pin = keyword(made, "pin_memory")
+    return pin is not None and not is_never(pin, scope, project)
 
 
 def _copy_passes(node: ast.expr) -> list[ast.expr]:
@@ -111,7 +143,7 @@ def _copy_passes(node: ast.expr) -> list[ast.expr]:
             "unsqueeze",
         ):
             return [node.func.value]
-        if last_name(node.func) in ("next", "iter", "enumerate", "tqdm", "cycle", "zip") and node.args:
+        if last_name(node.func) in ("next", "iter", "enumerate", "tqdm", "cycle", "zip", "islice") and node.args:
             return [node.args[0]]
     return []
 
@@ -135,39 +167,75 @@ def read_too_early(module: Module, project: Project) -> Iterator[Place]:
     """x.to("cpu", non_blocking=True), then .item(), .numpy(), .tolist() or print with nothing waited for between."""
     for scope in module.scopes:
         for call in scope.calls:
-            if not (isinstance(call.func, ast.Attribute) and is_true(keyword(call, "non_blocking"))):
+            if not isinstance(call.func, ast.Attribute) or not _is_async(call, scope, project):
                 continue
-            name, reader = None, None
-            if _to_host(call):
-                direct = module.parents.get(call)
-                if isinstance(direct, ast.Attribute) and direct.attr in ("numpy", "item", "tolist"):
-                    yield Place(
-                        call,
-                        f"`{code_of(call, 40)}` is read in the same breath",
-                        (f".{direct.attr}() right behind it",),
-                    )
-                    continue
-                name = next(
-                    (n for n, bs in scope.bindings.items() for b in bs if call in list(ast.walk(b.value))), None
-                )
-            elif call.func.attr == "copy_" and _is_host_buffer(call.func.value, scope):
-                name = target_name(call.func.value)
-            if name:
-                reader = _reader_after(name, call, scope)
-            if reader is not None:
+            if not to_host(call) and not (
+                call.func.attr == "copy_" and _is_host_buffer(call.func.value, scope, project)
+            ):
+                continue
+            direct = module.parents.get(call)
+            if isinstance(direct, ast.Attribute) and direct.attr in ("numpy", "item", "tolist"):
                 yield Place(
                     call,
-                    f"`{name}` is read at line {reader.lineno}, with nothing that waits for the copy between",
+                    f"`{code_of(call, 40)}` is read in the same breath",
+                    (f".{direct.attr}() right behind it",),
+                )
+                continue
+            read = _read_later(call, scope, project)
+            if read is not None:
+                name, reader, at = read
+                yield Place(
+                    call,
+                    f"`{name}` is read at {at.module.path}:{reader.lineno}, with nothing that waits for the copy",
                     (code_of(call, 60),),
                 )
 
 
-def _is_host_buffer(node: ast.expr, scope: Scope) -> bool:
-    name = target_name(node)
-    if name is None:
-        return False
-    bindings = scope.bindings.get(name, [])
-    return any(is_true(keyword(b.value, "pin_memory")) for b in bindings if isinstance(b.value, ast.Call))
+def _read_later(call: ast.Call, scope: Scope, project: Project) -> tuple[str, ast.Call, Scope] | None:
+    """(name, the call that reads it, its function): here, or where the copy is handed back to."""
+    assert isinstance(call.func, ast.Attribute)
+    holds = [n for n, bs in scope.bindings.items() for b in bs if call in list(ast.walk(b.value))]
+    if call.func.attr == "copy_":
+        holds = [target_name(base_of(call.func.value)) or ""]
+    for name in holds:
+        if reader := _reader_after(name, call, scope):
+            return name, reader, scope
+    returned = [value for value in scope.returns if call in list(ast.walk(value)) or names_in(value) & set(holds)]
+    if not returned or WAITS.search(ast.unparse(scope.node)):
+        return None
+    for site in project.callers(scope)[:6]:
+        module = site.scope.module
+        above = module.parents.get(site.call)
+        outer = module.parents.get(above) if above is not None else None
+        if (
+            isinstance(above, ast.Attribute)
+            and above.attr in ("numpy", "item", "tolist")
+            and isinstance(outer, ast.Call)
+        ):
+            return code_of(site.call, 30), outer, site.scope
+        for name, bindings in site.scope.bindings.items():
+            if any(site.call in list(ast.walk(b.value)) for b in bindings) and (
+                reader := _reader_after(name, site.call, site.scope)
+            ):
+                return name, reader, site.scope
+    return None
+
+
+def base_of(node: ast.expr) -> ast.expr:
+    """What an index is taken of: buffer[i][j] -> buffer."""
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    return node
+
+
+def _is_host_buffer(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """A pinned tensor, made here or kept by the object."""
+    for origin in project.origins(base_of(node), scope, depth=3):
+        if isinstance(origin.node, ast.Call) and (
+            is_true(keyword(origin.node, "pin_memory")) or last_name(origin.node.func) == "pin_memory"
+        ):
+            return True
+    return False
 
 
 def _reader_after(name: str, call: ast.Call, scope: Scope) -> ast.Call | None:
@@ -191,94 +259,6 @@ def _reader_after(name: str, call: ast.Call, scope: Scope) -> ast.Call | None:
 
 
 @rule(
-    "S36",
-    "one pinned buffer for copies that may still run",
-    kind="async-copy",
-    severity="high",
-    why="The next batch is written into the buffer while the device may still be copying the last one out "
-    "of it: rows get mixed, "
-    "rarely and without an error.",
-    fix="Use two or more buffers in turn with an event each, or wait for the copy's event before writing again.",
-    source="nanochat-facts.md 0.10 and 4.2.12",
-)
-def reused_buffer(module: Module, project: Project) -> Iterator[Place]:
-    """A pinned tensor made before a loop, filled in it, and copied to the device without waiting."""
-    for scope in module.scopes:
-        for name, binding in _pinned_buffers(scope):
-            for call in scope.calls:
-                flag = keyword(call, "non_blocking")
-                if (
-                    flag is None
-                    or (isinstance(flag, ast.Constant) and not flag.value)
-                    or not isinstance(call.func, ast.Attribute)
-                ):
-                    continue
-                source = call.args[0] if call.func.attr == "copy_" and call.args else call.func.value
-                loops = module.loops_around(call)
-                if name not in names_in(source) or not loops or is_inside(binding, loops[-1], module):
-                    continue
-                outer = loops[-1]
-                if WAITS.search(ast.unparse(outer)) or not _filled_in(name, outer, scope):
-                    continue
-                maybe = () if is_true(flag) else (f"asynchronous where `{code_of(flag, 30)}` holds",)
-                yield Place(
-                    call,
-                    f"`{name}` is filled again while its last copy may still run",
-                    (
-                        f"pinned and made once at line {binding.lineno}",
-                        "nothing in the loop waits for the copy",
-                        *maybe,
-                    ),
-                    confidence="high" if is_true(flag) else "medium",
-                )
-
-
-def _pinned_buffers(scope: Scope) -> Iterator[tuple[str, ast.Call]]:
-    for name, bindings in scope.bindings.items():
-        for binding in bindings:
-            if binding.how == "=" and isinstance(binding.value, ast.Call):
-                flag = keyword(binding.value, "pin_memory")
-                pinned = flag is not None and not (isinstance(flag, ast.Constant) and not flag.value)
-                if (pinned and not called(binding.value, scope).endswith("DataLoader")) or last_name(
-                    binding.value.func
-                ) == "pin_memory":
-                    yield name, binding.value
-
-
-def _filled_in(name: str, loop: ast.AST, scope: Scope) -> bool:
-    """Whether a buffer, or a view of it, is written in a loop."""
-    views = {name} | {
-        other
-        for other, bindings in scope.bindings.items()
-        for b in bindings
-        if b.how == "="
-        and name in names_in(b.value)
-        and isinstance(b.value, (ast.Subscript, ast.Call))
-        and not is_inside(b.node, loop, scope.module)
-    }
-    for node in ast.walk(loop):
-        if isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Subscript) and target_name(t.value) in views for t in node.targets
-        ):
-            return True
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr in ("copy_", "fill_", "random_")
-        ):
-            base = node.func.value
-            while isinstance(base, ast.Subscript):
-                base = base.value
-            if target_name(base) in views:
-                return True
-        if isinstance(node, ast.Call) and any(
-            word.arg == "out" and names_in(word.value) & views for word in node.keywords
-        ):
-            return True
-    return False
-
-
-@rule(
     "S37",
     "pinning memory of the device",
     kind="async-copy",
@@ -296,7 +276,7 @@ def pinned_on_device(module: Module, project: Project) -> Iterator[Place]:
                 if isinstance(inside, ast.Call) and (
                     last_name(inside.func) == "cuda"
                     or last_name(inside.func) == "to"
-                    and not _to_host(inside)
+                    and not to_host(inside)
                     and "device" in ast.unparse(inside)
                 ):
                     yield Place(call, f"`{code_of(inside, 40)}` lies on the device", (code_of(call, 60),))

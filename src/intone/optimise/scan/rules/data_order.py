@@ -4,15 +4,20 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.project import Project, called, code_of, is_true, keyword, last_name, names_in
+from intone.optimise.scan.constants import only_value
+from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
+from intone.optimise.scan.neighbours import neighbours
+from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import LOOPS, Module, Scope, own_nodes, target_name
+from intone.optimise.scan.values import is_optimizer
 
 TEXT = re.compile(r"doc|text|str|id|name|path|key|row|example|line|url|prompt|file", re.I)
+ELSEWHERE = re.compile(r"(^|[/_])(eval\w*|infer\w*|generat\w*|sampl\w*|serv\w*|bench\w*|tests?|chat)([/_.]|$)")
 RESTORES_ORDER = re.compile(
     r"set_rng_state|set_state\(|setstate|bit_generator\.state|loader\w*\.load_state_dict|sampler\w*\.load_state_dict|"
     r"dataset\w*\.load_state_dict|StatefulDataLoader|skip_first_batches|islice\(|fast_forward|resume_state|dataloader_state|data_state|"
-    r"loader_state|sampler_state|start_index|skip_batches|\.skip\(|rng_state|consumed|data_iter_step|batches_seen"
+    r"loader_state|sampler_state|start_index|skip_batches|\.skip\(|data_iter_step"
 )
 
 
@@ -30,33 +35,59 @@ RESTORES_ORDER = re.compile(
     source="optimiser.md G6; nanochat-facts.md 4.4.37",
 )
 def order_not_restored(module: Module, project: Project) -> Iterator[Place]:
-    """A file that restores the optimizer and draws rows at random, but restores no position and no random state."""
-    restores = [
-        (scope, call)
+    """A program that restores the optimizer and draws rows at random, but restores no position and no random state."""
+    draws = [
+        (scope, call, how)
         for scope in module.scopes
         for call in scope.calls
-        if last_name(call.func) == "load_state_dict" and re.search(r"opt", ast.unparse(call.func))
+        if (how := _random_order(call, scope, project)) and not _held_out(call, scope)
     ]
-    draws = [
-        (scope, call, how) for scope in module.scopes for call in scope.calls if (how := _random_order(call, scope))
-    ]
-    if not restores or not draws or RESTORES_ORDER.search(module.text) or _skips(module):
+    if not draws:
+        return
+    files = [module] if _restores(module, project) else [
+        other for other in neighbours(module, project) if not ELSEWHERE.search(other.path)
+    ]  # fmt: skip
+    restores = [pair for other in files for pair in _restores(other, project)]
+    if not restores or any(RESTORES_ORDER.search(other.text) or _skips(other) for other in files):
         return
     scope, call, how = draws[0]
+    at, restore = restores[0]
+    where = f"line {restore.lineno}" if at.module is module else f"{at.module.path}:{restore.lineno}"
     yield Place(
         call,
         f"the order of rows comes from {how}, and nothing of it is restored on resume",
         (
-            f"the optimizer is restored at line {restores[0][1].lineno}",
-            "no random state, position or skipping in this file",
+            f"the optimizer is restored at {where}",
+            "no random state, position or skipping in this program",
         ),
     )
 
 
-def _random_order(call: ast.Call, scope: Scope) -> str | None:
+def _restores(module: Module, project: Project) -> list[tuple[Scope, ast.Call]]:
+    """Where a file restores an optimizer: opt.load_state_dict(...), or in a loop over several objects' names."""
+    return [
+        (scope, call)
+        for scope in module.scopes
+        for call in scope.calls
+        if last_name(call.func) == "load_state_dict"
+        and isinstance(call.func, ast.Attribute)
+        and (re.search(r"opt", ast.unparse(call)) or is_optimizer(call.func.value, scope, project))
+    ]
+
+
+def _held_out(call: ast.Call, scope: Scope) -> bool:
+    """A loader of rows for evaluation: its order does not matter."""
+    names = " ".join(target_name(target) or "" for target in _targets(call, scope)) + " " + scope.simple_name
+    return bool(re.search(r"(^|[_. ])(val|valid|validation|eval|test|dev)($|[_. ])", names))
+
+
+def _random_order(call: ast.Call, scope: Scope, project: Project) -> str | None:
     name = called(call, scope)
-    if name.endswith("DataLoader") and is_true(keyword(call, "shuffle")):
+    shuffle = keyword(call, "shuffle")
+    if name.endswith("DataLoader") and (is_true(shuffle) or only_value(shuffle, scope, project) is True):
         return "DataLoader(shuffle=True)"
+    if name.rpartition(".")[2] in ("permutation", "integers", "shuffle") and re.search(r"rng|random|generator", name):
+        return name
     if name == "torch.randint" and "len(" in ast.unparse(call):
         return "torch.randint"
     if name in (
@@ -88,7 +119,8 @@ def _skips(module: Module) -> bool:
             return True
         if isinstance(node, ast.Continue):
             above = module.parents.get(node)
-            if isinstance(above, ast.If) and re.search(r"(start|resume|skip)", ast.unparse(above.test)):
+            words = [name.rpartition(".")[2] for name in names_in(above.test)] if isinstance(above, ast.If) else []
+            if any(re.fullmatch(r"(\w+_)?(start|resume|skip)(_\w+)?", word) for word in words):
                 return True
         if (
             isinstance(node, ast.Call)
@@ -189,7 +221,10 @@ def _order_matters(call: ast.Call, scope: Scope) -> bool:
     names = {target_name(target) for target in _targets(call, scope)}
     if loop is not None:
         return bool(re.search(r"open|read|load|yield|append|extend|memmap|encode", ast.unparse(loop)))
-    if isinstance(scope.module.parents.get(call), (ast.Return, ast.Yield)):
+    above = scope.module.parents.get(call)
+    while isinstance(above, ast.Call) and last_name(above.func) in ("list", "tuple", "iter", "map"):
+        above = scope.module.parents.get(above)
+    if isinstance(above, (ast.Return, ast.Yield)):
         return True
     for node in scope.body:
         if isinstance(node, (ast.For, ast.AsyncFor)) and target_name(node.iter) in names:
@@ -243,7 +278,7 @@ def salted_hash(module: Module, project: Project) -> Iterator[Place]:
 )
 def same_order_every_epoch(module: Module, project: Project) -> Iterator[Place]:
     """DistributedSampler in a file without set_epoch."""
-    if "set_epoch" in module.text:
+    if any("set_epoch" in other.text for other in neighbours(module, project)):
         return
     for scope in module.scopes:
         for call in scope.calls:
@@ -251,6 +286,6 @@ def same_order_every_epoch(module: Module, project: Project) -> Iterator[Place]:
             if (
                 last_name(call.func) == "DistributedSampler"
                 and not (isinstance(shuffle, ast.Constant) and shuffle.value is False)
-                and re.search(r"for\s+\w*epoch|epochs?\b", module.text)
+                and any(re.search(r"for\s+\w*epoch|epochs?\b", other.text) for other in neighbours(module, project))
             ):
                 yield Place(call, "set_epoch is called nowhere in this file", (code_of(call, 60),))

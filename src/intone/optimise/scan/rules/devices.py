@@ -4,7 +4,9 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.project import Origin, Project, code_of
+from intone.optimise.scan.expressions import code_of
+from intone.optimise.scan.origins import Origin
+from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope
 from intone.optimise.scan.values import device_evidence

@@ -4,18 +4,24 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.loops import is_inside, train_loops
-from intone.optimise.scan.project import Project, code_of, last_name
+from intone.optimise.scan.decode import decode_loops
+from intone.optimise.scan.expressions import code_of, names_in
+from intone.optimise.scan.loops import TrainLoop, is_inside, is_periodic, train_loops
+from intone.optimise.scan.modes import Mode, is_off, mode_of
+from intone.optimise.scan.neighbours import neighbours
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name
-from intone.optimise.scan.values import is_backward, is_model_call, is_model_name
+from intone.optimise.scan.values import is_backward, is_model_call
 
 EVALUATES = re.compile(
-    r"(^|_)(eval|evaluate|evaluation|validate|validation|val_loss|estimate_loss|test_loss|generate|perplexity|ppl|accuracy|"
-    r"predict|infer|inference|score|benchmark_eval|run_eval)($|_)",
+    r"(^|_)(eval|evals|evaluate|evaluation|evaluator|validate|validation|valid|val|estimate_loss|test_loss|dev_loss|heldout|"
+    r"held_out|holdout|generate|perplexity|ppl|bpb|bits_per_byte|accuracy|predict|infer|inference|score|benchmark_eval|"
+    r"run_eval|run_val|complete|sample_text|sample_tokens|greedy_decode|decode_text|chat|respond)($|_)",
     re.I,
 )
-NO_GRAD = re.compile(r"no_grad|inference_mode|set_grad_enabled\(False\)|jit\.ignore")
+HELD_OUT = re.compile(r"(^|[._])(val|valid|validation|dev|test|eval|heldout|held_out|holdout)(_|$|[._])", re.I)
 DROPS = re.compile(r"Dropout|dropout|BatchNorm|drop_path|attn_pdrop")
 
 
@@ -32,55 +38,98 @@ DROPS = re.compile(r"Dropout|dropout|BatchNorm|drop_path|attn_pdrop")
 )
 def graph_in_evaluation(module: Module, project: Project) -> Iterator[Place]:
     """A function that evaluates or generates, runs a model, and neither it nor its callers switch gradients off."""
-    for scope in module.scopes[1:]:
-        if not EVALUATES.search(scope.simple_name) or any(is_backward(call) for call in scope.calls):
-            continue
-        calls = [call for call in scope.calls if is_model_call(call, scope, project)]
-        if not calls or NO_GRAD.search(module.text) and _is_covered(scope, calls[0], project, 3):
-            continue
-        if _is_covered(scope, calls[0], project, 3) or _may_train(scope):
+    for scope, run in _evaluations(module, project):
+        if is_off(run, project) or _may_train(scope):
             continue
         yield Place(
-            calls[0],
-            f"`{scope.simple_name}` runs `{code_of(calls[0], 40)}` with gradients on",
-            ("no no_grad or inference_mode on the function, around the call, or around its callers",),
+            run.anchor,
+            f"`{scope.simple_name}` runs `{code_of(run.node, 40)}` with gradients on",
+            (
+                "no no_grad or inference_mode on the function, around the call, or around its callers",
+                *_where(run),
+            ),
             confidence="high" if project.callers(scope) else "medium",
+            scope=scope,
         )
     yield from _bare_evaluation(module, project)
 
 
-def _is_covered(scope: Scope, call: ast.AST, project: Project, depth: int) -> bool:
-    """Whether gradients are off where a call stands: here, around it, or at every caller."""
-    if _off_here(scope, call):
-        return True
-    at = scope.outer
-    if at is not None and at.simple_name != "<module>" and _off_here(at, scope.node):
-        return True
-    sites = project.callers(scope)
-    if depth == 0 or not sites:
+def _evaluations(module: Module, project: Project) -> Iterator[tuple[Scope, Reached]]:
+    """(function, where it runs a model) of the functions of a file that evaluate or generate and train nothing."""
+    trained = _on_the_way_to_loss(project)
+    seldom = _now_and_then(project)
+    decoding = {decode.scope: decode for decode in decode_loops(module, project)}
+    for scope in module.scopes[1:]:
+        if scope in trained or isinstance(scope.node, ast.Lambda):
+            continue
+        named = EVALUATES.search(scope.simple_name) or scope in decoding or scope in seldom
+        region = scope.node if named else _held_out_loop(scope)
+        if region is None:
+            continue
+        items = [item for item in reached(region, scope, project) if isinstance(item.node, ast.Call)]
+        if any(is_backward(item.node) for item in items):  # type: ignore[arg-type]
+            continue
+        run = next((item for item in items if _runs_model(item, project)), None)
+        if run is not None:
+            yield scope, run
+
+
+def _now_and_then(project: Project) -> set[Scope]:
+    """The functions that a training loop calls only every so many steps: where they run the model, they evaluate."""
+    if "seldom" not in project.known_loops:
+        found: dict[Scope, None] = {}
+        for module in project.modules:
+            for loop in train_loops(module, project):
+                entered = {item.scope: item for item in loop.step_turn(project) if item.chain}
+                for item in entered.values():
+                    top = _first_seldom(item, loop, project)
+                    if top is not None and any(_runs_model(one, project) for one in reached(top.node, top, project)):
+                        found[top] = None
+        project.known_loops["seldom"] = list(found)
+    return set(project.known_loops["seldom"])
+
+
+def _first_seldom(item: Reached, loop: TrainLoop, project: Project) -> Scope | None:
+    """The outermost function on the way to a node that runs only now and then."""
+    scopes = [*(site.scope for site in item.chain[1:]), item.scope]
+    for number, scope in enumerate(scopes):
+        site = item.chain[number]
+        if is_periodic(Reached(site.call, site.scope, item.chain[:number]), loop.around, project):
+            return scope if scope.simple_name != "forward" else None
+    return None
+
+
+def _runs_model(item: Reached, project: Project) -> bool:
+    if item.is_in_forward:
         return False
-    return all(_is_covered(site.scope, site.call, project, depth - 1) for site in sites[:10])
+    return isinstance(item.node, ast.Call) and is_model_call(item.node, item.scope, project)
 
 
-def _off_here(scope: Scope, node: ast.AST) -> bool:
-    for item in getattr(scope.node, "decorator_list", []):
-        if NO_GRAD.search(ast.unparse(item)):
-            return True
-    for above in scope.module.up(node):
-        if above is scope.node:
-            break
-        if isinstance(above, ast.With) and any(NO_GRAD.search(ast.unparse(item)) for item in above.items):
-            return True
-    for call in scope.calls:
-        if last_name(call.func) == "set_grad_enabled" and call.lineno < getattr(node, "lineno", 0):
-            return "False" in ast.unparse(call)
-        if (
-            last_name(call.func) == "requires_grad_"
-            and "False" in ast.unparse(call)
-            and call.lineno < getattr(node, "lineno", 0)
-        ):
-            return True
-    return False
+def _held_out_loop(scope: Scope) -> ast.AST | None:
+    """A loop over rows that are held out: for x, y in val_loader."""
+    for node in scope.body:
+        if isinstance(node, (ast.For, ast.AsyncFor)) and any(HELD_OUT.search(name) for name in names_in(node.iter)):
+            return node
+    return None
+
+
+def _on_the_way_to_loss(project: Project) -> set[Scope]:
+    """The functions that run in every turn of a training loop: what they compute may be trained on."""
+    if "trained" not in project.known_loops:
+        found: set[Scope] = set()
+        for module in project.modules:
+            for loop in train_loops(module, project):
+                entered = {item.scope: item for item in reversed(loop.turn(project)) if item.chain}
+                found |= {scope for scope, item in entered.items() if _feeds_loss(item, loop, project)}
+        project.known_loops["trained"] = list(found)
+    return set(project.known_loops["trained"])
+
+
+def _feeds_loss(item: Reached, loop: TrainLoop, project: Project) -> bool:
+    """Whether a function may hand back what is trained on: it runs at every turn, and its result is used."""
+    first = item.chain[0]
+    alone = isinstance(first.scope.module.parents.get(first.call), ast.Expr)
+    return not alone and not is_periodic(item, loop.inner, project)
 
 
 def _may_train(scope: Scope) -> bool:
@@ -93,41 +142,31 @@ def _may_train(scope: Scope) -> bool:
 def _bare_evaluation(module: Module, project: Project) -> Iterator[Place]:
     """model.eval() in a training loop, then forward passes without no_grad until model.train()."""
     for loop in train_loops(module, project):
-        outer = loop.outer or loop.inner
-        if outer is None:
-            continue
+        outer = loop.around if loop.outer_scope is loop.scope else loop.inner
         modes = sorted(
-            (call for call in loop.scope.calls if _mode(call) and is_inside(call, outer, module)),
+            (
+                call
+                for call in loop.scope.calls
+                if mode_of(call, loop.scope, project) and is_inside(call, outer, module)
+            ),
             key=lambda c: c.lineno,
         )
         for number, call in enumerate(modes):
-            if _mode(call) != "eval":
+            if mode_of(call, loop.scope, project) != "eval":
                 continue
-            end = next((other.lineno for other in modes[number + 1 :] if _mode(other) == "train"), None)
+            later = (other for other in modes[number + 1 :] if mode_of(other, loop.scope, project) == "train")
+            end = next((other.lineno for other in later), None)
             if end is None:
                 continue
             for run in loop.scope.calls:
-                if (
-                    call.lineno < run.lineno < end
-                    and is_model_call(run, loop.scope, project)
-                    and not _off_here(loop.scope, run)
-                ):
+                between = call.lineno < run.lineno < end and is_model_call(run, loop.scope, project)
+                if between and not is_off(Reached(run, loop.scope), project):
                     yield Place(
                         run,
                         f"`{code_of(run, 40)}` evaluates with gradients on",
                         (f"between .eval() at line {call.lineno} and .train() at line {end}",),
                     )
                     break
-
-
-def _mode(call: ast.Call) -> str | None:
-    if (
-        isinstance(call.func, ast.Attribute)
-        and call.func.attr in ("eval", "train")
-        and is_model_name(target_name(call.func.value) or "")
-    ):
-        return "eval" if call.func.attr == "eval" or "False" in ast.unparse(call) else "train"
-    return None
 
 
 @rule(
@@ -141,60 +180,55 @@ def _mode(call: ast.Call) -> str | None:
 )
 def not_in_eval_mode(module: Module, project: Project) -> Iterator[Place]:
     """A function that evaluates a model of a program that trains it with dropout, and nobody calls .eval()."""
-    if not any(DROPS.search(other.text) for other in project.modules if _shares(other, module)):
+    if not any(DROPS.search(other.text) for other in neighbours(module, project)):
         return
-    for scope in module.scopes[1:]:
-        if not EVALUATES.search(scope.simple_name) or any(is_backward(call) for call in scope.calls):
+    for scope, run in _evaluations(module, project):
+        assert isinstance(run.node, ast.Call)
+        if target_name(run.node.func) in ("self", "self.forward") or not _trains(module, project, scope):
             continue
-        calls = [
-            call
-            for call in scope.calls
-            if is_model_call(call, scope, project) and target_name(call.func) not in ("self", "self.forward")
-        ]
-        if not calls or not _trains(module, project, scope):
+        if _in_eval_mode(scope, project, 3):
             continue
-        sites = project.callers(scope)
-        if (
-            _sets_eval(scope)
-            or (sites and all(_sets_eval(site.scope) for site in sites[:10]))
-            or _class_sets_eval(scope, project)
-        ):
+        if scope.owner is not None and any(_sets_eval(m, project) for m in project.class_scopes(scope.owner)):
             continue
         yield Place(
-            calls[0],
+            run.anchor,
             f"`{scope.simple_name}` runs the model without .eval()",
-            ("the model has dropout, and this program trains it",),
+            ("the model has dropout, and this program trains it", *_where(run)),
+            scope=scope,
         )
 
 
-def _shares(other: Module, module: Module) -> bool:
-    """The file itself, or one that it imports from."""
-    if other is module:
-        return True
-    stem = other.path.removesuffix(".py").replace("/", ".")
-    return any(
-        stem.endswith(name.rpartition(".")[0] or name) for name in module.imports.values() if "torch" not in name
-    )
+def _where(run: Reached) -> list[str]:
+    """The place of a forward pass that another function runs."""
+    return [f"the model runs at {run.scope.module.path}:{run.line}, {run.path()}"] if run.chain else []
 
 
 def _trains(module: Module, project: Project, scope: Scope) -> bool:
     """Whether the model is trained by this file, or by a file that calls this function."""
     around = {id(module): module} | {id(site.scope.module): site.scope.module for site in project.callers(scope)}
+    for site in project.callers(scope)[:6]:
+        around |= {id(up.scope.module): up.scope.module for up in project.callers(site.scope)[:6]}
     return any(any(True for _ in train_loops(other, project)) for other in around.values())
 
 
-def _sets_eval(scope: Scope) -> bool:
-    return any(
-        _mode(call) == "eval"
-        or last_name(call.func) == "eval"
-        and isinstance(call.func, ast.Attribute)
-        and not call.args
-        for call in scope.calls
-    )
+def _in_eval_mode(scope: Scope, project: Project, depth: int) -> bool:
+    """Whether the mode is set by a function, or by one that leads to it."""
+    if _sets_eval(scope, project):
+        return True
+    sites = project.callers(scope) if depth else []
+    return any(_in_eval_mode(site.scope, project, depth - 1) for site in sites[:10])
 
 
-def _class_sets_eval(scope: Scope, project: Project) -> bool:
-    return scope.owner is not None and any(_sets_eval(method) for method in project.class_scopes(scope.owner))
+def _sets_eval(scope: Scope, project: Project) -> bool:
+    """Whether a function sets the evaluation mode, itself or in what it calls."""
+    for item in reached(scope.node, scope, project):
+        if isinstance(item.node, ast.Call) and len(item.chain) <= 2:
+            if mode_of(item.node, item.scope, project) == "eval":
+                return True
+            func = item.node.func
+            if isinstance(func, ast.Attribute) and func.attr == "eval" and not item.node.args:
+                return True
+    return False
 
 
 @rule(
@@ -207,31 +241,37 @@ def _class_sets_eval(scope: Scope, project: Project) -> bool:
     source="PyTorch reference of Module.train",
 )
 def left_in_eval_mode(module: Module, project: Project) -> Iterator[Place]:
-    """.eval() inside a training loop (or in what it calls) and no .train() behind it."""
+    """.eval() inside a training loop, or in what it calls, and no .train() behind it before the next step."""
     for loop in train_loops(module, project):
-        outer = loop.outer or loop.inner
-        if outer is None:
+        modes = _modes(reached(loop.inner, loop.scope, project), project)
+        if not any(mode == "eval" for mode, _ in modes):
+            outermost = ([*module.loops_around(loop.inner)] or [loop.inner])[-1]
+            modes = _modes(reached(outermost, loop.scope, project), project)
+            if loop.outer_scope is not loop.scope and loop.outer is not None:
+                modes += _modes(reached(loop.outer, loop.outer_scope, project), project)
+        evals = [item for mode, item in modes if mode == "eval"]
+        if not evals or any(mode == "train" and not _stands_before(item, evals, loop.inner) for mode, item in modes):
             continue
-        inside = [(call, loop.scope) for call in loop.scope.calls if is_inside(call, outer, module)]
-        everything = module.loops_around(loop.inner) if loop.inner is not None else []
-        last = everything[-1] if everything else outer
-        wide = [call for call in loop.scope.calls if is_inside(call, last, module)]
-        if any(_mode(call) == "train" for call in wide):
-            continue
-        for call, scope in inside:
-            if _mode(call) == "eval":
-                yield Place(
-                    call,
-                    "the model stays in evaluation mode for the rest of the training",
-                    ("no .train() in the loop",),
-                )
-                break
-            for callee in project.callees(call, scope)[:1]:
-                ends = [other for other in callee.calls if _mode(other)]
-                if ends and _mode(max(ends, key=lambda c: c.lineno)) == "eval":
-                    yield Place(
-                        call,
-                        f"`{callee.simple_name}` leaves the model in evaluation mode",
-                        (f".eval() at {callee.module.path}:{ends[-1].lineno} and no .train() behind it",),
-                    )
-                    break
+        item = evals[0]
+        yield Place(
+            item.node,
+            f"`{item.scope.simple_name}` leaves the model in evaluation mode"
+            if item.chain
+            else "the model stays in evaluation mode for the rest of the training",
+            ("no .train() behind it in the loop", *([item.path()] if item.chain else [])),
+            scope=item.scope,
+        )
+
+
+def _modes(items: list[Reached], project: Project) -> list[tuple[Mode, Reached]]:
+    found = []
+    for item in items:
+        if isinstance(item.node, ast.Call) and (mode := mode_of(item.node, item.scope, project)) is not None:
+            found.append((mode, item))
+    return found
+
+
+def _stands_before(train: Reached, evals: list[Reached], inner: ast.AST) -> bool:
+    """Whether .train() comes once per epoch, outside the loop over batches in which .eval() stands."""
+    inside = [any(above is inner for _, above, _ in item.up()) for item in (train, evals[0])]
+    return inside == [False, True]

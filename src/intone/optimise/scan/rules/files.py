@@ -4,11 +4,12 @@ import ast
 import re
 from collections.abc import Iterator
 
+from intone.optimise.scan.constants import is_never
+from intone.optimise.scan.expressions import called, code_of, is_false, is_true, keyword
 from intone.optimise.scan.loops import train_loops
-from intone.optimise.scan.project import Origin, Project, called, code_of, is_false, is_true, keyword, last_name
+from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope
-from intone.optimise.scan.values import MODEL_TEXT, MODEL_WORD, text_passes
 
 MOVES = re.compile(
     r"os\.replace|os\.rename|\.rename\(|\.replace\(\s*\w*(path|file|final|dst|target|out|ckpt)|shutil\.move|atomic|tempfile|NamedTemporary"
@@ -101,7 +102,7 @@ def _keeps_training(module: Module, scope: Scope) -> bool:
 
 def _in_training(call: ast.Call, scope: Scope, project: Project) -> bool:
     module = scope.module
-    loops = [loop.outer or loop.inner for loop in train_loops(module, project)]
+    loops = [loop.around for loop in train_loops(module, project)]
     return any(around in loops for around in module.loops_around(call)) or any(
         scope.simple_name in ast.unparse(loop) for loop in loops if loop
     )
@@ -142,12 +143,12 @@ def unsafe_load(module: Module, project: Project) -> Iterator[Place]:
             elif name in ("yaml.load", "yaml.unsafe_load", "yaml.full_load") and "Safe" not in ast.unparse(call):
                 yield Place(call, "this YAML can make any object", (code_of(call, 60),))
             elif name == "torch.load" and not any(word.arg is None for word in call.keywords):
-                yield from _torch_load(call, project)
+                yield from _torch_load(call, scope, project)
 
 
-def _torch_load(call: ast.Call, project: Project) -> Iterator[Place]:
+def _torch_load(call: ast.Call, scope: Scope, project: Project) -> Iterator[Place]:
     only = keyword(call, "weights_only")
-    if only is not None and is_false(only):
+    if only is not None and (is_false(only) or is_never(only, scope, project)):
         yield Place(call, "weights_only=False lets the file run code", (code_of(call, 60),), severity="high")
     elif only is None and "safe_torch_load" not in project.notes:
         yield Place(
@@ -164,96 +165,3 @@ def _from_memory(call: ast.Call, scope: Scope, project: Project) -> bool:
     return any(
         "dumps" in ast.unparse(origin.node) for arg in call.args[:1] for origin in project.origins(arg, scope, depth=2)
     )
-
-
-@rule(
-    "S62",
-    "text of a model is run as code",
-    kind="eval-output",
-    severity="critical",
-    why="Whoever can influence the model's text (a prompt, a document, training data) can run code with your rights.",
-    fix="Parse the text (ast.literal_eval, an own small grammar), or run it in a sandboxed process without "
-    "network and files.",
-    source="nanochat-facts.md 4.5.43",
-)
-def runs_model_text(module: Module, project: Project) -> Iterator[Place]:
-    """eval, exec, os.system or a shell on text that comes from decoding or from a function's caller."""
-    for scope in module.scopes:
-        for call in scope.calls:
-            text = _run_text(call, scope)
-            if (
-                text is None
-                or isinstance(text, ast.Constant)
-                or last_name(call.func) in project.functions
-                and isinstance(call.func, ast.Name)
-            ):
-                continue
-            where = _model_text(text, scope, project)
-            if where:
-                yield Place(call, f"`{code_of(call, 40)}` runs text that a model wrote", (where,))
-
-
-def _run_text(call: ast.Call, scope: Scope) -> ast.expr | None:
-    """The text that a call runs, or None."""
-    name = called(call, scope)
-    if name in (
-        "eval",
-        "exec",
-        "builtins.eval",
-        "builtins.exec",
-        "os.system",
-        "os.popen",
-        "pandas.eval",
-        "sympy.sympify",
-        "numexpr.evaluate",
-    ):
-        return call.args[0] if call.args else None
-    if name.startswith("subprocess.") and is_true(keyword(call, "shell")):
-        return call.args[0] if call.args else None
-    if name.startswith("subprocess.") and call.args and re.search(r"['\"]-c['\"]", ast.unparse(call.args[0])):
-        return call.args[0].elts[-1] if isinstance(call.args[0], (ast.List, ast.Tuple)) and call.args[0].elts else None
-    return None
-
-
-def _model_text(text: ast.expr, scope: Scope, project: Project) -> str | None:
-    """How a text comes from a model: decoded, completed, or named so; None where the code does not show it."""
-    for origin in project.origins(text, scope, text_passes, depth=9, stops=lambda at: _is_model_text(at) is not None):
-        where = _is_model_text(origin)
-        if where:
-            return where
-    names = {part.id for part in ast.walk(text) if isinstance(part, ast.Name)}
-    named = next((name for name in sorted(names) if MODEL_WORD.search(name)), None)
-    if named:
-        return f"`{named}` is named as a model's text"
-    tool = re.search(
-        r"calculator|tool|python_block|run_code|execute_code|exec_generated|check_correctness", scope.name, re.I
-    )
-    if tool and names & set(scope.parameters):
-        return f"`{scope.simple_name}` is handed the text by its caller"
-    return None
-
-
-def _is_model_text(origin: Origin) -> str | None:
-    node = origin.node
-    where = f"{origin.scope.module.path}:{node.lineno}"
-    if isinstance(node, ast.Call):
-        last = last_name(node.func) or ""
-        base = ast.unparse(node.func)
-        if MODEL_TEXT.search(last) and not re.search(
-            r"base64|bytes|utf|codecs|json|b\.decode|stdout|data\.decode|response\.read", base
-        ):
-            if last == "decode" and node.args and isinstance(node.args[0], ast.Constant):
-                return None  # bytes.decode("utf-8")
-            if last == "decode" and not node.args:
-                return None
-            return f"the text comes from {code_of(node, 40)} at {where}"
-    name = last_name(node) or (node.id if isinstance(node, ast.Name) else "")
-    if name and MODEL_WORD.search(name):
-        return f"`{name}` at {where} is named as a model's text"
-    if (
-        isinstance(node, ast.Attribute)
-        and node.attr in ("content", "text")
-        and re.search(r"choice|message|response|completion|output", ast.unparse(node))
-    ):
-        return f"the text is {code_of(node, 40)} at {where}"
-    return None

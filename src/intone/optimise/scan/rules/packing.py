@@ -4,16 +4,24 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.loops import decode_loops, is_inside
-from intone.optimise.scan.project import Project, code_of, last_name, names_in
+from intone.optimise.scan.decode import decode_loops
+from intone.optimise.scan.expressions import code_of, last_name, names_in
+from intone.optimise.scan.loops import is_inside, train_loops
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, own_nodes, target_name
+from intone.optimise.scan.source import LOOPS, Module, Scope, own_nodes, target_name
+from intone.optimise.scan.waiting import Work, remakes
 
 FEW = 256  # waiting texts: looking at so few costs less than making one of them into tokens; guess
 CONTEXT = re.compile(
-    r"pack|bin|chunk|buffer|concat|fit|doc|conv|row|token|batch|collate|loader|sample|queue|pend|text|example|seq|pool",
+    r"pack|bin|chunk|buffer|concat|fit|doc|conv|row|token|batch|collate|loader|sample|queue|pend|text|example|seq|pool|"
+    r"wait|todo|left|remain|group|bucket|stream|carry|piece|shard|item|ids|room|seen|open|used|placed|taken|order",
     re.I,
 )
+PACKS = re.compile(r"pack|bin|fit|bucket|chunk|concat|fill|group|place|arrange|lay_out|build_rows", re.I)
+TAKES = ("pop", "remove", "popleft", "__delitem__")
+GROWS = ("append", "extend", "insert", "add", "put")
 
 
 @rule(
@@ -31,245 +39,316 @@ CONTEXT = re.compile(
 )
 def quadratic_packing(module: Module, project: Project) -> Iterator[Place]:
     """A scan over all waiting texts for every one placed; pop(0); buffers made anew by concatenation at every turn."""
-    hot = [loop.loop for loop in decode_loops(module, project)]
+    hot: set[ast.AST] = {decode.loop for decode in decode_loops(module, project)}
+    hot |= {loop.inner for loop in train_loops(module, project)} | {
+        loop.around for loop in train_loops(module, project)
+    }
     for scope in module.scopes:
-        told: set[ast.AST] = set()
-        for node in scope.body:
-            around = module.loops_around(node)
-            if not around or any(loop in hot for loop in around) or around[-1] in told:
+        outermost = [node for node in scope.body if isinstance(node, LOOPS) and not module.loops_around(node)]
+        for loop in outermost:
+            if any(one is loop or is_inside(one, loop, module) for one in hot):
                 continue
-            found = _scan_for_best(node, scope) or _moves_list(node, scope) or _grown_anew(node, scope)
-            if found:
-                told.add(around[-1])
-                message, evidence, severity = found
-                yield Place(node, message, evidence, severity=severity)  # type: ignore[arg-type]
+            work = Work(loop, scope, reached(loop, scope, project, 2), project)
+            for item in work.items:
+                found = _prefix_sum(item) or _scanned(item, work) or _moved(item, work) or _grown_anew(item, work)
+                if found:
+                    message, evidence, severity = found
+                    way = [item.path()] if item.chain else []
+                    yield Place(item.node, message, (*evidence, *way), severity=severity, scope=item.scope)  # type: ignore[arg-type]
+                    break
 
 
 Found = tuple[str, tuple[str, ...], str | None]
 
 
-def _scan_for_best(node: ast.AST, scope: Scope) -> Found | None:
-    """for i, doc in enumerate(buffer): keep the best; then buffer.pop(best): a linear search per placed text."""
-    if not isinstance(node, (ast.For, ast.AsyncFor)):
+# --- searches ---------------------------------------------------------------------------------------------------------
+
+
+def _scanned(item: Reached, work: Work) -> Found | None:
+    """A search over all texts or rows for each one: a loop, min(), next(), in, index(), sorted()."""
+    walked = _walked_by(item)
+    if walked is None:
         return None
-    buffer = _walked(node.iter)
-    if buffer is None:
+    name, how = walked
+    holders = work.holders(name, item)
+    if work.is_fresh(holders) or not any(CONTEXT.search(held) for _, held in holders):
         return None
-    outer = scope.module.loops_around(node)
-    compares = any(
-        isinstance(part, ast.Compare) and re.search(r"len|size|remaining|space|room|cap|fit", ast.unparse(part))
-        for part in own_nodes(node)
-    )
-    taken = [
-        call
-        for call in own_nodes(outer[0])
-        if isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Attribute)
-        and call.func.attr in ("pop", "remove")
-        and target_name(call.func.value) == buffer
-        and (call.args or call.func.attr == "remove")
-    ]
-    deleted = [part for part in own_nodes(outer[0]) if isinstance(part, ast.Delete) and buffer in names_in(part)]
-    placed = [
-        call
-        for call in own_nodes(node)
-        if isinstance(call, ast.Call)
-        and last_name(call.func) in ("append", "extend")
-        and isinstance(call.func, ast.Attribute)
-        and names_in(call.func.value) & names_in(node.target)
-    ]
-    if compares and (taken or deleted):
-        bound = _bound(buffer, scope)
-        if bound is not None and _number(bound, scope) <= FEW:
+    takes, grows = work.is_touched(holders, TAKES), work.is_touched(holders, GROWS)
+    if not takes and not grows:
+        return None
+    if how in ("sum", "any", "all", "max", "min", "sorted") and not takes and not _is_packing(item, work):
+        return None
+    bound = work.is_few(holders) if takes else None
+    if bound is not None and _number(bound) <= FEW:
+        return None
+    more = [f"the buffer holds at most {bound}: the work per text is that large, not unbounded"] if bound else []
+    line = f"{item.scope.module.path}:{item.line}"
+    if takes:
+        evidence = (f"{line}: walks over `{name}` for each text that is placed ({how})", *more)
+        return f"all of `{name}` is searched for every text that is placed", evidence, "low" if bound else None
+    return f"every text looks at all of `{name}`", (f"{line}: {how} over a list that grows",), None
+
+
+def _prefix_sum(item: Reached) -> Found | None:
+    """sum(lengths[:i]) at every turn: all earlier ones again."""
+    node = item.node
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id != "sum" or not node.args:
+        return None
+    arg = node.args[0]
+    walked = arg.generators[0].iter if isinstance(arg, (ast.GeneratorExp, ast.ListComp)) else arg
+    if not isinstance(walked, ast.Subscript) or not isinstance(walked.slice, ast.Slice) or walked.slice.upper is None:
+        return None
+    name = target_name(walked.value) or ""
+    moving = {
+        n for loop in item.scope.module.loops_around(node) if isinstance(loop, ast.For) for n in names_in(loop.target)
+    }
+    if (
+        walked.slice.lower is not None
+        or not names_in(walked.slice.upper) & moving
+        or not re.search(r"len|size|" + CONTEXT.pattern, name)
+    ):
+        return None
+    line = f"{item.scope.module.path}:{item.line}: {code_of(node, 60)}"
+    return f"the lengths in `{name}` are summed from the beginning at every turn", (line,), None
+
+
+def _is_packing(item: Reached, work: Work) -> bool:
+    return any(PACKS.search(scope.name) for scope in (item.scope, work.scope))
+
+
+def _number(bound: str) -> float:
+    text = bound.rpartition("=")[2]
+    try:
+        return float(text)
+    except ValueError:
+        return float("inf")
+
+
+def _walked_by(item: Reached) -> tuple[str, str] | None:
+    """(the list, how) where a node goes over a list that may be long."""
+    node = item.node
+    if isinstance(node, (ast.For, ast.AsyncFor)):
+        name = _list_name(node.iter)
+        tests = [part for part in own_nodes(node) if isinstance(part, ast.Compare)]
+        sized = any(
+            re.search(r"len|size|remain|space|room|cap|fit|left|free|used|tokens|width|<|>", ast.unparse(t))
+            for t in tests
+        )
+        return (name, "a loop") if name and sized else None
+    if isinstance(node, ast.Call):
+        last = last_name(node.func)
+        if isinstance(node.func, ast.Name) and last in ("min", "max", "next", "sorted", "sum", "any", "all", "filter"):
+            for arg in node.args:
+                if (name := _comprehended(arg)) is not None:
+                    return name, last
             return None
-        evidence = (
-            f"line {node.lineno}: walks over `{buffer}` for each text that is placed",
-            *([f"the buffer holds at most {bound}: the work per text is that large, not unbounded"] if bound else []),
-        )
-        return f"all of `{buffer}` is searched for every text that is placed", evidence, "low" if bound else None
-    if compares and placed and _opens_new(outer[0], buffer):
-        return (
-            f"every text looks at all of `{buffer}` for room",
-            (f"line {node.lineno}: first-fit over a list that grows",),
-            None,
-        )
+        if (
+            isinstance(node.func, ast.Attribute)
+            and last in ("index", "remove", "sort", "count")
+            and not _is_numpy(node)
+        ):
+            name = target_name(node.func.value)
+            return (name, f".{last}()") if name and (last != "sort" or not _sorted_once(item)) else None
+    if isinstance(node, ast.ListComp) and node.generators[0].ifs:
+        name = _list_name(node.generators[0].iter)
+        return (name, "a list comprehension with a test") if name else None
+    if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn)):
+        name = target_name(node.comparators[0])
+        if name is not None and _is_list(name, item.scope):
+            return name, "in"
     return None
 
 
-def _walked(node: ast.expr) -> str | None:
+def _is_numpy(node: ast.Call) -> bool:
+    return bool(node.keywords) and last_name(node.func) not in ("sort",)
+
+
+def _sorted_once(item: Reached) -> bool:
+    return not item.chain and not item.scope.module.loops_around(item.node)
+
+
+def _comprehended(arg: ast.expr) -> str | None:
+    """The list that a generator, a comprehension, range(len(x)), enumerate(x), or a plain name goes over."""
+    if isinstance(arg, (ast.GeneratorExp, ast.ListComp)):
+        return _list_name(arg.generators[0].iter)
+    return _list_name(arg)
+
+
+def _list_name(node: ast.expr) -> str | None:
     """The list that is walked: buffer, enumerate(buffer), range(len(buffer)), list(buffer)."""
-    if (
-        isinstance(node, ast.Call)
-        and last_name(node.func) in ("enumerate", "list", "range", "len", "reversed")
-        and node.args
+    if isinstance(node, ast.Call) and last_name(node.func) in (
+        "enumerate",
+        "list",
+        "range",
+        "len",
+        "reversed",
+        "zip",
+        "sorted",
     ):
-        return _walked(node.args[-1])
+        return _list_name(node.args[-1]) if node.args else None
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("values", "items"):
+        return target_name(node.func.value)
     return target_name(node)
 
 
-def _opens_new(outer: ast.AST, bins: str) -> bool:
-    return any(
-        isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Attribute)
-        and call.func.attr == "append"
-        and target_name(call.func.value) == bins
-        for call in own_nodes(outer)
-    )
-
-
-def _number(name: str, scope: Scope) -> float:
-    """The number that a bound stands for: itself, a default or a constant; endless where the code does not say."""
-    if name.isdigit():
-        return int(name)
+def _is_list(name: str, scope: Scope) -> bool:
     at: Scope | None = scope
     while at is not None:
-        default = at.parameters[name].default if name in at.parameters else None
-        values = [default, *(binding.value for binding in at.bindings.get(name, []))]
-        for value in values:
-            if isinstance(value, ast.Constant) and isinstance(value.value, int):
-                return value.value
-        at = at.outer
-    return float("inf")
-
-
-def _bound(buffer: str, scope: Scope) -> str | None:
-    """`while len(buffer) < buffer_size`: the name of the buffer's bound."""
-    at: Scope | None = scope
-    while at is not None:
-        for node in ast.walk(at.node):
+        for binding in at.bindings.get(name, []):
+            value = binding.value
             if (
-                isinstance(node, ast.Compare)
-                and f"len({buffer})" == ast.unparse(node.left)
-                and isinstance(node.ops[0], (ast.Lt, ast.LtE))
+                isinstance(value, (ast.List, ast.ListComp))
+                or isinstance(value, ast.Call)
+                and last_name(value.func) == "list"
             ):
-                return ast.unparse(node.comparators[0])
+                return True
         at = at.outer
-    return None
+    if name.startswith("self."):
+        for method in scope.module.scopes:
+            if method.owner is not None and method.owner is scope.owner:
+                for binding in method.bindings.get(name, []):
+                    if isinstance(binding.value, (ast.List, ast.ListComp)):
+                        return True
+    return False
 
 
-def _moves_list(node: ast.AST, scope: Scope) -> Found | None:
+# --- moves and copies -------------------------------------------------------------------------------------------------
+
+
+def _moved(item: Reached, work: Work) -> Found | None:
     """buffer.pop(0), buffer.insert(0, x), buffer = buffer[n:], del buffer[:n]: all the rest is moved each time."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+    node, scope = item.node, item.scope
+    if not item.chain and not scope.module.loops_around(node):
+        return None
+    told = (f"{scope.module.path}:{item.line}: {code_of(node, 50)}",)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("pop", "insert"):
         name = target_name(node.func.value)
         first = node.args[0] if node.args else None
         zero = isinstance(first, ast.Constant) and first.value == 0
-        if (
-            name
-            and node.func.attr in ("pop", "insert")
-            and zero
-            and not _made_in_loop(name, node, scope)
-            and CONTEXT.search(name)
-            and not _is_deque(name, scope)
-        ):
-            return (
-                f"`{code_of(node, 40)}` moves the whole list at every turn",
-                (f"line {node.lineno}: {code_of(node, 50)}",),
-                None,
-            )
+        if name and zero and _is_kept(name, item, work) and not _is_deque(name, item, work):
+            return f"`{code_of(node, 40)}` moves the whole list at every turn", told, None
+    if isinstance(node, ast.Delete) and isinstance(node.targets[0], ast.Subscript):
+        target = node.targets[0]
+        name = target_name(target.value)
+        front = isinstance(target.slice, ast.Constant) and target.slice.value == 0
+        front = (
+            front
+            or isinstance(target.slice, ast.Slice)
+            and target.slice.lower is None
+            and target.slice.upper is not None
+        )
+        if name and front and _is_kept(name, item, work):
+            return f"`{code_of(node, 40)}` moves the whole list at every turn", told, None
     if isinstance(node, ast.Assign) and len(node.targets) == 1:
-        name = target_name(node.targets[0])
-        value = node.value
+        name, value = target_name(node.targets[0]), node.value
         if (
             name
             and isinstance(value, ast.Subscript)
             and target_name(value.value) == name
-            and isinstance(value.slice, ast.Slice)
-            and value.slice.lower is not None
-            and value.slice.upper is None
-            and CONTEXT.search(name)
-            and _is_stream(name, scope, node)
+            and _is_tail(value.slice)
+            and _is_kept(name, item, work)
+            and _is_stream(name, item, work)
         ):
-            return (
-                f"`{code_of(node, 50)}` copies all the rest at every turn",
-                (f"line {node.lineno}: {code_of(node, 50)}",),
-                None,
-            )
+            return f"`{code_of(node, 50)}` copies all the rest at every turn", told, None
     return None
 
 
-def _made_in_loop(name: str, node: ast.AST, scope: Scope) -> bool:
-    """Whether a list is the variable of a loop around, or made inside it: it is another one at every turn."""
-    return any(
-        binding.how in ("=", "iter")
-        and (binding.node in scope.module.loops_around(node)[:1] or _stands_in(binding.node, node, scope))
-        for binding in scope.bindings.get(name, [])
-    )
+def _is_tail(index: ast.expr) -> bool:
+    return isinstance(index, ast.Slice) and index.lower is not None and index.upper is None
 
 
-def _stands_in(made: ast.AST, node: ast.AST, scope: Scope) -> bool:
-    return is_inside(made, scope.module.loops_around(node)[0], scope.module)
+def _is_kept(name: str, item: Reached, work: Work) -> bool:
+    holders = work.holders(name, item)
+    if not any(CONTEXT.search(held) for _, held in holders):
+        return False
+    if holders[-1][0] is work.scope and not name.startswith("self."):
+        inner = work.scope.module.loops_around(item.anchor)[:1]
+        bindings = work.scope.bindings.get(holders[-1][1], [])
+        made = [b for b in bindings if b.how in ("=", "iter", "part") and not remakes(b.value, holders[-1][1])]
+        if any(b.node in inner or inner and is_inside(b.node, inner[0], work.scope.module) for b in made):
+            return False
+    elif not name.startswith("self.") and len(holders) == 1 and item.chain:
+        return False  # a list of the function's own
+    return True
 
 
-def _is_deque(name: str, scope: Scope) -> bool:
-    at: Scope | None = scope
-    while at is not None:
-        if any("deque" in ast.unparse(b.value) for b in at.bindings.get(name, [])):
-            return True
-        at = at.outer
+def _is_deque(name: str, item: Reached, work: Work) -> bool:
+    for scope, held in work.holders(name, item):
+        at: Scope | None = scope
+        while at is not None:
+            if any("deque" in ast.unparse(b.value) for b in at.bindings.get(held, [])):
+                return True
+            at = at.outer
+        owner = work.project.owner_of(scope)
+        if held.startswith("self.") and owner is not None:
+            for method in work.project.class_scopes(owner[1]):
+                if any("deque" in ast.unparse(b.value) for b in method.bindings.get(held, [])):
+                    return True
     return False
 
 
-def _is_stream(name: str, scope: Scope, node: ast.AST) -> bool:
-    """Whether a list is cut in an inner loop: a buffer of many rows that is cut row by row."""
-    loops = scope.module.loops_around(node)
-    return isinstance(loops[0], ast.While) and name in names_in(loops[0].test)
+def _is_stream(name: str, item: Reached, work: Work) -> bool:
+    """Whether a list is cut row by row in an inner loop, or by a function that is called again and again."""
+    loops = item.scope.module.loops_around(item.node)
+    if loops and isinstance(loops[0], ast.While):
+        return name in names_in(loops[0].test) or name.startswith("self.") or "True" in ast.unparse(loops[0].test)
+    return bool(item.chain)
 
 
-def _grown_anew(node: ast.AST, scope: Scope) -> Found | None:
+def _grown_anew(item: Reached, work: Work) -> Found | None:
     """tokens = tokens + new, np.append, torch.cat([buffer, new]) at every turn."""
-    if not isinstance(node, ast.Assign) or len(node.targets) != 1:
+    node, scope = item.node, item.scope
+    if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not _over_data(work):
         return None
-    name = target_name(node.targets[0])
-    value = node.value
-    if name is None or not CONTEXT.search(name) or not _over_data(node, scope):
+    name, value = target_name(node.targets[0]), node.value
+    if name is None or not CONTEXT.search(name) or not _is_kept(name, item, work):
         return None
+    if item.chain and not name.startswith("self."):
+        return None
+    told = (f"{scope.module.path}:{item.line}: {code_of(node, 60)}",)
+    message = f"`{name}` is copied as a whole for every piece that is added"
     if (
         isinstance(value, ast.Call)
         and last_name(value.func) in ("cat", "concat", "concatenate", "append", "hstack")
         and value.args
     ):
         parts = value.args[0].elts if isinstance(value.args[0], (ast.List, ast.Tuple)) else value.args
-        if any(target_name(part) == name for part in parts) and not _starts_anew(name, node, scope):
-            return (
-                f"`{name}` is copied as a whole for every piece that is added",
-                (f"line {node.lineno}: {code_of(node, 60)}",),
-                None,
-            )
+        if any(target_name(part) == name for part in parts) and not _starts_anew(name, item, work):
+            return message, told, None
     if (
         isinstance(value, ast.BinOp)
         and isinstance(value.op, ast.Add)
         and target_name(value.left) == name
         and _is_list(name, scope)
+        and not _starts_anew(name, item, work)
     ):
-        return (
-            f"`{name}` is copied as a whole for every piece that is added",
-            (f"line {node.lineno}: {code_of(node, 60)}",),
-            None,
-        )
+        return message, told, None
     return None
 
 
-def _over_data(node: ast.AST, scope: Scope) -> bool:
+def _over_data(work: Work) -> bool:
     """Whether the loop walks over documents, files or batches."""
-    loop = scope.module.loops_around(node)[0]
+    loop = work.loop
     text = (
         ast.unparse(loop.iter) + ast.unparse(loop.target)
         if isinstance(loop, (ast.For, ast.AsyncFor))
         else ast.unparse(loop.test)
     )
     return bool(
-        re.search(r"doc|text|conv|example|file|shard|batch|data|line|row|sample|token|buffer|len\(", text, re.I)
+        re.search(
+            r"doc|text|conv|example|file|shard|batch|data|line|row|sample|token|buffer|len\(|record|item|piece",
+            text,
+            re.I,
+        )
     )
 
 
-def _starts_anew(name: str, node: ast.AST, scope: Scope) -> bool:
+def _starts_anew(name: str, item: Reached, work: Work) -> bool:
     """Whether the name is set afresh inside the same loop: it does not grow over the whole data."""
-    loop = scope.module.loops_around(node)[0]
+    scope = item.scope
+    loops = scope.module.loops_around(item.node)
+    region: ast.AST = loops[0] if loops else scope.node
     return any(
-        b.node is not node and b.how == "=" and is_inside(b.node, loop, scope.module)
+        b.node is not item.node and b.how == "=" and is_inside(b.node, region, scope.module)
         for b in scope.bindings.get(name, [])
     )
-
-
-def _is_list(name: str, scope: Scope) -> bool:
-    return any(isinstance(b.value, ast.List) for b in scope.bindings.get(name, []))

@@ -4,11 +4,14 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.loops import decode_loops, train_loops
-from intone.optimise.scan.project import Project, called, code_of, last_name, owner_of
+from intone.optimise.scan.decode import decode_loops
+from intone.optimise.scan.expressions import called, code_of, last_name, names_in
+from intone.optimise.scan.loops import is_periodic, train_loops
+from intone.optimise.scan.project import Project, owner_of
+from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, own_nodes, target_name
-from intone.optimise.scan.values import is_model_name, is_module_class
+from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.values import is_model_call, is_model_name, is_module_class
 
 CASTS = ("to", "type", "type_as", "half", "bfloat16", "float")
 WEIGHT_NAME = re.compile(r"self\.(\w+\.)?(\w*weight\w*|W|w_\w+|kernel|w\d?)")
@@ -29,22 +32,53 @@ PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "einsum", "embedding", "co
     source="optimiser.md D13; nanochat-facts.md 4.2.10",
 )
 def fp32_logits(module: Module, project: Project) -> Iterator[Place]:
-    """logits.float() on all positions on the way to a loss."""
+    """logits.float() on all positions on the way to a loss, also where a helper computes the loss."""
     for scope in module.scopes:
-        if not any(
-            last_name(call.func) in ("cross_entropy", "CrossEntropyLoss", "nll_loss", "log_softmax")
-            for call in scope.calls
-        ):
+        if not _computes_loss(scope, project):
             continue
         for call in scope.calls:
             value = _cast_to_fp32(call, scope)
+            value = value.value if isinstance(value, ast.Subscript) and "-1" not in ast.unparse(value.slice) else value
             name = target_name(value) if value is not None else None
-            if name is None or not re.search(r"logit", name) or module.loops_around(call) and _is_chunk(name, scope):
+            if name is None and isinstance(value, ast.Call) and _is_head(value, scope, project):
+                yield Place(call, "the logits of all positions are copied to fp32 for the loss", (code_of(call, 60),))
+                break
+            if (
+                name is None
+                or not re.search(r"logit|(^|_)(out|outputs?|pred|preds|scores)$", name)
+                or _is_chunk(name, scope)
+            ):
                 continue
-            if not _from_head(name, scope, set()) or _is_chunk(name, scope):
+            if not _from_head(name, scope, project, set()):
                 continue
             yield Place(call, f"`{name}` of all positions is copied to fp32 for the loss", (f"{code_of(call, 60)}",))
             break
+
+
+LOSSES = ("cross_entropy", "CrossEntropyLoss", "nll_loss", "log_softmax", "chunked_cross_entropy")
+
+
+def _computes_loss(scope: Scope, project: Project) -> bool:
+    """Whether a function computes a loss itself, or hands logits to a function or object that does."""
+    for call in scope.calls:
+        name = last_name(call.func) or ""
+        if name in LOSSES or re.search(r"(^|_)(criterion|loss_fn|loss_func|ce|xent)$", name):
+            return True
+        if any(last_name(inner.func) in LOSSES for f in project.callees(call, scope)[:2] for inner in f.calls) and any(
+            "logit" in name for arg in call.args for name in names_in(arg)
+        ):
+            return True
+    return any(
+        any(last_name(c.func) in LOSSES or re.search(r"loss", last_name(c.func) or "") for c in site.scope.calls)
+        for site in project.callers(scope)[:4]
+        if any("logit" in ast.unparse(value) for value in scope.returns)
+    )
+
+
+def _is_head(value: ast.Call, scope: Scope, project: Project) -> bool:
+    """self.lm_head(x), model(x)"""
+    name = (target_name(value.func) or "").rpartition(".")[2]
+    return bool(re.search(r"head|unembed|logits|proj_out", name)) or is_model_call(value, scope, project)
 
 
 def _cast_to_fp32(call: ast.Call, scope: Scope) -> ast.expr | None:
@@ -60,7 +94,7 @@ def _cast_to_fp32(call: ast.Call, scope: Scope) -> ast.expr | None:
     return None
 
 
-def _from_head(name: str, scope: Scope, seen: set[str]) -> bool:
+def _from_head(name: str, scope: Scope, project: Project, seen: set[str]) -> bool:
     """Whether a name holds the output of a head or a model at all positions."""
     if name in seen:
         return False
@@ -74,6 +108,8 @@ def _from_head(name: str, scope: Scope, seen: set[str]) -> bool:
                 called_name = target_name(part.func) or ""
                 last = called_name.rpartition(".")[2]
                 if re.search(r"head|unembed|output|logits|proj_out", last) or is_model_name(called_name):
+                    return True
+                if is_model_call(part, scope, project):
                     return True
     return name in scope.parameters
 
@@ -98,35 +134,120 @@ def _is_chunk(name: str, scope: Scope) -> bool:
     source="nanochat-facts.md 4.1.1",
 )
 def weight_recast(module: Module, project: Project) -> Iterator[Place]:
-    """F.linear(x, self.weight.to(x.dtype)) in a module's forward; model.half() in a hot loop."""
+    """F.linear(x, self.weight.to(x.dtype)) in a module's forward or what it calls; model.half() in a hot loop."""
     for scope in module.scopes:
         owner = owner_of(scope)
-        if owner is None or not is_module_class(owner) or scope.simple_name not in ("forward", "__call__"):
+        inside = owner is not None and is_module_class(owner) and scope.simple_name != "__init__"
+        if not inside and not _runs_for_forward(scope, project):
+            continue
+        if scope.simple_name in LOADING or (owner is not None and _is_quantised(owner)):
             continue
         for call in scope.calls:
             if last_name(call.func) not in PRODUCTS:
                 continue
-            cast = next((cast for arg in call.args if (cast := _cast_weight(arg, scope))), None)
-            if cast is not None and not _is_quantised(owner, cast):
+            cast = next((cast for arg in call.args if (cast := _cast_weight(arg, scope, project))), None)
+            if cast is not None:
                 yield Place(
                     cast,
                     f"`{code_of(cast, 40)}` copies the weight in every forward pass",
                     (f"used by {code_of(call, 60)}",),
                 )
                 break
+        else:
+            yield from _product_by_operator(scope, project)
     yield from _model_cast_in_loop(module, project)
 
 
-def _cast_weight(arg: ast.expr, scope: Scope) -> ast.Call | None:
-    """self.weight.to(...), also behind a local name."""
+LOADING = (
+    "__init__",
+    "from_pretrained",
+    "load",
+    "reset_parameters",
+    "convert",
+    "_init_weights",
+    "init_weights",
+    "load_weights",
+)
+
+
+def _product_by_operator(scope: Scope, project: Project) -> Iterator[Place]:
+    """x @ self.weight.to(x.dtype).T"""
+    for node in scope.body:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+            cast = _cast_weight(node.right, scope, project) or _cast_weight(node.left, scope, project)
+            if cast is not None:
+                yield Place(
+                    cast,
+                    f"`{code_of(cast, 40)}` copies the weight in every forward pass",
+                    (f"used by {code_of(node, 60)}",),
+                )
+                return
+
+
+def _runs_for_forward(scope: Scope, project: Project) -> bool:
+    """A plain function that a module's forward calls with its weight: matmul_cast(x, self.weight)."""
+    if scope.owner is not None or scope.node is scope.module.tree:
+        return False
+    for site in project.callers(scope)[:6]:
+        owner = owner_of(site.scope)
+        if (
+            owner is not None
+            and is_module_class(owner)
+            and site.scope.simple_name != "__init__"
+            and not _is_quantised(owner)
+        ):
+            return True
+    return False
+
+
+def _cast_weight(arg: ast.expr, scope: Scope, project: Project) -> ast.Call | None:
+    """self.weight.to(...), also behind a local name, or a parameter that callers hand a weight."""
     values = [b.value for b in scope.bindings.get(arg.id, []) if b.how == "="] if isinstance(arg, ast.Name) else [arg]
     for value in values:
         for call in [part for part in ast.walk(value) if isinstance(part, ast.Call)]:
-            if isinstance(call.func, ast.Attribute) and call.func.attr in CASTS:
-                name = target_name(call.func.value) or ""
-                if WEIGHT_NAME.fullmatch(name) and _goes_down(call):
+            if isinstance(call.func, ast.Attribute) and call.func.attr in CASTS and _goes_down(call):
+                inside = call.func.value
+                if _is_weight(inside, scope, project):
                     return call
     return None
+
+
+def _is_weight(node: ast.expr, scope: Scope, project: Project) -> bool:
+    name = target_name(node) or ""
+    if WEIGHT_NAME.fullmatch(name):
+        return True
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("t", "transpose", "detach")
+    ):
+        return _is_weight(node.func.value, scope, project)
+    if isinstance(node, ast.Attribute) and node.attr in ("T", "data", "mT"):
+        return _is_weight(node.value, scope, project)
+    if isinstance(node, ast.Attribute) and node.attr == "weight":
+        return True
+    if isinstance(node, ast.Name):
+        if node.id in scope.parameters:
+            for site in project.callers(scope)[:6]:
+                value = project.argument(site, scope, node.id)
+                if value is not None and (target_name(value) or "").endswith("weight"):
+                    return True
+        return any(
+            b.how == "=" and not isinstance(b.value, ast.Name) and (target_name(b.value) or "").endswith("weight")
+            for b in scope.bindings.get(node.id, [])
+        )
+    return _is_parameter(name, scope, project)
+
+
+def _is_parameter(name: str, scope: Scope, project: Project) -> bool:
+    """self.table, made by nn.Parameter."""
+    owner = project.owner_of(scope)
+    if not name.startswith("self.") or owner is None:
+        return False
+    return any(
+        isinstance(b.value, ast.Call) and last_name(b.value.func) == "Parameter"
+        for method in project.class_scopes(owner[1]) for b in method.bindings.get(name, [])
+    )  # fmt: skip
 
 
 def _goes_down(call: ast.Call) -> bool:
@@ -135,33 +256,64 @@ def _goes_down(call: ast.Call) -> bool:
     return "device" not in text and "float32" not in text and last_name(call.func) != "float"
 
 
-def _is_quantised(owner: ast.ClassDef, cast: ast.Call) -> bool:
+def _is_quantised(owner: ast.ClassDef) -> bool:
     """Weights kept in 8 bits or less are cast on purpose."""
-    text = ast.unparse(owner)
-    return bool(re.search(r"int8|int4|uint8|float8|e4m3|quant|scales", text, re.I))
+    return bool(re.search(r"int8|int4|uint8|float8|e4m3|quant|scales", ast.unparse(owner), re.I))
 
 
 def _model_cast_in_loop(module: Module, project: Project) -> Iterator[Place]:
-    hot: list[tuple[ast.AST, Scope]] = [
-        (loop.inner, loop.scope) for loop in train_loops(module, project) if loop.inner is not None
-    ]
-    hot += [(loop.loop, loop.scope) for loop in decode_loops(module, project)]
+    hot: list[tuple[ast.AST, Scope]] = []
+    for loop in train_loops(module, project):
+        hot.append((loop.inner, loop.scope))
+    hot += [(decode.loop, decode.scope) for decode in decode_loops(module, project)]
     seen: set[ast.AST] = set()
-    for loop, scope in hot:
-        for call in [node for node in own_nodes(loop) if isinstance(node, ast.Call)]:
-            if call in seen or not isinstance(call.func, ast.Attribute) or call.func.attr not in CASTS:
+    for start, scope in hot:
+        for item in reached(start, scope, project):
+            call = item.node
+            if not isinstance(call, ast.Call) or call in seen or not isinstance(call.func, ast.Attribute):
                 continue
-            name = target_name(call.func.value) or ""
-            weights = re.search(r"(^|\.)(p|param|w|weight|master\w*)(\.data)?$", name) and not called(
-                call, scope
-            ).endswith("grad")
-            casts = call.func.attr not in ("to", "type") or re.search(
-                r"float|half|dtype", ast.unparse(call).partition("(")[2]
-            )
-            if casts and (is_model_name(name) or weights):
+            if call.func.attr not in CASTS or not _is_cast(call) or is_periodic(item, start, project):
+                continue
+            if item.is_in_forward:
+                continue
+            if _casts_weights(call, item):
                 seen.add(call)
+                begins = f"the loop at {module.path}:{start.lineno} begins with `{module.line_of(start)[:60]}`"  # type: ignore[attr-defined]
                 yield Place(
                     call,
                     f"`{code_of(call, 40)}` casts the weights at every turn of the loop",
-                    (f"the loop begins with `{module.line_of(loop)[:60]}`",),
+                    (begins, *([item.path()] if item.chain else [])),
+                    scope=item.scope,
                 )
+
+
+def _casts_weights(call: ast.Call, item: Reached) -> bool:
+    """The model, a parameter or master weight, or the values of a state dict."""
+    assert isinstance(call.func, ast.Attribute)
+    value = call.func.value
+    name = target_name(value) or ""
+    if name.endswith(".grad") or called(call, item.scope).endswith("grad"):
+        return False
+    if is_model_name(name) and not _is_output(name, item):
+        return True
+    if re.search(r"(^|\.)(p|param|params|w|weight|weights|master\w*|fp32\w*|\w*_fp32|\w*_master)(\.data)?$", name):
+        return True
+    for binding in item.scope.bindings.get(name, []):  # for name, x in model.state_dict().items()
+        if re.search(r"state_dict\(\)|parameters\(\)|master", ast.unparse(binding.value)) and binding.how == "iter":
+            return True
+    for above in item.scope.module.up(call):
+        if isinstance(above, (ast.DictComp, ast.ListComp, ast.GeneratorExp)):
+            return bool(re.search(r"state_dict\(\)|parameters\(\)|master", ast.unparse(above.generators[0].iter)))
+    return False
+
+
+def _is_cast(call: ast.Call) -> bool:
+    """.half(), .to(dtype): a cast to another format, not a copy to a device."""
+    if last_name(call.func) not in ("to", "type"):
+        return not call.args
+    return bool(re.search(r"float|half|dtype", ast.unparse(call).partition("(")[2]))
+
+
+def _is_output(name: str, item: Reached) -> bool:
+    """A name like a model's that holds what a model made."""
+    return any(b.how == "part" for b in item.scope.bindings.get(name, []))

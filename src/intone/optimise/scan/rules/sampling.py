@@ -3,7 +3,8 @@
 import ast
 from collections.abc import Iterator
 
-from intone.optimise.scan.project import Project, called, code_of, keyword, last_name
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name
+from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope
 from intone.optimise.scan.values import chooses_token, is_chosen, token_passes

@@ -1,0 +1,80 @@
+"""The classes of a project: what a name or type means, their parents and children, methods and fields."""
+
+import ast
+import re
+from typing import TYPE_CHECKING
+
+from intone.optimise.scan.expressions import last_name
+from intone.optimise.scan.source import Module, Scope, target_name
+
+if TYPE_CHECKING:
+    from intone.optimise.scan.project import Project
+
+ClassPlace = tuple[Module, ast.ClassDef]
+
+
+def named_classes(name: str, scope: Scope, project: "Project") -> list[ClassPlace]:
+    """The classes that a name means in a file: its own one first, else those that it may have imported."""
+    places = project.classes.get(name, [])
+    return [place for place in places if place[0] is scope.module] or places[:3]
+
+
+def classes_of_annotation(node: ast.expr, scope: Scope, project: "Project") -> list[ClassPlace]:
+    """The classes of the project that a type names: GPT, Optional[GPT], "GPT | None"."""
+    text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ast.unparse(node)
+    words = re.findall(r"\w+", text)
+    return [place for word in words if word in project.classes for place in named_classes(word, scope, project)]
+
+
+def class_methods(place: ClassPlace, project: "Project") -> list[Scope]:
+    """The methods of a class and of its parents that are in the project."""
+    found: list[Scope] = []
+    for one in [place, *parents(place, project)]:
+        found += project.class_scopes(one[1])
+    return found
+
+
+def methods(place: ClassPlace, name: str, project: "Project") -> list[Scope]:
+    """The methods that a call of obj.name() may run: of the class or its nearest parent, and of its children."""
+    for one in [place, *parents(place, project)]:
+        found = [scope for scope in project.class_scopes(one[1]) if scope.simple_name == name]
+        if found:
+            break
+    else:
+        found = []
+    for child in project.children.get(place[1].name, [])[:6]:
+        found += [scope for scope in project.class_scopes(child[1]) if scope.simple_name == name]
+    return list(dict.fromkeys(found))
+
+
+def parents(place: ClassPlace, project: "Project") -> list[ClassPlace]:
+    """The classes of the project that a class builds on, nearest first."""
+    found: list[ClassPlace] = []
+    todo = [place]
+    while todo and len(found) < 8:
+        at = todo.pop(0)
+        for base in at[1].bases:
+            for parent in named_classes(last_name(base) or "", at[0].top, project)[:1]:
+                if parent != place and parent not in found:
+                    found.append(parent)
+                    todo.append(parent)
+    return found
+
+
+def class_field(node: ast.ClassDef, name: str) -> ast.expr | None:
+    """The value that a class gives a field in its body: `x = 1`, `x: int = 1`, `x: int = field(default=1)`."""
+    for statement in node.body:
+        value = None
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and target_name(statement.target) == name
+            or isinstance(statement, ast.Assign)
+            and name in [target_name(target) for target in statement.targets]
+        ):
+            value = statement.value
+        if isinstance(value, ast.Call) and last_name(value.func) in ("field", "Field"):
+            words = {word.arg: word.value for word in value.keywords}
+            value = words.get("default", value.args[0] if value.args else None)
+        if value is not None:
+            return value
+    return None

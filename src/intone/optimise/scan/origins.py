@@ -1,0 +1,189 @@
+"""Where a value comes from: followed back through names, parameters, returns and attributes, over all files."""
+
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from intone.optimise.scan.calls import classes_of
+from intone.optimise.scan.classes import class_field, class_methods
+from intone.optimise.scan.expressions import dotted, keyword
+from intone.optimise.scan.source import Binding, FunctionNode, Module, Scope, target_name
+
+if TYPE_CHECKING:
+    from intone.optimise.scan.project import Project
+
+# how far a value is followed back through names, parameters and returns; guess: deeper chains were never needed
+DEPTH = 7
+Passes = Callable[[ast.expr], Sequence[ast.expr]]
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """An expression that a value was followed back to; annotation: it is the type of a parameter."""
+
+    node: ast.expr
+    scope: Scope
+    is_annotation: bool = False
+
+
+def origins(
+    project: "Project",
+    node: ast.expr,
+    scope: Scope,
+    passes: Passes | None = None,
+    *,
+    depth: int = DEPTH,
+    stops: Callable[[Origin], bool] | None = None,
+) -> list[Origin]:
+    """Where a value may come from: the expressions at the ends of all ways back, at most a few hundred.
+
+    passes: expression -> the parts of it through which the value came, where there is nothing to follow by name.
+    depth: how many names and calls are followed. stops: where to go no further.
+    """
+    found: list[Origin] = []
+    todo = [(Origin(node, scope), depth)]
+    seen: set[int] = set()
+    while todo and len(seen) < 400:
+        at, left = todo.pop(0)
+        if id(at.node) in seen:
+            continue
+        seen.add(id(at.node))
+        ends = at.is_annotation or left < 0 or (stops is not None and stops(at))
+        ways = [] if ends else list(_back(project, at, passes))
+        if not ways:
+            found.append(at)
+        # taking an expression apart costs nothing, following a name does
+        cost = 1 if isinstance(at.node, (ast.Name, ast.Attribute)) else 0
+        todo.extend((way, left - cost - (way.scope is not at.scope)) for way in ways)
+    return found
+
+
+def _back(project: "Project", at: Origin, passes: Passes | None) -> Iterator[Origin]:
+    """One step back along a value."""
+    node, scope = at.node, at.scope
+    if isinstance(node, ast.IfExp):
+        yield from (Origin(part, scope) for part in (node.body, node.orelse))
+    elif isinstance(node, ast.BoolOp):
+        yield from (Origin(part, scope) for part in node.values)
+    elif isinstance(node, (ast.Await, ast.Starred, ast.NamedExpr)):
+        yield Origin(node.value, scope)
+    elif passes is not None and (parts := passes(node)):
+        yield from (Origin(part, scope) for part in parts)
+    elif isinstance(node, ast.Name):
+        yield from _back_from_name(project, node.id, scope)
+    elif isinstance(node, ast.Attribute) and target_name(node) is not None:
+        yield from _back_from_attribute(project, node, scope)
+    elif isinstance(node, ast.Call):
+        for function in project.callees(node, scope):
+            yield from (Origin(value, function) for value in [*function.returns, *function.yields])
+
+
+def _back_from_name(project: "Project", name: str, scope: Scope) -> Iterator[Origin]:
+    at: Scope | None = scope
+    while at is not None:
+        bindings = at.bindings.get(name, [])
+        if name in at.parameters:
+            yield from _back_from_parameter(project, name, at)
+        for binding in bindings:
+            yield from _back_from_binding(project, binding, at)
+        if bindings or name in at.parameters:
+            return
+        at = at.outer
+    full = scope.module.imports.get(name)
+    module = project.home_of(full) if full else None
+    if full is not None and module is not None and module is not scope.module:
+        last = full.rpartition(".")[2]
+        for binding in module.top.bindings.get(last, []):
+            yield from _back_from_binding(project, binding, module.top)
+        if last not in module.top.bindings and module.imports.get(last, full) != full:
+            yield from _back_from_name(project, last, module.top)
+
+
+def _back_from_parameter(project: "Project", name: str, scope: Scope) -> Iterator[Origin]:
+    parameter = scope.parameters[name]
+    if parameter.annotation is not None:
+        yield Origin(parameter.annotation, scope, is_annotation=True)
+    if parameter.default is not None:
+        yield Origin(parameter.default, scope.outer or scope)
+    yield from _back_from_handing(project, scope)
+    for site in project.callers(scope)[:20]:
+        value = project.argument(site, scope, name)
+        if value is None:
+            continue
+        yield Origin(value, site.scope)
+
+
+def _back_from_handing(project: "Project", scope: Scope) -> Iterator[Origin]:
+    """re.sub(pattern, lambda match: ..., text): a parameter comes from what else the unknown caller was handed."""
+    above = scope.module.parents.get(scope.node)
+    if (
+        isinstance(scope.node, ast.Lambda)
+        and isinstance(above, ast.Call)
+        and scope.outer is not None
+        and not project.callees(above, scope.outer)
+    ):
+        yield from (Origin(arg, scope.outer) for arg in above.args if arg is not scope.node)
+
+
+def _back_from_binding(project: "Project", binding: Binding, scope: Scope) -> Iterator[Origin]:
+    if binding.how == "part" and isinstance(binding.value, ast.Call) and binding.index is not None:
+        known = False
+        for function in project.callees(binding.value, scope):
+            for value in function.returns:
+                if isinstance(value, ast.Tuple) and binding.index < len(value.elts):
+                    known = True
+                    yield Origin(value.elts[binding.index], function)
+        if known:
+            return
+    if binding.how != "with":
+        yield Origin(binding.value, scope)
+
+
+def _back_from_attribute(project: "Project", node: ast.Attribute, scope: Scope) -> Iterator[Origin]:
+    name = target_name(node)
+    assert name is not None
+    at: Scope | None = scope
+    while at is not None:
+        for binding in at.bindings.get(name, []):
+            yield from _back_from_binding(project, binding, at)
+        at = at.outer
+    base = node.value
+    first = name.partition(".")[0]
+    if first in scope.module.imports and first not in scope.bindings:
+        module = project.module_of(dotted(base, scope))
+        for binding in module.top.bindings.get(node.attr, []) if module else ():
+            yield from _back_from_binding(project, binding, module.top)  # type: ignore[union-attr]
+    for place in classes_of(base, scope, project):
+        yield from _back_from_member(project, place, node.attr, scope)
+
+
+def _back_from_member(
+    project: "Project", place: tuple[Module, ast.ClassDef], name: str, scope: Scope
+) -> Iterator[Origin]:
+    """Where an object's attribute comes from: its methods, its class, the calls that make it, its properties."""
+    bound = False
+    for method in class_methods(place, project):
+        for binding in method.bindings.get(f"self.{name}", []) if method is not scope else ():
+            bound = True
+            yield from _back_from_binding(project, binding, method)
+        decorators = getattr(method.node, "decorator_list", [])
+        if method.simple_name == name and any("property" in ast.unparse(item) for item in decorators):
+            yield from (Origin(value, method) for value in method.returns)
+    if (value := class_field(place[1], name)) is not None:
+        yield Origin(value, place[0].top)
+    for statement in place[1].body:
+        if isinstance(statement, ast.AnnAssign) and target_name(statement.target) == name:
+            yield Origin(statement.annotation, place[0].top, is_annotation=True)
+    if not bound:  # a dataclass: what its makers hand over
+        for site in project.sites.get(place[1].name, [])[:10]:
+            if (word := keyword(site.call, name)) is not None:
+                yield Origin(word, site.scope)
+
+
+def is_static(scope: Scope) -> bool:
+    """Whether a method is static: it gets no self."""
+    node = scope.node
+    return isinstance(node, FunctionNode) and any(
+        isinstance(item, ast.Name) and item.id == "staticmethod" for item in getattr(node, "decorator_list", [])
+    )

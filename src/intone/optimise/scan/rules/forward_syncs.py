@@ -1,0 +1,98 @@
+"""A rule on waiting for the device inside a model's forward pass."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from intone.optimise.scan.expressions import called, code_of, names_in
+from intone.optimise.scan.loops import is_periodic
+from intone.optimise.scan.project import Project, owner_of
+from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.source import Module, Scope
+from intone.optimise.scan.values import is_module_class
+
+
+@rule(
+    "S32",
+    "a forward pass waits for the device",
+    kind="host-sync",
+    severity="medium",
+    why="A value read inside the model waits for the device in every layer or pass, and breaks compiled "
+    "code into pieces.",
+    fix="Keep lengths and positions as Python numbers beside the tensors, or as tensors all the way; hand them in.",
+    source="optimiser.md D5; nanochat-facts.md 4.1.3",
+)
+def sync_in_forward(module: Module, project: Project) -> Iterator[Place]:
+    """.item() or .tolist() in a module's forward, or in what it calls to run."""
+    for scope in module.scopes[1:]:
+        if not _runs_in_forward(scope, project):
+            continue
+        for call in scope.calls:
+            if not _reads_in_forward(call, scope, project):
+                continue
+            if is_periodic(Reached(call, scope), scope.node, project) or _has_word(call, "numpy|np"):
+                continue
+            yield Place(call, f"`{code_of(call, 40)}` is read in every forward pass", (_how_reached(scope, project),))
+            break
+
+
+def _reads_in_forward(call: ast.Call, scope: Scope, project: Project) -> bool:
+    if isinstance(call.func, ast.Attribute) and call.func.attr in ("item", "tolist") and not call.args:
+        return True
+    if called(call, scope) in ("torch.cuda.synchronize",):
+        return True
+    if isinstance(call.func, ast.Name) and call.func.id in ("int", "float") and len(call.args) == 1:
+        inside = call.args[0]  # int(mask.sum()), float(x.max())
+        if isinstance(inside, ast.Call) and isinstance(inside.func, ast.Attribute):
+            return (
+                inside.func.attr in ("sum", "max", "min", "mean", "norm", "any", "all")
+                and not isinstance(inside.func.value, ast.Name)
+                or inside.func.attr in ("sum", "max", "min", "mean", "norm")
+                and _is_input(inside.func.value, scope)
+            )
+    return False
+
+
+def _is_input(node: ast.expr, scope: Scope) -> bool:
+    """A parameter of the forward pass, which is a tensor where a tensor's method is called on it."""
+    return isinstance(node, ast.Name) and node.id in scope.parameters
+
+
+def _runs_in_forward(scope: Scope, project: Project, depth: int = 3) -> bool:
+    """Whether a function is forward of a module, or is called from one (three calls deep)."""
+    owner = owner_of(scope)
+    if scope.simple_name == "forward" and owner is not None and is_module_class(owner):
+        return True
+    if depth == 0 or scope.simple_name in ("<lambda>", "__init__", "generate") or scope.simple_name == "<module>":
+        return False
+    if any("property" in ast.unparse(item) for item in getattr(scope.node, "decorator_list", [])):
+        return _property_in_forward(scope, project)
+    callers = [site.scope for site in project.callers(scope)[:8] if site.scope is not scope]
+    return any(_runs_in_forward(caller, project, depth - 1) for caller in callers)
+
+
+def _property_in_forward(scope: Scope, project: Project) -> bool:
+    """A property that a module's forward reads: cache.length."""
+    for module in project.modules:
+        for other in module.scopes:
+            owner = owner_of(other)
+            if (
+                other.simple_name == "forward"
+                and owner is not None
+                and is_module_class(owner)
+                and any(isinstance(node, ast.Attribute) and node.attr == scope.simple_name for node in other.body)
+            ):
+                return True
+    return False
+
+
+def _how_reached(scope: Scope, project: Project) -> str:
+    if scope.simple_name == "forward":
+        return "in forward itself"
+    sites = [site for site in project.callers(scope) if _runs_in_forward(site.scope, project, 2)]
+    return f"called at {sites[0].scope.module.path}:{sites[0].call.lineno}" if sites else "called from forward"
+
+
+def _has_word(node: ast.expr, words: str) -> bool:
+    return any(re.fullmatch(words, name.partition(".")[0]) for name in names_in(node))

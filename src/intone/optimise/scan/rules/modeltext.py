@@ -1,0 +1,162 @@
+"""A rule on text that a model wrote and that is run as code."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from intone.optimise.scan.constants import only_value
+from intone.optimise.scan.expressions import called, code_of, dotted, is_true, keyword, last_name, names_in
+from intone.optimise.scan.origins import Origin
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.values import MODEL_TEXT, MODEL_WORD, text_passes
+
+
+@rule(
+    "S62",
+    "text of a model is run as code",
+    kind="eval-output",
+    severity="critical",
+    why="Whoever can influence the model's text (a prompt, a document, training data) can run code with your rights.",
+    fix="Parse the text (ast.literal_eval, an own small grammar), or run it in a sandboxed process without "
+    "network and files.",
+    source="nanochat-facts.md 4.5.43",
+)
+def runs_model_text(module: Module, project: Project) -> Iterator[Place]:
+    """eval, exec, os.system or a shell on text that comes from decoding or from a function's caller."""
+    for scope in module.scopes:
+        for call in scope.calls:
+            text = _run_text(call, scope, project)
+            if text is None or isinstance(text, ast.Constant):
+                continue
+            where = _model_text(text, scope, project, called(call, scope))
+            if where:
+                yield Place(call, f"`{code_of(call, 40)}` runs text that a model wrote", (where,))
+
+
+RUNNERS = (
+    "eval", "exec", "builtins.eval", "builtins.exec", "os.system", "os.popen", "pandas.eval", "sympy.sympify",
+    "numexpr.evaluate", "subprocess.getoutput", "subprocess.getstatusoutput", "sympy.parse_expr", "pexpect.run",
+    "asyncio.create_subprocess_shell", "runpy.run_path", "execfile",
+)  # fmt: skip
+
+
+def _run_text(call: ast.Call, scope: Scope, project: Project) -> ast.expr | None:
+    """The text that a call runs, or None."""
+    name = called(call, scope)
+    if isinstance(call.func, ast.Name) and name in project.functions:
+        return None
+    first = call.args[0] if call.args else None
+    if name in RUNNERS or _means_runner(call.func, scope, project):
+        return first
+    if name.endswith((".runcode", ".runsource")):
+        return first
+    if not name.startswith("subprocess."):
+        return None
+    shell = keyword(call, "shell")
+    if is_true(shell) or (shell is not None and only_value(shell, scope, project) is True):
+        return first if first is not None else keyword(call, "args")
+    words: list[ast.expr] = [first] if isinstance(first, (ast.List, ast.Tuple)) else []
+    words += project.literals(first, scope) if first is not None and not words else []
+    for word in words:
+        if isinstance(word, (ast.List, ast.Tuple)) and re.search(r"['\"]-l?c['\"]", ast.unparse(word)) and word.elts:
+            return word.elts[-1]
+    return None
+
+
+def _means_runner(func: ast.expr, scope: Scope, project: Project, depth: int = 3) -> bool:
+    """run = eval; TOOLS = {"python": exec}; getattr(builtins, "eval"): other names for what runs code."""
+    if depth == 0:
+        return False
+    if isinstance(func, ast.Call) and last_name(func.func) == "getattr" and len(func.args) > 1:
+        return isinstance(func.args[1], ast.Constant) and func.args[1].value in ("eval", "exec", "system", "popen")
+    if isinstance(func, ast.Call) and isinstance(func.func, ast.Attribute) and func.func.attr == "get":
+        return _means_runner(ast.Subscript(func.func.value, ast.Constant(""), ast.Load()), scope, project, depth - 1)
+    if isinstance(func, ast.Subscript):
+        for table in project.literals(func.value, scope):
+            values = table.values if isinstance(table, ast.Dict) else []
+            if any(dotted(value, scope) in RUNNERS for value in values):
+                return True
+        return False
+    name = target_name(func)
+    if name is None or isinstance(func, ast.Name) and func.id in project.functions:
+        return False
+    for origin in project.origins(func, scope, depth=depth):
+        if isinstance(origin.node, ast.Call) and _means_runner(origin.node, origin.scope, project, depth - 1):
+            return True
+        if (
+            origin.node is not func
+            and isinstance(origin.node, (ast.Name, ast.Attribute))
+            and dotted(origin.node, origin.scope) in RUNNERS
+        ):
+            return True
+    return False
+
+
+def _model_text(text: ast.expr, scope: Scope, project: Project, where_run: str = "") -> str | None:
+    """How a text comes from a model: decoded, completed, or named so; None where the code does not show it."""
+    for origin in project.origins(text, scope, text_passes, depth=9, stops=lambda at: _is_model_text(at) is not None):
+        where = _is_model_text(origin)
+        if where:
+            return where
+    names = {part.id for part in ast.walk(text) if isinstance(part, ast.Name)}
+    for name in sorted(names):  # what was decoded into a list, or handed over under a name that says so
+        for site in project.callers(scope)[:6] if name in scope.parameters else ():
+            value = project.argument(site, scope, name)
+            spoken = sorted(one for one in names_in(value) if MODEL_WORD.search(one)) if value is not None else []
+            if spoken:
+                return f"`{spoken[0]}` is handed over at {site.scope.module.path}:{site.call.lineno}"
+    named = next((name for name in sorted(names) if MODEL_WORD.search(name)), None)
+    if named:
+        return f"`{named}` is named as a model's text"
+    tool = re.search(
+        r"calculator|tool|python_block|run_code|execute_code|exec_generated|check_correctness", scope.name, re.I
+    )
+    if tool and names & set(scope.parameters):
+        return f"`{scope.simple_name}` is handed the text by its caller"
+    handed = (
+        []
+        if "subprocess" in where_run
+        else sorted(name for name in names & set(scope.parameters) if PROGRAM.search(name))
+    )
+    if handed and GENERATES.search(scope.module.text):
+        return f"`{handed[0]}` is handed over by a caller, in a file that deals with what a model writes"
+    return None
+
+
+# parameters that hold a program, in files that say that a model wrote it
+PROGRAM = re.compile(r"^(code|program|snippet|solution|expr|expression|formula|equation)$")
+GENERATES = re.compile(r"completion|generated|model_output|assistant|rollout|tool_call|llm|sampled_text", re.I)
+
+
+def _is_model_text(origin: Origin) -> str | None:
+    node = origin.node
+    where = f"{origin.scope.module.path}:{node.lineno}"
+    if (
+        isinstance(node, ast.Subscript)
+        and isinstance(node.slice, ast.Constant)
+        and node.slice.value in ("generated_text", "completion", "response")
+    ):
+        return f"the text is {code_of(node, 40)} at {where}"
+    if isinstance(node, ast.Call):
+        last = last_name(node.func) or ""
+        base = ast.unparse(node.func)
+        if MODEL_TEXT.search(last) and not re.search(
+            r"base64|bytes|utf|codecs|json|b\.decode|stdout|data\.decode|response\.read", base
+        ):
+            if last == "decode" and node.args and isinstance(node.args[0], ast.Constant):
+                return None  # bytes.decode("utf-8")
+            if last == "decode" and not node.args:
+                return None
+            return f"the text comes from {code_of(node, 40)} at {where}"
+    name = last_name(node) or (node.id if isinstance(node, ast.Name) else "")
+    if name and MODEL_WORD.search(name):
+        return f"`{name}` at {where} is named as a model's text"
+    if (
+        isinstance(node, ast.Attribute)
+        and node.attr in ("content", "text")
+        and re.search(r"choice|message|response|completion|output", ast.unparse(node))
+    ):
+        return f"the text is {code_of(node, 40)} at {where}"
+    return None

@@ -1,0 +1,217 @@
+"""A rule on a full cache: what does not fit must not be dropped in silence."""
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+
+from intone.optimise.scan.cachewrites import (
+    LIMIT_WORD,
+    POSITION,
+    Write,
+    checks_end,
+    clamps,
+    compares_size,
+    only_leaves,
+    refuses_overflow,
+    written_to_cache,
+)
+from intone.optimise.scan.expressions import code_of, last_name, names_in
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.source import Module, Scope, target_name
+
+ROOM = re.compile(r"room|left|free|space|fit")
+
+
+@rule(
+    "S11",
+    "cache overflow is dropped in silence",
+    kind="cache-overflow",
+    severity="high",
+    why="A token past the end of the cache is written nowhere: a slice past the end is empty, one row fits "
+    "into it without "
+    "an error, and the model goes on without the text's newest part.",
+    fix="Compare the end with the cache's length before writing; raise, grow the cache, or stop the text "
+    "with the reason length.",
+    source="nanochat-facts.md 4.1.7, measured there",
+)
+def cache_overflow(module: Module, project: Project) -> Iterator[Place]:
+    """Writes into a cache at a moving place with no check of its end; places that are cut or skipped without a word."""
+    for scope in module.scopes:
+        writes = [write for node in scope.body if (write := written_to_cache(node, scope, project)) is not None]
+        passes = [call for call in scope.calls if _hands_position_on(call, scope, project)]
+        if not writes and not passes or refuses_overflow(scope, project):
+            continue
+        silent = next((found for write in writes if (found := _silent(write, scope, project))), None)
+        silent = silent or _leaves_when_full(scope, bool(writes)) or _cut_position(scope, project, writes, passes)
+        if silent:
+            yield silent
+        elif (moving := [write for write in writes if write.moves]) and not checks_end(scope):
+            yield Place(
+                moving[0].node,
+                f"`{code_of(moving[0].target, 50)}` is written without a look at the cache's end",
+                (
+                    "the function compares nothing with the cache's size",
+                    "one new position past the end is dropped by broadcasting, without an error",
+                ),
+            )
+
+
+def _hands_position_on(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """cache.write(position, keys): a call of a function that writes into a cache."""
+    for function in project.callees(call, scope)[:2]:
+        if any(written_to_cache(node, function, project) is not None for node in function.body):
+            return True
+    return False
+
+
+def _silent(write: Write, scope: Scope, project: Project) -> Place | None:
+    """A write that is skipped, caught, masked or shortened where the cache is full."""
+    module = scope.module
+    below: ast.AST = write.node
+    for above in module.up(write.node):
+        if above is scope.node:
+            break
+        if (
+            isinstance(above, ast.If)
+            and below in above.body
+            and not above.orelse
+            and compares_size(above.test)
+            and not _goes_on_loudly(above, module)
+        ):
+            return Place(
+                above,
+                "when the cache is full the new keys and values are left out without a word",
+                (f"written only where `{code_of(above.test, 50)}`, with nothing for the other case",),
+            )
+        if isinstance(above, ast.Try) and below in above.body:
+            quiet = [handler for handler in above.handlers if _is_quiet(handler)]
+            if quiet:
+                return Place(
+                    write.node,
+                    "an error of the full cache is caught and nothing is said",
+                    (f"line {quiet[0].lineno}: {module.line_of(quiet[0])}",),
+                )
+        below = above
+    return _masked(write, scope) or _shortened(write, scope, project)
+
+
+def _goes_on_loudly(holder: ast.If, module: Module) -> bool:
+    """Whether a raise or an answer stands behind the `if`."""
+    above = module.parents.get(holder)
+    block = next((b for n in ("body", "orelse") if isinstance(b := getattr(above, n, None), list) and holder in b), [])
+    rest = block[block.index(holder) + 1 :] if block else []
+    return any(isinstance(part, ast.Raise) for statement in rest for part in ast.walk(statement))
+
+
+def _is_quiet(handler: ast.ExceptHandler) -> bool:
+    text = ast.unparse(handler.type) if handler.type else "Exception"
+    return bool(re.search(r"Index|Runtime|Value|Exception", text)) and only_leaves(handler.body)
+
+
+def _masked(write: Write, scope: Scope) -> Place | None:
+    """keep = positions < limit; cache[positions[keep]] = keys[keep]"""
+    names = {part.id for part in ast.walk(write.target) if isinstance(part, ast.Name)}
+    names &= {part.id for part in ast.walk(write.value) if isinstance(part, ast.Name)}
+    for name in sorted(names):
+        for binding in scope.bindings.get(name, []):
+            if compares_size(binding.value):
+                return Place(
+                    write.node,
+                    "positions past the cache's end are masked out without a word",
+                    (f"line {getattr(binding.node, 'lineno', 0)}: {name} = {code_of(binding.value, 50)}",),
+                )
+    return None
+
+
+def _shortened(write: Write, scope: Scope, project: Project) -> Place | None:
+    """cache[:, pos:end] = keys[:, : end - pos] with an end that is cut to the cache's length."""
+    inside = list(ast.walk(write.target)) + list(ast.walk(write.value))
+    slices = [part for part in inside if isinstance(part, ast.Slice) and part.upper is not None]
+    for part in slices:
+        cut = _cut_to_size(part.upper, scope, project, 3)
+        if cut is not None:
+            return Place(
+                write.node,
+                "what does not fit into the cache is cut off without a word",
+                (f"line {cut.lineno}: {code_of(cut, 60)}",),
+            )
+    return None
+
+
+def _cut_to_size(node: ast.expr | None, scope: Scope, project: Project, depth: int) -> ast.expr | None:
+    """min(end, self.max_len), or room = self.max_len - self.pos: the expression that cuts, through names and calls."""
+    if node is None or depth == 0:
+        return None
+    for part in ast.walk(node):
+        if isinstance(part, ast.Call):
+            if clamps(part):
+                return part
+            for function in project.callees(part, scope)[:2]:
+                for value in function.returns:
+                    if (cut := _cut_to_size(value, function, project, depth - 1)) is not None:
+                        return cut
+        name = target_name(part) if isinstance(part, (ast.Name, ast.Attribute)) else None
+        for binding in scope.bindings.get(name, []) if name is not None else ():
+            value = binding.value
+            if binding.how in ("=", "part") and (cut := _cut_to_size(value, scope, project, depth - 1)) is not None:
+                return cut
+            if (
+                isinstance(value, ast.BinOp)
+                and isinstance(value.op, ast.Sub)
+                and ROOM.search(name or "")
+                and LIMIT_WORD.search(" ".join(names_in(value.left)))
+            ):
+                return value
+    return None
+
+
+def _leaves_when_full(scope: Scope, writes: bool) -> Place | None:
+    for node in scope.body:
+        if writes and isinstance(node, ast.If) and compares_size(node.test) and only_leaves(node.body):
+            return Place(
+                node,
+                "when the cache is full the new keys and values are left out without a word",
+                (f"`if {code_of(node.test, 50)}` only leaves",),
+            )
+    return None
+
+
+def _cut_position(scope: Scope, project: Project, writes: Sequence[Write], passes: Sequence[ast.Call]) -> Place | None:
+    """pos = min(pos, limit - 1), also inside the index, in functions that write into a cache or call one that does."""
+    for node in scope.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and clamps(node.value):
+            name = target_name(node.targets[0]) or ""
+            if POSITION.search(name):
+                return Place(
+                    node,
+                    f"`{name}` is cut to the cache's end: later tokens overwrite the last place",
+                    (code_of(node, 60),),
+                )
+        if (
+            isinstance(node, ast.Call)
+            and last_name(node.func) in ("clamp_", "clip_")
+            and clamps(node)
+            and isinstance(node.func, ast.Attribute)
+            and POSITION.search(target_name(node.func.value) or "")
+        ):
+            return Place(node, "the position is cut to the cache's end", (code_of(node, 60),))
+    for place in [*(write.target for write in writes), *(arg for call in passes for arg in call.args)]:
+        for part in ast.walk(place):
+            if isinstance(part, ast.Call) and clamps(part):
+                return Place(
+                    part,
+                    "the position is cut to the cache's end: later tokens overwrite the last place",
+                    (code_of(place, 60),),
+                )
+    for write in writes:
+        ring = next((p for p in ast.walk(write.target) if isinstance(p, ast.BinOp) and isinstance(p.op, ast.Mod)), None)
+        around = ast.unparse(scope.owner or scope.node)
+        if ring is not None and not re.search(r"window|ring|circular|roll|slid|wrap|evict", around, re.I):
+            return Place(
+                write.node,
+                "past its end the cache is written from its beginning: the text's first part is lost without a word",
+                (code_of(write.target, 60),),
+                confidence="medium",
+            )
+    return None

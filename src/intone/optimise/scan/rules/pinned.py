@@ -1,0 +1,171 @@
+"""Rules on pinned memory and streams: a buffer or batch must not be used while its copy may still run."""
+
+import ast
+from collections.abc import Iterator
+
+from intone.optimise.scan.constants import is_never
+from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
+from intone.optimise.scan.loops import is_inside
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import reached
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.copies import WAITS, base_of, to_host
+from intone.optimise.scan.source import Module, Scope, own_nodes, target_name
+
+
+@rule(
+    "S36",
+    "one pinned buffer for copies that may still run",
+    kind="async-copy",
+    severity="high",
+    why="The next batch is written into the buffer while the device may still be copying the last one out "
+    "of it: rows get mixed, "
+    "rarely and without an error.",
+    fix="Use two or more buffers in turn with an event each, or wait for the copy's event before writing again.",
+    source="nanochat-facts.md 0.10 and 4.2.12",
+)
+def reused_buffer(module: Module, project: Project) -> Iterator[Place]:
+    """A pinned tensor made once, filled at every turn or call, and copied to the device without waiting."""
+    for scope in module.scopes:
+        for name, binding, maker in _pinned_buffers(scope, project):
+            for call in scope.calls:
+                flag = keyword(call, "non_blocking")
+                if flag is None and last_name(call.func) == "copy_" and len(call.args) > 1:
+                    flag = call.args[1]
+                if flag is None or is_never(flag, scope, project) or not isinstance(call.func, ast.Attribute):
+                    continue
+                source = call.args[0] if call.func.attr == "copy_" and call.args else call.func.value
+                if not names_in(source) & _views(name, scope, None) or to_host(call):
+                    continue
+                region = _again(call, binding, maker, scope)
+                if region is None or WAITS.search(ast.unparse(region)) or not _filled_in(name, region, scope, project):
+                    continue
+                maybe = () if is_true(flag) else (f"asynchronous where `{code_of(flag, 30)}` holds",)
+                yield Place(
+                    call,
+                    f"`{name}` is filled again while its last copy may still run",
+                    (
+                        f"pinned and made once at line {binding.lineno}",
+                        "nothing waits for the copy before the buffer is written again",
+                        *maybe,
+                    ),
+                    confidence="high" if is_true(flag) else "medium",
+                )
+
+
+def _again(call: ast.Call, binding: ast.Call, maker: Scope, scope: Scope) -> ast.AST | None:
+    """What runs again and again with one buffer: a loop behind its making, or a method of the object that keeps it."""
+    if maker is not scope:
+        return scope.node
+    loops = scope.module.loops_around(call)
+    if loops and not is_inside(binding, loops[-1], scope.module):
+        return loops[-1]
+    return None
+
+
+def _pinned_buffers(scope: Scope, project: Project) -> Iterator[tuple[str, ast.Call, Scope]]:
+    """(name, the call that makes it, its function) of the pinned tensors that a function uses and that live on."""
+    places = [scope]
+    owner = project.owner_of(scope)
+    if owner is not None:
+        places += [method for method in project.class_scopes(owner[1]) if method is not scope]
+    if scope.outer is not None:
+        places.append(scope.outer)
+    for place in places:
+        for name, bindings in place.bindings.items():
+            if place is not scope and not name.startswith("self.") and place is not scope.outer:
+                continue
+            for binding in bindings:
+                value = binding.value
+                if binding.how == "=" and isinstance(value, ast.Call) and _pins(value, place, project):
+                    yield name, value, place
+
+
+def _pins(value: ast.Call, scope: Scope, project: Project) -> bool:
+    flag = keyword(value, "pin_memory")
+    if flag is not None and not called(value, scope).endswith("DataLoader"):
+        return not is_never(flag, scope, project)
+    if last_name(value.func) == "pin_memory":
+        return True
+    return isinstance(value.func, ast.Attribute) and isinstance(value.func.value, ast.Call) and _pins(
+        value.func.value, scope, project
+    )  # fmt: skip
+
+
+def _views(name: str, scope: Scope, loop: ast.AST | None) -> set[str]:
+    """A buffer's name, and the names of views of it that are made outside a loop."""
+    return {name} | {
+        other
+        for other, bindings in scope.bindings.items()
+        for b in bindings
+        if b.how == "="
+        and name in names_in(b.value)
+        and isinstance(b.value, (ast.Subscript, ast.Call))
+        and not (isinstance(b.value, ast.Call) and last_name(b.value.func) in ("to", "cuda", "clone"))
+        and (loop is None or not is_inside(b.node, loop, scope.module))
+    }
+
+
+def _filled_in(name: str, region: ast.AST, scope: Scope, project: Project) -> bool:
+    """Whether a buffer, or a view of it, is written in a loop or method, or in what that calls."""
+    views = _views(name, scope, None)
+    for item in reached(region, scope, project):
+        node = item.node
+        known = views if item.scope is scope else {name} if name.startswith("self.") else set()
+        for parameter in item.scope.parameters if item.chain else ():
+            value = project.argument(item.chain[-1], item.scope, parameter)
+            if value is not None and names_in(value) & views:
+                known = known | {parameter}
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Subscript) and target_name(base_of(t.value)) in known for t in node.targets
+        ):
+            return True
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("copy_", "fill_", "random_")
+            and target_name(base_of(node.func.value)) in known
+        ):
+            return True
+        if isinstance(node, ast.Call) and any(
+            (word.arg == "out" and names_in(word.value) & known) for word in node.keywords
+        ):
+            return True
+    return False
+
+
+@rule(
+    "S38",
+    "a batch from another stream is used before it is there",
+    kind="async-copy",
+    severity="high",
+    why="A copy that was started on a stream of its own runs beside the main one; without wait_stream or an event the "
+    "model reads memory that is not written yet, now and then.",
+    fix="Before the batch is used: torch.cuda.current_stream().wait_stream(stream), and record_stream on its tensors.",
+    source="PyTorch notes on CUDA streams",
+)
+def unwaited_stream(module: Module, project: Project) -> Iterator[Place]:
+    """with torch.cuda.stream(s): x = x.to(device, non_blocking=True), and nothing in the class or file waits for s."""
+    for scope in module.scopes:
+        for node in scope.body:
+            if not isinstance(node, ast.With) or not any(
+                _enters_stream(item.context_expr, scope) for item in node.items
+            ):
+                continue
+            copies = [
+                call for call in own_nodes(node)
+                if isinstance(call, ast.Call) and last_name(call.func) in ("to", "cuda", "copy_")
+                and keyword(call, "non_blocking") is not None
+            ]  # fmt: skip
+            owner = project.owner_of(scope)
+            around = ast.unparse(owner[1]) if owner is not None else module.text
+            if copies and not WAITS.search(around):
+                yield Place(
+                    copies[0],
+                    f"`{code_of(copies[0], 40)}` runs on a stream that nothing waits for",
+                    (f"line {node.lineno}: {module.line_of(node)[:60]}",),
+                )
+
+
+def _enters_stream(node: ast.expr, scope: Scope) -> bool:
+    return isinstance(node, ast.Call) and called(node, scope) in ("torch.cuda.stream", "torch.cuda.StreamContext")

@@ -1,0 +1,291 @@
+"""Rules on seeding: when a stream is set back, and who begins with the same numbers."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from intone.optimise.scan.constants import known_values
+from intone.optimise.scan.decode import decode_loops
+from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
+from intone.optimise.scan.loops import is_inside, train_loops
+from intone.optimise.scan.neighbours import neighbours
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import COMPREHENSIONS, Frame, Reached, loops_around
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.seeds import SEEDED, calls_something, seed_of
+from intone.optimise.scan.source import Module, Scope, target_name
+
+PICKERS = (
+    "random.sample", "random.choices", "random.shuffle", "random.randrange", "random.randint", "np.random.choice",
+    "numpy.random.choice", "np.random.randint", "numpy.random.randint", "np.random.permutation",
+    "numpy.random.permutation", "np.random.shuffle", "numpy.random.shuffle", "torch.randperm",
+)  # fmt: skip
+PER_CALL = re.compile(
+    r"^_?(forward|__getitem__|__call__|collate\w*|sample|sample_\w+|\w*next_token|pick\w*|draw\w*|get_batch|next_batch|"
+    r"\w*_batch|training_step|train_step|step|augment\w*|dropout\w*|mask_tokens|noise\w*|shuffle\w*)$"
+)
+# loops over whole runs: to seed at the start of each is right
+EXPERIMENTS = re.compile(r"seed|trial|\brun|config|cfg|experiment|fold|repeat|models?\b|variant|sweep|lrs?\b", re.I)
+ELSEWHERE = re.compile(r"(^|[/_])(eval\w*|infer\w*|generat\w*|sampl\w*|serv\w*|bench\w*|tests?|chat)([/_.]|$)")
+ROWS_OF_ONE = re.compile(r"\brow|sample|completion|rollout|step|token", re.I)
+HOT = re.compile(
+    r"step|row|batch|sample|token|prompt|request|epoch|micro|max_new|range\(|loader|completion|rollout", re.I
+)
+
+
+@rule(
+    "S03",
+    "seeded again for every step or call",
+    kind="rng",
+    severity="high",
+    why="The same random numbers come back at every turn: the same dropout masks, the same rows, the same "
+    "sampled tokens.",
+    fix="Seed once, before the loop; or derive the seed from the step, so that every turn has a stream of its own.",
+    source="optimiser.md D22",
+)
+def reseeded(module: Module, project: Project) -> Iterator[Place]:
+    """A call that seeds with a value that stays the same, in a loop, or in a function called for every row or step."""
+    for scope in module.scopes:
+        for call in scope.calls:
+            seed = seed_of(call, scope)
+            if seed is None or (_is_restored(scope, call) and not _makes_stream(call, scope)):
+                continue
+            where = _turn_of(call, seed, scope, project)
+            if where is not None:
+                yield Place(call, f"`{code_of(call, 50)}` runs at every turn of {where[0]}", where[1])
+            elif (
+                not module.loops_around(call)
+                and PER_CALL.match(scope.simple_name)
+                and _is_constant(seed, scope, project)
+                and not _only_main(scope)
+            ):
+                yield Place(
+                    call,
+                    f"`{scope.simple_name}` seeds with the same number whenever it is called",
+                    (f"the seed is `{code_of(seed, 30)}`",),
+                )
+
+
+def _is_restored(scope: Scope, seeding: ast.Call) -> bool:
+    """Whether a function keeps the state of the stream and puts it back behind its own seeding."""
+    puts = ("fork_rng", "set_rng_state", "setstate", "set_state")
+    return any(last_name(call.func) in puts and call is not seeding for call in scope.calls)
+
+
+def _only_main(scope: Scope) -> bool:
+    return scope.simple_name in ("main", "__main__")
+
+
+def _turn_of(call: ast.Call, seed: ast.expr, scope: Scope, project: Project) -> tuple[str, tuple[str, ...]] | None:
+    """(the loop in words, evidence) where a seeding call runs at every turn with the same seed."""
+    comprehension = _comprehension(call, scope)
+    if comprehension is not None and not names_in(seed) & comprehension[1] and not calls_something(seed):
+        return comprehension[0], (f"the seed `{code_of(seed, 30)}` is the same for all of them",)
+    for nest in loops_around(call, scope, project):
+        for frame in nest:
+            if EXPERIMENTS.search(_header(frame.loop)):
+                break
+            if _seed_changes(seed, scope, frame, project):
+                break
+            own = _is_own_stream(call, scope)
+            if (frame.chain or _makes_stream(call, scope)) and not _is_hot(frame, project, own):
+                break
+            way = Reached(call, scope, frame.chain).path()
+            line = (
+                f"the loop at {frame.module.path}:{frame.loop.lineno}"
+                if frame.chain
+                else f"the loop at line {frame.loop.lineno}"
+            )
+            same = f"the seed `{code_of(seed, 30)}` does not change in the loop"
+            return line, (same, *([way] if way else []))
+    return None
+
+
+def _comprehension(call: ast.Call, scope: Scope) -> tuple[str, set[str]] | None:
+    """(in words, its variables) of a comprehension that a call stands in."""
+    for above in scope.module.up(call):
+        if isinstance(above, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)):
+            names = {name for part in above.generators for name in names_in(part.target)}
+            return f"the comprehension over `{code_of(above.generators[0].iter, 30)}`", names
+        if isinstance(above, ast.stmt):
+            return None
+    return None
+
+
+def _header(loop: ast.AST) -> str:
+    if isinstance(loop, COMPREHENSIONS):
+        parts = [f"{ast.unparse(part.target)} {ast.unparse(part.iter)}" for part in loop.generators]
+        return re.sub(r"\w+\.", "", " ".join(parts))
+    if isinstance(loop, (ast.For, ast.AsyncFor)):
+        return re.sub(r"\w+\.", "", f"{ast.unparse(loop.target)} {ast.unparse(loop.iter)}")
+    return ""
+
+
+def _seed_changes(seed: ast.expr, scope: Scope, frame: Frame, project: Project) -> bool:
+    """Whether a seed differs from turn to turn of a loop: by names that change there, also where it is handed over."""
+    if calls_something(seed):
+        return True
+    changing = _changed_in(frame.loop)
+    todo = [(seed, scope, frame.chain)]
+    for _ in range(8):
+        if not todo:
+            break
+        node, at, chain = todo.pop()
+        names = names_in(node)
+        if names & changing and at is frame.scope:
+            return True
+        for name in names:
+            for binding in at.bindings.get(name, []):
+                if at is frame.scope and not is_inside(binding.node, frame.loop, at.module):
+                    continue  # bound before the loop: the same at every turn
+                if isinstance(binding.node, ast.AugAssign) or calls_something(binding.value):
+                    return True
+                todo.append((binding.value, at, chain))
+            if name in at.parameters and chain:
+                value = project.argument(chain[-1], at, name)
+                if value is not None:
+                    todo.append((value, chain[-1].scope, chain[:-1]))
+            if name.startswith("self.") and _is_counted(name, at, project):
+                return True
+    return False
+
+
+def _is_counted(name: str, scope: Scope, project: Project) -> bool:
+    owner = project.owner_of(scope)
+    methods = project.class_scopes(owner[1]) if owner else []
+    return any(
+        isinstance(b.node, ast.AugAssign) or (b.how == "=" and method.simple_name != "__init__")
+        for method in methods for b in method.bindings.get(name, [])
+    )  # fmt: skip
+
+
+def _is_own_stream(call: ast.Call, scope: Scope) -> bool:
+    """A generator that the function makes for itself: each call begins a stream of its own, as a request may."""
+    name = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
+    made = scope.bindings.get(name or "", [])
+    return any(isinstance(b.value, ast.Call) and "Generator" in ast.unparse(b.value.func) for b in made)
+
+
+def _is_hot(frame: Frame, project: Project, own: bool = False) -> bool:
+    """Whether a loop that calls something is one over steps, tokens, rows or batches, not over experiments.
+
+    own: of a stream that the function made for itself, only rows of one text and steps matter.
+    """
+    module = frame.module
+    if any(loop.inner is frame.loop or loop.around is frame.loop for loop in train_loops(module, project)):
+        return True
+    if any(decode.loop is frame.loop for decode in decode_loops(module, project)):
+        return True
+    return bool((ROWS_OF_ONE if own else HOT).search(_header(frame.loop)))
+
+
+def _makes_stream(call: ast.Call, scope: Scope) -> bool:
+    return called(call, scope) in SEEDED
+
+
+def _changed_in(loop: ast.AST) -> set[str]:
+    """Names that are given a value inside a loop, its own variable included."""
+    changed: set[str] = set()
+    if isinstance(loop, COMPREHENSIONS):
+        changed |= {name for part in loop.generators for name in names_in(part.target)}
+    for part in ast.walk(loop):
+        if isinstance(part, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.For, ast.AsyncFor, ast.NamedExpr)):
+            targets = part.targets if isinstance(part, ast.Assign) else [part.target]
+            changed |= {name for target in targets for name in names_in(target)}
+    return changed
+
+
+def _is_constant(seed: ast.expr, scope: Scope, project: Project) -> bool:
+    """A number, or what stands for one number wherever it comes from; an object's seed too, unless it is counted up."""
+    if isinstance(seed, ast.Constant):
+        return seed.value is not None
+    name = target_name(seed)
+    if name is not None and name.startswith("self."):
+        return not _is_counted(name, scope, project)
+    if isinstance(seed, ast.BinOp) and not names_in(seed):
+        return True
+    if name is None:
+        return False
+    if name in scope.parameters:
+        default = scope.parameters[name].default
+        return isinstance(default, ast.Constant) and default.value is not None
+    values = known_values(seed, scope, project)
+    return bool(values) and all(known.value is not None for known in values)
+
+
+@rule(
+    "S04",
+    "every rank draws the same batches",
+    kind="rng",
+    severity="high",
+    why="All ranks seed alike and choose their rows at random, so all of them train on the same rows: more "
+    "devices, no more data.",
+    fix="Add the rank to the seed of what chooses the data, or let each rank take its own share of the rows.",
+    source="optimiser.md D22",
+)
+def same_batches_on_ranks(module: Module, project: Project) -> Iterator[Place]:
+    """A distributed program with a constant seed that picks rows at random and never by rank."""
+    if ELSEWHERE.search(module.path):
+        return
+    seeds = [(scope, call) for scope in module.scopes for call in scope.calls if seed_of(call, scope) is not None]
+    seeds = [
+        pair for pair in seeds if isinstance(module.parents.get(pair[1]), ast.Expr) and not _is_own_stream(*pair[::-1])
+    ]
+    if not seeds:
+        return
+    files = neighbours(module, project)
+    text = "\n".join(other.text for other in files)
+    if not re.search(r"init_process_group|DistributedDataParallel|LOCAL_RANK|fully_shard", text):
+        return
+    places = [(scope, call) for other in files for scope in other.scopes for call in scope.calls]
+    picks = [(scope, call) for scope, call in places if _picks_rows(call, scope)]
+    if not picks or re.search(r"DistributedSampler|split_dataset_by_node|\.shard\(|shard_indices|rank::|\[rank", text):
+        return
+    for scope, call in seeds:
+        seed = seed_of(call, scope)
+        assert seed is not None
+        spelled = _spelled_out(seed, scope, project)
+        if "rank" in spelled.lower() or "ddp" in spelled.lower() or not _is_constant(seed, scope, project):
+            return
+    if any("rank" in name.lower() for scope, call in picks for name in _names_around(scope, call)):
+        return
+    scope, call = seeds[0]
+    at, pick = picks[0]
+    yield Place(
+        call,
+        "every rank has the same seed and picks its rows at random",
+        (f"rows are picked by {code_of(pick, 50)} at {at.module.path}:{pick.lineno}, in which no rank appears",),
+    )
+
+
+def _names_around(scope: Scope, call: ast.Call) -> set[str]:
+    """The names in a statement, and in what its names are bound to in the same function."""
+    names = names_in(_statement(scope.module, call))
+    return names | {n for name in names for b in scope.bindings.get(name, []) for n in names_in(b.value)}
+
+
+def _picks_rows(call: ast.Call, scope: Scope) -> bool:
+    name = called(call, scope)
+    if name == "torch.randint" and call.args:
+        return bool(
+            re.search(r"len\(|size|num_|\.shape|n_tokens|total", " ".join(ast.unparse(arg) for arg in call.args[:2]))
+        )
+    if name in PICKERS or name.rpartition(".")[2] in ("integers", "permutation", "randperm") and "." in name:
+        return True
+    return name.endswith("DataLoader") and is_true(keyword(call, "shuffle"))
+
+
+def _spelled_out(seed: ast.expr, scope: Scope, project: Project) -> str:
+    """A seed with the names in it followed back one step."""
+    parts = [ast.unparse(seed)]
+    for node in ast.walk(seed):
+        if isinstance(node, ast.Name):
+            parts += [ast.unparse(origin.node) for origin in project.origins(node, scope, depth=2)]
+    return " ".join(parts)
+
+
+def _statement(module: Module, node: ast.AST) -> ast.AST:
+    for above in module.up(node):
+        if isinstance(above, ast.stmt):
+            return above
+    return node

@@ -1,0 +1,182 @@
+"""By what a loss is divided on its way to backward, also in other functions, and how many micro-batches make a step."""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from intone.optimise.scan.constants import known_values
+from intone.optimise.scan.expressions import code_of, last_name, names_in
+from intone.optimise.scan.loops import ACCUM, TrainLoop, counter_guard, is_inside
+from intone.optimise.scan.project import Project, Site
+from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.source import Binding, Scope, target_name
+from intone.optimise.scan.values import backward_loss
+
+DIVIDES = ("div", "div_", "true_divide", "divide")
+TIMES = ("mul", "mul_", "multiply")
+DEPTH = 8  # names, arguments and returns on a loss's way; guess
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """A division or product on a loss's way: by which factor, and where."""
+
+    node: ast.AST
+    factor: ast.expr
+    scope: Scope
+    divides: bool
+
+    @property
+    def line(self) -> int:
+        """The line that it stands in."""
+        return getattr(self.node, "lineno", 0)
+
+    @property
+    def text(self) -> str:
+        """Its code."""
+        return code_of(self.node, 60)
+
+
+Way = tuple[ast.expr, Scope, tuple[Site, ...], int]
+
+
+def scalings(item: Reached, loop: TrainLoop, project: Project) -> Iterator[Scaling]:
+    """The scalings of what a backward call gets, inside the loop over micro-batches and in what it calls."""
+    assert isinstance(item.node, ast.Call)
+    loss = backward_loss(item.node)
+    if loss is None:
+        return
+    todo: list[Way] = [(loss, item.scope, item.chain, DEPTH)]
+    seen: set[int] = set()
+    while todo:
+        node, scope, chain, left = todo.pop()
+        if id(node) in seen or left == 0:
+            continue
+        seen.add(id(node))
+        yield from _scaled_here(node, scope)
+        todo.extend(_back(node, scope, chain, left, project))
+        name = target_name(node)
+        if name is None:
+            continue
+        for binding in _bindings(name, scope, loop):
+            if isinstance(binding.node, ast.AugAssign) and isinstance(binding.node.op, (ast.Div, ast.Mult)):
+                yield Scaling(binding.node, binding.value, scope, isinstance(binding.node.op, ast.Div))
+            elif binding.how in ("=", "part", "op"):
+                part = _part(binding)
+                if part is None:
+                    todo += _parts_of_call(binding, scope, chain, left, project)
+                todo.append((binding.value if part is None else part, scope, chain, left - 1))
+        if name in scope.parameters and chain:
+            value = project.argument(chain[-1], scope, name)
+            if value is not None:
+                todo.append((value, chain[-1].scope, chain[:-1], left - 1))
+
+
+def _scaled_here(node: ast.expr, scope: Scope) -> Iterator[Scaling]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        yield Scaling(node, node.right, scope, True)
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        sides = [node.right, node.left]
+        factor = next((side for side in sides if isinstance(side, ast.BinOp) and isinstance(side.op, ast.Div)), None)
+        if factor is not None:  # loss * (1 / n)
+            yield Scaling(node, factor.right, scope, True)
+        else:
+            plain = next((side for side in sides if "loss" not in ast.unparse(side)), node.right)
+            yield Scaling(node, plain, scope, "inv" in ast.unparse(plain) or "scale" in ast.unparse(plain))
+    elif isinstance(node, ast.Call):
+        if last_name(node.func) in (*DIVIDES, *TIMES) and node.args:
+            yield Scaling(node, node.args[-1], scope, last_name(node.func) in DIVIDES)
+            return
+        for arg in [*node.args, *(word.value for word in node.keywords)]:
+            if any(ACCUM.search(name.rpartition(".")[2]) for name in names_in(arg)):
+                yield Scaling(node, arg, scope, True)
+
+
+def _back(node: ast.expr, scope: Scope, chain: tuple[Site, ...], left: int, project: Project) -> Iterator[Way]:
+    if isinstance(node, ast.Call):
+        if isinstance(node.func, ast.Attribute):
+            yield node.func.value, scope, chain, left
+        if last_name(node.func) == "scale" and node.args:
+            yield node.args[0], scope, chain, left
+        for function in project.callees(node, scope)[:2]:
+            if function.simple_name != "forward":
+                yield from ((value, function, (*chain, Site(node, scope)), left - 1) for value in function.returns[:4])
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        yield node.left, scope, chain, left
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and "loss" in ast.unparse(node):
+        yield from ((side, scope, chain, left) for side in (node.left, node.right) if "loss" in ast.unparse(side))
+    elif not isinstance(node, (ast.Lambda, ast.Attribute)):
+        yield from ((child, scope, chain, left) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr))
+
+
+def _bindings(name: str, scope: Scope, loop: TrainLoop) -> list[Binding]:
+    """What is bound to a name; in the loop's own function only inside the loop."""
+    found = scope.bindings.get(name, [])
+    if scope is loop.scope:
+        return [binding for binding in found if is_inside(binding.node, loop.inner, scope.module)]
+    return found
+
+
+def _part(binding: Binding) -> ast.expr | None:
+    """_, loss = model(x), loss / n: the element; None for anything that is no tuple."""
+    if binding.how == "part" and isinstance(binding.value, ast.Tuple) and binding.index is not None:
+        return binding.value.elts[binding.index] if binding.index < len(binding.value.elts) else None
+    return None
+
+
+def _parts_of_call(binding: Binding, scope: Scope, chain: tuple[Site, ...], left: int, project: Project) -> list[Way]:
+    """loss, stats = compute(batch): the first elements of what the function returns."""
+    if binding.how != "part" or not isinstance(binding.value, ast.Call) or binding.index is None:
+        return []
+    found: list[Way] = []
+    for function in project.callees(binding.value, scope)[:2]:
+        for value in function.returns[:4]:
+            if isinstance(value, ast.Tuple) and binding.index < len(value.elts):
+                found.append((value.elts[binding.index], function, (*chain, Site(binding.value, scope)), left - 1))
+    return found
+
+
+# --- how many micro-batches -------------------------------------------------------------------------------------------
+
+
+def count_of(loop: TrainLoop, project: Project) -> tuple[ast.expr, Scope] | None:
+    """The expression for the number of micro-batches of a step, and its function; None where the code has none."""
+    if loop.shape == "nested":
+        walked = loop.inner.iter if isinstance(loop.inner, (ast.For, ast.AsyncFor)) else None
+        if isinstance(walked, ast.Call) and last_name(walked.func) == "range" and len(walked.args) == 1:
+            return walked.args[0], loop.scope
+        return None
+    for step in loop.steps:
+        guard = counter_guard(step, loop.inner, project)
+        if guard is None:
+            continue
+        scope = next((item.scope for item in loop.turn(project) if item.node is guard), loop.scope)
+        for part in ast.walk(guard.test):
+            if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mod):
+                return part.right, scope
+    return None
+
+
+def is_count(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """Whether an expression reads like the number of micro-batches, itself or where it comes from."""
+    if any(ACCUM.search(name.rpartition(".")[2]) for name in names_in(node)):
+        return True
+    if isinstance(node, ast.Constant) or target_name(node) is None:
+        return False
+    for origin in project.origins(node, scope, depth=3):
+        if origin.node is not node and any(ACCUM.search(name.rpartition(".")[2]) for name in names_in(origin.node)):
+            return not isinstance(origin.node, ast.Call)
+    return False
+
+
+def same_number(one: ast.expr, one_scope: Scope, other: ast.expr, other_scope: Scope, project: Project) -> bool | None:
+    """Whether two expressions are one number, as far as the code shows: None where it shows nothing."""
+    if ast.unparse(one) == ast.unparse(other) and (one_scope is other_scope or isinstance(one, ast.Constant)):
+        return True
+    ones = {known.value for known in known_values(one, one_scope, project)}
+    others = {known.value for known in known_values(other, other_scope, project)}
+    if not ones or not others:
+        return None
+    if ones & others:
+        return True
+    return False if len(ones) == len(others) == 1 else None

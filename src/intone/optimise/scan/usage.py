@@ -1,0 +1,71 @@
+"""Which callees are models by what is done with their output, whatever they are called."""
+
+import ast
+import builtins
+from collections.abc import Sequence
+
+from intone.optimise.scan.expressions import called
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.source import Scope, target_name
+from intone.optimise.scan.values import KEEPS, backward_loss, is_backward
+
+
+def models_by_use(project: Project) -> set[str]:
+    """file:name of what is called and whose output becomes a loss or a token: a model, whatever it is called."""
+    if "models" not in project.known_names:
+        project.known_names["models"] = set()  # what asks while this is looked for gets what is known
+        found = set()
+        for module in project.modules:
+            for scope in module.scopes:
+                for call in scope.calls:
+                    used = _logits_in(call, scope, project)
+                    if used is not None:
+                        found |= _unknown_callees(used, scope, project)
+        project.known_names["models"] = found
+    return project.known_names["models"]
+
+
+def _logits_in(call: ast.Call, scope: Scope, project: Project) -> ast.expr | None:
+    """The logits that a call turns into a loss or a token, or None."""
+    last = called(call, scope).rpartition(".")[2]
+    if last in ("cross_entropy", "nll_loss", "log_softmax", "multinomial") and call.args:
+        return call.args[0]
+    if is_backward(call) and not project.callees(call, scope):
+        return backward_loss(call)
+    return None
+
+
+TENSOR_METHODS = {
+    "float", "view", "reshape", "squeeze", "unsqueeze", "softmax", "log_softmax", "div", "div_", "mean", "sum", "to",
+    "flatten", "transpose", "contiguous", "type", "masked_fill", "exp", "clone", "permute", "scale", "half", "cpu",
+}  # fmt: skip
+
+
+def _logit_passes(node: ast.expr) -> Sequence[ast.expr]:
+    """The parts of an expression that logits come through: slices, sums, reshaping, softmax."""
+    if isinstance(node, ast.Subscript) or isinstance(node, ast.Attribute) and node.attr in ("logits", "loss"):
+        return [node.value]
+    if isinstance(node, ast.BinOp):
+        return [node.left, node.right]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in TENSOR_METHODS:
+        return (
+            [*node.args[:1], node.func.value]
+            if node.func.attr in ("softmax", "log_softmax", "scale")
+            else [node.func.value]
+        )
+    return []
+
+
+def _unknown_callees(node: ast.expr, scope: Scope, project: Project) -> set[str]:
+    """file:name of the callees at the ends of a value's ways that are no function of the project or of a library."""
+    found = set()
+    for origin in project.origins(node, scope, _logit_passes, depth=5):
+        end = origin.node
+        if not isinstance(end, ast.Call) or (name := target_name(end.func)) is None or not end.args:
+            continue
+        root, last = name.partition(".")[0], name.rpartition(".")[2]
+        imported = root in origin.scope.module.imports or root in dir(builtins)
+        method = "." in name and last in (TENSOR_METHODS | KEEPS | set(dir(str)) | {"get", "next", "pop", "item"})
+        if not imported and not method and not project.callees(end, origin.scope) and last not in project.classes:
+            found.add(f"{origin.scope.module.path}:{name}")
+    return found
