@@ -188,26 +188,35 @@ def scan_planted(folder: Path, names: Sequence[str], together: bool) -> list[Fin
     return [finding for scan in scans for finding in scan.findings]
 
 
-def recall(folder: Path, *, out: Path | None) -> int:
-    """Counts planted faults that are found, and alarms in files that are clean; writes the row where asked."""
-    planted, clean, together = read_labels(folder)
-    findings = scan_planted(folder, [*(label.path for label in planted), *(path for path, _ in clean)], together)
-    hits = [any(label.is_met_by(finding) for finding in findings) for label in planted]
+def recall(folders: Sequence[Path], *, out: Path | None) -> int:
+    """Counts planted faults that are found, and alarms in files that are clean; writes the row where asked.
+
+    folders: counted together, each with labels.json and scanned by itself.
+    """
+    counts: Counter[tuple[str, bool]] = Counter()
+    missed, alarms, num_clean = [], [], 0
+    for folder in folders:
+        planted, clean, together = read_labels(folder)
+        findings = scan_planted(folder, [*(label.path for label in planted), *(path for path, _ in clean)], together)
+        for label in planted:
+            hit = any(label.is_met_by(finding) for finding in findings)
+            counts[label.kinds[0], hit] += 1
+            if not hit:
+                missed.append(f"missed: {label.path}:{label.line} {'|'.join(label.kinds)} {label.function or ''}")
+        for path, kinds in clean:
+            mine = [finding for finding in findings if finding.path == path and finding.kind in kinds]
+            alarms += [f"false alarm: {path}:{one.line} {one.rule} {one.message}" for one in mine]
+        num_clean += len(clean)
     for kind in CLASSES:
-        mine = [hit for label, hit in zip(planted, hits, strict=True) if label.kinds[0] == kind]
-        if mine:
-            print(f"{kind:<16} {sum(mine)} of {len(mine)}")
-    for label, hit in zip(planted, hits, strict=True):
-        if not hit:
-            print(f"missed: {label.path}:{label.line} {'|'.join(label.kinds)} {label.function or ''}")
-    alarms = [(path, f) for path, kinds in clean for f in findings if f.path == path and f.kind in kinds]
-    for path, finding in alarms:
-        print(f"false alarm: {path}:{finding.line} {finding.rule} {finding.message}")
-    print(f"{sum(hits)} of {len(hits)} planted faults found; {len(alarms)} alarms in {len(clean)} clean files")
+        if number := counts[kind, True] + counts[kind, False]:
+            print(f"{kind:<16} {counts[kind, True]} of {number}")
+    print("\n".join([*missed, *alarms]))
+    hits, total = sum(n for (_, hit), n in counts.items() if hit), sum(counts.values())
+    print(f"{hits} of {total} planted faults found; {len(alarms)} alarms in {num_clean} clean files")
     if out is not None:
-        command = f"{COMMAND} recall {folder.name}"
-        interval = proportion(sum(hits), len(hits))
-        append_result(out, new_row("cpu.scan.recall", interval, "share", n=len(hits), baseline=None, command=command))
+        command = f"{COMMAND} recall {' '.join(folder.name for folder in folders)}"
+        interval = proportion(hits, total)
+        append_result(out, new_row("cpu.scan.recall", interval, "share", n=total, baseline=None, command=command))
     return EXIT_DONE
 
 
@@ -217,8 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = parser.add_subparsers(dest="part", required=True)
     one = parts.add_parser("precision", help="recount docs/scan-judgements.json on NAME=FOLDER ...")
     one.add_argument("folders", nargs="+")
-    two = parts.add_parser("recall", help="planted faults of a folder with labels.json")
-    two.add_argument("folder", type=Path)
+    two = parts.add_parser("recall", help="planted faults of folders with labels.json")
+    two.add_argument("planted", type=Path, nargs="+")
     for part in (one, two):
         part.add_argument("--write", action="store_true", help="append the row; for precision write the page too")
         part.add_argument("--out", type=Path, default=row_path("scan"))
@@ -226,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if asked.part == "precision":
             return precision(asked.folders, write=asked.write, out=asked.out)
-        return recall(asked.folder, out=asked.out if asked.write else None)
+        return recall(asked.planted, out=asked.out if asked.write else None)
     except UserError as error:
         say(str(error))
         return EXIT_BAD_INPUT
