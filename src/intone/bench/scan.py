@@ -194,7 +194,9 @@ def recall(folders: Sequence[Path], *, out: Path | None) -> int:
     folders: counted together, each with labels.json and scanned by itself.
     """
     counts: Counter[tuple[str, bool]] = Counter()
-    missed, alarms, num_clean = [], [], 0
+    missed: list[str] = []
+    alarms: list[str] = []
+    num_clean = 0
     for folder in folders:
         planted, clean, together = read_labels(folder)
         findings = scan_planted(folder, [*(label.path for label in planted), *(path for path, _ in clean)], together)
