@@ -634,23 +634,6 @@ fault("eval-mode", "no_grad is called and not entered", """
             losses.append(model(x, y))  # <-
         return torch.stack(losses).mean()
 """)  # fmt: skip
-fault("eval-mode", "dropout stays on", MODEL + """
-    === train.py
-    import torch
-    from net import Net
-    def dev_loss(model, rows):
-        with torch.no_grad():
-            return sum(model(x, y).mean() for x, y in rows)  # <-
-    def train(opt, loader, dev_rows):
-        model = Net()
-        for step, (x, y) in enumerate(loader):
-            loss = model(x, y).mean()
-            loss.backward()
-            opt.step()
-            opt.zero_grad()
-            if step % 100 == 0:
-                print(dev_loss(model, dev_rows))
-""")  # fmt: skip
 fault("eval-mode", "left in eval mode by a method", """
     import torch
     class Trainer:

@@ -169,11 +169,6 @@ class Project:
         return set()
 
     @cached_property
-    def known_accumulation(self) -> dict[str, tuple[str, int, str] | None]:
-        """Where each file accumulates gradients, as the rule on small batches found out."""
-        return {}
-
-    @cached_property
     def known_names(self) -> dict[str, set[str]]:
         """Names that values.py found out about, by what they are."""
         return {}

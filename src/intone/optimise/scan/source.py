@@ -9,8 +9,6 @@ from functools import cached_property
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
-# one object stands for all of a kind in a tree: such a node has no place
-SHARED = (ast.expr_context, ast.operator, ast.boolop, ast.unaryop, ast.cmpop)
 LOOPS = (ast.For, ast.AsyncFor, ast.While)
 
 
@@ -226,7 +224,7 @@ def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
         stack = list(reversed(list(ast.iter_child_nodes(node))))
     while stack:
         top = stack.pop()
-        if isinstance(top, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, *SHARED)):
+        if isinstance(top, FunctionNode):
             continue
         yield top
         stack.extend(reversed(list(ast.iter_child_nodes(top))))

@@ -130,12 +130,6 @@ def _says_one(module: Module, project: Project) -> bool:
 
 def _accumulation_in(module: Module, project: Project) -> Where | None:
     """A name for accumulation with a value other than 1, a quotient of batch sizes, or a loop that accumulates."""
-    if module.path not in project.known_accumulation:
-        project.known_accumulation[module.path] = _find_accumulation(module, project)
-    return project.known_accumulation[module.path]
-
-
-def _find_accumulation(module: Module, project: Project) -> Where | None:
     for node, scope, names, value in _named_values(module):
         if not any(ACCUMULATES.search(name) for name in names):
             continue

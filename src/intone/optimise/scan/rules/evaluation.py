@@ -119,8 +119,7 @@ def _on_the_way_to_loss(project: Project) -> set[Scope]:
         found: set[Scope] = set()
         for module in project.modules:
             for loop in train_loops(module, project):
-                entered = {item.scope: item for item in reversed(loop.turn(project)) if item.chain}
-                found |= {scope for scope, item in entered.items() if _feeds_loss(item, loop, project)}
+                found |= {item.scope for item in loop.turn(project) if item.chain and _feeds_loss(item, loop, project)}
         project.known_loops["trained"] = list(found)
     return set(project.known_loops["trained"])
 
