@@ -112,6 +112,7 @@ def test_the_starts_training_shows_all_three_faults(start, facts, tmp_path):
     assert 0 < signals.flop_share < 1
 
 
+@pytest.mark.long
 def test_the_starts_generation_shows_both_faults(in_threads, start, facts, tmp_path):
     signals = look_at_generation(start, {}, facts, tmp_path)
     found = {entry.detector: entry for entry in detect(signals)}
@@ -125,6 +126,7 @@ def test_mended_the_same_look_finds_neither(in_threads, start, facts, tmp_path):
     assert signals.distinct_first > 2 and signals.late_over_early < 2
 
 
+@pytest.mark.long
 def test_one_slot_for_many_texts_is_found_and_what_more_bring_is_measured(in_threads, start, facts, tmp_path):
     slow = {**MENDED, "engine": {"num_slots": 1}}
     signals = look_at_generation(start, slow, facts, tmp_path)
