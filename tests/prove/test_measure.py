@@ -247,6 +247,7 @@ def test_a_caller_that_holds_the_lock_says_so(side_of, home):
         assert measured(side_of("A"), side_of("B"), quick=True, lock=False).num_replicates == 2
 
 
+@pytest.mark.long
 def test_real_workers_are_measured(tiny_job, tmp_path):
     """One micro-batch of six rows against six of one: more work per row, the same losses."""
     numbers = itertools.count()

@@ -38,6 +38,7 @@ def test_a_probe_tells_seconds_and_a_memory_that_grows_with_the_rows(probe):
     assert worker.num_starts == 1 and worker.free_bytes > 0 and worker.start_bytes > 50 * MIB
 
 
+@pytest.mark.long
 def test_memory_that_really_runs_out_in_a_search_is_a_row_and_the_search_goes_on(probe):
     worker = probe(data_bytes=420 * MIB)  # the search is told of no limit
     found = search_batch(worker, 4096, None, method="bisect", budget_s=60.0)

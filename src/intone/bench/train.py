@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from intone.bench.rows import code_revision, machine_facts, row_path
 from intone.bench.train_launch import LAUNCH_ROW, launch_case
@@ -83,12 +84,19 @@ def row_ids(case: str, settings: BenchTrainSettings) -> list[str]:
 
 def known_rows(path: Path, ids: list[str], command: str) -> list[ResultRow]:
     """The newest rows of this command by this code on this machine; none where one is missing or files were changed."""
-    code, machine = code_revision(), machine_facts()
+    code, machine = code_revision(), identity(machine_facts())
     if code.endswith("+") or not path.exists():
         return []
-    found = (row for row in read_results(path) if (row.code, row.machine, row.command) == (code, machine, command))
+    found = (
+        row for row in read_results(path) if (row.code, identity(row.machine), row.command) == (code, machine, command)
+    )
     rows = {row.id: row for row in found}
     return [rows[name] for name in ids] if all(name in rows for name in ids) else []
+
+
+def identity(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a machine without its measured rates, which are measured again where others were at work."""
+    return {name: value for name, value in machine.items() if not name.endswith("_per_s")}
 
 
 def rows_table(rows: list[ResultRow]) -> str:

@@ -29,7 +29,9 @@ def code(tmp_path_factory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "sampler" else pytest.param(kind, marks=pytest.mark.long) for kind in TEXTS]
+)
 def test_a_template_plans_writes_and_tests_a_feature(kind: str, code: Path, home: Path, monkeypatch, capsys):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # plugins of this machine take seconds to import
     before = {path: path.read_bytes() for path in (code / "src").rglob("*.py")}
