@@ -18,6 +18,7 @@ from intone.blocks import Exchange, whole_number
 from intone.config import ModelConfig, model_config
 from intone.data.chat import SPECIALS
 from intone.data.tokenizer import Tokenizer
+from intone.engine.collector import spare_loaded
 from intone.engine.engine import Engine
 from intone.engine.load import DTYPES
 from intone.engine.requests import Request
@@ -85,7 +86,9 @@ def open_engine(asked: dict[str, Any]) -> tuple[Engine, GPT]:
     if asked.get("export"):
         export(model, tokenizer, asked["export"])
     model.to(asked["device"])
-    return Engine(model, tokenizer, num_slots=asked["slots"], weights=asked["weights"]), model
+    engine = Engine(model, tokenizer, num_slots=asked["slots"], weights=asked["weights"])
+    spare_loaded()  # as every process of ours that generates
+    return engine, model
 
 
 def export(model: GPT, tokenizer: Tokenizer, folder: str) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from intone.config import check_keys
 from intone.data.tokenizer import Tokenizer
+from intone.engine.collector import spare_loaded
 from intone.engine.engine import Engine
 from intone.engine.load import load_model
 from intone.engine.requests import Request
@@ -44,7 +45,9 @@ def generate_job(folder: Path, config: dict[str, Any]) -> Outcome:
 def open_engine(config: dict[str, Any]) -> tuple[Engine, list[Request]]:
     """The engine and the requests of a generate job; the caller closes the engine. Raises UserError."""
     model, tokenizer, requests, options = open_model(config)
-    return Engine(model, tokenizer, **options), requests
+    engine = Engine(model, tokenizer, **options)
+    spare_loaded()
+    return engine, requests
 
 
 def open_model(config: dict[str, Any]) -> tuple[GPT, Tokenizer, list[Request], dict[str, Any]]:

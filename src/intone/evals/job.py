@@ -12,6 +12,7 @@ from intone.data import starter
 from intone.data.loader import validation_rows
 from intone.data.shards import TokenSet
 from intone.data.tokenizer import Tokenizer
+from intone.engine.collector import spare_loaded
 from intone.engine.engine import Engine
 from intone.engine.load import load_newest
 from intone.evals.bpb import bits_per_byte
@@ -82,6 +83,7 @@ def measure_starter(folder: Path, model: GPT, tokenizer: Tokenizer, config: dict
     num_items = config.get("num_items") or 200
     items = {skill: starter.eval_items(skill, config.get("seed", 0), num_items) for skill in starter.SKILLS}
     engine = Engine(model, tokenizer, weights=config.get("weights", "auto"))
+    spare_loaded()
     try:
         result = evaluate_skills(engine, items, MAX_ANSWER_TOKENS, on_answer=lambda: beat(folder))
     finally:

@@ -19,6 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from intone.engine.collector import spare_loaded
 from intone.engine.engine import EngineFull, EngineStopped
 from intone.engine.requests import Request
 from intone.engine.rows import Handle
@@ -192,6 +193,7 @@ def main() -> int:
         except UserError as error:
             link.sendall((json.dumps({"refused_to_start": error.as_json()}) + "\n").encode())
             return 2
+        spare_loaded()
         with opened.engine:
             link.sendall((json.dumps({"ready": facts(opened)}) + "\n").encode())
             Service(opened, link).run()
