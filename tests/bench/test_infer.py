@@ -110,6 +110,59 @@ def test_transformers_writes_the_same_greedy_text_with_the_same_weights(tiny):
     assert "NanoChatForCausalLM, fp32" in row.baseline
 
 
+LITGPT = """
+import torch
+
+class Config:
+    def __init__(self, **named):
+        self.__dict__ |= named
+        assert self.n_head * self.head_size == self.n_embd and self.rotary_percentage == 1.0
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.transformer = torch.nn.Module()
+        self.transformer.wte = torch.nn.Embedding(config.vocab_size, config.n_embd)
+        # a block's four of attention and two of the MLP in one, and the head
+        self.matrices = torch.nn.Linear(
+            config.n_embd, config.n_layer * (4 * config.n_embd + 2 * config.intermediate_size) + config.vocab_size, False
+        )
+        self.max_seq_length, self.cached = 0, False
+
+    def set_kv_cache(self, batch_size, max_seq_length):
+        assert max_seq_length == self.max_seq_length and not self.cached
+        self.cached = True
+
+    def clear_kv_cache(self):
+        self.cached = False
+
+def generate(model, prompt, length, *, temperature, top_p, include_prompt):
+    assert model.cached and temperature == 0.0 and not include_prompt
+    return torch.ones(length - len(prompt), dtype=torch.long)
+"""
+
+
+@pytest.fixture
+def litgpt(monkeypatch, tmp_path):
+    """A stand-in package that a child of this process imports as litgpt."""
+    (tmp_path / "litgpt-1.2.dist-info").mkdir()
+    (tmp_path / "litgpt-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: litgpt\nVersion: 1.2\n")
+    (tmp_path / "litgpt" / "generate").mkdir(parents=True)
+    for name in ("__init__", "generate/__init__"):
+        (tmp_path / "litgpt" / f"{name}.py").touch()
+    for name in ("config", "model", "generate/base"):
+        (tmp_path / "litgpt" / f"{name}.py").write_text(LITGPT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+
+
+@pytest.mark.long
+def test_litgpt_writes_in_turns_with_a_model_of_the_same_size(tiny, litgpt, monkeypatch):
+    monkeypatch.setattr(infer, "LOADS", {"litgpt": Load(1, (5, 5), 6, 1)})
+    row = infer.beside_litgpt(tiny)
+    assert row.id == "cpu.infer.b1.vs_litgpt" and "litgpt 1.2, fp32, greedy, other weights" in row.baseline
+    assert row.low <= row.value <= row.high and row.command == command_line(tiny, "litgpt")
+
+
 def test_counts_of_the_cache_need_no_clock():
     found = infer_side.cache_counts(
         json.loads(infer.describe(BenchInferSettings(**TINY), "modern")) | {"context": 256}, 1

@@ -1,4 +1,4 @@
-"""`intone bench infer`: how fast the engine answers, beside nanochat and transformers in turns, and alone."""
+"""`intone bench infer`: how fast the engine answers, beside nanochat, transformers and litgpt in turns, and alone."""
 
 import dataclasses
 import json
@@ -30,7 +30,8 @@ FOREIGN = Path(__file__).parent / "foreign"
 ORDINARY = 9  # entries at the end of the vocabulary that no prompt contains: the special tokens
 # of the 97.5 % point of Student's t, by degrees of freedom; beyond: the normal distribution's
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-LEFT_OUT = ("cases", "nanochat", "nanochat_python", "transformers_python", "out", "plots", "json")
+TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16"}
+LEFT_OUT = ("cases", "nanochat", "nanochat_python", "transformers_python", "litgpt_python", "out", "plots", "json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +59,14 @@ LOADS = {
     "b16": Load(16, (32, 32), 64, 1),
     "eval200": Load(200, (8, 32), 32, 4),
     "transformers": Load(1, (32, 32), 64, 1),
+    "litgpt": Load(1, (32, 32), 64, 1),
 }
 IDS = {
     "b1": "cpu.infer.b1.vs_nanochat",
     "b16": "cpu.infer.b16_prompts.vs_nanochat",
     "eval200": "cpu.infer.eval200.vs_one_by_one",
     "transformers": "cpu.infer.b1.vs_transformers",
+    "litgpt": "cpu.infer.b1.vs_litgpt",
 }
 
 
@@ -82,6 +85,8 @@ def bench_infer(settings: BenchInferSettings, _origins: Mapping[str, Resolved]) 
             measured.append(beside_nanochat(settings, beside))
         if "transformers" in settings.cases:
             measured.append([beside_transformers(settings)])
+        if "litgpt" in settings.cases:
+            measured.append([beside_litgpt(settings)])
         if "cold" in settings.cases:
             measured.append([cold_start(settings)])
         if "cache" in settings.cases:
@@ -149,7 +154,7 @@ def beside_transformers(settings: BenchInferSettings) -> ResultRow:
     with tempfile.TemporaryDirectory(prefix="bench-infer-") as folder:
         argv = [
             settings.transformers_python or sys.executable, str(FOREIGN / "transformers_infer.py"),
-            "--folder", folder, "--dtype", {"fp32": "float32", "bf16": "bfloat16"}[dtype],
+            "--folder", folder, "--dtype", TORCH_NAMES[dtype],
         ]  # fmt: skip
         # with weights in the format that both compute in, not in fewer bits
         with our_child(settings, "classic", dtype, "auto", export=folder) as ours:
@@ -169,6 +174,43 @@ def beside_transformers(settings: BenchInferSettings) -> ResultRow:
         baseline=f"transformers {facts['version']} {facts['architecture']}, {dtype}, greedy: {rates[1]:,.1f} tokens/s; "
         f"ours {rates[0]:,.1f}; {sum(same)} of {len(same)} texts equal",
         command=command_line(settings, "transformers"),
+    )  # fmt: skip
+
+
+def beside_litgpt(settings: BenchInferSettings) -> ResultRow:
+    """The row against litgpt's generate with as many numbers in matrices, in the same number format."""
+    from intone.model.cost import num_parameters
+
+    dtype = settings.their_dtype
+    shape = our_shape(settings, "classic")
+    numbers = {
+        "depth": shape.depth, "width": shape.width, "num-heads": shape.num_heads, "head-width": shape.head_width,
+        "mlp-width": shape.mlp_ratio * shape.width, "vocab-size": shape.padded_vocab, "context": shape.context,
+    }  # fmt: skip
+    argv = [
+        settings.litgpt_python or sys.executable, str(FOREIGN / "litgpt_infer.py"), "--dtype", TORCH_NAMES[dtype],
+        *(word for name, value in numbers.items() for word in (f"--{name}", str(value))),
+    ]  # fmt: skip
+    with (
+        our_child(settings, "classic", dtype, "auto") as ours,
+        LineChild(argv, environment(settings), name="litgpt") as theirs,
+    ):
+        facts = start([ours, theirs])[1]
+        counts = num_parameters(shape)
+        own = counts["matrices"] + counts["head"]
+        if abs(facts["matrix_parameters"] - own) > 0.01 * own:
+            raise UserError(
+                f"litgpt's model has {facts['matrix_parameters']:,} numbers in matrices, ours {own:,}",
+                value=facts["matrix_parameters"],
+                fix="choose a --depth at which both have whole heads",
+            )
+        ratio, rates = in_turns(settings, LOADS["litgpt"], ours, theirs, seed=hash_of("litgpt"))
+    say(f"litgpt: {rates[0]:,.1f} tokens/s against {rates[1]:,.1f}")
+    return new_row(
+        IDS["litgpt"], ratio, "ratio of tokens/s", n=settings.rounds,
+        baseline=f"litgpt {facts['version']}, {dtype}, greedy, other weights: {rates[1]:,.1f} tokens/s; "
+        f"ours {rates[0]:,.1f}",
+        command=command_line(settings, "litgpt"),
     )  # fmt: skip
 
 

@@ -6,14 +6,14 @@ from typing import Literal
 from intone.fields import setting
 from intone.settings import Checked
 
-Case = Literal["b1", "b16", "eval200", "transformers", "cold", "cache", "bpb", "grid"]
+Case = Literal["b1", "b16", "eval200", "transformers", "litgpt", "cold", "cache", "bpb", "grid"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchInferSettings(Checked):
     """`intone bench infer`: how fast the engine answers, alone and beside other engines, with random weights."""
 
-    # b1, b16, eval200: beside nanochat; transformers; cold, cache, grid: alone; bpb: cost of 8 bits
+    # b1, b16, eval200: beside nanochat; transformers, litgpt; cold, cache, grid: alone; bpb: cost of 8 bits
     cases: tuple[Case, ...] = ("grid",)
     # run whose weights bpb looks at: NAME, NAME/STAGE, a path, or latest
     from_run: str = setting("latest", flag="from")
@@ -23,6 +23,8 @@ class BenchInferSettings(Checked):
     nanochat_python: str | None = None
     # Python that has transformers; none: the one that runs intone
     transformers_python: str | None = None
+    # Python that has litgpt; none: the one that runs intone
+    litgpt_python: str | None = None
     # number of blocks; 12 is 768 wide with 110M numbers in matrices
     depth: int = setting(12, least=1)
     # entries of the vocabulary
@@ -33,7 +35,7 @@ class BenchInferSettings(Checked):
     dtype: Literal["fp32", "bf16"] = "bf16"
     # how our matrices are stored; auto: in dtype
     weights: Literal["auto", "fp32", "bf16", "int8"] = "auto"
-    # number format of transformers and of our side beside it
+    # number format of transformers and litgpt, and of our side beside them
     their_dtype: Literal["fp32", "bf16"] = "fp32"
     # CPU threads of every side; 0: each side's own choice
     threads: int = setting(0, least=0)
