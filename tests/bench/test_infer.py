@@ -124,9 +124,8 @@ class GPT(torch.nn.Module):
         self.transformer = torch.nn.Module()
         self.transformer.wte = torch.nn.Embedding(config.vocab_size, config.n_embd)
         # a block's four of attention and two of the MLP in one, and the head
-        self.matrices = torch.nn.Linear(
-            config.n_embd, config.n_layer * (4 * config.n_embd + 2 * config.intermediate_size) + config.vocab_size, False
-        )
+        rows = config.n_layer * (4 * config.n_embd + 2 * config.intermediate_size) + config.vocab_size
+        self.matrices = torch.nn.Linear(config.n_embd, rows, False)
         self.max_seq_length, self.cached = 0, False
 
     def set_kv_cache(self, batch_size, max_seq_length):
