@@ -159,7 +159,7 @@ def test_a_trial_that_does_not_run_says_what_to_make_smaller(machine, monkeypatc
 
 def test_the_gates_trial_serves_as_the_speed_trial():
     runner = ground.TrialRunner(None, "cpu", 1, 3, {}, None)
-    runner.known["bf16", False, "torch", ground.GATE_STEPS] = TrialResult([2.0], 0.5, 0.25, None)
+    runner.known["bf16", False, "torch", ground.GATE_STEPS, None, 1] = TrialResult([2.0], 0.5, 0.25, None)
     assert ground.timed_step(runner, "bf16", compiled=False) == 0.25
 
 

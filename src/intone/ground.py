@@ -1,7 +1,8 @@
 """Settles how training is computed here: threads, dtype, kernels, compiling, micro-batch; and its step time"""
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from intone.log import say
 from intone.records import Choice, Segment
 from intone.settings import Resolved, TrainingSettings
 from intone.tune import compiling
+from intone.tune.allocator import settle_allocator, variables_of
+from intone.tune.attention import settle_attention
 from intone.tune.batch import Found, Method
+from intone.tune.head import settle_head
 from intone.tune.kernels import settle_kernels
 from intone.tune.precision import NoTrial
 from intone.tune.settle import (
@@ -89,6 +93,7 @@ class Ground:
     eager_step_s: float
     environment: dict[str, str]
     devices: int = 1  # processes that share the rows of a step
+    head_pieces: int = 1  # see records.Segment
 
 
 def settle_ground(
@@ -131,14 +136,16 @@ def settle_ground(
         compiled, step_s = settle_compiled(
             settled, origins["compile"], config, trials, runner, dtype, expected_steps=expected_steps, eager_s=eager_s
         )
-    attention = attention_for(device, compiled, kernels)
-    reason = "our kernels" if kernels == "native" else "the faster one for this device and code, by rule (LOG.md)"
-    settled.put("attention", Choice(attention, reason, "default"))
-    segment = Segment(0, 1, compiled, dtype, attention, "probe", threads, kernels=kernels)
+    attention, head_pieces, runner, step_s = settle_surroundings(
+        settled, config, trials, runner, dtype=dtype, compiled=compiled, kernels=kernels, step_s=step_s,
+        expected_steps=expected_steps,
+    )  # fmt: skip
+    variables, run_s = dict(runner.environment), settled.run_s(expected_steps, step_s)
+    segment = Segment(0, 1, compiled, dtype, attention, "probe", threads, kernels=kernels, head_pieces=head_pieces)
     question = BatchQuestion(trial_job, segment, device, devices, variables, facts.folder / "trials")
     batch, settled.found = settle_batch(
         origins["device_batch"], facts, trials, question, method=settled.method,
-        run_s=settled.run_s(expected_steps, step_s), start_s=runner.start_s,
+        run_s=run_s, start_s=runner.start_s,
     )  # fmt: skip
     if settled.found is None and batch.value > runner.device_batch:
         reason = f"a trial with more ran out of memory ({batch.reason})"
@@ -148,9 +155,43 @@ def settle_ground(
     if settled.found is not None:
         step_s *= faster_by(settled.found, runner.device_batch)
     return Ground(
-        config, tokenizer_folder, tokenizer, device, dtype, threads, kernels, attention, compiled, batch.value,
-        rows_per_step, step_s, eager_s, variables, devices,
+        config, tokenizer_folder, tokenizer, device, dtype, threads, kernels, attention, compiled,
+        batch.value, rows_per_step, step_s, eager_s, variables, devices, head_pieces,
     )  # fmt: skip
+
+
+def settle_surroundings(
+    settled: Settled, config: ModelConfig, trials: Trials, runner: TrialRunner, *, dtype: str, compiled: bool,
+    kernels: str, step_s: float, expected_steps: int,
+) -> tuple[str, int, TrialRunner, float]:  # fmt: skip
+    """(attention backend, pieces of the head, a runner with the workers' variables, seconds per step then).
+
+    And who prepares the rows.
+    """
+    facts, threads, device = settled.facts, runner.threads, runner.device
+    run_s = settled.run_s(expected_steps, step_s)
+    backend = settle_attention(
+        facts, config, trials, dtype=dtype, threads=threads, compiled=compiled, kernels=kernels, runner=runner,
+        run_s=run_s,
+    )  # fmt: skip
+    attention = settled.put("attention", backend)
+    head = settle_head(
+        facts, config, trials, dtype=dtype, threads=threads, compiled=compiled, kernels=kernels, runner=runner,
+        run_s=run_s,
+    )  # fmt: skip
+    pieces = settled.put("head_pieces", head)
+    allocator = settle_allocator(
+        facts, config, trials, dtype=dtype, threads=threads, kernels=kernels, already=os.environ, run_s=run_s
+    )
+    variables = variables_of(settled.put("allocator", allocator), facts, threads, os.environ)
+    changed = None if attention == attention_for(device, compiled, kernels) else attention
+    if changed is not None or pieces != 1 or variables != runner.environment:
+        runner = replace(runner, environment=variables, known={})
+        step_s = timed_step(
+            runner, dtype, compiled=compiled, kernels=kernels, attention=changed, head_pieces=pieces
+        )
+    settled.choices["loader_workers"] = loader_choice(runner)
+    return attention, pieces, runner, step_s
 
 
 def memory_margin(found: Found | None, facts: Facts) -> Choice:
@@ -194,13 +235,27 @@ def settle_compiled(
     return False, eager_s
 
 
-def timed_step(runner: TrialRunner, dtype: str, *, compiled: bool, kernels: str = "torch") -> float:
+def loader_choice(runner: TrialRunner) -> Choice:
+    """How many threads prepare rows: one, and what a second one could save at most, by the last trial."""
+    shares = [result.data_share for result in runner.known.values() if result.data_share is not None]
+    if not shares:
+        return Choice(1, "one thread prepares rows ahead; how long steps wait for it was not measured", "default")
+    reason = f"one thread prepares rows ahead; steps wait for it {shares[-1]:.1%} of their time, no more is to be had"
+    return Choice(1, reason, "measured", (), {"data_share": shares[-1]})
+
+
+def timed_step(
+    runner: TrialRunner, dtype: str, *, compiled: bool, kernels: str = "torch", attention: str | None = None,
+    head_pieces: int = 1,
+) -> float:  # fmt: skip
     """Seconds per optimizer step of the real worker; the gate's trial serves where it ran already."""
-    ran = runner.known.get((dtype, compiled, kernels, GATE_STEPS))
+    ran = runner.known.get((dtype, compiled, kernels, GATE_STEPS, attention, head_pieces))
     if ran is not None:
         return ran.step_s
+    asked: dict[str, Any] = {} if attention is None else {"attention": attention}
+    asked |= {} if head_pieces == 1 else {"head_pieces": head_pieces}
     try:
-        return runner.run(dtype, compiled=compiled, kernels=kernels, num_steps=SPEED_STEPS).step_s
+        return runner.run(dtype, compiled=compiled, kernels=kernels, num_steps=SPEED_STEPS, **asked).step_s
     except NoTrial as error:
         raise UserError(
             f"a trial of {SPEED_STEPS} steps did not run: {error}",

@@ -355,6 +355,7 @@ def stage_choices(settled: Settled, ground: Ground) -> Choices:
         dtype=ground.dtype,  # type: ignore[arg-type]
         attention=ground.attention,
         kernels=ground.kernels,  # type: ignore[arg-type]
+        head_pieces=ground.head_pieces,
         reason="settled at the start of the run",
         threads=ground.threads,
     )

@@ -136,6 +136,7 @@ class Segment:
     threads: int | None = None  # CPU threads; None: the library's own choice
     trials: tuple[str, ...] = ()  # ids of the trials that decided
     kernels: Literal["torch", "native"] = "torch"  # native: our own on a CPU, for the training step and the update
+    head_pieces: int = 1  # parts of a pass whose logits are computed one after the other; 1: all at once
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,10 @@ from intone.tune.memory import training_bytes
 from intone.tune.settle import MARGIN, fallbacks
 
 SIZES = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-SHOWN = ("device", "devices", "threads", "dtype", "kernels", "compile", "attention", "batch_tokens", "device_batch")
+SHOWN = (
+    "device", "devices", "threads", "dtype", "kernels", "compile", "attention", "head_pieces", "allocator",
+    "loader_workers", "batch_tokens", "device_batch", "memory_margin_bytes",
+)  # fmt: skip
 
 
 def tune_verb(settings: TuneSettings, origins: Mapping[str, Resolved]) -> Answer:

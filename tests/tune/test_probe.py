@@ -50,7 +50,8 @@ def test_an_unknown_rate_gives_a_plain_size(facts):
 def test_a_child_really_times_every_case(facts, home):
     tiny = model_config("modern", depth=1, vocab_size=300, context=40)
     slow_machine = dataclasses.replace(facts, fp32_flops_per_s=1e8)  # makes the probe as small as it gets
-    times = time_cases(tiny, [Case(1, "fp32"), Case(1, "bf16")], slow_machine)
+    cases = [Case(1, "fp32"), Case(1, "bf16", "products")]
+    times = time_cases(tiny, cases, slow_machine, variables={"OMP_NUM_THREADS": "1"}, budget_s=0.1)
     assert len(times) == 2 and len(times[0]) == len(times[1]) >= probe.MIN_ROUNDS
     assert all(0 < step_s < 5 for entries in times for step_s in entries)
 

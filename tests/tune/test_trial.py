@@ -24,7 +24,7 @@ def runner(tmp_path, monkeypatch):
         made.tried.append(rows)
         if rows > made.most:
             return Trial(Path(folder), Outcome("out_of_memory", 0, "memory ran out: 2 GiB more could not be had"), [])
-        rows = [{"loss": 2.0, "step_s": 0.1, "peak_bytes": 1} for _ in range(job.steps)]
+        rows = [{"loss": 2.0, "step_s": 0.1, "data_s": 0.001, "peak_bytes": 1} for _ in range(job.steps)]
         return Trial(Path(folder), Outcome("done", job.steps), rows)
 
     monkeypatch.setattr(trial, "run_job", run)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from intone.config import ModelConfig
 from intone.model.attention import Backend, attend, packed_mask, rotary_tables, rotate
+from intone.model.head import loss_in_pieces
 from intone.model.native import trunk as native
 from intone.model.native.ops import NarrowWeights
 
@@ -151,6 +152,7 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.attention_backend: Backend = "sdpa"
+        self.head_pieces = 1  # parts of a pass whose logits exist at the same time: all, or one after the other
         self.kernels: Kernels = "torch"  # native: training runs on model/native, in bfloat16 or float32 on a CPU
         self.narrow_weights = NarrowWeights()
         width, vocab = config.width, config.padded_vocab
@@ -237,8 +239,15 @@ class GPT(nn.Module):
         """
         if self.kernels == "native":
             return native.forward(self, self.narrow_weights, ids, targets, documents)
-        logits = self.head_logits(self.trunk(ids, documents, None))
+        x = self.trunk(ids, documents, None)
         flat = targets.flatten().long()
+        if self.head_pieces > 1 and torch.is_grad_enabled():
+            loss_sum = loss_in_pieces(
+                x.flatten(0, 1), self.head.weight, flat, vocab_size=self.config.vocab_size,
+                softcap=self.config.softcap, pieces=self.head_pieces,
+            )  # fmt: skip
+            return loss_sum, (flat >= 0).sum()
+        logits = self.head_logits(x)
         loss_sum = F.cross_entropy(logits.flatten(0, 1), flat, ignore_index=-1, reduction="sum")
         return loss_sum, (flat >= 0).sum()
 

@@ -309,6 +309,7 @@ class Trainer:
             check_kernels(self.job.model, self.device, segment.dtype)
         else:
             self.model.attention_backend = cast(Backend, segment.attention)
+        self.model.head_pieces = segment.head_pieces
         if segment.threads:
             torch.set_num_threads(segment.threads)
         if self.runner is not None:  # at the start of a process whoever wrote the segment has said so

@@ -25,6 +25,9 @@ def check_segments(choices: Choices) -> None:
             check_native(segment)
         elif segment.attention not in BACKENDS:
             raise unknown_name("attention backend", segment.attention, BACKENDS)
+        if segment.head_pieces < 1 or (segment.head_pieces > 1 and (segment.compiled or segment.kernels == "native")):
+            how = f"{segment.head_pieces} pieces, compiled {segment.compiled}, kernels {segment.kernels}"
+            raise UserError(f"the loss in pieces is for eager code of PyTorch; the plan says {how}", value=how)
         if segment.device_batch < 1:
             rows = segment.device_batch
             raise UserError(f"device_batch is {rows}, it must be at least 1", value=rows)

@@ -8,7 +8,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,9 @@ class Case:
 
     threads: int
     dtype: str  # fp32, bf16 or fp16
+    attention: str = "sdpa"  # backend of model/attention.py; without a meaning where our kernels run
+    kernels: str = "torch"  # or native
+    head_pieces: int = 1  # see records.Segment
 
 
 def probe_shape(config: ModelConfig, facts: Facts) -> tuple[ModelConfig, int]:
@@ -54,11 +57,13 @@ def probe_shape(config: ModelConfig, facts: Facts) -> tuple[ModelConfig, int]:
 
 
 def time_cases(
-    config: ModelConfig, cases: Sequence[Case], facts: Facts, *, timeout_s: float = TIMEOUT_S
-) -> list[list[float]]:
+    config: ModelConfig, cases: Sequence[Case], facts: Facts, *, timeout_s: float = TIMEOUT_S,
+    variables: Mapping[str, str] | None = None, budget_s: float = BUDGET_S,
+) -> list[list[float]]:  # fmt: skip
     """Seconds per training step: one list per case, one entry per round, rounds interleaved.
 
-    Entry i of every list was measured within the same second or so: compare by speedup(). Raises ChildFailed.
+    Entry i of every list was measured within the same second or so: compare by speedup(). variables: the child's
+    environment, by default that of a worker. budget_s: of timed steps. Raises ChildFailed.
     """
     small, rows = probe_shape(config, facts)
     question = {
@@ -66,9 +71,11 @@ def time_cases(
         "rows": rows,
         "device": facts.device or "cpu",
         "cases": [dataclasses.asdict(case) for case in cases],
+        "budget_s": budget_s,
     }
-    most = max(case.threads for case in cases)
-    variables = {name: item.value for name, item in environment(facts, threads=most).items()}
+    if variables is None:
+        most = max(case.threads for case in cases)
+        variables = {name: item.value for name, item in environment(facts, threads=most).items()}
     answer = ask_child("intone.tune.probe", question, timeout_s=timeout_s, environment=variables)
     return [[float(step_s) for step_s in times] for times in answer["step_s"]]
 
@@ -86,7 +93,9 @@ def one_step(model: "nn.Module", ids: "torch.Tensor", optimizer: "torch.optim.Op
     optimizer.zero_grad(set_to_none=True)
 
 
-def measure(config: dict[str, Any], rows: int, device: str, cases: list[dict[str, Any]]) -> dict[str, Any]:
+def measure(
+    config: dict[str, Any], rows: int, device: str, cases: list[dict[str, Any]], budget_s: float = BUDGET_S
+) -> dict[str, Any]:
     """The child's side of time_cases."""
     import torch
 
@@ -106,18 +115,23 @@ def measure(config: dict[str, Any], rows: int, device: str, cases: list[dict[str
     def run(case: dict[str, Any]) -> float:
         torch.set_num_threads(case["threads"])
         model.compute_dtype = dtypes[case["dtype"]]
+        model.kernels, model.head_pieces = case["kernels"], case["head_pieces"]
+        if case["kernels"] == "torch":
+            model.attention_backend = case["attention"]
         start = time.perf_counter()
         one_step(model, ids, optimizer)
         wait()
         return time.perf_counter() - start
 
-    return {"step_s": timed_rounds(cases, run)}
+    return {"step_s": timed_rounds(cases, run, budget_s)}
 
 
-def timed_rounds(cases: Sequence[Any], run: Callable[[Any], float]) -> list[list[float]]:
+def timed_rounds(
+    cases: Sequence[Any], run: Callable[[Any], float], budget_s: float = BUDGET_S
+) -> list[list[float]]:  # fmt: skip
     """Seconds of run(case), one list per case: a warm-up each, then rounds in alternating order.
 
-    At least MIN_ROUNDS, at most MAX_ROUNDS, in between as many as fit in BUDGET_S.
+    At least MIN_ROUNDS, at most MAX_ROUNDS, in between as many as fit in budget_s.
     """
     for case in cases:
         run(case)
@@ -128,7 +142,7 @@ def timed_rounds(cases: Sequence[Any], run: Callable[[Any], float]) -> list[list
         for i in reversed(order) if number % 2 else order:
             times[i].append(run(cases[i]))
             spent_s += times[i][-1]
-        if number + 1 >= MIN_ROUNDS and spent_s * (number + 2) / (number + 1) > BUDGET_S:
+        if number + 1 >= MIN_ROUNDS and spent_s * (number + 2) / (number + 1) > budget_s:
             break
     return times
 

@@ -25,6 +25,7 @@ class TrialResult:
     first_step_s: float  # with compiling
     step_s: float  # median after the warm ones
     peak_bytes: int | None
+    data_share: float | None = None  # of the warm steps' time that went into waiting for rows
 
 
 @dataclass
@@ -39,23 +40,29 @@ class TrialRunner:
     folder: Path
     devices: int = 1
     start_s: float | None = None  # the least that a worker took beside its steps: its start and its end
-    # by dtype, compiled, kernels, number of steps
-    known: dict[tuple[str, bool, str, int], TrialResult] = field(default_factory=dict)
+    # by dtype, compiled, kernels, number of steps, attention, pieces of the head
+    known: dict[tuple[str, bool, str, int, str | None, int], TrialResult] = field(default_factory=dict)
 
-    def run(self, dtype: str, *, compiled: bool, num_steps: int, kernels: str = "torch") -> TrialResult:
+    def run(
+        self, dtype: str, *, compiled: bool, num_steps: int, kernels: str = "torch", attention: str | None = None,
+        head_pieces: int = 1,
+    ) -> TrialResult:  # fmt: skip
         """Trains num_steps from the start. Raises NoTrial where the worker ended in another way than done.
+
+        attention None: the backend that the rule says.
 
         Where memory runs out the next smaller micro-batch is tried, and device_batch is that one from then on.
         """
-        key = (dtype, compiled, kernels, num_steps)
+        key = (dtype, compiled, kernels, num_steps, attention, head_pieces)
         if key in self.known:
             return self.known[key]
-        attention = attention_for(self.device, compiled, kernels)
+        attention = attention or attention_for(self.device, compiled, kernels)
         how = "our kernels" if kernels == "native" else f"attention {attention}"
         say(f"trying {num_steps} steps: {'compiled' if compiled else 'eager'} {dtype}, {how}")
         segment = Segment(
-            0, self.device_batch, compiled, dtype, attention, "trial", self.threads, kernels=kernels  # type: ignore[arg-type]
-        )
+            0, self.device_batch, compiled, dtype, attention, "trial", self.threads,  # type: ignore[arg-type]
+            kernels=kernels, head_pieces=head_pieces,  # type: ignore[arg-type]
+        )  # fmt: skip
         found = self._run(segment, num_steps)
         for smaller in fallbacks(self.device_batch)[1:]:
             if found.outcome.outcome != "out_of_memory":
@@ -68,7 +75,9 @@ class TrialRunner:
         times = [row["step_s"] for row in found.rows]
         losses = [float("nan") if loss is None else loss for loss in found.losses]
         warm = times[WARM_STEPS:] or times
-        result = TrialResult(losses, times[0], statistics.median(warm), found.rows[-1]["peak_bytes"])
+        waited_s = sum(row["data_s"] for row in found.rows[-len(warm):])
+        peak = found.rows[-1]["peak_bytes"]
+        result = TrialResult(losses, times[0], statistics.median(warm), peak, waited_s / sum(warm))
         self.known[key] = result
         return result
 
