@@ -55,7 +55,7 @@ def test_each_row_of_sft_changes_one_thing_until_everything(kit):
         "start": (4, False, True), "auto_batch": (8, False, True), "compile": (8, True, True),
         "packing": (8, True, False), "everything": (8, True, False),
         "without_auto_batch": (4, True, False), "without_fast_code": (8, False, False),
-        "without_packing": (8, True, True),
+        "without_packing": (8, True, True), "without_allocator": (8, True, False),
     }  # fmt: skip
     assert len({plan.choices.segments[0].dtype for plan in plans.values()}) == 1, "the baseline has our dtype"
 
@@ -71,6 +71,21 @@ def test_rows_of_one_plan_are_measured_once_and_say_which(kit):
     assert [key for key, way in ways.items() if way.side] == [
         "start", "auto_batch", "compile", "packing", "without_auto_batch", "without_fast_code"
     ]  # fmt: skip
+
+
+def test_only_what_was_tuned_has_the_memory_settings_that_were_chosen(kit):
+    chosen = {"MALLOC_TOP_PAD_": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "OMP_NUM_THREADS": "2"}
+    tuned = replace(kit.tuned, environment=chosen, segments=(replace(FAST, compiled=False, head_pieces=4),))
+    for stage in ("sft", "base"):
+        plans = plans_of(replace(kit, tuned=tuned), stage)
+        with_settings = {key for key, plan in plans.items() if plan.choices.environment == chosen}
+        assert with_settings == {key for key in plans if key.startswith(("everything", "without"))} - {
+            "without_allocator"
+        }  # fmt: skip
+        assert plans["start"].choices.environment == {"OMP_NUM_THREADS": "2"}
+        assert plans["start"].choices.segments[0].head_pieces == 1 < plans["everything"].choices.segments[0].head_pieces
+    ways = {way.key: way for way in ways_of(replace(kit, tuned=tuned), "base", KEYS["base"], {})}
+    assert ways["everything"].side is not None and ways["without_allocator"].side is not None
 
 
 def test_without_a_compiler_the_row_says_so_and_the_others_are_measured(kit):

@@ -22,6 +22,7 @@ from intone.bench.casestudy_settings import (
     InferenceSettings,
     command_line,
 )
+from intone.bench.casestudy_start import plain_memory
 from intone.bench.casestudy_train import Kit, compile_table, measured_job, train_table
 from intone.bench.gpu import short_name
 from intone.bench.rows import row_path
@@ -124,7 +125,7 @@ def nanochat_of(ready: Prepared, settings: InferenceSettings) -> Nanochat | None
         return None
     return find_nanochat(
         settings.nanochat, settings.nanochat_python or sys.executable, settings.preset, device=ready.ground.device,
-        environment=ready.ground.environment, scratch=ready.kit.scratch,
+        environment=plain_memory(ready.ground.environment), scratch=ready.kit.scratch,
     )  # fmt: skip
 
 
@@ -198,7 +199,9 @@ def prepared(settings: CaseSettings, facts: Facts) -> Iterator[Prepared]:
             f"{tokenizer.vocab_size:,} entries; context {config.context}, "
             f"{rows_per_step * config.context:,} positions a step; "
             f"settled here: {ground.dtype}, {ground.threads} threads, {ground.device_batch} rows at a time, "
-            f"{'compiled' if ground.compiled else 'not compiled'}, operations: {ground.kernels}"
+            f"{'compiled' if ground.compiled else 'not compiled'}, operations: {ground.kernels}, attention: "
+            f"{ground.attention}, pieces of the loss: {ground.head_pieces}, "
+            f"allocator: {settled.choices['allocator'].value}"
         )
         yield Prepared(kit, ground, weights, time.monotonic() - began_s, words)
 

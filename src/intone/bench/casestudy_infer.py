@@ -11,7 +11,7 @@ import numpy as np
 
 from intone import jobs
 from intone.bench.casestudy_rows import EVERYTHING, START, Table, Way, to_table
-from intone.bench.casestudy_start import Faults, StartChild, run_start, write_faults
+from intone.bench.casestudy_start import Faults, StartChild, plain_memory, run_start, write_faults
 from intone.errors import UserError
 from intone.log import say
 from intone.paths import write_json
@@ -99,7 +99,7 @@ def side(texts: Texts, key: str, count: int, size: int, faults: Faults | None, *
         if faults is None:
             return WorkerChild(folder, texts.environment, name=key)
         write_faults(folder, faults)
-        return StartChild(folder, texts.environment, name=key)
+        return StartChild(folder, plain_memory(texts.environment), name=key)
 
     return Side(key, start, count="requests", size=size)
 
@@ -129,7 +129,7 @@ def written(texts: Texts, new_tokens: int, faults: Faults | None) -> list[list[i
             raise UserError(f"the engine could not be asked: {outcome.message}", value=outcome.outcome)
     else:
         write_faults(folder, faults)
-        outcome = run_start(folder, texts.environment)
+        outcome = run_start(folder, plain_memory(texts.environment))
         if outcome.outcome != "done":
             raise UserError(f"the start could not be asked: {outcome.message}", value=outcome.outcome)
     lines = (folder / "completions.jsonl").read_text().splitlines()

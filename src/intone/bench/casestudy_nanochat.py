@@ -40,7 +40,7 @@ class Nanochat:
     path: Path
     python: str
     device: str
-    environment: Mapping[str, str]  # of our own sides too
+    environment: Mapping[str, str]  # of our own start too
     scratch: Path
 
     def side(self, model: ModelConfig, *words: str, unit: str, count: str, size: int | None = None) -> Side:

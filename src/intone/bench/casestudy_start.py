@@ -85,10 +85,20 @@ def start_choices(choices: Choices, faults: Faults = Faults()) -> Choices:
         segments = tuple(replace(segment, device_batch=DEVICE_BATCH) for segment in segments)
     if faults.eager:
         segments = tuple(
-            replace(segment, compiled=False, kernels="torch", attention="sdpa", reason="the case study's start")
+            replace(
+                segment, compiled=False, kernels="torch", attention="sdpa", head_pieces=1,
+                reason="the case study's start",
+            )  # fmt: skip
             for segment in segments
         )
     return replace(choices, segments=segments, fallbacks={})
+
+
+def plain_memory(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a worker whose C library gets memory as it does by itself, as the published script's did."""
+    return {
+        name: value for name, value in variables.items() if not name.startswith("MALLOC_") and name != "GLIBC_TUNABLES"
+    }
 
 
 # --- planted --------------------------------------------------------------------------------------------------------

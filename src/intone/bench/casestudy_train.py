@@ -8,7 +8,7 @@ from typing import Any
 
 from intone import recipe
 from intone.bench.casestudy_rows import EVERYTHING, START, WITHOUT, Table, Way, to_table
-from intone.bench.casestudy_start import DEVICE_BATCH, Faults, StartChild, start_choices, write_faults
+from intone.bench.casestudy_start import DEVICE_BATCH, Faults, StartChild, plain_memory, start_choices, write_faults
 from intone.config import TrainJob
 from intone.errors import UserError
 from intone.log import human_count
@@ -56,15 +56,16 @@ class Plan:
     def key(self) -> tuple[Any, ...]:
         """What decides about speed: two rows of equal keys are one measurement."""
         segment = replace(self.choices.segments[0], reason="", trials=())
-        return (segment, self.padded)
+        return (segment, self.padded, tuple(sorted(self.choices.environment.items())))
 
 
 def plans_of(kit: Kit, stage: str) -> dict[str, Plan]:
     """The rows of a stage by key, in their order; compiled ones only where something can be compiled."""
     padded = stage == "sft"  # text fills its rows anyway
     tuned = kit.tuned
-    start = start_choices(tuned)
-    batch = start_choices(tuned, Faults.named("eager"))
+    plain = with_plain_memory(tuned)
+    start = start_choices(plain)
+    batch = start_choices(plain, Faults.named("eager"))
     found = {START: Plan(start, padded), "auto_batch": Plan(batch, padded)}
     faster = batch
     if kit.no_compile is None:
@@ -78,7 +79,13 @@ def plans_of(kit: Kit, stage: str) -> dict[str, Plan]:
     found[f"{WITHOUT}fast_code"] = Plan(start_choices(tuned, Faults.named("eager")), False)
     if padded:
         found[f"{WITHOUT}packing"] = Plan(tuned, True)
+    found[f"{WITHOUT}allocator"] = Plan(plain, False)
     return found
+
+
+def with_plain_memory(choices: Choices) -> Choices:
+    """The plan in workers that get memory as the C library does by itself: the start, and what was published on it."""
+    return replace(choices, environment=plain_memory(choices.environment))
 
 
 def with_segment(choices: Choices, **changes: Any) -> Choices:
@@ -90,6 +97,7 @@ WORDS = {
     START: "start", "auto_batch": "+ auto batch", "compile": "+ compile", "packing": "+ packing",
     EVERYTHING: "everything as tuned", f"{WITHOUT}auto_batch": "everything without auto batch",
     f"{WITHOUT}fast_code": "everything without fast code", f"{WITHOUT}packing": "everything without packing",
+    f"{WITHOUT}allocator": "everything without the allocator's settings",
     REFERENCE: REFERENCE, "intone": "intone", "first": "first step",
 }  # fmt: skip
 
@@ -118,7 +126,7 @@ def plan_note(key: str, plan: Plan) -> str:
     segment = plan.choices.segments[0]
     if key == START:
         rows = "rows padded to the longest of their batch" if plan.padded else "packed rows"
-        return f"{segment.dtype}, PyTorch's operations one by one, {rows}"
+        return f"{segment.dtype}, PyTorch's operations one by one, {rows}, memory as the C library gets it by itself"
     if key == "compile" and plan.padded:
         return "compiled code knows one shape: rows are padded to the whole context, as published"
     if key == EVERYTHING:
@@ -175,7 +183,8 @@ def side_of(
 def reference_losses(kit: Kit, stage: str) -> list[float]:
     """The losses of the same first steps in fp32, eager and packed: what every row is held against."""
     heard: dict[str, list[float]] = {}
-    plan = Plan(with_segment(start_choices(kit.tuned, Faults.named("eager")), dtype="fp32"), False)
+    eager = start_choices(with_plain_memory(kit.tuned), Faults.named("eager"))
+    plan = Plan(with_segment(eager, dtype="fp32"), False)
     with side_of(kit, stage, REFERENCE, plan, heard).start() as child:
         child.wait_ready()
     return heard[REFERENCE]
@@ -196,9 +205,11 @@ def parity_words(heard: Mapping[str, list[float]], reference: list[float], dtype
 
 KEYS = {
     "sft": (START, "auto_batch", "compile", "packing", EVERYTHING, f"{WITHOUT}auto_batch", f"{WITHOUT}fast_code",
-            f"{WITHOUT}packing"),
-    "base": (START, "auto_batch", "compile", EVERYTHING, f"{WITHOUT}auto_batch", f"{WITHOUT}fast_code"),
+            f"{WITHOUT}packing", f"{WITHOUT}allocator"),
+    "base": (START, "auto_batch", "compile", EVERYTHING, f"{WITHOUT}auto_batch", f"{WITHOUT}fast_code",
+             f"{WITHOUT}allocator"),
 }  # fmt: skip
+NOT_QUICK = (f"{WITHOUT}allocator",)  # two processes more, for a gain that three rounds could not tell from noise
 
 
 def train_table(
@@ -210,7 +221,8 @@ def train_table(
     others: rows of foreign programs that do the same steps; their losses are not looked at.
     """
     heard: dict[str, list[float]] = {}
-    ways = [*ways_of(kit, stage, keys or KEYS[stage], heard), *others]
+    shown = keys or [key for key in KEYS[stage] if not (quick and key in NOT_QUICK)]
+    ways = [*ways_of(kit, stage, shown, heard), *others]
     sides = [way.side for way in ways if way.side is not None]
     if len(sides) < 2:
         note = f"the plan settled for this machine is the starting point's own ({stage}): nothing to compare"
