@@ -40,7 +40,7 @@ class Probe:
     def first_growth_bytes(self):
         return (self.asked.get("first_batch") or self.asked.get("first_rows", 1)) * self.row_bytes
 
-    def __call__(self, rows, passes, steps, *, moments=False):
+    def __call__(self, rows, passes, steps, *, moments=False, first=True):
         self.start()
         self.log.append(("moments" if moments else "probe", rows, passes))
         growth = rows * self.row_bytes + (3 * GIB if moments else 0)

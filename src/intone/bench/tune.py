@@ -71,7 +71,8 @@ class Case:
 
 
 def bench_tune(settings: BenchTuneSettings, _origins: Mapping[str, Resolved]) -> Answer:
-    """The verb: every case with its searches and its sweep. Rows are on disk once a case is done, those of all at last.
+    """The verb: every case with its searches and its sweep. Rows are on disk once a case is done, those of all at last,
+    where no case was left out.
 
     A case that does not fit into the minutes by what the ones before it took is left out, and said.
     """
@@ -88,7 +89,11 @@ def bench_tune(settings: BenchTuneSettings, _origins: Mapping[str, Resolved]) ->
         cases.append(measured(facts, depth, context, methods))
         say(case_text(cases[-1]))
         rows += kept(out, case_rows(cases[-1], command))
-    rows += kept(out, overall_rows(cases, command))
+    asked = len(settings.depths) * len(settings.contexts)
+    if len(cases) == asked:
+        rows += kept(out, overall_rows(cases, command))
+    else:
+        say(f"no rows of the whole: {len(cases)} of {asked} cases were measured; give it more --minutes")
     text = table([[row.id, f"{row.value:.4g}", row.unit, interval_text(row)] for row in rows],
                  header=["row", "value", "unit", "interval"], left=1)  # fmt: skip
     return Answer({"rows": [row.__dict__ for row in rows], "out": str(out)}, text, path=str(out))
@@ -191,16 +196,16 @@ def sweep(question: BatchQuestion, more: set[int]) -> dict[int, list[float]]:
             for number in range(ROUNDS):
                 samples: dict[int, Sample] = {}
                 for rows in sizes if number % 2 == 0 else reversed(sizes):
-                    samples[rows] = one_block(worker, rows)
+                    samples[rows] = one_block(worker, rows, first=number == 0)
                 update_s = statistics.median(sample.update_s for sample in samples.values())
                 for rows, sample in samples.items():
                     step_s[rows].append(passes_of(question.rows_per_device, rows) * sample.pass_s + update_s)
     return step_s
 
 
-def one_block(worker: WorkerProbe, rows: int) -> Sample:
-    """A pass and an update of this size, a few times where it is short."""
-    sample = worker(rows, 1, 1)
+def one_block(worker: WorkerProbe, rows: int, *, first: bool) -> Sample:
+    """A pass and an update of this size, a few times where it is short. first: the child computes it the first time."""
+    sample = worker(rows, 1, 1, first=first)
     if sample.pass_s < 0.1:
         sample = worker(rows, 1, max(2, min(10, int(0.2 / sample.pass_s))))
     return sample

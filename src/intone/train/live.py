@@ -27,7 +27,7 @@ WARM_STEPS = 2  # allocator and caches settle in them, as in the trials of tune
 # what a block may ask to compute otherwise
 PLAN = ("device_batch", "compiled", "threads", "dtype", "attention", "kernels", "head_pieces")
 EVALUATED_ROWS = 16  # of a batch of data/loader.validation_rows
-COMMAND = ("steps", "plan", "restart", "rows", "warm", "split", "moments")
+COMMAND = ("steps", "plan", "restart", "rows", "warm", "first", "split", "moments")
 # several micro-batches in one process each compile; torch gives up compiling one function after 8 shapes, silently
 NUM_COMPILED = 256
 
@@ -39,10 +39,11 @@ class LiveTraining:
     peak_bytes (of this block), first_step (optimizer steps done before it)}. Blocks go on with the same run; with
     "restart": true the job begins again at its start, without compiling again. "plan" changes how this and later
     blocks are computed, never what; where it does, a first and "warm" more steps (WARM_STEPS where not said) come
-    before the block, and the answer has their first_s and warm_s. "rows": optimizer steps of so many rows from here
-    on, which is another recipe: only for looking at what a micro-batch costs. "split": true: the answer has update_s,
-    for which the device is waited for around every update. "moments": true: an evaluated batch and a save come before
-    the steps, so that peak_bytes covers them.
+    before the block, and the answer has their first_s and warm_s; "first": false leaves them out, for a plan that this
+    process has computed before. "rows": optimizer steps of so many rows from here on, which is another recipe: only for
+    looking at what a micro-batch costs. "split": true: the answer has update_s, for which the device is waited for
+    around every update. "moments": true: an evaluated batch and a save come before the steps, so that peak_bytes
+    covers them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,7 +68,7 @@ class LiveTraining:
             self._start = {"start_bytes": resident_bytes(trainer.device), "free_bytes": free_bytes(trainer.device)}
             first_s = self._timed(batches, 1)[0]
             self._start["first_peak_bytes"] = reserved_bytes(trainer.device) or peak_bytes(trainer.device)
-            warm_s = self._timed(batches, WARM_STEPS)[0]
+            warm_s = self._warm_seconds(batches)
             exchange.ready(first_s, warm_s, facts=self._facts())
             block = self._until_restart(exchange, batches)
         while block is not None:
@@ -78,14 +79,21 @@ class LiveTraining:
             if changed:
                 if block.get("restart"):
                     trainer.restore()
-                with trainer.batches() as batches:
-                    warmed = self._warmed(batches, block)
+                if block.get("first", True):
+                    with trainer.batches() as batches:
+                        warmed = self._warmed(batches, block)
             if block.get("restart"):
                 trainer.restore()
             with trainer.batches() as batches:
                 exchange.answer(self._block(batches, block) | warmed)
                 block = self._until_restart(exchange, batches)
         return Outcome("done", trainer.progress.step)
+
+    def _warm_seconds(self, batches: Prefetcher) -> float:
+        """Seconds of the steps after the first; the plan's setting "warm_steps" says how many where it is there."""
+        asked = self._trainer.choices.settings.get("warm_steps")
+        number = WARM_STEPS if asked is None else int(asked.value)
+        return self._timed(batches, number)[0] if number else 0.0
 
     def _until_restart(self, exchange: Exchange, batches: Prefetcher) -> dict[str, Any] | None:
         """Answers blocks that go on -> the first that begins again or takes other rows, None at the end."""
@@ -97,7 +105,7 @@ class LiveTraining:
             if block is None or block.get("restart") or whole_number(block, "rows", rows) != rows:
                 return block
             changed = self._change_plan(block.get("plan", {}))
-            warmed = self._warmed(batches, block) if changed else {}
+            warmed = self._warmed(batches, block) if changed and block.get("first", True) else {}
             exchange.answer(self._block(batches, block) | warmed)
 
     def _warmed(self, batches: Prefetcher, command: Mapping[str, Any] = MappingProxyType({})) -> dict[str, float]:

@@ -32,6 +32,7 @@ class WorkerProbe:
     limits: jobs.Limits | None = None
     first_rows: int = 1  # of the steps that the child warms up with
     first_batch: int | None = None  # their micro-batch; None: all rows at once
+    warm_steps: int | None = None  # after the first step, before the child is ready; None: as always
     ready: Ready | None = None
     num_starts: int = 0
     _child: WorkerChild | None = None
@@ -55,6 +56,8 @@ class WorkerProbe:
         )  # fmt: skip
         segment = replace(self.segment, from_step=0, device_batch=self.first_batch or self.first_rows)
         settings = {"device": Choice(self.device, "probe", "default")}
+        if self.warm_steps is not None:
+            settings["warm_steps"] = Choice(self.warm_steps, "probe", "default")
         write_choices(folder, Choices(settings, (segment,), {}, dict(self.environment)))
         write_json(folder / "config.json", job.as_json())
         self.num_starts += 1
@@ -81,13 +84,16 @@ class WorkerProbe:
     def start_bytes(self) -> int:
         return int(self.start().facts.get("start_bytes") or 0)
 
-    def __call__(self, rows: int, passes: int, steps: int, *, moments: bool = False) -> Sample:
-        """See batch.Measure. moments: an evaluation and a save count in the memory too."""
+    def __call__(self, rows: int, passes: int, steps: int, *, moments: bool = False, first: bool = True) -> Sample:
+        """See batch.Measure. moments: an evaluation and a save count in the memory too.
+
+        first False: this child has computed this size before, which needs no step before the timed ones again.
+        """
         start_bytes = self.start_bytes
         assert self._child is not None, "started above"
         try:
             answer = self._child.block(
-                steps=steps, rows=rows * passes, warm=0, plan={"device_batch": rows}, split=True,
+                steps=steps, rows=rows * passes, warm=0, first=first, plan={"device_batch": rows}, split=True,
                 moments=moments,
             )  # fmt: skip
         except LiveFailed as error:

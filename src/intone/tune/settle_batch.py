@@ -37,15 +37,16 @@ class BatchQuestion:
         return -(-self.job.rows_per_step // self.devices)
 
     def probe(
-        self, *, first_rows: int = 1, first_batch: int | None = None, compiled: bool | None = None
-    ) -> WorkerProbe:
+        self, *, first_rows: int = 1, first_batch: int | None = None, compiled: bool | None = None,
+        warm_steps: int | None = None,
+    ) -> WorkerProbe:  # fmt: skip
         """The real worker. compiled None: as planned."""
         segment = self.segment if compiled is None else replace(self.segment, compiled=compiled)
         if self.segment.compiled and not segment.compiled:
             segment = replace(segment, attention="sdpa")  # mask and softmax fuse in compiled code only
         return WorkerProbe(
             self.job, segment, self.device, self.environment, self.scratch, first_rows=first_rows,
-            first_batch=first_batch,
+            first_batch=first_batch, warm_steps=warm_steps,
         )  # fmt: skip
 
 
@@ -171,7 +172,7 @@ def still_holds(
     passes = min(2, passes_of(question.rows_per_device, found.rows))
     pass_s = (found.step_s - found.update_s) / passes_of(question.rows_per_device, found.rows)
     try:
-        with make_probe(first_rows=found.rows * passes, first_batch=found.rows) as worker:
+        with make_probe(first_rows=found.rows * passes, first_batch=found.rows, warm_steps=0) as worker:
             ready = worker.start()
             free = free_bytes(worker, question, facts)
             growth = worker.first_growth_bytes
