@@ -1,6 +1,7 @@
 """Planning: what is open becomes a value with a reason, and complete jobs for every stage come out."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ from intone.paths import write_json
 from intone.records import Choice, Outcome, choice, write_outcome
 from intone.runs import create_run
 from intone.settings import Layer, Resolved, RunSettings, TrainSettings, identity, resolve
+from intone.tune import compiling
 from intone.tune.precision import NoTrial
-from intone.tune.settle import fallbacks
+from intone.tune.settle import fallbacks, shape_key
 from intone.tune.trial import TrialResult
+from intone.tune.trials import Trials
 
 GIB = 2**30
 AUTO = Resolved("auto", "default", "left to tuning")
@@ -174,6 +177,56 @@ def test_the_minutes_bound_what_was_guessed_before_anything_was_timed_but_not_wh
     assert run_s(minutes=100.0) == 2000.0
     assert run_s(minutes=10.0, steps=1000) == 2000.0
     assert run_s(always=True, minutes=10.0) is None
+
+
+@pytest.fixture
+def spare(home, machine, tmp_path):
+    """spare(steps, cores_physical=...) -> (how a run of so many steps of 0.1 s settles compiling, what was settled)."""
+    config = model_config("modern", depth=1, vocab_size=300, context=32)
+
+    def ask(steps, *, asked=AUTO, gate=None, **changes):
+        facts = planning.replace(FACTS, **{"cores_physical": 8, "cxx": "g++", "python_header": "Python.h", **changes})
+        trials, settled = Trials(facts), ground.Settled(facts, {})
+        if gate is not None:
+            key = shape_key(facts, config) | {"dtype": "fp32", "compiled": True}
+            trials.record("gate", key, Choice(gate, "known", "measured"))
+        runner = ground.TrialRunner(None, "cpu", 2, 3, {}, tmp_path)
+        way = ground.settle_compiled(
+            settled, asked, config, trials, runner, "fp32", expected_steps=steps, eager_s=STEP_S
+        )
+        return way, settled
+
+    return ask
+
+
+def test_with_cores_to_spare_a_run_begins_eager_and_the_plan_names_the_swap(spare, machine):
+    (compiled, step_s), settled = spare(2000)
+    at = math.ceil(compiling.LATE * compiling.CPU_GUESS.compile_s / STEP_S)
+    assert (compiled, step_s, settled.swap_step, machine) == (False, STEP_S, at, [])
+    assert settled.choices["compile"].value == "on" and f"from step {at:,} on" in settled.choices["compile"].reason
+    config = model_config("modern", depth=1, vocab_size=300, context=32)
+    plan = ground.Ground(
+        config, None, None, "cpu", "fp32", 2, "torch", "sdpa", False, 3, 8, 0.1, 0.1, {}, head_pieces=4, swap_step=at
+    )
+    first, later = planning.stage_choices(settled, plan).segments
+    assert (first.from_step, first.compiled, first.attention, first.head_pieces) == (0, False, "sdpa", 4)
+    assert (later.from_step, later.compiled, later.attention, later.head_pieces) == (at, True, "products", 1)
+    assert later.device_batch == first.device_batch
+
+
+@pytest.mark.parametrize(
+    ("steps", "changes"),
+    [
+        (2000, {"cores_physical": 2}),  # compiling comes first there
+        (2000, {"gate": True}),  # known code is in the cache
+        (2000, {"cxx": None}),
+        (400, {}),  # it would be over before the swap has paid
+        (2000, {"asked": Resolved("on", "flag", "asked for")}),
+    ],
+)
+def test_elsewhere_nothing_is_compiled_beside_the_run(spare, steps, changes):
+    _, settled = spare(steps, **changes)
+    assert settled.swap_step is None
 
 
 # --- whole plans ----------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from intone import recipe
 from intone.config import ModelConfig, TrainJob
 from intone.data.tokenizer import Tokenizer
 from intone.errors import UserError
-from intone.hardware import Facts, environment
-from intone.log import say
+from intone.hardware import Facts, compile_obstacle, environment
+from intone.log import human_duration, say
 from intone.records import Choice, Segment
 from intone.settings import Resolved, TrainingSettings
 from intone.tune import compiling
@@ -29,6 +29,7 @@ from intone.tune.settle import (
     settle_device_batch,
     settle_dtype,
     settle_threads,
+    shape_key,
     shared_threads,
 )
 from intone.tune.settle_batch import BatchQuestion, settle_batch
@@ -38,7 +39,7 @@ from intone.tune.trials import Trials
 SPEED_STEPS = 8  # of the speed trial: two warm, six timed
 GATE_STEPS = 12  # of the loss-trajectory gate, tune/precision.py
 WORKER_S = 4.5  # guess: a worker from its start to its first step, and from its last step to its end
-WARM_COMPILE_S = 6.0  # guess: a stage that finds its compiled code in the cache
+WARM_COMPILE_S = compiling.WARM_S  # a stage that finds its compiled code in the cache
 # guess: an evaluation of 11 x 200 questions costs about as much as training on this many tokens
 EVALUATION_TOKENS = 200_000
 VAL_TOKENS = 65_536
@@ -50,7 +51,8 @@ class Settled:
 
     facts: Facts
     choices: dict[str, Choice]
-    always: bool = False  # search the micro-batch, however short the run
+    always: bool = False  # compare and search, however short the run
+    swap_step: int | None = None  # compiled code from this step on, made by a process beside the run
     fresh: bool = False  # measure again what is kept
     method: Method = "line"
     found: Found | None = None  # the search behind device_batch
@@ -94,6 +96,7 @@ class Ground:
     environment: dict[str, str]
     devices: int = 1  # processes that share the rows of a step
     head_pieces: int = 1  # see records.Segment
+    swap_step: int | None = None  # eager until this step, compiled from it on; None: one way from the start
 
 
 def settle_ground(
@@ -136,10 +139,13 @@ def settle_ground(
         compiled, step_s = settle_compiled(
             settled, origins["compile"], config, trials, runner, dtype, expected_steps=expected_steps, eager_s=eager_s
         )
+    swaps = settled.swap_step is not None  # until then nothing is compiled, and so are all comparisons below
     attention, head_pieces, runner, step_s = settle_surroundings(
         settled, config, trials, runner, dtype=dtype, compiled=compiled, kernels=kernels, step_s=step_s,
         expected_steps=expected_steps,
     )  # fmt: skip
+    if swaps:
+        step_s = swapped_step_s(settled, config, trials, dtype, step_s, expected_steps)
     variables, run_s = dict(runner.environment), settled.run_s(expected_steps, step_s)
     segment = Segment(0, 1, compiled, dtype, attention, "probe", threads, kernels=kernels, head_pieces=head_pieces)
     question = BatchQuestion(trial_job, segment, device, devices, variables, facts.folder / "trials")
@@ -156,7 +162,7 @@ def settle_ground(
         step_s *= faster_by(settled.found, runner.device_batch)
     return Ground(
         config, tokenizer_folder, tokenizer, device, dtype, threads, kernels, attention, compiled,
-        batch.value, rows_per_step, step_s, eager_s, variables, devices, head_pieces,
+        batch.value, rows_per_step, step_s, eager_s, variables, devices, head_pieces, settled.swap_step,
     )  # fmt: skip
 
 
@@ -169,7 +175,7 @@ def settle_surroundings(
     And who prepares the rows.
     """
     facts, threads, device = settled.facts, runner.threads, runner.device
-    run_s = settled.run_s(expected_steps, step_s)
+    run_s = settled.run_s(min(expected_steps, settled.swap_step or expected_steps), step_s)
     backend = settle_attention(
         facts, config, trials, dtype=dtype, threads=threads, compiled=compiled, kernels=kernels, runner=runner,
         run_s=run_s,
@@ -214,7 +220,12 @@ def settle_compiled(
     settled: Settled, asked: Resolved, config: ModelConfig, trials: Trials, runner: TrialRunner, dtype: str, *,
     expected_steps: int, eager_s: float,
 ) -> tuple[bool, float]:  # fmt: skip
-    """(whether to compile, seconds per step then); a compiled step that is no faster after all is not taken."""
+    """(whether to compile, seconds per step then); a compiled step that is no faster after all is not taken.
+
+    False with settled.swap_step where the run begins eager and is compiled by a process beside it.
+    """
+    if compiles_beside(settled, asked, config, trials, runner, dtype, expected_steps=expected_steps, eager_s=eager_s):
+        return False, eager_s
     choice = settle_compile(
         asked, settled.facts, config, trials, dtype=dtype, steps=expected_steps, eager_step_s=eager_s,
         run_steps=runner.run_steps,
@@ -233,6 +244,45 @@ def settle_compiled(
     reason = f"compiled steps took {step_s:.3f} s, eager ones {eager_s:.3f} s"
     settled.put("compile", Choice("off", reason, "measured"))
     return False, eager_s
+
+
+def compiles_beside(
+    settled: Settled, asked: Resolved, config: ModelConfig, trials: Trials, runner: TrialRunner, dtype: str, *,
+    expected_steps: int, eager_s: float,
+) -> bool:  # fmt: skip
+    """Whether cores are to spare and compiling would pay, though nobody knows yet how the code trains: then the plan
+    swaps to it later, and settled has the step. Known code is in the cache: it is used from the first step on.
+    """
+    facts = settled.facts
+    key = shape_key(facts, config) | {"dtype": dtype, "compiled": True}
+    spare = facts.cores_physical >= compiling.SPARE_FROM_CORES and runner.devices == 1 and not settled.always
+    if asked.value != "auto" or not spare or compile_obstacle(facts) or trials.find("gate", key) is not None:
+        return False
+    expected = compiling.expect(trials, compile_key(facts, config, dtype), facts.device or "cpu")
+    step = compiling.swap_step(expected_steps, eager_s, expected)
+    if step is None:
+        return False
+    settled.swap_step = step
+    words = "as the last time here" if expected.is_measured else "guessed"
+    reason = (
+        f"eager first, compiled from step {step:,} on: a process beside the run compiles, for about "
+        f"{human_duration(round(expected.compile_s))} ({words}), and {1 / expected.ratio:.2f}x per step is expected; "
+        "the gate on losses decides there"
+    )
+    beat = ({"value": "off", "why": f"{expected_steps:,} steps are enough to gain from it"},)
+    settled.put("compile", Choice("on", reason, "default", beat))
+    return True
+
+
+def swapped_step_s(
+    settled: Settled, config: ModelConfig, trials: Trials, dtype: str, eager_s: float, steps: int
+) -> float:
+    """Expected seconds per step of a run that swaps to compiled code in the middle."""
+    assert settled.swap_step is not None, "it swaps"
+    facts = settled.facts
+    expected = compiling.expect(trials, compile_key(facts, config, dtype), facts.device or "cpu")
+    share = min(1.0, settled.swap_step / max(1, steps))
+    return eager_s * (share + (1 - share) * expected.ratio)
 
 
 def loader_choice(runner: TrialRunner) -> Choice:

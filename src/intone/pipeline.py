@@ -26,6 +26,7 @@ from intone.records import Answer, Choices, Outcome, choice, read_choices, read_
 from intone.runs import UNFINISHED, Run, check_same, create_run, find_run, list_runs, unfinished_run, with_state
 from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings, identity, is_free, named_fields
 from intone.supervisor import supervise
+from intone.tune.background import compiled_meanwhile
 
 STAGES = ("base", "mid", "sft")
 EVAL_FOLDER = "eval"
@@ -328,9 +329,10 @@ def run_stage(run: Run, stage: str) -> None:
     job = TrainJob.from_json(config)
     ensure_data_of(config)
     say(f"{stage}: {job.steps:,} steps of {human_count(job.rows_per_step * job.context)} tokens")
-    outcome = supervise(folder, choices.environment)
-    if outcome.outcome == "bad_input" and ensure_data_of(config):  # a shard that was damaged in the middle of the run
+    with compiled_meanwhile(folder):
         outcome = supervise(folder, choices.environment)
+        if outcome.outcome == "bad_input" and ensure_data_of(config):  # a shard that was damaged in mid-run
+            outcome = supervise(folder, choices.environment)
     check_outcome(run, stage, outcome)
 
 

@@ -30,6 +30,7 @@ from intone.records import Choice, Choices, Segment, choice
 from intone.runs import find_stage
 from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings
 from intone.tune.settle import fallbacks, settle_device, settle_device_batch, settle_devices
+from intone.tune.trial import attention_for
 
 STARTER_PROMPTS = {
     "base": ("One day Anna walked to the", "Words in order:", "One metre is"),
@@ -347,7 +348,7 @@ def ground_rate(ground: Ground) -> float | None:
 
 
 def stage_choices(settled: Settled, ground: Ground) -> Choices:
-    """choices.json of a stage: one segment, the fall-backs of its micro-batch, the worker's variables."""
+    """choices.json of a stage: its segment, or two that swap, the fall-backs of its micro-batch, the variables."""
     segment = Segment(
         from_step=0,
         device_batch=ground.device_batch,
@@ -359,7 +360,16 @@ def stage_choices(settled: Settled, ground: Ground) -> Choices:
         reason="settled at the start of the run",
         threads=ground.threads,
     )
-    return Choices(settled.choices, (segment,), {"device_batch": fallbacks(ground.device_batch)}, ground.environment)
+    segments: tuple[Segment, ...] = (segment,)
+    if ground.swap_step is not None:
+        attention = attention_for(ground.device, True)
+        reason = "code that a process beside the run compiled"
+        segments += (
+            replace(
+                segment, from_step=ground.swap_step, compiled=True, attention=attention, head_pieces=1, reason=reason
+            ),
+        )  # fmt: skip
+    return Choices(settled.choices, segments, {"device_batch": fallbacks(ground.device_batch)}, ground.environment)
 
 
 def evaluation_config(ground: Ground, stage_folder: Path, val: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from intone.train.memory import peak_bytes, reset_peak
 from intone.train.plan import check_kernels, check_segments, pick_device
 from intone.train.schedule import scale_at
 from intone.train.step import DTYPES, Pending, TrainStep, step_lag
+from intone.train.swap import waited_for_code
 
 MAX_NOT_FINITE = 3  # skipped steps in a row that end the run
 PROGRESS_EVERY_S = 5.0
@@ -261,6 +262,8 @@ class Trainer:
         waiting: list[Pending] = []  # steps the device was given and whose loss was not read yet
         while progress.step + len(waiting) < last_step:
             begin_s = time.perf_counter()
+            if not self._has_code(progress.step + len(waiting)):
+                return self._stopped_waiting(waiting)
             runner = self._runner_at(progress.step + len(waiting))
             step, batch = next(batches)
             data_s = time.perf_counter() - begin_s
@@ -293,6 +296,30 @@ class Trainer:
             return None  # trials end by themselves
         size = self.choices.segment_at(step).device_batch
         return None if self.choices.next_fallback("device_batch", size) is None else self.guard.alarm()
+
+    def _has_code(self, step: int) -> bool:
+        """Waits where the plan swaps to code that is being compiled; False where it was told to stop meanwhile.
+
+        The plan is read again then: it says so where that code is not to be used.
+        """
+        planned = self.choices.segment_at(step)
+        if not planned.compiled or planned.from_step != step or step == 0 or self.team.size > 1:
+            return True
+        if not waited_for_code(self.folder, self.should_stop):
+            return False
+        self.choices = read_choices(self.folder)
+        return True
+
+    def _stopped_waiting(self, waiting: list[Pending]) -> Outcome:
+        """Reads the losses that are still out, saves, and ends."""
+        for pending in waiting:
+            assert self.runner is not None, "it computed them"
+            outcome = self._finish_step(self.runner, pending)
+            if outcome is not None:
+                return outcome
+        if self.job.keep:
+            self._save()
+        return Outcome("stopped", self.progress.step, "stopped by a signal; the same command goes on from here")
 
     def _runner_at(self, step: int) -> TrainStep:
         """The step function of the segment that computes this step."""

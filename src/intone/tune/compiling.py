@@ -1,5 +1,6 @@
 """Decides whether compiling the training step pays within a run: seconds saved against seconds spent."""
 
+import math
 from dataclasses import dataclass
 
 from intone.hardware import COMPILE_FIX
@@ -23,6 +24,9 @@ class CompileFacts:
 CPU_GUESS = CompileFacts(ratio=0.55, compile_s=25)
 # step time -40 %, cold compile 30-90 s for d12-d24; an estimate of the same section
 GPU_GUESS = CompileFacts(ratio=0.6, compile_s=60)
+WARM_S = 6.0  # guess: a process that finds its compiled code in the cache
+SPARE_FROM_CORES = 3  # so many cores compile beside a run that trains; on two, compiling comes before the first step
+LATE = 1.5  # times the expected seconds of compiling, until the swap: others use the cores too; guess
 
 
 def decide(
@@ -59,6 +63,16 @@ def decide(
     value, other = ("on", "off") if saved_s > compile_s else ("off", "on")
     beat = ({"value": other, "why": f"{abs(saved_s - compile_s):,.0f} s slower over {steps:,} steps"},)
     return Choice(value, f"{sums}, {even} ({speed})", origin, beat, measured)  # type: ignore[arg-type]
+
+
+def swap_step(steps: int, eager_step_s: float, expected: CompileFacts) -> int | None:
+    """The step at which a run goes over to code that is compiled beside it; None where that pays no more.
+
+    The swap itself costs a warm start of the compiler.
+    """
+    step = max(1, math.ceil(LATE * expected.compile_s / eager_step_s))
+    saved_s = (steps - step) * eager_step_s * (1 - expected.ratio)
+    return step if saved_s > WARM_S else None
 
 
 def expect(trials: Trials, key: dict[str, object], device: str) -> CompileFacts:
