@@ -218,7 +218,7 @@ def test_with_cores_to_spare_a_run_begins_eager_and_the_plan_names_the_swap(spar
     ("steps", "changes"),
     [
         (2000, {"cores_physical": 2}),  # compiling comes first there
-        (2000, {"gate": True}),  # known code is in the cache
+        (2000, {"gate": False}),  # what is known needs no second look
         (2000, {"cxx": None}),
         (400, {}),  # it would be over before the swap has paid
         (2000, {"asked": Resolved("on", "flag", "asked for")}),
