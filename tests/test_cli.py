@@ -27,6 +27,7 @@ from intone.settings import (
     identity,
 )
 from intone.verbs import VERBS
+from tests.tiny_jobs import write_job
 
 SEEN = {}
 
@@ -260,6 +261,18 @@ def test_show_puts_the_forecast_before_the_settings(verb, capsys, monkeypatch):
     result = json.loads(out)["result"]
     assert result["forecast"] == {"minutes": 8}
     assert result["settings"]["depth"] == {"value": 3, "origin": "flag", "reason": "--depth"}
+
+
+def test_every_verb_shows_its_settings_and_what_was_settled_for_the_run_it_names(tiny_job, tmp_path, capsys):
+    folder = write_job(tmp_path / "copied" / "base", tiny_job)
+    code, out, _ = run(f"chat --show --from {folder}", capsys)
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0 and ["temperature", "0.6", "default"] in [line[:3] for line in lines]
+    assert ["device", "cpu", "default", "test"] in lines
+    _, out, _ = run(f"eval --show --json --from {folder}", capsys)
+    assert json.loads(out)["result"]["choices"]["device"]["reason"] == "test"
+    code, out, _ = run("report nowhere --show", capsys)
+    assert code == 0 and "nothing is known of what was settled for nowhere" in out
 
 
 def test_the_words_after_two_dashes_are_kept_apart():

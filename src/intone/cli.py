@@ -101,7 +101,7 @@ def run_verb(verb: str, args: list[str], theirs: list[str] | None) -> Answer | N
     if given is None:
         return None
     settings, origins = resolve(cls, layers(cls, given))
-    if getattr(settings, "show", False):
+    if settings.show:
         return _show(entry, settings, origins)
     more: tuple[Any, ...] = (other_settings(verb, entry, given, theirs),) if entry.has_other else ()
     if entry.takes_command:
@@ -310,16 +310,36 @@ def _value_of(flag: str, words: list[str], text: str) -> str:
 
 
 def _show(entry: Verb, settings: Checked, origins: Mapping[str, Resolved]) -> Answer:
-    """`--show`: the forecast where the verb has one, and every value with its origin and reason."""
+    """`--show`: the forecast where the verb has one, every value with its origin and reason, and a run's choices."""
     rows = {name: value for name, value in origins.items() if name not in ("show", "json")}
-    rows |= preset_rows(rows["preset"].value)
+    if "preset" in rows:
+        rows |= preset_rows(rows["preset"].value)
     values = {name: dataclasses.asdict(value) for name, value in rows.items()}
     result: dict[str, Any] = {"settings": values}
     text = show_table(rows)
     if entry.forecast is not None:
         lines, result["forecast"] = _call(entry.forecast, settings, origins)
         text = f"{lines}\n\n{text}"
+    named = next((word for name in ("from_run", "like", "run") if (word := getattr(settings, name, None))), None)
+    if named is not None:
+        lines, result["choices"] = choices_of(named)
+        text = f"{text}\n\n{lines}"
     return Answer(result, text)
+
+
+def choices_of(reference: str) -> tuple[str, dict[str, Any]]:
+    """What was settled for the run that a person names, in words and as JSON; the words say where that is nothing."""
+    from intone.log import table
+    from intone.records import read_choices
+    from intone.runs import find_stage
+
+    try:
+        settled = read_choices(find_stage(reference).folder).settings
+    except UserError as error:
+        return f"nothing is known of what was settled for {reference}: {error.message}", {}
+    rows = [[name, str(entry.value), entry.origin, entry.reason] for name, entry in settled.items()]
+    text = f"settled for {reference}\n{table(rows, header=['setting', 'value', 'origin', 'reason'], left=4)}"
+    return text, {name: dataclasses.asdict(entry) for name, entry in settled.items()}
 
 
 def _call(target: str, *arguments: Any) -> Any:

@@ -27,6 +27,8 @@ class Checked:
 
     # print the result as JSON on the last line
     json: bool = setting(False, aside=True)
+    # print every value with its origin and reason, and what was settled for the run that is named, and stop
+    show: bool = setting(False, aside=True)
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -83,8 +85,6 @@ class TrainingSettings(Checked):
     keep: int = setting(2, least=1)
     # seconds without a sign of life after which a worker counts as hanging and starts again; none: never
     stall_s: float | None = setting(1800.0, least=1, movable=True)
-    # print every value with its origin and reason, and stop
-    show: bool = setting(False, aside=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
