@@ -181,7 +181,7 @@ def test_the_minutes_bound_what_was_guessed_before_anything_was_timed_but_not_wh
 
 @pytest.fixture
 def spare(home, machine, tmp_path):
-    """spare(steps, cores_physical=...) -> (how a run of so many steps of 0.1 s settles compiling, what was settled)."""
+    """spare(steps, cores_physical=...) -> (whether a run of so many steps of 0.1 s begins eager, what was settled)."""
     config = model_config("modern", depth=1, vocab_size=300, context=32)
 
     def ask(steps, *, asked=AUTO, gate=None, **changes):
@@ -191,18 +191,18 @@ def spare(home, machine, tmp_path):
             key = shape_key(facts, config) | {"dtype": "fp32", "compiled": True}
             trials.record("gate", key, Choice(gate, "known", "measured"))
         runner = ground.TrialRunner(None, "cpu", 2, 3, {}, tmp_path)
-        way = ground.settle_compiled(
+        begins_eager = ground.compiles_beside(
             settled, asked, config, trials, runner, "fp32", expected_steps=steps, eager_s=STEP_S
         )
-        return way, settled
+        return begins_eager, settled
 
     return ask
 
 
 def test_with_cores_to_spare_a_run_begins_eager_and_the_plan_names_the_swap(spare, machine):
-    (compiled, step_s), settled = spare(2000)
+    begins_eager, settled = spare(2000)
     at = math.ceil(compiling.LATE * compiling.CPU_GUESS.compile_s / STEP_S)
-    assert (compiled, step_s, settled.swap_step, machine) == (False, STEP_S, at, [])
+    assert (begins_eager, settled.swap_step, machine) == (True, at, [])
     assert settled.choices["compile"].value == "on" and f"from step {at:,} on" in settled.choices["compile"].reason
     config = model_config("modern", depth=1, vocab_size=300, context=32)
     plan = ground.Ground(
@@ -225,8 +225,8 @@ def test_with_cores_to_spare_a_run_begins_eager_and_the_plan_names_the_swap(spar
     ],
 )
 def test_elsewhere_nothing_is_compiled_beside_the_run(spare, steps, changes):
-    _, settled = spare(steps, **changes)
-    assert settled.swap_step is None
+    begins_eager, settled = spare(steps, **changes)
+    assert not begins_eager and settled.swap_step is None and "compile" not in settled.choices
 
 
 # --- whole plans ----------------------------------------------------------------------------------------------------
