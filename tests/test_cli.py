@@ -269,7 +269,7 @@ def test_every_verb_shows_its_settings_and_what_was_settled_for_the_run_it_names
     lines = [line.split() for line in out.splitlines()]
     assert code == 0 and ["temperature", "0.6", "default"] in [line[:3] for line in lines]
     assert ["device", "cpu", "default", "test"] in lines
-    _, out, _ = run(f"eval --show --json --from {folder}", capsys)
+    _, out, _ = run(f"chat --show --json --from {folder}", capsys)
     assert json.loads(out)["result"]["choices"]["device"]["reason"] == "test"
     code, out, _ = run("report nowhere --show", capsys)
     assert code == 0 and "nothing is known of what was settled for nowhere" in out

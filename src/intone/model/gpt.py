@@ -68,6 +68,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, block: int) -> None:
         super().__init__()
         self.config = config
+        self.block = block
         self.window = config.window(block)
         self.q = Linear(config.width, config.num_heads * config.head_width)
         self.k = Linear(config.width, config.num_kv_heads * config.head_width)
@@ -91,9 +92,12 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Tensor, value: Tensor | None, cos: Tensor, sin: Tensor, mask: Tensor | None, backend: Backend,
-        cache: CacheView | None, block: int,
+        cache: CacheView | None,
     ) -> Tensor:  # fmt: skip
-        """x (B, T, D), value (B, T, K * C) or None -> (B, T, D)."""
+        """x (B, T, D), value (B, T, K * C) or None -> (B, T, D).
+
+        Without a cache nothing is read that differs from block to block: they share what is compiled for one.
+        """
         config = self.config
         q, k, v = self.project(x)
         if value is not None:
@@ -103,7 +107,7 @@ class Attention(nn.Module):
         if cache is None:
             keys, values = k.transpose(1, 2), v.transpose(1, 2)
         else:
-            keys, values, mask = cache.append(block, k, v, self.window)
+            keys, values, mask = cache.append(self.block, k, v, self.window)
         y = attend(q.transpose(1, 2), keys, values, mask, backend=backend)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -134,7 +138,7 @@ class Block(nn.Module):
         self, x: Tensor, value: Tensor | None, cos: Tensor, sin: Tensor, mask: Tensor | None, backend: Backend,
         cache: CacheView | None,
     ) -> Tensor:  # fmt: skip
-        x = x + self.attention(norm(x, self.eps), value, cos, sin, mask, backend, cache, self.block)
+        x = x + self.attention(norm(x, self.eps), value, cos, sin, mask, backend, cache)
         return x + self.mlp(norm(x, self.eps))
 
 

@@ -62,9 +62,12 @@ class TrainStep:
 
     def __init__(
         self, model: GPT, optimizer: Optimizer, *, device: torch.device, dtype: str, device_batch: int, compiled: bool,
-        team: Team = ALONE,
+        by_block: bool = False, team: Team = ALONE,
     ) -> None:  # fmt: skip
-        """team: those who have the other rows of every step, and optimizers of the same team."""
+        """by_block: compile the blocks, which share their code, and leave what is around them eager.
+
+        team: those who have the other rows of every step, and optimizers of the same team.
+        """
         self.device_batch = device_batch
         self.compiled = compiled
         self.loss_scale = FIRST_LOSS_SCALE if dtype == "fp16" else 1.0
@@ -73,7 +76,13 @@ class TrainStep:
         self._optimizer = optimizer
         self._team = team
         self._parameters = list(model.parameters())
-        self._model: nn.Module = torch.compile(model, dynamic=False) if compiled else model  # type: ignore[assignment]
+        self._model: nn.Module = model
+        for block in model.blocks:
+            block._compiled_call_impl = None  # of an earlier plan
+            if compiled and by_block:
+                block.compile(dynamic=False)
+        if compiled and not by_block:
+            self._model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
 
     def run(self, batch: Batch, scale: StepScale) -> StepResult:
         """One step over the rows of batch, which is a team's share of the step. Does not wait for the device."""
