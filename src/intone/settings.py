@@ -27,7 +27,7 @@ class Checked:
 
     # print the result as JSON on the last line
     json: bool = setting(False, aside=True)
-    # print every value with its origin and reason, and what was settled for the run that is named, and stop
+    # print every value with its origin and reason, and the choices of a run that is named, and stop
     show: bool = setting(False, aside=True)
 
     def __post_init__(self) -> None:

@@ -56,6 +56,7 @@ def test_what_is_alive_is_counted_once_and_only_while_it_lives():
         assert len(b) == 250
 
 
+@pytest.mark.long
 def test_memory_is_a_line_in_the_rows_and_logits_in_pieces_take_less():
     two, four, eight = (trace(CONFIG, rows, dtype="fp32").pass_bytes for rows in (2, 4, 8))
     assert eight - four == pytest.approx(2 * (four - two), rel=0.01)
@@ -64,6 +65,7 @@ def test_memory_is_a_line_in_the_rows_and_logits_in_pieces_take_less():
     assert pieces < 0.6 * whole
 
 
+@pytest.mark.long
 def test_a_child_answers_for_several_sizes(home):
     small, large = traced(CONFIG, [1, 2], dtype="fp32")
     assert small == trace(CONFIG, 1, dtype="fp32") and large.pass_bytes > small.pass_bytes
