@@ -170,11 +170,16 @@ def test_rows_are_kept_of_five_rounds_and_more_with_ids_of_their_own():
     assert result_rows(table_of(RATES, rounds=4), prefix="cpu", command="c") == []
 
 
-def test_a_disturbed_measurement_leaves_no_row():
+def test_a_disturbed_measurement_keeps_ratios_with_an_interval_and_no_rates():
     table = table_of(RATES)
     rounds = tuple(replace(entry, disturbed=("something",)) for entry in table.measured.rounds[:4])
     spoiled = replace(table, measured=replace(table.measured, rounds=(*rounds, *table.measured.rounds[4:])))
-    assert result_rows(spoiled, prefix="cpu", command="c") == []
+    names = {row.id for row in result_rows(spoiled, prefix="cpu", command="c")}
+    assert "cpu.casestudy.sft" in names and not any(name.endswith("per_s") for name in names)
+    total = table.lines[EVERYTHING]
+    unknown = replace(total, ratio=replace(total.ratio, low=None, high=None))
+    spoiled = replace(spoiled, lines={**table.lines, EVERYTHING: unknown})
+    assert "cpu.casestudy.sft" not in {row.id for row in result_rows(spoiled, prefix="cpu", command="c")}
 
 
 def test_what_compiling_costs_stands_beside_what_it_saves():

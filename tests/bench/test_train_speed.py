@@ -10,7 +10,7 @@ from intone.bench.train_losses import Match
 from intone.bench.train_nanochat import Way
 from intone.errors import UserError
 from intone.model.cost import num_parameters
-from intone.prove.measure import Measured, Round, SideResult
+from intone.prove.measure import Measured, SideResult
 from intone.prove.verdict import Comparison
 
 
@@ -57,11 +57,11 @@ def test_the_same_training_gives_a_row_of_the_speeds(pair, long_job, monkeypatch
         train_speed.speed_case(settings, checkout, "d4", 1)
 
 
-def test_a_machine_that_was_mostly_disturbed_gives_no_row(pair):  # noqa: F811
+def test_a_comparison_without_an_interval_gives_no_row(pair):  # noqa: F811
     settings, checkout = pair
-    disturbed = Round(1, (), ("others",))
-    measured = Measured((), (), (disturbed, disturbed, Round(1, (), ())), 1, False, 1.0, "others used a core")
+    measured = Measured((), (), (), 1, False, 1.0, "others used a core")
     other = train_speed.Other("fp32", Way(5, 1), 4.0)
-    found = Comparison(2.0, 1.9, 2.1, 5, 0.99, 1.01, "faster", "")
-    with pytest.raises(UserError, match="no row is written: others used a core"):
+    found = Comparison(2.0, None, None, 5, 0.99, 1.01, "not proven", "the machine was unsteady: it was hot")
+    with pytest.raises(UserError, match="fp32 could not be compared: the machine was unsteady") as refused:
         train_speed.speed_row(settings, "d4", other, found, checkout, measured)
+    assert refused.value.fix == "measure when nothing else runs on this machine"

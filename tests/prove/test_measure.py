@@ -217,6 +217,44 @@ def test_a_machine_that_is_never_steady_gives_no_verdict_and_is_not_measured_for
     assert found.num_replicates == 3
 
 
+class Taking(Steady):
+    """The host takes this share of a processor from every block."""
+
+    share, heat = 0.1, None
+    looks = itertools.count()
+
+    def look(self):
+        number = next(type(self).looks)
+        return replace(super().look(), at_s=float(number), stolen_s=self.share * number, throttled=self.heat and number)
+
+
+def taking(share, *, heat=None):
+    return type("Taking", (Taking,), {"share": share, "heat": heat, "looks": itertools.count()})
+
+
+def test_a_difference_beyond_all_that_interfered_is_proven_and_its_interval_allows_for_it(side_of):
+    """The host took a tenth of every block: B, twice as fast, might be 1.8 times as fast or 2.2 times."""
+    found = measured(side_of("A"), side_of("B", 0.01), watch=taking(0.1))
+    (comparison,) = found.comparisons
+    assert all(entry.disturbed for entry in found.rounds)
+    assert comparison.verdict == "faster" and "the host took 5% of the processor time" in comparison.reason
+    assert comparison.ratio == pytest.approx(2, rel=0.05)
+    assert comparison.low < 1.83 and comparison.high > 2.18
+    (backwards,) = measured(side_of("A", 0.01), side_of("B"), watch=taking(0.1)).comparisons
+    assert backwards.verdict == "slower" and backwards.low < 0.46 and backwards.high > 0.54
+
+
+def test_a_difference_that_might_be_what_interfered_is_not_proven(side_of):
+    (comparison,) = measured(side_of("A"), side_of("B", 0.01), watch=taking(0.6)).comparisons
+    assert comparison.verdict == "not proven" and comparison.low < 1 < comparison.high
+    assert comparison.reason.startswith("the machine was unsteady: the host took 30%")
+
+
+def test_heat_has_no_bound_and_leaves_no_interval(side_of):
+    (comparison,) = measured(side_of("A"), side_of("B", 0.01), watch=taking(0.1, heat=1)).comparisons
+    assert comparison.verdict == "not proven" and comparison.low is None and "heat" in comparison.text()
+
+
 def test_a_machine_that_becomes_unsteady_for_good_gives_no_verdict(side_of):
     found = measured(side_of("A"), side_of("B", 0.01), watch=neighbour(16))
     assert sum(not entry.disturbed for entry in found.rounds) == 2

@@ -9,8 +9,8 @@ from intone.log import human_bytes, human_duration, table, three_digits
 from intone.prove.gates.result import GateResult
 from intone.prove.gates.stack import Stack
 from intone.prove.gates.stack import judge as judge_stack
-from intone.prove.measure import Measured, Side, pairs_between
-from intone.prove.verdict import Comparison, judge
+from intone.prove.measure import Measured, Side, judge_rounds
+from intone.prove.verdict import Comparison
 from intone.records import ResultRow
 
 START, EVERYTHING = "start", "everything"
@@ -111,7 +111,7 @@ def to_table(
             result.peak_bytes, parity.get(way.key, ""),
         )  # fmt: skip
     without = {
-        key: judge(pairs_between(measured.rounds, key, EVERYTHING))
+        key: judge_rounds(measured.rounds, key, EVERYTHING)
         for key in lines
         if (key.startswith(WITHOUT) or key == NANOCHAT) and EVERYTHING in lines
     }
@@ -220,13 +220,17 @@ class Value:
 
 
 def values_of(found: Table) -> list[Value]:
-    """The values of a table that was measured in enough rounds; none where it was not, or the machine was unsteady.
+    """The values of a table that was measured in enough rounds; none where it was not.
+
+    On an unsteady machine the intervals allow for the worst that interfered (judge_rounds); a ratio without an interval
+    has no value, and rates have none then.
 
     casestudy.PART is everything against the start, other rows have the row's key behind it; with one change taken out
     it is everything against that.
     """
     disturbed = sum(bool(entry.disturbed) for entry in found.measured.rounds)
-    if found.num_rounds < MIN_ROUNDS or 2 * disturbed > found.num_rounds or START not in found.lines:
+    unsteady = 2 * disturbed > found.num_rounds
+    if found.num_rounds < MIN_ROUNDS or START not in found.lines:
         return []
     start = found.lines[START]
     baseline = f"{start.way.words}, batch {start.way.batch}: {three_digits(start.rate.value)} {found.unit}/s"
@@ -240,7 +244,7 @@ def values_of(found: Table) -> list[Value]:
         against = found.lines[key].way.words if key in found.without else baseline
         values.append(Value(name, interval, "x", ratio.num_pairs, against))
     for key in (START, EVERYTHING):
-        if key in found.lines:
+        if key in found.lines and not unsteady:
             name = f"casestudy.{found.part}.{key}.per_s"
             values.append(Value(name, found.lines[key].rate, f"{found.unit}/s", found.num_rounds, None))
     return values

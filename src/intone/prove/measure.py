@@ -3,7 +3,8 @@
 A replicate is one fresh process per side; in it come rounds, each with two blocks per side, there and back, so that a
 steady drift cancels. A round is one pair for every side but the first. After every replicate the verdict is asked,
 and as soon as it is settled the measuring ends (verdict.judge says why that does not help luck). A round in which
-something else interfered (noise.py) is set aside and done once more.
+something else interfered (noise.py) is set aside and done once more; where hardly any is left, judge_rounds allows for
+the worst.
 """
 
 import contextlib
@@ -11,13 +12,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from intone.hardware import load_facts, quiet
 from intone.log import say
 from intone.prove.live import LineChild, LiveFailed, Ready
-from intone.prove.noise import Disturbance, Signals, Watch, disturbances, summary
+from intone.prove.noise import Disturbance, Signals, Watch, disturbances, most_lost, summary
 from intone.prove.verdict import MIN_PAIRS, Comparison, Pair, judge, percent, rejected, unproven
 from intone.records import Outcome
 
@@ -293,17 +294,10 @@ class Session:
     # --- judging --------------------------------------------------------------------------------------------------
 
     def _verdict(self, side: Side, *, is_last: bool, least: int) -> Comparison:
-        clean = [entry for entry in self.rounds if not entry.disturbed]
-        found = judge(pairs_between(clean, self.sides[0].name, side.name), is_last=is_last)
+        found = judge_rounds(self.rounds, self.sides[0].name, side.name, is_last=is_last, least=least)
         if side.name in self.failed:
             return rejected(self.failed[side.name].message, found if found.num_pairs else None)
-        if found.num_pairs >= MIN_PAIRS and len({entry.replicate for entry in clean}) >= least:
-            if found.verdict != "not proven" or len(clean) * 2 > len(self.rounds):
-                return found
-        elif len(clean) == len(self.rounds):
-            return found  # too few so far, or all that the limits allowed
-        unsteady = f"the machine was unsteady: {summary([entry.disturbed for entry in self.rounds])}"
-        return unproven(unsteady, judge(pairs_between(self.rounds, self.sides[0].name, side.name), is_last=is_last))
+        return found
 
     def _side_result(self, side: Side) -> SideResult | None:
         usable = [entry for entry in self.rounds if not entry.disturbed and entry.of(side.name)] or self.rounds
@@ -330,6 +324,34 @@ class Session:
         say(f"replicate {self.num_replicates}: {', '.join(parts) or 'no pair'}{aside}")
 
 
+def judge_rounds(rounds: Sequence[Round], a: str, b: str, *, is_last: bool = True, least: int = 1) -> Comparison:
+    """The verdict on b against a over undisturbed rounds, where they are enough: of at least so many replicates.
+
+    Otherwise over all of them, as if everything that interfered had been in the way of one side only (both ways, so
+    that the interval holds whatever it did): large differences are proven on an unsteady machine too.
+    """
+    clean = [entry for entry in rounds if not entry.disturbed]
+    found = judge(pairs_between(clean, a, b), is_last=is_last)
+    if found.num_pairs >= MIN_PAIRS and len({entry.replicate for entry in clean}) >= least:
+        if found.verdict != "not proven" or len(clean) * 2 > len(rounds):
+            return found
+    elif len(clean) == len(rounds):
+        return found  # too few so far, or all that the limits allowed
+    words = f"the machine was unsteady: {summary([entry.disturbed for entry in rounds])}"
+    found = judge(pairs_between(rounds, a, b), is_last=is_last)
+    at_worst = [pairs_at_worst(rounds, a, b, hampered=side) for side in (a, b)]
+    if not all(at_worst):
+        return unproven(words, replace(found, low=None, high=None))
+    low, high = (judge(pairs or (), is_last=is_last) for pairs in at_worst)
+    found = replace(found, low=min(found.low or 0.0, low.low or 0.0), high=max(found.high or 0.0, high.high or 0.0))
+    if len({entry.replicate for entry in rounds}) >= least:
+        for verdict, worst in (("faster", low), ("slower", high)):
+            if worst.verdict == verdict:
+                reason = f"{worst.reason}, even if all that interfered hit one side; {words}"
+                return replace(found, verdict=worst.verdict, more_pairs=None, reason=reason)
+    return unproven(words, found)
+
+
 def pairs_between(rounds: Sequence[Round], a: str, b: str) -> list[list[Pair]]:
     """The pairs of two sides that were measured in the same rounds, by replicate."""
     groups: dict[int, list[Pair]] = {}
@@ -339,6 +361,25 @@ def pairs_between(rounds: Sequence[Round], a: str, b: str) -> list[list[Pair]]:
             groups.setdefault(entry.replicate, []).append(
                 Pair(whole_rate(first), whole_rate(second), halves(first), halves(second))
             )
+    return list(groups.values())
+
+
+def pairs_at_worst(rounds: Sequence[Round], a: str, b: str, hampered: str) -> list[list[Pair]] | None:
+    """The same pairs if in disturbed rounds one side had all that interfered, and would have been faster without it.
+
+    None: nothing bounds what it did.
+    """
+    groups: dict[int, list[Pair]] = {}
+    for entry in rounds:
+        sides = {name: entry.of(name) for name in (a, b)}
+        for (pair,) in pairs_between([entry], a, b):
+            if entry.disturbed:
+                signals = {name: [(block.before, block.after) for block in blocks] for name, blocks in sides.items()}
+                lost = most_lost(signals[hampered], signals[b if hampered == a else a])
+                if lost is None:
+                    return None
+                pair = pair.sped_up(lost if hampered == a else 0.0, lost if hampered == b else 0.0)
+            groups.setdefault(entry.replicate, []).append(pair)
     return list(groups.values())
 
 

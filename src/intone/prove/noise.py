@@ -1,10 +1,12 @@
 """Watches the machine while something is measured: what other programs, the host and the clock did to it.
 
-A round in which one of them interfered says little about the two sides; measure.py sets it aside and says why.
+A round in which one of them interfered says little about the two sides; measure.py sets it aside and says why. Where
+that leaves too few, the worst that interfered bounds what it can have done to a rate (most_lost).
 """
 
 import contextlib
 import hashlib
+import math
 import os
 import time
 from collections import Counter
@@ -21,6 +23,8 @@ OTHERS_SHARE = 0.05  # the same of many
 STEAL_SHARE = 0.02  # taken by the host
 WAIT_SHARE = 0.05  # of the time spent waiting for memory, or for the group's quota of processor time
 CLOCK_SHARE = 0.07  # between the slowest and the fastest look at the clock in a round; 4 % seen on a busy machine
+# of a block: whoever shares a processor with more than nine others measures nothing (guess)
+MOST_LOST = 0.9
 CALIBRATION_BYTES = bytes(1 << 20)
 CALIBRATION_S = 0.004
 # NVML's reasons for a lower clock that are not our own load: slowdown, thermal (driver, hardware), power brake
@@ -208,6 +212,33 @@ def disturbances(blocks: Sequence[tuple[Signals, Signals]], num_cpus: int) -> li
         check("GPU clock", clock, CLOCK_SHARE, f"the GPU's clock moved by {100 * clock:.0f}%")
     check("GPU heat", float(any(look.gpu_throttled for look in ends)), 0.5, "the GPU slowed down by heat or power")
     return found
+
+
+def most_lost(blocks: Sequence[tuple[Signals, Signals]], others: Sequence[tuple[Signals, Signals]]) -> float | None:
+    """By how much, as a logarithm, the rate of these blocks can be too low beside that of others measured between them.
+
+    Every second of a processor that the host or other programs took, or that was waited for, counts as one in which
+    all threads stood still; and the processor may have been at its slowest here, at its fastest there. None: it was
+    slowed down by heat, which no signal bounds.
+    """
+    elapsed_s = lost_s = 0.0
+    for before, after in blocks:
+        elapsed_s += after.at_s - before.at_s
+        lost_s += _grown(before.stolen_s, after.stolen_s)
+        lost_s += max(0.0, _grown(before.used_s, after.used_s) - (after.own_s - before.own_s))
+        lost_s += _grown(before.quota_wait_s, after.quota_wait_s) + _grown(before.memory_wait_s, after.memory_wait_s)
+    looks = [look for pair in (*blocks, *others) for look in pair]
+    if any(look.gpu_throttled for look in looks) or _grown(looks[0].throttled, looks[-1].throttled):
+        return None
+    clock = spread([look.calibration_s for look in looks])
+    if all(look.gpu_mhz is not None for look in looks):
+        clock = max(clock, spread([after.gpu_mhz or 0.0 for _, after in (*blocks, *others)]))
+    return math.log1p(clock) - math.log1p(-min(lost_s / elapsed_s, MOST_LOST))
+
+
+def _grown(before: float | None, after: float | None) -> float:
+    """How much a counter grew; 0 where this system does not tell."""
+    return 0.0 if before is None or after is None else after - before
 
 
 def spread(values: Sequence[float]) -> float:

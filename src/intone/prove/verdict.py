@@ -46,6 +46,12 @@ class Pair:
         """Above 0: B is faster."""
         return math.log(self.b / self.a)
 
+    def sped_up(self, a: float, b: float) -> "Pair":
+        """The same with either side faster by so much, as logarithms."""
+        times_a, times_b = math.exp(a), math.exp(b)
+        (a1, a2), (b1, b2) = self.a_halves, self.b_halves
+        return Pair(self.a * times_a, self.b * times_b, (a1 * times_a, a2 * times_a), (b1 * times_b, b2 * times_b))
+
 
 @dataclass(frozen=True)
 class Comparison:

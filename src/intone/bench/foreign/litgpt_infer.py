@@ -8,6 +8,7 @@ one answer {"seconds", "tokens", "ids" of the first text}, prompts one by one, u
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import os
@@ -22,17 +23,14 @@ NUMBERS = ("depth", "width", "num-heads", "head-width", "mlp-width", "vocab-size
 
 def load(args):
     """litgpt's model with random weights, and its loop over tokens."""
-    from litgpt.config import Config
-    from litgpt.generate.base import generate
-    from litgpt.model import GPT
-
-    config = Config(
+    generate = importlib.import_module("litgpt.generate.base").generate
+    config = importlib.import_module("litgpt.config").Config(
         name="random", block_size=args.context, vocab_size=args.vocab_size, padding_multiple=64, n_layer=args.depth,
         n_embd=args.width, n_head=args.num_heads, head_size=args.head_width, intermediate_size=args.mlp_width,
         rotary_percentage=1.0, norm_class_name="RMSNorm", parallel_residual=False, bias=False,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = GPT(config).to(getattr(torch, args.dtype)).eval().requires_grad_(False)
+    model = importlib.import_module("litgpt.model").GPT(config).to(getattr(torch, args.dtype)).eval().requires_grad_(False)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
