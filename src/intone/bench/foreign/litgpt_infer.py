@@ -30,7 +30,8 @@ def load(args):
         rotary_percentage=1.0, norm_class_name="RMSNorm", parallel_residual=False, bias=False,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = importlib.import_module("litgpt.model").GPT(config).to(getattr(torch, args.dtype)).eval().requires_grad_(False)
+    model = importlib.import_module("litgpt.model").GPT(config).to(getattr(torch, args.dtype))
+    model.eval().requires_grad_(False)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
