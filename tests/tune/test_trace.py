@@ -35,7 +35,7 @@ def really(config, rows, dtype, head_pieces=1):
     return in_pass, live.peak_bytes
 
 
-@pytest.mark.parametrize("pieces", [1, 4])
+@pytest.mark.parametrize("pieces", [pytest.param(1, marks=pytest.mark.long), 4])
 def test_tensors_without_contents_take_what_real_ones_take(pieces):
     worst = trace(CONFIG, 3, dtype="fp32", head_pieces=pieces)
     assert (worst.pass_bytes, worst.update_bytes) == pytest.approx(really(CONFIG, 3, torch.float32, pieces), rel=0.01)
