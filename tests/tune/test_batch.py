@@ -148,6 +148,24 @@ def test_the_curve_names_the_choice_and_what_was_left():
     assert f"{48 * 128 / found.step_s:,.0f}" in text
 
 
+def test_what_the_line_said_of_the_choice_stands_beside_what_was_measured():
+    machine = Machine(lambda rows: 0.3 + 0.004 * rows)
+    machine.growth = lambda rows: (50 + 10 * rows - (100 if rows == 48 else 0)) * MIB  # one pass needs less
+    found = machine.search(48, 2**40)
+    assert found.rows == 48
+    assert found.predicted_bytes == (50 + 380) * MIB and found.line_bytes == (50 + 480) * MIB
+
+
+def test_memory_of_a_size_between_measured_ones_is_between_theirs():
+    machine = Machine(lambda rows: 0.05 + 0.004 * rows)
+    machine.growth = lambda rows: 40 * rows * MIB if rows < 4 else (150 + 2 * rows) * MIB
+    search = Search(machine, 64, None)
+    for rows in (1, 4, 16):
+        search.probe(rows)
+    assert search.growth_at(2) == pytest.approx((40 + (158 - 40) / 3) * MIB, abs=2)
+    assert 158 * MIB < search.growth_at(8) < 182 * MIB
+
+
 def test_a_search_comes_back_from_json_as_it_was():
     found = Machine(lambda rows: 0.05 + 0.004 * rows).search(48, 2**33)
     assert type(found).from_json(found.as_json()) == found

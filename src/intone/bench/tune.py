@@ -64,10 +64,15 @@ class Case:
         return ratio(best, chosen)
 
     def memory_error(self) -> float | None:
-        predicted = self.found["line"].predicted_bytes
-        if predicted is None or not self.measured_bytes:
-            return None
-        return abs(predicted / self.measured_bytes - 1)
+        """How far off the search's word on its choice is: measured there, or by the sizes around it."""
+        return self._off(self.found["line"].predicted_bytes)
+
+    def line_error(self) -> float | None:
+        """How far off the line was before the choice was measured; None where its first probes were the choice."""
+        return self._off(self.found["line"].line_bytes)
+
+    def _off(self, predicted: int | None) -> float | None:
+        return None if predicted is None or not self.measured_bytes else abs(predicted / self.measured_bytes - 1)
 
 
 def bench_tune(settings: BenchTuneSettings, _origins: Mapping[str, Resolved]) -> Answer:
@@ -222,9 +227,9 @@ def case_rows(case: Case, command: str) -> list[ResultRow]:
         made(f"batch_search_s.{case.name}", line.seconds, "s", 1, None, command),
         made(f"batch_hit_s.{case.name}", case.hit_s, "s", 1, None, command),
     ]
-    error = case.memory_error()
-    if error is not None:
-        rows.append(made(f"memory_error.{case.name}", error, "share", 1, "growth of a fresh worker", command))
+    for name, error in (("memory_error", case.memory_error()), ("line_memory_error", case.line_error())):
+        if error is not None:
+            rows.append(made(f"{name}.{case.name}", error, "share", 1, "growth of a fresh worker", command))
     if "bisect" in case.found:
         bisect = case.found["bisect"]
         quality = case.quality("bisect")

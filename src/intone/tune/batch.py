@@ -99,11 +99,12 @@ class Found:
     step_s: float  # of the choice
     free_bytes: int | None  # that training may grow by
     margin_bytes: int | None
-    predicted_bytes: int | None  # growth of the choice by the line, before it was measured itself
+    predicted_bytes: int | None  # growth of the choice: as the search measured it, or by the sizes around it
     num_probes: int
     num_out_of_memory: int
     seconds: float
     left: str  # what was left on the table
+    line_bytes: int | None = None  # what the line said of the choice before it was measured; None: nothing then
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "curve": [asdict(size) for size in self.curve]}
@@ -142,6 +143,7 @@ class Search:
     clock: Callable[[], float] = time.monotonic
     samples: dict[int, list[float]] = field(default_factory=dict)  # rows -> seconds of a pass
     growth: dict[int, int] = field(default_factory=dict)
+    line_growth: dict[int, int] = field(default_factory=dict)  # what the line said of a size before it was measured
     failed: set[int] = field(default_factory=set)  # ran out of memory
     updates: list[float] = field(default_factory=list)
     num_probes: int = 0
@@ -158,6 +160,9 @@ class Search:
         passes = min(2, passes_of(self.rows_per_step, rows))
         steps = 1 if not self.samples else round(MIN_BLOCK_S / (passes * self.guess_s(rows) + self.update_s()))
         self.num_probes += 1
+        expected = None if rows in self.growth else self.growth_at(rows)
+        if expected is not None:
+            self.line_growth.setdefault(rows, expected)
         try:
             sample = self.measure(rows, passes, max(1, min(5, steps)))
         except ProbeFailed as error:
@@ -209,9 +214,13 @@ class Search:
         return replace(line, off=max(0.0, *(line.at(rows) - size for rows, size in points[:-2])))
 
     def growth_at(self, rows: int) -> int | None:
-        """Bytes above the start, measured or by the line, never below the smallest measured."""
+        """Bytes above the start: measured, between the sizes around it, or by the line, at least the smallest seen."""
         if rows in self.growth:
             return self.growth[rows]
+        points = sorted((size, float(growth)) for size, growth in self.growth.items())
+        for left, right in zip(points, points[1:], strict=False):
+            if left[0] < rows < right[0]:
+                return int(fit([left, right]).at(rows))
         line = self.memory_line()
         return None if line is None else int(max(line.at(rows), min(self.growth.values())))
 
@@ -269,22 +278,19 @@ def search_batch(
     search.probe(search.sizes[0])
     if method == "bisect":
         rows = largest_by_bisection(search)
-        return found(search, rows, "bisect", search.growth_at(rows))
+        return found(search, rows, "bisect")
     name = "line"
     is_line = probe_line(search)
     if not is_line:
         name = "line, then bisect"
         grow_until_flat(search)
     rows = search.best(search.believed() or search.sizes[:1])
-    predicted = search.growth_at(rows)
     for _ in range(MAX_LOOKS):
         verified(search, rows, verify_s)
         rows = search.best(search.believed() or search.sizes[:1])
         if not can_probe(search, rows):  # it was measured, or there is no time: then the measured ones decide
             break
-        predicted = search.growth_at(rows)
-    rows = winner(search)
-    return found(search, rows, name, predicted if rows in search.growth else search.growth_at(rows))
+    return found(search, winner(search), name)
 
 
 def probe_line(search: Search) -> bool:
@@ -397,7 +403,7 @@ def winner(search: Search) -> int:
     return min(near_best, default=min([size for size in believed if search.step_s(size) <= bar], default=known[0]))
 
 
-def found(search: Search, rows: int, method: str, predicted: int | None) -> Found:
+def found(search: Search, rows: int, method: str) -> Found:
     """The search's answer with its curve and what it says about itself."""
     shown = {*search.samples, *search.failed, rows}
     shown |= {size for size in search.sizes if size & (size - 1) == 0}  # powers of two, by the line
@@ -410,8 +416,8 @@ def found(search: Search, rows: int, method: str, predicted: int | None) -> Foun
     margin = search.margin_bytes()
     return Found(
         rows, method, reason_for(search, rows, method), tuple(curve), search.update_s(), search.step_s(rows),
-        search.free_bytes, margin, predicted, search.num_probes, search.num_failed, search.clock() - search.begin_s,
-        left_on_the_table(search, rows),
+        search.free_bytes, margin, search.growth_at(rows), search.num_probes, search.num_failed,
+        search.clock() - search.begin_s, left_on_the_table(search, rows), search.line_growth.get(rows),
     )  # fmt: skip
 
 

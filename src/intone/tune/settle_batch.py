@@ -127,7 +127,8 @@ def search(
     step_s = passes_of(rows, found.rows) * sample.pass_s + sample.update_s
     reason = f"{found.reason}, compared eager; compiled {step_s:.3g} s, {human_bytes(sample.growth_bytes)}"
     return replace(
-        found, method=f"{found.method}, eager", step_s=step_s, predicted_bytes=sample.growth_bytes, reason=reason
+        found, method=f"{found.method}, eager", step_s=step_s, predicted_bytes=sample.growth_bytes, line_bytes=None,
+        reason=reason,
     )
 
 
@@ -149,7 +150,9 @@ def with_moments(found: Found, worker: WorkerProbe, free: int) -> Found:
             continue
         if growth is None or growth <= free - (found.margin_bytes or 0):
             note = f"{found.reason}; with an evaluation and a save {human_bytes(growth)}"
-            return replace(found, rows=size.rows, step_s=size.step_s, reason=note)
+            return replace(
+                found, rows=size.rows, step_s=size.step_s, predicted_bytes=growth, line_bytes=None, reason=note
+            )  # fmt: skip
     return found
 
 
