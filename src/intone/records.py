@@ -137,6 +137,8 @@ class Segment:
     trials: tuple[str, ...] = ()  # ids of the trials that decided
     kernels: Literal["torch", "native"] = "torch"  # native: our own on a CPU, for the training step and the update
     head_pieces: int = 1  # parts of a pass whose logits are computed one after the other; 1: all at once
+    # what is compiled where compiled says so: one block for all of them, with eager code around; False: the whole model
+    by_block: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from intone.train.plan import check_segments
 
 WARM_STEPS = 2  # allocator and caches settle in them, as in the trials of tune
 # what a block may ask to compute otherwise
-PLAN = ("device_batch", "compiled", "threads", "dtype", "attention", "kernels", "head_pieces")
+PLAN = ("device_batch", "compiled", "threads", "dtype", "attention", "kernels", "head_pieces", "by_block")
 EVALUATED_ROWS = 16  # of a batch of data/loader.validation_rows
 COMMAND = ("steps", "plan", "restart", "rows", "warm", "first", "split", "moments")
 # several micro-batches in one process each compile; torch gives up compiling one function after 8 shapes, silently

@@ -348,6 +348,7 @@ class Trainer:
             dtype=segment.dtype,
             device_batch=segment.device_batch,
             compiled=segment.compiled,
+            by_block=segment.by_block,
             team=self.team,
         )
         if segment.dtype == "fp16" and self.progress.loss_scale > 1.0:
