@@ -27,6 +27,7 @@ from intone.runs import UNFINISHED, Run, check_same, create_run, find_run, list_
 from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings, identity, is_free, named_fields
 from intone.supervisor import supervise
 from intone.tune.background import compiled_meanwhile
+from intone.tune.lookback import look_back
 
 STAGES = ("base", "mid", "sft")
 EVAL_FOLDER = "eval"
@@ -333,6 +334,7 @@ def run_stage(run: Run, stage: str) -> None:
         outcome = supervise(folder, choices.environment)
         if outcome.outcome == "bad_input" and ensure_data_of(config):  # a shard that was damaged in mid-run
             outcome = supervise(folder, choices.environment)
+    look_back(folder)
     check_outcome(run, stage, outcome)
 
 

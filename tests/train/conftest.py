@@ -53,10 +53,10 @@ def text_files(tmp_path_factory):
 
 @pytest.fixture
 def make_job(tmp_path, text_files):
-    """make_job(name, segments=..., settings=..., **fields of the TrainJob) -> the job's folder, ready for a worker."""
+    """make_job(name, segments=..., **fields of the TrainJob) -> the job's folder, ready for a worker."""
     tokenizer = text_files / "tokenizer"
 
-    def made(name="job", *, segments=None, device="cpu", settings=None, **fields):
+    def made(name="job", *, segments=None, device="cpu", **fields):
         job = TrainJob(
             stage="base", model=MODEL, tokenizer=str(tokenizer), tokenizer_hash=Tokenizer.load(tokenizer).hash,
             data=(str(text_files / "train"),), val=None, context=CONTEXT, steps=7, rows_per_step=5,
@@ -65,8 +65,8 @@ def make_job(tmp_path, text_files):
         folder = tmp_path / name
         folder.mkdir()
         write_json(folder / "config.json", dataclasses.replace(job, **fields).as_json())
-        chosen = {"device": Choice(device, "test", "default"), **(settings or {})}
-        write_choices(folder, Choices(chosen, tuple(segments or [segment(0)])))
+        settings = {"device": Choice(device, "test", "default")}
+        write_choices(folder, Choices(settings, tuple(segments or [segment(0)])))
         return folder
 
     return made

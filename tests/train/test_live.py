@@ -7,7 +7,7 @@ import pytest
 
 from intone.blocks import Exchange
 from intone.errors import UserError
-from intone.records import Choice, read_log
+from intone.records import read_log
 from intone.train.live import live_training
 
 
@@ -73,11 +73,6 @@ def test_a_plan_that_was_computed_before_needs_no_steps_before_its_block(in_bloc
     _, answers = in_blocks({"steps": 4, "plan": {"device_batch": 2}, "first": False}, {"steps": 1, "rows": 3})
     assert [answer["first_step"] for answer in answers] == [3, 10]  # another size still has its three
     assert "first_s" not in answers[0] and "first_s" in answers[1]
-
-
-def test_a_plan_may_ask_for_no_steps_after_the_first(in_blocks):
-    ready, answers = in_blocks({"steps": 2}, settings={"warm_steps": Choice(0, "test", "default")})
-    assert (ready["warm_s"], answers[0]["first_step"]) == (0.0, 1)
 
 
 def test_the_plan_of_a_block_is_bitwise_that_of_a_run_planned_so(in_blocks, make_job, train, plan):

@@ -175,7 +175,8 @@ def measured(facts: Facts, depth: int, context: int, methods: Sequence[Method]) 
 
 def hit_seconds(asked: Resolved, facts: Facts, trials: Trials, question: BatchQuestion, found: Found) -> float:
     """Seconds of the second question: what was found is kept first, then asked for."""
-    trials.record("device_batch", batch_key(facts, question, "line"), as_choice(found))
+    key = batch_key(facts, question, "line")
+    trials.record("device_batch", key, as_choice(found, key))
     begin_s = time.monotonic()
     choice, _ = settle_batch(asked, facts, trials, question, run_s=None)
     seconds = time.monotonic() - begin_s

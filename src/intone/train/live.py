@@ -67,8 +67,7 @@ class LiveTraining:
         with trainer.batches() as batches:
             self._start = {"start_bytes": resident_bytes(trainer.device), "free_bytes": free_bytes(trainer.device)}
             first_s = self._timed(batches, 1)[0]
-            self._start["first_peak_bytes"] = reserved_bytes(trainer.device) or peak_bytes(trainer.device)
-            warm_s = self._warm_seconds(batches)
+            warm_s = self._timed(batches, WARM_STEPS)[0]
             exchange.ready(first_s, warm_s, facts=self._facts())
             block = self._until_restart(exchange, batches)
         while block is not None:
@@ -88,12 +87,6 @@ class LiveTraining:
                 exchange.answer(self._block(batches, block) | warmed)
                 block = self._until_restart(exchange, batches)
         return Outcome("done", trainer.progress.step)
-
-    def _warm_seconds(self, batches: Prefetcher) -> float:
-        """Seconds of the steps after the first; the plan's setting "warm_steps" says how many where it is there."""
-        asked = self._trainer.choices.settings.get("warm_steps")
-        number = WARM_STEPS if asked is None else int(asked.value)
-        return self._timed(batches, number)[0] if number else 0.0
 
     def _until_restart(self, exchange: Exchange, batches: Prefetcher) -> dict[str, Any] | None:
         """Answers blocks that go on -> the first that begins again or takes other rows, None at the end."""

@@ -104,6 +104,7 @@ class Found:
     num_out_of_memory: int
     seconds: float
     left: str  # what was left on the table
+    start_bytes: int | None = None  # of the process that was probed, before its first step
     line_bytes: int | None = None  # what the line said of the choice before it was measured; None: nothing then
 
     def as_json(self) -> dict[str, Any]:
@@ -417,7 +418,7 @@ def found(search: Search, rows: int, method: str) -> Found:
     return Found(
         rows, method, reason_for(search, rows, method), tuple(curve), search.update_s(), search.step_s(rows),
         search.free_bytes, margin, search.growth_at(rows), search.num_probes, search.num_failed,
-        search.clock() - search.begin_s, left_on_the_table(search, rows), search.line_growth.get(rows),
+        search.clock() - search.begin_s, left_on_the_table(search, rows), line_bytes=search.line_growth.get(rows),
     )  # fmt: skip
 
 

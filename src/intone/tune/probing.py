@@ -32,7 +32,6 @@ class WorkerProbe:
     limits: jobs.Limits | None = None
     first_rows: int = 1  # of the steps that the child warms up with
     first_batch: int | None = None  # their micro-batch; None: all rows at once
-    warm_steps: int | None = None  # after the first step, before the child is ready; None: as always
     ready: Ready | None = None
     num_starts: int = 0
     _child: WorkerChild | None = None
@@ -56,8 +55,6 @@ class WorkerProbe:
         )  # fmt: skip
         segment = replace(self.segment, from_step=0, device_batch=self.first_batch or self.first_rows)
         settings = {"device": Choice(self.device, "probe", "default")}
-        if self.warm_steps is not None:
-            settings["warm_steps"] = Choice(self.warm_steps, "probe", "default")
         write_choices(folder, Choices(settings, (segment,), {}, dict(self.environment)))
         write_json(folder / "config.json", job.as_json())
         self.num_starts += 1
@@ -73,12 +70,6 @@ class WorkerProbe:
         """What memory may grow by beyond that before the first step."""
         value = self.start().facts.get("free_bytes")
         return None if value is None else int(value)
-
-    @property
-    def first_growth_bytes(self) -> int | None:
-        """Memory that the child's first step took above that before it."""
-        peak = self.start().facts.get("first_peak_bytes")
-        return None if peak is None else max(0, int(peak) - self.start_bytes)
 
     @property
     def start_bytes(self) -> int:

@@ -8,17 +8,16 @@ from typing import Any
 
 from intone.config import TrainJob
 from intone.hardware import Facts, quiet
-from intone.log import human_bytes, human_duration, say
+from intone.log import human_bytes, say
 from intone.records import Choice, Segment
 from intone.settings import Resolved
 from intone.tune.batch import Found, Method, ProbeFailed, Size, passes_of, search_batch
-from intone.tune.paying import START_S, expected, remember, saved, search_key
+from intone.tune.paying import expected, remember, search_key
 from intone.tune.probing import WorkerProbe
-from intone.tune.settle import settle_device_batch
+from intone.tune.settle import available_bytes, settle_device_batch
 from intone.tune.trials import Trials, code_fingerprint
 
-DRIFT_BYTES = 0.02  # a kept answer holds while its step needs no more memory than so much above what it did
-DRIFT_S = 0.10  # nor more time (training.md 3.2)
+QUESTION = "question"  # beside a search's numbers: the key that it is kept under
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class BatchQuestion:
 
     def probe(
         self, *, first_rows: int = 1, first_batch: int | None = None, compiled: bool | None = None,
-        warm_steps: int | None = None,
     ) -> WorkerProbe:  # fmt: skip
         """The real worker. compiled None: as planned."""
         segment = self.segment if compiled is None else replace(self.segment, compiled=compiled)
@@ -46,7 +44,7 @@ class BatchQuestion:
             segment = replace(segment, attention="sdpa")  # mask and softmax fuse in compiled code only
         return WorkerProbe(
             self.job, segment, self.device, self.environment, self.scratch, first_rows=first_rows,
-            first_batch=first_batch, warm_steps=warm_steps,
+            first_batch=first_batch,
         )  # fmt: skip
 
 
@@ -56,8 +54,9 @@ def settle_batch(
 ) -> tuple[Choice, Found | None]:  # fmt: skip
     """(the choice, the search behind it or None). run_s: expected seconds of training; None: search in any case.
 
-    A number that was asked for is checked and kept. A search, and the look at a kept answer, must pay for themselves
-    within run_s; start_s: what the start of a worker took here. Raises UserError as settle_device_batch does.
+    A number that was asked for is checked and kept. A search must pay for itself within run_s; start_s: what the start
+    of a worker took here. A kept answer is taken where it fits in the memory that is free: the first steps of the run
+    show whether it still holds (lookback.py). Raises UserError as settle_device_batch does.
     """
     rule = settle_device_batch(
         asked, facts, question.job.model, rows_per_step=question.rows_per_device, dtype=question.segment.dtype,
@@ -68,11 +67,9 @@ def settle_batch(
     make_probe = probe or question.probe
     key = batch_key(facts, question, method)
     kept = trials.find("device_batch", key)
-    if kept is not None and kept.measured is not None:
-        found = Found.from_json(dict(kept.measured))
-        if run_s is not None and (why := not_worth_a_look(found, rule.value, run_s, start_s)):
-            return replace(rule, reason=f"{rule.reason}; {why}", origin="cached"), None
-        refused = still_holds(found, question, facts, make_probe)
+    found = None if kept is None else found_in(kept)
+    if kept is not None and found is not None:
+        refused = no_room(found, question, facts)
         if refused is None:
             return kept, found
         say(f"the micro-batch kept for this question is searched again: {refused}")
@@ -88,20 +85,10 @@ def settle_batch(
             found = search(question, facts, method, make_probe)
         except ProbeFailed as error:
             return replace(rule, reason=f"{rule.reason}; by rule, since a probe failed: {error}"), None
-    settled = as_choice(found)
+    settled = as_choice(found, key)
     trials.record("device_batch", key, settled)
     remember(trials, paying_key, found, rule.value)
     return settled, found
-
-
-def not_worth_a_look(found: Found, rule_rows: int, run_s: float, start_s: float | None) -> str | None:
-    """Why a kept answer is not even looked at: the rule's size is as good, as far as this run goes; None: it is not."""
-    saving = saved(found, rule_rows)
-    cost_s = START_S if start_s is None else start_s
-    if saving is None or saving * run_s > cost_s:
-        return None
-    better = f"{found.rows} rows were {saving:.1%} faster" if saving > 0 else "no size was faster"
-    return f"{better} in an earlier search, less than a look at them costs in {human_duration(round(run_s))}"
 
 
 def search(
@@ -118,7 +105,7 @@ def search(
         found = search_batch(worker, rows, free, method=method)
         if free is not None and (size_of(found).growth_bytes or 0) > free / 2:
             found = with_moments(found, worker, free)
-        found = replace(found, seconds=time.monotonic() - begin_s)
+        found = replace(found, seconds=time.monotonic() - begin_s, start_bytes=worker.start_bytes)
     if not question.segment.compiled:
         return found
     with make_probe(first_rows=found.rows, compiled=True) as worker:
@@ -167,33 +154,21 @@ def free_bytes(worker: WorkerProbe, question: BatchQuestion, facts: Facts) -> in
     return free if least is None else min(free, least - worker.start_bytes)
 
 
-def still_holds(
-    found: Found, question: BatchQuestion, facts: Facts, make_probe: Callable[..., WorkerProbe]
-) -> str | None:
-    """Why a kept answer is not believed any more, after one step of it in a child; None: it holds."""
-    kept = size_of(found)
-    passes = min(2, passes_of(question.rows_per_device, found.rows))
-    pass_s = (found.step_s - found.update_s) / passes_of(question.rows_per_device, found.rows)
-    try:
-        with make_probe(first_rows=found.rows * passes, first_batch=found.rows, warm_steps=0) as worker:
-            ready = worker.start()
-            free = free_bytes(worker, question, facts)
-            growth = worker.first_growth_bytes
-    except ProbeFailed as error:
-        return str(error)
-    if free is not None and growth is not None and growth > free:
-        return f"{human_bytes(growth)} are needed and {human_bytes(free)} free"
-    if growth is not None and kept.growth_bytes and growth > (1 + DRIFT_BYTES) * kept.growth_bytes:
-        return f"its step now takes {human_bytes(growth)} instead of {human_bytes(kept.growth_bytes)}"
-    # a first step is slower than later ones by what it touches first: only a gross change is one of the machine
-    expected_s = passes * pass_s + found.update_s
-    if not question.segment.compiled and ready.first_s > 3 * (1 + DRIFT_S) * expected_s + 1.0:
-        return f"its first step now takes {ready.first_s:.3g} s instead of about {expected_s:.3g} s"
-    return None
+def no_room(found: Found, question: BatchQuestion, facts: Facts) -> str | None:
+    """Why a kept answer cannot be used now: less memory is free than it needs; None: it can.
+
+    Whether its steps still are what they were shows in the first steps of the run that takes it (lookback.py).
+    """
+    available = available_bytes(facts)
+    if available is None or found.predicted_bytes is None:
+        return None
+    on_cpu = question.devices if question.device == "cpu" else 1
+    need = ((found.start_bytes or 0) + found.predicted_bytes) * on_cpu
+    return None if need <= available else f"{human_bytes(need)} are needed and {human_bytes(available)} free"
 
 
-def as_choice(found: Found) -> Choice:
-    """What choices.json keeps of a search."""
+def as_choice(found: Found, key: dict[str, Any]) -> Choice:
+    """What choices.json keeps of a search that answered this question."""
     beat = []
     for size in found.curve:
         if size.rows == found.rows:
@@ -204,7 +179,14 @@ def as_choice(found: Found) -> Choice:
         rate = found.step_s / size.step_s
         need = "" if size.growth_bytes is None else f", {human_bytes(size.growth_bytes)}"
         beat.append({"value": size.rows, "why": f"{rate:.1%} of its speed{need} ({size.how})"})
-    return Choice(found.rows, found.reason, "measured", tuple(beat), found.as_json())
+    return Choice(found.rows, found.reason, "measured", tuple(beat), found.as_json() | {QUESTION: key})
+
+
+def found_in(choice: Choice) -> Found | None:
+    """The search behind a choice; None where it comes from a rule, or the search no longer holds."""
+    if not choice.measured or QUESTION not in choice.measured:
+        return None
+    return Found.from_json({name: value for name, value in choice.measured.items() if name != QUESTION})
 
 
 def batch_key(facts: Facts, question: BatchQuestion, method: Method) -> dict[str, Any]:
