@@ -53,3 +53,10 @@ def test_a_bad_choice_has_a_bad_row(run, monkeypatch):
     rows = run()
     assert rows["cpu.tune.batch_quality"]["value"] < 0.3
     assert rows["cpu.tune.memory_error"]["value"] == pytest.approx(1.0)
+
+
+def test_a_case_is_expected_to_take_what_its_arithmetic_says():
+    small = bench.Case(2, 256, {}, 0.0, None, {}, seconds=bench.FIXED_S + 20.0)
+    assert bench.expected_s(small, 2, 256) == small.seconds
+    larger, fewer_sizes = bench.expected_s(small, 6, 256), bench.expected_s(small, 6, 1024)
+    assert larger > 3 * small.seconds and small.seconds < fewer_sizes < larger

@@ -17,6 +17,7 @@ from intone.data.shards import ensure_token_set
 from intone.evals.intervals import Interval, ratio
 from intone.hardware import Facts, environment, load_facts, quiet
 from intone.log import human_bytes, human_duration, say, table
+from intone.model.cost import train_flops_per_token
 from intone.model.native.build import obstacle, variant_for
 from intone.paths import home
 from intone.prepare import short_hash
@@ -35,7 +36,7 @@ VOCAB = 4096
 STEP_TOKENS = 8192  # of an optimizer step: 32 rows of 256 tokens, 8 of 1,024
 REPLICATES = 2  # fresh children for the exhaustive sweep
 ROUNDS = 4  # of every size in each of them
-GROWTH = 1.5  # guess: a case takes at most so many times as long as the one before, which is smaller
+FIXED_S = 40.0  # guess: of a case, whatever its size: starts of five children, and the searches' probes
 SWEEP = "the best size of an exhaustive sweep"
 
 
@@ -87,10 +88,13 @@ def bench_tune(settings: BenchTuneSettings, _origins: Mapping[str, Resolved]) ->
     rows: list[ResultRow] = []
     for depth, context in sorted(itertools.product(settings.depths, settings.contexts)):
         left_s = 60 * settings.minutes - (time.monotonic() - begin_s)
-        if cases and left_s < GROWTH * cases[-1].seconds:
+        if cases and left_s < expected_s(cases[-1], depth, context):
             say(f"depth {depth}, {context} tokens a row is left out: {human_duration(max(0, round(left_s)))} are left")
             continue
         methods: tuple[Method, ...] = ("line", "bisect") if (depth, context) == compared(settings) else ("line",)
+        if not cases:
+            with question_for(facts, depth, context).probe() as warm:
+                warm.start()  # builds and caches what a first start builds
         cases.append(measured(facts, depth, context, methods))
         say(case_text(cases[-1]))
         rows += kept(out, case_rows(cases[-1], command))
@@ -102,6 +106,18 @@ def bench_tune(settings: BenchTuneSettings, _origins: Mapping[str, Resolved]) ->
     text = table([[row.id, f"{row.value:.4g}", row.unit, interval_text(row)] for row in rows],
                  header=["row", "value", "unit", "interval"], left=1)  # fmt: skip
     return Answer({"rows": [row.__dict__ for row in rows], "out": str(out)}, text, path=str(out))
+
+
+def expected_s(before: Case, depth: int, context: int) -> float:
+    """About how long a case takes, from one that was measured: a sweep's share of it grows with its arithmetic."""
+    swept_s = max(0.0, before.seconds - FIXED_S)
+    return FIXED_S + swept_s * work_of(depth, context) / work_of(before.depth, before.context)
+
+
+def work_of(depth: int, context: int) -> float:
+    """Floating-point operations of one round of a sweep: a pass of every size."""
+    config = model_config("modern", depth=depth, vocab_size=VOCAB, context=context)
+    return sum(candidates(STEP_TOKENS // context)) * context * train_flops_per_token(config, context)
 
 
 def command_of(settings: BenchTuneSettings) -> str:
@@ -160,8 +176,6 @@ def measured(facts: Facts, depth: int, context: int, methods: Sequence[Method]) 
     """Searches, a hit, the memory of the choice in a fresh worker, and the exhaustive sweep."""
     begin_s = time.monotonic()
     question = question_for(facts, depth, context)
-    with question.probe() as warm:
-        warm.start()  # builds and caches what a first start builds
     with quiet(facts.folder, f"bench tune d{depth} t{context}"):
         found = {method: search(question, facts, method, question.probe) for method in methods}
     asked = Resolved("auto", "default", COMMAND)
