@@ -95,7 +95,7 @@ def bench_tune(settings: BenchTuneSettings, _origins: Mapping[str, Resolved]) ->
         if not cases:
             with question_for(facts, depth, context).probe() as warm:
                 warm.start()  # builds and caches what a first start builds
-        cases.append(measured(facts, depth, context, methods))
+        cases.append(measured_case(facts, question_for(facts, depth, context), methods))
         say(case_text(cases[-1]))
         rows += kept(out, case_rows(cases[-1], command))
     asked = len(settings.depths) * len(settings.contexts)
@@ -172,15 +172,14 @@ def question_for(facts: Facts, depth: int, context: int) -> BatchQuestion:
     return BatchQuestion(job, segment, device, 1, variables, folder / "trials")
 
 
-def measured(facts: Facts, depth: int, context: int, methods: Sequence[Method]) -> Case:
+def measured_case(facts: Facts, question: BatchQuestion, methods: Sequence[Method]) -> Case:
     """Searches, a hit, the memory of the choice in a fresh worker, and the exhaustive sweep."""
     begin_s = time.monotonic()
-    question = question_for(facts, depth, context)
+    depth, context = question.job.model.depth, question.job.context
     with quiet(facts.folder, f"bench tune d{depth} t{context}"):
         found = {method: search(question, facts, method, question.probe) for method in methods}
     asked = Resolved("auto", "default", COMMAND)
-    trials = Trials(facts)
-    hit_s = hit_seconds(asked, facts, trials, question, found["line"])
+    hit_s = hit_seconds(asked, facts, Trials(facts), question, found["line"])
     with quiet(facts.folder, f"bench tune d{depth} t{context}"):
         growth = fresh_growth(question, found["line"].rows)
         step_s = sweep(question, {entry.rows for entry in found.values()})
