@@ -22,7 +22,7 @@ from intone.runs import create_run
 from intone.settings import Layer, Resolved, RunSettings, TrainSettings, identity, resolve
 from intone.tune import compiling
 from intone.tune.precision import NoTrial
-from intone.tune.settle import fallbacks, shape_key
+from intone.tune.settle import fallbacks, gate_key
 from intone.tune.trial import TrialResult
 from intone.tune.trials import Trials
 
@@ -188,7 +188,7 @@ def spare(home, machine, tmp_path):
         facts = planning.replace(FACTS, **{"cores_physical": 8, "cxx": "g++", "python_header": "Python.h", **changes})
         trials, settled = Trials(facts), ground.Settled(facts, {})
         if gate is not None:
-            key = shape_key(facts, config) | {"dtype": "fp32", "compiled": True}
+            key = gate_key(facts, config, "fp32", by_block=False)
             trials.record("gate", key, Choice(gate, "known", "measured"))
         runner = ground.TrialRunner(None, "cpu", 2, 3, {}, tmp_path)
         begins_eager = ground.compiles_beside(

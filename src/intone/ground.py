@@ -25,11 +25,11 @@ from intone.tune.settle import (
     MARGIN,
     available_bytes,
     compile_key,
+    gate_key,
     settle_compile,
     settle_device_batch,
     settle_dtype,
     settle_threads,
-    shape_key,
     shared_threads,
 )
 from intone.tune.settle_batch import BatchQuestion, settle_batch
@@ -96,6 +96,7 @@ class Ground:
     environment: dict[str, str]
     devices: int = 1  # processes that share the rows of a step
     head_pieces: int = 1  # see records.Segment
+    by_block: bool = False  # see records.Segment
     swap_step: int | None = None  # eager until this step, compiled from it on; None: one way from the start
 
 
@@ -145,9 +146,12 @@ def settle_ground(
         expected_steps=expected_steps,
     )  # fmt: skip
     if swaps:
-        step_s = swapped_step_s(settled, config, trials, dtype, step_s, expected_steps)
+        step_s = swapped_step_s(settled, config, trials, runner, dtype, step_s, expected_steps)
     variables, run_s = dict(runner.environment), settled.run_s(expected_steps, step_s)
-    segment = Segment(0, 1, compiled, dtype, attention, "probe", threads, kernels=kernels, head_pieces=head_pieces)
+    segment = Segment(
+        0, 1, compiled, dtype, attention, "probe", threads, kernels=kernels, head_pieces=head_pieces,
+        by_block=compiled and runner.by_block,
+    )  # fmt: skip
     question = BatchQuestion(trial_job, segment, device, devices, variables, facts.folder / "trials")
     batch, settled.found = settle_batch(
         origins["device_batch"], facts, trials, question, method=settled.method,
@@ -162,7 +166,8 @@ def settle_ground(
         step_s *= faster_by(settled.found, runner.device_batch)
     return Ground(
         config, tokenizer_folder, tokenizer, device, dtype, threads, kernels, attention, compiled,
-        batch.value, rows_per_step, step_s, eager_s, variables, devices, head_pieces, settled.swap_step,
+        batch.value, rows_per_step, step_s, eager_s, variables, devices, head_pieces,
+        runner.by_block and (compiled or swaps), settled.swap_step,
     )  # fmt: skip
 
 
@@ -224,21 +229,25 @@ def settle_compiled(
 
     False with settled.swap_step where the run begins eager and is compiled by a process beside it.
     """
+    facts, key, device = settled.facts, compile_key(settled.facts, config, dtype), settled.facts.device or "cpu"
+    runner.by_block = compiling.by_block_pays(trials, key, device, expected_steps, eager_s)
     if compiles_beside(settled, asked, config, trials, runner, dtype, expected_steps=expected_steps, eager_s=eager_s):
         return False, eager_s
     choice = settle_compile(
-        asked, settled.facts, config, trials, dtype=dtype, steps=expected_steps, eager_step_s=eager_s,
-        run_steps=runner.run_steps,
+        asked, facts, config, trials, dtype=dtype, steps=expected_steps, eager_step_s=eager_s,
+        run_steps=runner.run_steps, by_block=runner.by_block,
     )  # fmt: skip
     if settled.put("compile", choice) != "on":
         return False, eager_s
+    settled.put("compile_by_block", scope_choice(trials, key, device, runner.by_block, expected_steps))
     step_s = timed_step(runner, dtype, compiled=True)
     if asked.value != "auto":
         return True, step_s
     first_s = next(result.first_step_s for key, result in runner.known.items() if key[1])
     if first_s > 2 * WARM_COMPILE_S:  # a warm start says nothing about what a cold one costs
-        key = compile_key(settled.facts, config, dtype)
-        compiling.remember(trials, key, eager_step_s=eager_s, compiled_step_s=step_s, compile_s=first_s)
+        compiling.remember(
+            trials, key, eager_step_s=eager_s, compiled_step_s=step_s, compile_s=first_s, by_block=runner.by_block
+        )
     if step_s < eager_s:
         return True, step_s
     reason = f"compiled steps took {step_s:.3f} s, eager ones {eager_s:.3f} s"
@@ -254,11 +263,12 @@ def compiles_beside(
     swaps to it later, and settled has the step. Known code is in the cache: it is used from the first step on.
     """
     facts = settled.facts
-    key = shape_key(facts, config) | {"dtype": dtype, "compiled": True}
+    key = gate_key(facts, config, dtype, by_block=runner.by_block)
     spare = facts.cores_physical >= compiling.SPARE_FROM_CORES and runner.devices == 1 and not settled.always
     if asked.value != "auto" or not spare or compile_obstacle(facts) or trials.find("gate", key) is not None:
         return False
-    expected = compiling.expect(trials, compile_key(facts, config, dtype), facts.device or "cpu")
+    shape, device = compile_key(facts, config, dtype), facts.device or "cpu"
+    expected = compiling.expect(trials, shape, device, by_block=runner.by_block)
     step = compiling.swap_step(expected_steps, eager_s, expected)
     if step is None:
         return False
@@ -271,16 +281,32 @@ def compiles_beside(
     )
     beat = ({"value": "off", "why": f"{expected_steps:,} steps are enough to gain from it"},)
     settled.put("compile", Choice("on", reason, "default", beat))
+    settled.put("compile_by_block", scope_choice(trials, shape, device, runner.by_block, expected_steps))
     return True
 
 
+def scope_choice(trials: Trials, key: dict[str, Any], device: str, by_block: bool, steps: int) -> Choice:
+    """Whether one block is compiled for all, with what the two are expected to take."""
+    facts = {name: compiling.expect(trials, key, device, by_block=name) for name in (True, False)}
+    words = {True: "one block for all", False: "the whole model"}
+    shown = {
+        name: f"{human_duration(round(entry.compile_s))} of compiling, steps of {entry.ratio:.2f} of an eager one"
+        f"{'' if entry.is_measured else ' (guessed)'}"
+        for name, entry in facts.items()
+    }
+    reason = f"{words[by_block]} over {steps:,} steps: {shown[by_block]}"
+    beat = ({"value": not by_block, "why": f"{words[not by_block]}: {shown[not by_block]}"},)
+    return Choice(by_block, reason, "default", beat)
+
+
 def swapped_step_s(
-    settled: Settled, config: ModelConfig, trials: Trials, dtype: str, eager_s: float, steps: int
+    settled: Settled, config: ModelConfig, trials: Trials, runner: TrialRunner, dtype: str, eager_s: float, steps: int
 ) -> float:
     """Expected seconds per step of a run that swaps to compiled code in the middle."""
     assert settled.swap_step is not None, "it swaps"
     facts = settled.facts
-    expected = compiling.expect(trials, compile_key(facts, config, dtype), facts.device or "cpu")
+    key = compile_key(facts, config, dtype)
+    expected = compiling.expect(trials, key, facts.device or "cpu", by_block=runner.by_block)
     share = min(1.0, settled.swap_step / max(1, steps))
     return eager_s * (share + (1 - share) * expected.ratio)
 

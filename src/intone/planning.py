@@ -357,6 +357,7 @@ def stage_choices(settled: Settled, ground: Ground) -> Choices:
         attention=ground.attention,
         kernels=ground.kernels,  # type: ignore[arg-type]
         head_pieces=ground.head_pieces,
+        by_block=ground.by_block,
         reason="settled at the start of the run",
         threads=ground.threads,
     )

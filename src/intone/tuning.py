@@ -21,8 +21,8 @@ from intone.tune.settle import MARGIN, fallbacks
 
 SIZES = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 SHOWN = (
-    "device", "devices", "threads", "dtype", "kernels", "compile", "attention", "head_pieces", "allocator",
-    "loader_workers", "batch_tokens", "device_batch", "memory_margin_bytes",
+    "device", "devices", "threads", "dtype", "kernels", "compile", "compile_by_block", "attention", "head_pieces",
+    "allocator", "loader_workers", "batch_tokens", "device_batch", "memory_margin_bytes",
 )  # fmt: skip
 
 

@@ -46,3 +46,21 @@ def test_what_a_run_has_seen_predicts_the_next(trials):
     seen = compiling.expect(trials, key, "cpu")
     assert seen == compiling.CompileFacts(pytest.approx(0.25), 7.5, is_measured=True)
     assert compiling.expect(trials, {"width": 193}, "cpu") == compiling.CPU_GUESS
+
+
+def test_one_block_for_all_is_compiled_in_short_runs_and_the_whole_model_in_long_ones(trials):
+    key = {"width": 192}
+    whole, block = (compiling.expect(trials, key, "cpu", by_block=by_block) for by_block in (False, True))
+    assert block.compile_s < whole.compile_s and block.ratio > whole.ratio
+    even = (whole.compile_s - block.compile_s) / (0.4 * (block.ratio - whole.ratio))
+    assert compiling.by_block_pays(trials, key, "cpu", int(even) - 1, 0.4)
+    assert not compiling.by_block_pays(trials, key, "cpu", int(even) + 2, 0.4)
+    assert not compiling.by_block_pays(trials, key, "cuda", 10, 0.4)
+
+
+def test_what_was_seen_of_one_block_counts_for_it_alone(trials):
+    key = {"width": 192}
+    compiling.remember(trials, key, eager_step_s=0.4, compiled_step_s=0.1, compile_s=7.5, by_block=True)
+    assert compiling.expect(trials, key, "cpu", by_block=True).ratio == pytest.approx(0.25)
+    assert compiling.expect(trials, key, "cpu") == compiling.CPU_GUESS
+    assert compiling.by_block_pays(trials, key, "cpu", 10**9, 0.4)

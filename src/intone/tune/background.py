@@ -26,7 +26,7 @@ from intone.records import FORMAT, Choices, Segment, read_choices, write_choices
 from intone.train.swap import LOCK
 from intone.tune import compiling
 from intone.tune.precision import run_gate
-from intone.tune.settle import compile_key, shape_key
+from intone.tune.settle import compile_key, gate_key
 from intone.tune.trial import TrialRunner
 from intone.tune.trials import Trials
 
@@ -140,9 +140,10 @@ def compile_job(folder: Path) -> dict[str, Any]:
     trials = Trials(facts)
     device = str(choices.settings["device"].value)
     runner = TrialRunner(
-        job, device, swap.threads or 1, swap.device_batch, choices.environment, facts.folder / "trials"
+        job, device, swap.threads or 1, swap.device_batch, choices.environment, facts.folder / "trials",
+        by_block=swap.by_block,
     )  # fmt: skip
-    key = shape_key(facts, job.model) | {"dtype": swap.dtype, "compiled": True}
+    key = gate_key(facts, job.model, swap.dtype, by_block=swap.by_block)
     known = trials.find("gate", key)
     if known is not None:  # an earlier stage had the same code, which is in the cache
         return {"ok": bool(known.value), "reason": known.reason}
@@ -155,7 +156,7 @@ def compile_job(folder: Path) -> dict[str, Any]:
     if gate.value and compiled is not None and eager is not None and is_cold:
         compiling.remember(
             trials, compile_key(facts, job.model, swap.dtype), eager_step_s=eager.step_s,
-            compiled_step_s=compiled.step_s, compile_s=compiled.first_step_s,
+            compiled_step_s=compiled.step_s, compile_s=compiled.first_step_s, by_block=swap.by_block,
         )  # fmt: skip
     return {"ok": bool(gate.value), "reason": gate.reason}
 

@@ -24,6 +24,8 @@ class CompileFacts:
 CPU_GUESS = CompileFacts(ratio=0.55, compile_s=25)
 # step time -40 %, cold compile 30-90 s for d12-d24; an estimate of the same section
 GPU_GUESS = CompileFacts(ratio=0.6, compile_s=60)
+# one block compiled for all beside the whole model: depth 4, fp32, processor seconds on an EPYC 7003 (LOG.md)
+BLOCK_COMPILE, BLOCK_RATIO = 0.49, 1.09
 WARM_S = 6.0  # guess: a process that finds its compiled code in the cache
 SPARE_FROM_CORES = 3  # so many cores compile beside a run that trains; on two, compiling comes before the first step
 LATE = 1.5  # times the expected seconds of compiling, until the swap: others use the cores too; guess
@@ -75,17 +77,33 @@ def swap_step(steps: int, eager_step_s: float, expected: CompileFacts) -> int | 
     return step if saved_s > WARM_S else None
 
 
-def expect(trials: Trials, key: dict[str, object], device: str) -> CompileFacts:
-    """What compiling did the last time under this key on this machine, else the guess for the device."""
-    kept = trials.find("compile", key)
-    if kept is None or kept.measured is None:
+def expect(trials: Trials, key: dict[str, object], device: str, *, by_block: bool = False) -> CompileFacts:
+    """What compiling did the last time under this key on this machine, else the guess for the device.
+
+    by_block: one block for all; before that was measured here, from the whole model's numbers.
+    """
+    kept = trials.find("compile", key | ({"by_block": True} if by_block else {}))
+    if kept is not None and kept.measured is not None:
+        return CompileFacts(kept.measured["ratio"], kept.measured["compile_s"], is_measured=True)
+    if not by_block:
         return GPU_GUESS if device == "cuda" else CPU_GUESS
-    return CompileFacts(kept.measured["ratio"], kept.measured["compile_s"], is_measured=True)
+    whole = expect(trials, key, device)
+    return CompileFacts(min(1.0, BLOCK_RATIO * whole.ratio), BLOCK_COMPILE * whole.compile_s)
+
+
+def by_block_pays(trials: Trials, key: dict[str, object], device: str, steps: int, eager_step_s: float) -> bool:
+    """Whether so many steps end sooner with one block compiled for all: it compiles faster, its steps are slower."""
+    if device != "cpu":
+        return False  # nobody has measured it there
+    facts = [expect(trials, key, device, by_block=by_block) for by_block in (False, True)]
+    whole_s, block_s = (entry.compile_s + steps * entry.ratio * eager_step_s for entry in facts)
+    return block_s < whole_s
 
 
 def remember(
-    trials: Trials, key: dict[str, object], *, eager_step_s: float, compiled_step_s: float, compile_s: float
-) -> None:
+    trials: Trials, key: dict[str, object], *, eager_step_s: float, compiled_step_s: float, compile_s: float,
+    by_block: bool = False,
+) -> None:  # fmt: skip
     """Keeps what a run has seen, for expect(). Call it after a compiled run whose eager step was timed too."""
     ratio = compiled_step_s / eager_step_s
     measured = {
@@ -95,5 +113,6 @@ def remember(
         "compiled_step_s": compiled_step_s,
     }
     trials.record(
-        "compile", key, Choice(ratio, f"compiled steps took {ratio:.2f} of eager ones", "measured", measured=measured)
-    )
+        "compile", key | ({"by_block": True} if by_block else {}),
+        Choice(ratio, f"compiled steps took {ratio:.2f} of eager ones", "measured", measured=measured),
+    )  # fmt: skip

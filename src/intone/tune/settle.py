@@ -150,19 +150,20 @@ def settle_threads(
 
 def settle_compile(
     asked: Resolved, facts: Facts, config: ModelConfig, trials: Trials, *, dtype: str, steps: int, eager_step_s: float,
-    run_steps: RunSteps, compiled_step_s: float | None = None, compile_s: float | None = None,
+    run_steps: RunSteps, compiled_step_s: float | None = None, compile_s: float | None = None, by_block: bool = False,
 ) -> Choice:  # fmt: skip
     """ "on" where compiling pays over these steps and the compiled model trains like eager fp32, else "off".
 
     compiled_step_s and compile_s None: what they were the last time for this shape and dtype, else a guess.
-    Raises UserError where it was asked for and cannot work.
+    by_block: what run_steps compiles, see records.Segment. Raises UserError where it was asked for and cannot work.
     """
     obstacle = hardware.compile_obstacle(facts)
     if asked.value == "on" and obstacle:
         raise UserError(f"cannot compile: {obstacle}", value="on", fix=obstacle.rpartition(": ")[2])
     if asked.value != "auto":
         return choice(asked)
-    expected = compiling.expect(trials, compile_key(facts, config, dtype), facts.device or "cpu")
+    key = compile_key(facts, config, dtype)
+    expected = compiling.expect(trials, key, facts.device or "cpu", by_block=by_block)
     decision = compiling.decide(
         obstacle is None, steps, eager_step_s, compiled_step_s, expected.compile_s if compile_s is None else compile_s,
         ratio=expected.ratio, obstacle=obstacle or "",
@@ -171,7 +172,7 @@ def settle_compile(
         return decision
     gate = trials.settle(
         "gate",
-        shape_key(facts, config) | {"dtype": dtype, "compiled": True},
+        gate_key(facts, config, dtype, by_block=by_block),
         lambda: precision.run_gate(dtype, compiled=True, run_steps=run_steps),
     )
     if not gate.value:
@@ -247,6 +248,11 @@ def shape_key(facts: Facts, config: ModelConfig) -> dict[str, Any]:
         "config": config.as_json(),
         "code": code_fingerprint("model", "train", "tune/probe.py"),
     }
+
+
+def gate_key(facts: Facts, config: ModelConfig, dtype: str, *, by_block: bool) -> dict[str, Any]:
+    """What the gate on compiled code's losses depends on."""
+    return shape_key(facts, config) | {"dtype": dtype, "compiled": True, "by_block": by_block}
 
 
 def compile_key(facts: Facts, config: ModelConfig, dtype: str) -> dict[str, Any]:

@@ -200,6 +200,7 @@ def batch_key(facts: Facts, question: BatchQuestion, method: Method) -> dict[str
         "config": question.job.model.as_json(), "context": question.job.context,
         "rows_per_step": question.job.rows_per_step, "optim": question.job.optim.__dict__, "stage": question.job.stage,
         "dtype": segment.dtype, "attention": segment.attention, "kernels": segment.kernels,
-        "compiled": segment.compiled, "threads": segment.threads, "head_pieces": segment.head_pieces, "method": method,
+        "compiled": segment.compiled, "by_block": segment.by_block, "threads": segment.threads,
+        "head_pieces": segment.head_pieces, "method": method,
         "code": code_fingerprint("model", "train", "tune/batch.py", "tune/probing.py"),
     }  # fmt: skip

@@ -1,13 +1,15 @@
 """Traces a training step without computing it: the bytes of all tensors that are alive at its worst moment.
 
 The real model, autograd graph and optimizer run on tensors that have shapes and no contents, so that nothing about what
-is kept for the backward pass is assumed. It is eager code on a CPU; what kernels use inside is not seen. traced() asks
-the child (`python -m intone.tune.trace`) that does it.
+is kept for the backward pass is assumed. It is code that is not compiled, on a CPU, PyTorch's or our kernels, which are
+then not called; what kernels use inside is not seen. traced() asks the child (`python -m intone.tune.trace`).
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from intone.child import ask_child
@@ -31,33 +33,37 @@ class Worst:
         return max(self.pass_bytes, self.update_bytes)
 
 
-def traced(config: ModelConfig, rows: list[int], *, dtype: str, head_pieces: int = 1) -> list[Worst]:
+def traced(
+    config: ModelConfig, rows: list[int], *, dtype: str, head_pieces: int = 1, kernels: str = "torch"
+) -> list[Worst]:
     """What a step takes for each of these numbers of rows of config.context tokens. Raises ChildFailed."""
-    question = {"config": config.as_json(), "rows": rows, "dtype": dtype, "head_pieces": head_pieces}
+    question = {"config": config.as_json(), "rows": rows, "dtype": dtype, "head_pieces": head_pieces,
+                "kernels": kernels}  # fmt: skip
     answer = ask_child("intone.tune.trace", question, timeout_s=TIMEOUT_S)
     return [Worst(**entry) for entry in answer["worst"]]
 
 
-def measure(config: dict[str, Any], rows: list[int], dtype: str, head_pieces: int) -> dict[str, Any]:
+def measure(config: dict[str, Any], rows: list[int], dtype: str, head_pieces: int, kernels: str) -> dict[str, Any]:
     """The child's side of traced()."""
     shape = ModelConfig.from_json(config)
-    found = [trace(shape, number, dtype=dtype, head_pieces=head_pieces) for number in rows]
+    found = [trace(shape, number, dtype=dtype, head_pieces=head_pieces, kernels=kernels) for number in rows]
     return {"worst": [dataclasses.asdict(worst) for worst in found]}
 
 
-def trace(config: ModelConfig, rows: int, *, dtype: str, head_pieces: int = 1) -> Worst:
-    """Two steps of two passes: the second finds everything that a step leaves behind."""
+def trace(config: ModelConfig, rows: int, *, dtype: str, head_pieces: int = 1, kernels: str = "torch") -> Worst:
+    """Two steps of two passes, every token learned: the second finds everything that a step leaves behind."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from intone.model.gpt import GPT
     from intone.model.optim import Optimizer, StepScale
 
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with not_called(), FakeTensorMode(allow_non_fake_inputs=True):
         model = GPT(config)
         model.compute_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
         model.head_pieces = head_pieces
         optimizer = Optimizer(model, OptimConfig())
+        model.kernels = optimizer.kernels = kernels  # type: ignore[assignment]
         ids = torch.zeros(rows, config.context, dtype=torch.int32)
         there = [*model.parameters(), *model.buffers(), *optimizer.state_tensors().values(), ids]
         with live_bytes(there) as live:
@@ -74,15 +80,33 @@ def trace(config: ModelConfig, rows: int, *, dtype: str, head_pieces: int = 1) -
     return Worst(pass_bytes, update_bytes)
 
 
+@contextlib.contextmanager
+def not_called() -> Iterator[None]:
+    """Within it our kernels are not called: they work in place on what the caller has allocated."""
+    from intone.model import optim
+    from intone.model.native import ops
+
+    real = ops.call
+    ops.call = optim.call = lambda *_, **__: None  # type: ignore[assignment,attr-defined]
+    try:
+        yield
+    finally:
+        ops.call = optim.call = real  # type: ignore[attr-defined]
+
+
 def live_bytes(there: "list[Tensor]") -> Any:
     """A context manager with peak_bytes: what tensors made within it held at most at one time, since forget_peak().
 
     there: tensors from before, which do not count, also where something made within is a view of one of them.
     """
+    import torch
     from torch import Tensor
+    from torch._subclasses.fake_tensor import FakeTensor
     from torch.multiprocessing.reductions import StorageWeakRef
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_iter
+
+    local_scalar = torch.ops.aten._local_scalar_dense.default
 
     class LiveBytes(TorchDispatchMode):
         def __init__(self) -> None:
@@ -98,6 +122,8 @@ def live_bytes(there: "list[Tensor]") -> Any:
             self.peak_bytes = self.bytes
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is local_scalar and isinstance(args[0], FakeTensor):
+                return True if args[0].dtype is torch.bool else 1  # nobody knows: all is learned, finite, and one
             out = func(*args, **(kwargs or {}))
             for tensor in tree_iter(out):
                 if isinstance(tensor, Tensor):

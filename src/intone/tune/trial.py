@@ -39,6 +39,7 @@ class TrialRunner:
     environment: Mapping[str, str]
     folder: Path
     devices: int = 1
+    by_block: bool = False  # what compiled trials compile, see records.Segment
     start_s: float | None = None  # the least that a worker took beside its steps: its start and its end
     # by dtype, compiled, kernels, number of steps, attention, pieces of the head
     known: dict[tuple[str, bool, str, int, str | None, int], TrialResult] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class TrialRunner:
         say(f"trying {num_steps} steps: {'compiled' if compiled else 'eager'} {dtype}, {how}")
         segment = Segment(
             0, self.device_batch, compiled, dtype, attention, "trial", self.threads,  # type: ignore[arg-type]
-            kernels=kernels, head_pieces=head_pieces,  # type: ignore[arg-type]
+            kernels=kernels, head_pieces=head_pieces, by_block=compiled and self.by_block,  # type: ignore[arg-type]
         )  # fmt: skip
         found = self._run(segment, num_steps)
         for smaller in fallbacks(self.device_batch)[1:]:

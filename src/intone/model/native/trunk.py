@@ -67,7 +67,8 @@ def forward(
     else:
         _, x = AddNorm.apply(x, h, config.norm_eps)
     loss_sum: Tensor = HeadLoss.apply(
-        x.flatten(0, -2), model.head.weight, narrow(model.head.weight, dtype=dtype), targets.flatten()[learned],
+        x.flatten(0, -2), model.head.weight, narrow(model.head.weight, dtype=dtype),
+        targets.flatten() if taken is None else targets.flatten()[taken],
         config.vocab_size, config.softcap,
     )  # fmt: skip
     return loss_sum, learned.sum()
