@@ -7,6 +7,7 @@ import torch
 
 from intone.config import OptimConfig, model_config
 from intone.model.gpt import GPT
+from intone.model.native.build import obstacle
 from intone.model.optim import Optimizer, StepScale
 from intone.tune.trace import live_bytes, trace, traced
 
@@ -14,12 +15,13 @@ CONFIG = replace(model_config("modern", depth=2, vocab_size=331, context=48), wi
 CONFIG = replace(CONFIG, head_width=32)
 
 
-def really(config, rows, dtype, head_pieces=1):
+def really(config, rows, dtype, head_pieces=1, kernels="torch"):
     """Bytes of the tensors alive at the worst moment of a second step's passes and update, computed for real."""
     model = GPT(config)
     model.init_weights(0)
     model.compute_dtype, model.head_pieces = dtype, head_pieces
     optimizer = Optimizer(model, OptimConfig())
+    model.kernels = optimizer.kernels = kernels
     ids = torch.zeros(rows, config.context, dtype=torch.int32)
     there = [*model.parameters(), *model.buffers(), *optimizer.state_tensors().values(), ids]
     with live_bytes(there) as live:
@@ -39,6 +41,14 @@ def really(config, rows, dtype, head_pieces=1):
 def test_tensors_without_contents_take_what_real_ones_take(pieces):
     worst = trace(CONFIG, 3, dtype="fp32", head_pieces=pieces)
     assert (worst.pass_bytes, worst.update_bytes) == pytest.approx(really(CONFIG, 3, torch.float32, pieces), rel=0.01)
+
+
+@pytest.mark.skipif(obstacle("avx2") is not None, reason="our kernels cannot be built here")
+def test_tensors_of_our_kernels_are_the_same_where_the_kernels_are_not_called():
+    shape = replace(CONFIG, depth=1)
+    worst = trace(shape, 3, dtype="fp32", kernels="native")
+    found = really(shape, 3, torch.float32, kernels="native")
+    assert (worst.pass_bytes, worst.update_bytes) == pytest.approx(found, rel=0.01)
 
 
 def test_what_is_alive_is_counted_once_and_only_while_it_lives():
