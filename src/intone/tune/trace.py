@@ -87,11 +87,11 @@ def not_called() -> Iterator[None]:
     from intone.model.native import ops
 
     real = ops.call
-    ops.call = optim.call = lambda *_, **__: None  # type: ignore[assignment,attr-defined]
+    ops.call = optim.call = lambda *_, **__: None
     try:
         yield
     finally:
-        ops.call = optim.call = real  # type: ignore[attr-defined]
+        ops.call = optim.call = real
 
 
 def live_bytes(there: "list[Tensor]") -> Any:
