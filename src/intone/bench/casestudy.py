@@ -143,12 +143,14 @@ def run(verb: str, settings: CaseSettings, tables: Callable[[Prepared], Iterator
             for table in tables(ready):
                 print(f"{table_text(table)}\n", flush=True)
                 found.append(table)
-                if not settings.quick:
-                    rows += result_rows(table, prefix=prefix, command=command_line(verb, settings))
+                if settings.quick:
+                    continue
+                kept = result_rows(table, prefix=prefix, command=command_line(verb, settings))
+                for row in kept:  # before the next table, which may be cut
+                    append_result(path, row)
+                rows += kept
         except SideFailed as failure:
             raise UserError(str(failure), value=failure.side, fix=failure.outcome.fix) from failure
-    for row in rows:
-        append_result(path, row)
     gates = [gate for table in found for gate in table.gates]
     rejected = [line for table in found for line in table.lines.values() if "REJECTED" in line.parity]
     text = [f"{len(found)} tables in {human_duration(time.monotonic() - began_s)}; what was published, and why it "
