@@ -68,8 +68,30 @@ def test_a_search_takes_its_time_and_no_more():
     for seconds in (0.001, 0.05, 1.0):
         machine = Machine(lambda rows, s=seconds: s * (0.5 + rows))
         found = machine.search(64, 10**12, budget_s=12.0)
-        assert found.seconds <= 12.0 + 3 * machine.step_s(1, 1)
+        assert found.seconds <= 1.4 * 12.0 + 3 * machine.step_s(1, 1)
         assert found.rows in candidates(64)
+
+
+def test_slow_and_fast_spells_of_the_machine_do_not_choose():
+    """Seen on a shared host: one size was measured in a fast spell, and would have won by it."""
+
+    class Shared(Machine):
+        def __call__(self, rows, passes, steps):
+            sample = super().__call__(rows, passes, steps)
+            pace = {4: 0.75, 16: 1.3}.get(rows, 1.0) if self.asked.count(rows) == 1 else 1.0
+            return Sample(sample.pass_s * pace, sample.update_s * pace, sample.growth_bytes)
+
+    machine = Shared(lambda rows: 0.05 + 0.06 * rows, update_s=0.1)
+    assert machine.share_of_best(32, machine.search(32, 2**40)) > 0.98
+
+
+def test_a_choice_that_only_the_line_knows_is_looked_at_for_its_memory():
+    machine = Machine(lambda rows: 0.3 + 0.21 * rows, update_s=0.2)
+    machine.growth = lambda rows: (50 + 100 * rows - (200 if rows == 8 else 0)) * MIB  # one pass needs less
+    for budget_s in (11.0, 13.0, 15.0):
+        found = machine.search(8, 2**40, budget_s=budget_s)
+        assert found.rows == 8 and found.predicted_bytes == 650 * MIB
+        assert found.seconds < 1.4 * budget_s
 
 
 def test_memory_bounds_the_choice_and_nothing_runs_out():

@@ -36,7 +36,7 @@ class Probe:
             raise ProbeFailed(self.failure, out_of_memory=False)
         return Ready(self.slow * 0.1, 0.1, {})
 
-    def __call__(self, rows, passes, steps, *, moments=False, first=True):
+    def __call__(self, rows, passes, steps, *, moments=False):
         self.start()
         self.log.append(("moments" if moments else "probe", rows, passes))
         growth = rows * self.row_bytes + (3 * GIB if moments else 0)

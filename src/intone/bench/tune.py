@@ -215,16 +215,16 @@ def sweep(question: BatchQuestion, more: set[int]) -> dict[int, list[float]]:
             for number in range(ROUNDS):
                 samples: dict[int, Sample] = {}
                 for rows in sizes if number % 2 == 0 else reversed(sizes):
-                    samples[rows] = one_block(worker, rows, first=number == 0)
+                    samples[rows] = one_block(worker, rows)
                 update_s = statistics.median(sample.update_s for sample in samples.values())
                 for rows, sample in samples.items():
                     step_s[rows].append(passes_of(question.rows_per_device, rows) * sample.pass_s + update_s)
     return step_s
 
 
-def one_block(worker: WorkerProbe, rows: int, *, first: bool) -> Sample:
-    """A pass and an update of this size, a few times where it is short. first: the child computes it the first time."""
-    sample = worker(rows, 1, 1, first=first)
+def one_block(worker: WorkerProbe, rows: int) -> Sample:
+    """A pass and an update of this size, a few times where it is short."""
+    sample = worker(rows, 1, 1)
     if sample.pass_s < 0.1:
         sample = worker(rows, 1, max(2, min(10, int(0.2 / sample.pass_s))))
     return sample

@@ -9,6 +9,9 @@ grow with B along a line, which two or three small probes show:
 3. of the sizes whose memory fits below a margin, the smallest whose step is within 1 % of the best;
 4. that size and its neighbours are measured in turns, and the measured winner is taken.
 
+A machine that others use has slow spells and fast ones. Every probe also times an update, which is the same work at
+every size: where it took much longer or shorter than usual, so did the pass beside it, and the pass is corrected.
+
 So the search never aims at running out of memory. Where a probe is not on the line (caches, tiles), sizes are doubled
 and measured until they stop getting faster: the bisection below, which can also be asked for. That is the published
 method: grow until memory runs out, halve the gap, take the largest size that leaves 15 % of memory.
@@ -35,6 +38,8 @@ SEARCH_S = 12.0  # for probes; guess: with the child's start below 20 s
 VERIFY_S = 5.0  # of SEARCH_S, for measuring the neighbours in turns
 ROUNDS = 3
 MAX_LOOKS = 3  # at where the line says the best is, each time with what was measured before
+OVERTIME = 1.4  # of the budget, for one look at a choice that only the line knows: its memory is what is promised
+SPELL = 0.1  # of an update: beyond this it was the machine that was slower or faster; updates differ by less (guess)
 MIN_BLOCK_S = 0.15  # a sample is at least this long: several steps of a small model
 
 
@@ -142,7 +147,8 @@ class Search:
     free_bytes: int | None
     budget_s: float = SEARCH_S
     clock: Callable[[], float] = time.monotonic
-    samples: dict[int, list[float]] = field(default_factory=dict)  # rows -> seconds of a pass
+    # rows -> seconds of a pass and of the update beside it
+    samples: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     growth: dict[int, int] = field(default_factory=dict)
     line_growth: dict[int, int] = field(default_factory=dict)  # what the line said of a size before it was measured
     failed: set[int] = field(default_factory=set)  # ran out of memory
@@ -172,7 +178,7 @@ class Search:
             self.failed.add(rows)
             self.num_failed += 1
             return False
-        self.samples.setdefault(rows, []).append(sample.pass_s)
+        self.samples.setdefault(rows, []).append((sample.pass_s, sample.update_s))
         self.updates.append(sample.update_s)
         growth = sample.growth_bytes
         if growth is not None and rows > max(self.growth, default=0):  # a smaller one sees what a larger left behind
@@ -187,12 +193,17 @@ class Search:
     def update_s(self) -> float:
         return statistics.median(self.updates)
 
-    def pass_s(self, rows: int) -> float | None:
-        """The fastest seen: what disturbs a pass only makes it slower."""
-        return min(self.samples[rows]) if rows in self.samples else None
+    def pass_s(self, rows: int) -> float:
+        """The lower median of what was seen of a measured size, corrected for spells of the machine."""
+        usual = self.update_s()
+        times = []
+        for pass_s, update_s in self.samples[rows]:
+            pace = update_s / usual if usual > 0 else 1.0
+            times.append(pass_s / pace if abs(pace - 1) > SPELL else pass_s)
+        return sorted(times)[(len(times) - 1) // 2]
 
     def points(self) -> list[tuple[int, float]]:
-        return [(rows, min(times)) for rows, times in sorted(self.samples.items())]
+        return [(rows, self.pass_s(rows)) for rows in sorted(self.samples)]
 
     def guess_s(self, rows: int) -> float:
         """Seconds of a pass: measured, or by the line between its neighbours, or by that through all."""
@@ -291,7 +302,16 @@ def search_batch(
         rows = search.best(search.believed() or search.sizes[:1])
         if not can_probe(search, rows):  # it was measured, or there is no time: then the measured ones decide
             break
-    return found(search, winner(search), name)
+    rows = winner(search)
+    if rows not in search.samples and search.fits(rows) and looks_in_overtime(search, rows):
+        search.probe(rows)
+        rows = winner(search)
+    return found(search, rows, name)
+
+
+def looks_in_overtime(search: Search, rows: int) -> bool:
+    """Whether a first look at a size ends before the time beyond the budget does."""
+    return first_look_s(search, rows) <= search.left_s() + (OVERTIME - 1) * search.budget_s
 
 
 def probe_line(search: Search) -> bool:
@@ -309,8 +329,14 @@ def probe_line(search: Search) -> bool:
 
 
 def affordable(search: Search, rows: int) -> bool:
-    """Whether probing a size leaves time to verify: a first step with two passes, and the measured ones."""
-    return 4 * search.guess_s(rows) + 2 * search.update_s() <= search.left_s() - VERIFY_S / 2
+    """Whether probing a size leaves time to verify."""
+    return first_look_s(search, rows) <= search.left_s() - VERIFY_S / 2
+
+
+def first_look_s(search: Search, rows: int) -> float:
+    """What probing a new size takes: a first step and a timed one, of two passes each where a step has as many."""
+    passes = min(2, passes_of(search.rows_per_step, rows))
+    return 2 * (passes * search.guess_s(rows) + search.update_s())
 
 
 def is_small(search: Search, rows: int) -> bool:
@@ -377,11 +403,15 @@ def largest_by_bisection(search: Search) -> int:
 
 
 def verified(search: Search, rows: int, verify_s: float) -> None:
-    """Measures this size, its neighbours and the best measured, in alternating rounds while time is left."""
+    """Measures this size, its neighbours and the best measured, in alternating rounds while time is left.
+
+    A size that was not measured yet comes first: it is what the line promises.
+    """
     place = search.sizes.index(rows)
     near = [*search.sizes[max(0, place - 1) : place + 2], search.best(list(search.samples))]
     chosen = sorted({size for size in near if search.fits(size)} | {rows})
     end_s = search.clock() + min(verify_s, max(search.left_s(), 0.0))
+    chosen.sort(key=lambda size: (size in search.samples, size != rows, size))
     for number in range(ROUNDS):
         for size in chosen if number % 2 == 0 else reversed(chosen):
             cost_s = min(2, passes_of(search.rows_per_step, size)) * search.guess_s(size) + search.update_s()

@@ -1,7 +1,7 @@
 """Probes of the batch search by the real worker: one live child, told how many rows and passes each step has."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,6 +34,7 @@ class WorkerProbe:
     first_batch: int | None = None  # their micro-batch; None: all rows at once
     ready: Ready | None = None
     num_starts: int = 0
+    _computed: set[int] = field(default_factory=set)  # sizes that this child has done steps of
     _child: WorkerChild | None = None
     _folder: Any = None
 
@@ -58,6 +59,7 @@ class WorkerProbe:
         write_choices(folder, Choices(settings, (segment,), {}, dict(self.environment)))
         write_json(folder / "config.json", job.as_json())
         self.num_starts += 1
+        self._computed.clear()
         try:
             self._child = WorkerChild(folder, self.environment, self.limits, name="the probe")
             self.ready = self._child.wait_ready(READY_S)
@@ -75,20 +77,21 @@ class WorkerProbe:
     def start_bytes(self) -> int:
         return int(self.start().facts.get("start_bytes") or 0)
 
-    def __call__(self, rows: int, passes: int, steps: int, *, moments: bool = False, first: bool = True) -> Sample:
+    def __call__(self, rows: int, passes: int, steps: int, *, moments: bool = False) -> Sample:
         """See batch.Measure. moments: an evaluation and a save count in the memory too.
 
-        first False: this child has computed this size before, which needs no step before the timed ones again.
+        A size that this child has not computed before has a step before the timed ones.
         """
         start_bytes = self.start_bytes
         assert self._child is not None, "started above"
         try:
             answer = self._child.block(
-                steps=steps, rows=rows * passes, warm=0, first=first, plan={"device_batch": rows}, split=True,
-                moments=moments,
+                steps=steps, rows=rows * passes, warm=0, first=rows not in self._computed,
+                plan={"device_batch": rows}, split=True, moments=moments,
             )  # fmt: skip
         except LiveFailed as error:
             raise self._lost(error) from None
+        self._computed.add(rows)
         peak = answer.get("reserved_bytes") or answer.get("peak_bytes")
         update_s = answer["update_s"] / steps
         growth = None if peak is None else max(0, peak - start_bytes)
