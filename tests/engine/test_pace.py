@@ -1,3 +1,5 @@
+import pytest
+
 from intone.engine.pace import TRY_EVERY, Pace
 
 
@@ -8,6 +10,7 @@ def run(pace, seconds_by_threads, num_tokens, num_steps, now):
     def step(threads):
         given.append(threads)
         now[0] += seconds_by_threads[threads]
+        return 1
 
     for _ in range(num_steps):
         pace.run(num_tokens, step)
@@ -28,6 +31,21 @@ def test_it_comes_back_when_the_machine_is_free_again_and_sizes_do_not_mix():
     run(pace, {1: 1.0, 4: 9.0}, 16, 40, now)
     assert run(pace, {1: 1.0, 4: 0.1}, 1, 5, now) == [4, 1, 4, 4, 4]
     assert run(pace, {1: 1.0, 4: 0.5}, 16, 40 * TRY_EVERY, now)[-3:] == [4, 4, 4]
+
+
+def test_several_steps_in_a_call_count_as_what_each_of_them_took():
+    now = [0.0]
+    pace = Pace(1, clock=lambda: now[0])
+    assert pace.step_s(3) is None
+
+    def four(threads):
+        now[0] += 4 * 0.5
+        return 4
+
+    pace.run(3, four)
+    assert pace.step_s(3) == pytest.approx(0.5)
+    run(pace, {1: 0.5}, 3, 5, now)
+    assert pace.step_s(3) == pytest.approx(0.5) and pace.step_s(200) is None
 
 
 def test_one_thread_stays_one():

@@ -60,16 +60,17 @@ def decoder_of(model: Any, setup: Setup) -> tuple[Decoder, torch.device, dict[st
             raise
         decoder = GPTDecoder.of(model, device=device, dtype=dtype, deterministic=setup.deterministic)
         return decoder, device, {"kernels": ("torch", str(error)), "weights": (stored_as, "as computed in")}
-    size = human_bytes(native.num_weight_bytes)
-    why = "as asked" if setup.weights != "auto" else "as computed in"
-    return (
-        native,
-        device,
-        {
-            "kernels": ("native", "the processor can, and a step is one call"),
-            "weights": (stored_as, f"{why}; a step reads {size}"),
-        },
-    )
+    how = {
+        "kernels": ("native", "the processor can, and a step is one call"),
+        "weights": stored_weights(native, setup.weights),
+    }
+    return native, device, how
+
+
+def stored_weights(decoder: NativeDecoder, asked: Weights) -> tuple[str, str]:
+    """How our kernels keep the matrices, and why."""
+    why = "as asked" if asked != "auto" else "as computed in"
+    return decoder.stored_as, f"{why}; a step reads {human_bytes(decoder.num_weight_bytes)}"
 
 
 def steps_of(decoder: Decoder, device: torch.device, setup: Setup) -> tuple[Literal["eager", "captured"], str]:

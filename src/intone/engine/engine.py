@@ -166,12 +166,13 @@ class Engine:
                 scores[place] = score
         return scores
 
-    def update_weights(self, state: dict[str, Tensor]) -> None:
+    def update_weights(self, state: dict[str, Tensor], *, stored_as: Weights | None = None) -> None:
         """Copies new weights in, converted to the engine's dtype. Waits until no sample is half done.
 
-        Requests that wait meanwhile get the new weights. Raises RuntimeError where names or shapes differ.
+        stored_as: how our kernels keep matrices from here on; None: as before. Requests that wait meanwhile get the
+        new weights. Raises RuntimeError where names or shapes differ, UserError where PyTorch computes.
         """
-        self._call(lambda: self._worker.load(state), when_idle=True)
+        self._call(lambda: self._worker.load(state, stored_as), when_idle=True)
 
     def close(self) -> None:
         """Cancels what runs and ends the threads; harmless when called twice."""

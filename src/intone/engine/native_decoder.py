@@ -18,17 +18,25 @@ from intone.engine.decoder import Batch, check_weights, weight_shapes
 from intone.engine.kv import PageStore
 from intone.engine.pace import Pace
 from intone.engine.pages import PAGE
+from intone.engine.sample import Settings
 from intone.model.attention import rotary_tables
 from intone.model.gpt import GPT
 from intone.model.native import build
+from intone.model.native.arena import Arena
 from intone.model.native.steps import (
+    DRAWING,
+    FOUND,
     Packed,
     StepBatch,
     StepBlock,
+    StepBurst,
     StepModel,
     StoredAs,
     WorkSpace,
     address,
+    burst,
+    packed_bytes,
+    place_of,
     step,
     step_obstacle,
     work_space,
@@ -60,7 +68,6 @@ class NativeDecoder:
     ) -> None:  # fmt: skip
         self.config = config
         self.dtype = dtype
-        self.stored_as: StoredAs = STORED_AS[dtype] if stored_as == "auto" else stored_as
         self._shapes = weight_shapes(config)
         if rotary is None:
             rotary = rotary_tables(config.context, config.head_width, config.rope_base, torch.device("cpu"))
@@ -70,7 +77,8 @@ class NativeDecoder:
         self._pace = Pace(torch.get_num_threads())
         self._stored: weakref.ReferenceType[PageStore] | None = None
         self._scored = torch.empty(0, dtype=dtype)  # keys and values of texts that are only scored
-        self.load(weights)
+        self._row_logits = torch.empty(0, config.vocab_size)  # of bursts: fresh memory at every step costs its pages
+        self.load(weights, stored_as=stored_as)
 
     @classmethod
     def of(cls, model: GPT, *, dtype: torch.dtype, stored_as: Weights = "auto") -> "NativeDecoder":
@@ -84,9 +92,12 @@ class NativeDecoder:
         return sum(part.num_bytes for part in self._packed)
 
     @torch.no_grad()
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Packs new weights. Raises RuntimeError where names or shapes differ, with nothing changed."""
+    def load(self, weights: Mapping[str, Tensor], *, stored_as: Weights | None = None) -> None:
+        """Packs new weights, stored as before or otherwise. Raises RuntimeError where names or shapes differ, with
+        nothing changed."""
         check_weights(self._shapes, weights)
+        if stored_as is not None:
+            self.stored_as: StoredAs = STORED_AS[self.dtype] if stored_as == "auto" else stored_as
         config = self.config
 
         def wide(name: str) -> Tensor:
@@ -112,9 +123,10 @@ class NativeDecoder:
             self._work = work_space()
             weakref.finalize(self, self._work.free)
         self._packed: list[Packed] = []
+        arena = Arena(self._num_packed_bytes())
 
         def pack(*names: str, columns: int | None = None) -> Packed:
-            packed = Packed([wide(name) for name in names], self.stored_as, columns=columns)
+            packed = Packed([wide(name) for name in names], self.stored_as, columns=columns, arena=arena)
             self._packed.append(packed)
             return packed
 
@@ -150,8 +162,52 @@ class NativeDecoder:
         )  # fmt: skip
         work = self._work
         assert work is not None, "load() made it"
-        self._pace.run(count, lambda threads: step(self._model, step_batch, work, out, threads=threads))
+
+        def one(threads: int) -> int:
+            step(self._model, step_batch, work, out, threads=threads)
+            return 1
+
+        self._pace.run(count, one)
         return out
+
+    def step_s(self, num_rows: int) -> float | None:
+        """What a step of so many texts takes, by the last ones; None: there was none."""
+        return self._pace.step_s(num_rows)
+
+    def burst(
+        self, store: PageStore, fed: np.ndarray, pages: Sequence[Sequence[int]], drawing: np.ndarray,
+        streams: np.ndarray, stops: np.ndarray, left: np.ndarray, *, num_steps: int, has_logprobs: bool,
+    ) -> np.ndarray:  # fmt: skip
+        """Up to num_steps steps of B texts -> FOUND (steps made, B); the last step made is the first with an end in it.
+
+        fed (3, B) int64: each text's newest token, the one before it, and its place. pages: per text
+        Table.page_addresses(), with room for the tokens of all steps. drawing (B,) DRAWING; streams (B,) uint64;
+        stops (B, S) int64, -1: none; left (B,) int64: tokens that each may still get. has_logprobs: totals are made.
+        """
+        count = fed.shape[1]
+        self._point_at(store)
+        if len(self._row_logits) < count:
+            self._row_logits = torch.empty(count, self.config.vocab_size)
+        pointers = np.array([found[group] for group in range(len(store.groups)) for found in pages], dtype=np.uintp)
+        wanted, numbers = np.arange(count), np.arange(count, dtype=np.int32)
+        found = np.empty((num_steps, count), dtype=FOUND)
+        batch = StepBatch(
+            count, count, count, *(place_of(part) for part in (*fed, wanted, numbers, pointers)), None
+        )  # fmt: skip
+        asked = StepBurst(
+            num_steps, stops.shape[1], int(has_logprobs),
+            *(place_of(part) for part in (drawing, streams, stops, left, found)),
+        )  # fmt: skip
+        work, made = self._work, 0
+        assert work is not None, "load() made it"
+
+        def some(threads: int) -> int:
+            nonlocal made
+            made = burst(self._model, batch, asked, work, self._row_logits, threads=threads)
+            return made
+
+        self._pace.run(count, some)
+        return found[:made]
 
     def _scratch(self, texts: Sequence[Piece]) -> tuple[list[np.ndarray], int]:
         """Pages for texts that are only scored, and where they are; every block writes over those of the one before."""
@@ -177,6 +233,11 @@ class NativeDecoder:
             self._blocks[index].reach = -1 if reach is None else reach
             self._blocks[index].stored = address(tensor)
         self._stored = weakref.ref(store)
+
+    def _num_packed_bytes(self) -> int:
+        """Of all matrices; query, key and value, packed as one, take no more than each by itself."""
+        names = [name for name in self._shapes if name.startswith(("blocks.", "head.")) and "_gate" not in name]
+        return sum(packed_bytes(*self._shapes[name], self.stored_as) for name in names)
 
     def _fill_block(
         self, block: StepBlock, index: int, pack: Callable[..., Packed], weights: Mapping[str, Tensor],
@@ -224,6 +285,16 @@ def _texts(pieces: Sequence[Piece]) -> list[Piece]:
 
 def _is_same(piece: Piece, last: Piece) -> bool:
     return piece.table is last.table and (piece.table is not None or piece.origin == last.origin)
+
+
+def as_drawing(settings: Settings, uniform: np.ndarray | None = None) -> np.ndarray:
+    """Settings of B rows, and their uniforms (B,) where the kernels do not make them -> (B,) DRAWING."""
+    drawing = np.zeros(len(settings.temperature), dtype=DRAWING)
+    for name in ("temperature", "top_p", "min_p", "top_k"):
+        drawing[name] = getattr(settings, name)
+    if uniform is not None:
+        drawing["uniform"] = uniform
+    return drawing
 
 
 def as_stored(weights: Weights, dtype: torch.dtype) -> str:

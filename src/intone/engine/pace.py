@@ -34,12 +34,17 @@ class Pace:
             return 1 if best == self.most else self.most
         return best
 
-    def run(self, num_tokens: int, step: Callable[[int], None]) -> None:
-        """Runs a step with the number of threads that is best, and remembers what it took."""
+    def step_s(self, num_tokens: int) -> float | None:
+        """What a step of so many tokens takes by what is known; None: nothing is."""
+        known = [self._seconds.get((num_tokens.bit_length(), count)) for count in (1, self.most)]
+        return min((seconds * num_tokens for seconds in known if seconds is not None), default=None)
+
+    def run(self, num_tokens: int, steps: Callable[[int], int]) -> None:
+        """Runs steps with the number of threads that is best, and remembers what each took; steps returns how many."""
         count, size = self.threads(num_tokens), num_tokens.bit_length()
         begin = self._clock()
-        step(count)
-        seconds = (self._clock() - begin) / num_tokens
+        num_steps = steps(count)
+        seconds = (self._clock() - begin) / (num_tokens * num_steps)
         before = self._seconds.get((size, count))
         if before is not None:
             # one step that was interrupted says little

@@ -1,11 +1,14 @@
 """Drawing the next token of many rows at once, each from its own stream of random numbers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from intone.engine.requests import Request
 
 # below this the likeliest token has all the probability that float32 can express; 0 itself means the same
 GREEDY_TEMPERATURE = 1e-5
@@ -67,6 +70,16 @@ class Settings:
     @property
     def is_greedy(self) -> np.ndarray:
         return np.asarray(self.temperature < GREEDY_TEMPERATURE)
+
+
+def settings_of(requests: Sequence[Request], vocab_size: int) -> Settings:
+    """How the rows of requests are drawn."""
+    return Settings(
+        temperature=np.array([request.temperature for request in requests]),
+        top_k=np.array([min(request.top_k or vocab_size, vocab_size) for request in requests]),
+        top_p=np.array([request.top_p for request in requests]),
+        min_p=np.array([request.min_p for request in requests]),
+    )
 
 
 def choose(logits: Tensor, settings: Settings, uniform: np.ndarray) -> Tensor:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from intone.engine.ahead import Ahead
 from intone.engine.budget import page_bytes, pages_per_text, settle_cache
-from intone.engine.choose import Setup, decoder_of, steps_of
+from intone.engine.burst import Bursts
+from intone.engine.choose import Setup, decoder_of, steps_of, stored_weights
 from intone.engine.fixed import ROWS, FixedSteps, Result
 from intone.engine.kv import Cache, PageStore, page_groups
+from intone.engine.native_decoder import NativeDecoder, Weights
 from intone.engine.requests import Reason, ToolCall
 from intone.engine.rows import Group, Handle, Row, Taken
 from intone.engine.runner import Drawn, Runner
@@ -21,6 +23,7 @@ from intone.engine.scheduler import Limits, Scheduler, Segment
 from intone.engine.stats import Account, EngineStats
 from intone.engine.text import Specials, Tokenizer
 from intone.engine.tools import Call, ToolRunner, ToolsBusy
+from intone.errors import UserError
 from intone.log import human_bytes
 
 # more rows than this no longer make a token cheaper (guess: a CPU's products are compute-bound from 16 rows on)
@@ -83,6 +86,9 @@ class Worker:
         self._scheduler = Scheduler(self._cache, limits)
         self._account = Account([page_bytes(config, group, decoder.dtype) for group in groups])
         self._ahead: Ahead | None = None
+        self._bursts: Bursts | None = None
+        if isinstance(decoder, NativeDecoder) and not limits.num_guesses:
+            self._bursts = Bursts(decoder, self._scheduler, take=self._take_ahead, note_step=self._note_ahead)
         if is_fixed:
             fixed = FixedSteps(
                 decoder, store, context=context, scale=self.runner.scale, most_rows=min(limits.num_slots, ROWS[-1])
@@ -113,9 +119,16 @@ class Worker:
         """On the engine's thread: log-probabilities of one batch."""
         return self.runner.score(texts)
 
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """On the engine's thread, while nothing runs: other weights."""
-        self.runner.decoder.load(weights)
+    def load(self, weights: dict[str, Tensor], stored_as: Weights | None = None) -> None:
+        """On the engine's thread, while nothing runs: other weights, stored as before or otherwise."""
+        decoder = self.runner.decoder
+        if stored_as is None:
+            decoder.load(weights)
+        elif isinstance(decoder, NativeDecoder):
+            decoder.load(weights, stored_as=stored_as)
+            self.settled["weights"] = stored_weights(decoder, stored_as)
+        else:
+            raise UserError(f"weights {stored_as} cannot be had: PyTorch computes here", value=stored_as)
         if self._ahead is not None:
             self._ahead.forget()
         self._scheduler.forget_prompts()
@@ -179,6 +192,8 @@ class Worker:
             self._take_all([row for row, _ in forked], torch.stack([logits for _, logits in forked]))
         if self._ahead is not None and self._runs_ahead(self._ahead):
             return True
+        if self._bursts is not None and self._bursts.run():
+            return True
         segments = self._scheduler.plan()
         if not segments:
             is_stuck = self._scheduler.waiting and not self._scheduler.rows and not self.updates
@@ -202,9 +217,10 @@ class Worker:
             return False
 
     def _take_ahead(self, row: Row, result: Result) -> None:
-        """A token that the device drew: its text's last key counts, then the token."""
+        """A token that the device or our kernels drew: its text's last key counts, then the token."""
         assert row.table is not None, "a row that was stepped has pages"
-        self._cache.advance(row.table, 1, row.tokens)
+        up_to = len(row.group.prompt) if self._deterministic else None
+        self._cache.advance(row.table, 1, row.tokens, up_to=up_to)
         problem = None
         if not result.is_finite:
             problem = FloatingPointError(f"the model's logits are not finite at position {row.position}")

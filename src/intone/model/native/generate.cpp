@@ -1,6 +1,7 @@
 // One step of generation: the new tokens of any number of texts through the whole model, from ids to logits.
 // The same function as engine/decoder.py computes with PyTorch. A token's bits depend on its own text alone.
 #include "generate_attention.h"
+#include "generate_draw.h"
 #include "generate_products.h"
 
 namespace {
@@ -37,6 +38,22 @@ struct Batch {
     void* scratch;  // where keys and values go in place of every block's store, or null
 };
 
+// what a step gave one row: its token and that token's logit, the largest logit, and the sum of exp(logit - largest)
+struct Found {
+    int64_t id;
+    float chosen, largest;
+    double total;
+};
+
+// steps of rows that go on by themselves, one new token of each text a step
+struct Burst {
+    int64_t steps, num_stops, is_summed;  // steps at most; is_summed: whether totals are wanted
+    const Drawing* drawing;               // per row; the uniforms are made here
+    const uint64_t* streams;
+    const int64_t *stops, *left;          // (count, num_stops) ids that end a text, -1: none; tokens that it may still get
+    Found* found;                         // (steps, count)
+};
+
 constexpr int64_t SMEAR_CHANNELS = 24, GATE_CHANNELS = 12;
 
 struct Span {
@@ -47,6 +64,7 @@ struct Work {
     Buffer<float> stream, start, middle, qkv, mixed, hidden;
     Rows rows;
     Buffer<Span> spans;
+    Buffer<int64_t> ids;
 };
 
 float inverse_rms(const float* x, int64_t width, float eps) {
@@ -272,44 +290,19 @@ void intone_product(const Weight* weight, const float* x, float* out, int64_t co
 // has one), and the sum of exp(logit - largest), in one order whatever else is computed
 void intone_summary(const float* logits, int64_t count, int64_t columns, int64_t* best, float* largest, double* total,
                     int threads) {
-    constexpr int64_t BLOCK = 256;
+#pragma omp parallel for num_threads(threads) schedule(static) if (count > 1 && count * columns > SMALL)
+    for (int64_t r = 0; r < count; r++)
+        summarise(logits + r * columns, columns, best + r, largest + r, total ? total + r : nullptr);
+}
+
+// the id of each row of logits (count, columns), which are finite, -inf or NaN, and its largest (NaN where it has one)
+void intone_draw(const float* logits, int64_t count, int64_t columns, const Drawing* drawing, int64_t* ids, float* largest,
+                 int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (count > 1 && count * columns > SMALL)
     for (int64_t r = 0; r < count; r++) {
         const float* x = logits + r * columns;
-        float most = -ENDLESS;
-        double sum = 0;
-        int64_t place = 0;
-        bool broken = false;
-        for (int64_t begin = 0; begin < columns; begin += BLOCK) {
-            const int64_t end = least(columns, begin + BLOCK);
-            Vec high = all(-ENDLESS), nan = zeros();
-            int64_t c = begin;
-            for (; c + LANES <= end; c += LANES) {
-                high = _mm256_max_ps(high, load(x + c));
-                nan = _mm256_or_ps(nan, _mm256_cmp_ps(load(x + c), load(x + c), _CMP_UNORD_Q));
-            }
-            float found = largest_of(high);
-            broken |= _mm256_movemask_ps(nan) != 0;
-            for (; c < end; c++) broken |= x[c] != x[c], found = most_of(found, x[c]);
-            if (found > most) most = found, place = begin;  // a later block as large does not count
-        }
-        for (int64_t c = place; c < columns && !broken; c++)
-            if (x[c] == most) {
-                place = c;
-                break;
-            }
-        for (int64_t begin = 0; begin < columns && !broken; begin += BLOCK) {
-            const int64_t end = least(columns, begin + BLOCK);
-            Vec part = zeros();
-            float rest = 0;
-            int64_t c = begin;
-            for (; c + LANES <= end; c += LANES) part = _mm256_add_ps(part, exp_of(_mm256_sub_ps(load(x + c), all(most))));
-            for (; c < end; c++) rest += _mm256_cvtss_f32(exp_of(all(x[c] - most)));
-            sum += (double)sum_of(part) + rest;
-        }
-        best[r] = place;
-        largest[r] = broken ? __builtin_nanf("") : most;
-        total[r] = sum;
+        summarise(x, columns, ids + r, largest + r, nullptr);
+        ids[r] = draw(x, columns, ids[r], largest[r], drawing[r]);
     }
 }
 
@@ -323,6 +316,40 @@ void intone_step(const Model* model, const Batch* batch, void* work, float* logi
         run<bf16>(*model, *batch, *(Work*)work, logits, threads);
     else
         run<float>(*model, *batch, *(Work*)work, logits, threads);
+}
+
+// steps that follow each other without the host -> how many were made: all, or up to the first in which a text ended
+int64_t intone_burst(const Model* model, const Batch* first, const Burst* burst, void* work, float* logits, int threads) {
+    Work& own = *(Work*)work;
+    Batch batch = *first;
+    const int64_t count = batch.count, columns = model->head.columns;
+    int64_t* ids = own.ids.fit(3 * count);
+    int64_t *previous = ids + count, *positions = previous + count;
+    for (int64_t r = 0; r < count; r++) ids[r] = batch.ids[r], previous[r] = batch.previous[r], positions[r] = batch.positions[r];
+    batch.ids = ids, batch.previous = previous, batch.positions = positions;
+    for (int64_t step = 0; step < burst->steps; step++) {
+        intone_step(model, &batch, work, logits, threads);
+        Found* found = burst->found + step * count;
+#pragma omp parallel for num_threads(threads) schedule(static) if (count > 1 && count * columns > SMALL)
+        for (int64_t r = 0; r < count; r++) {
+            const float* x = logits + r * columns;
+            Found& row = found[r];
+            Drawing how = burst->drawing[r];
+            how.uniform = uniform_at(burst->streams[r], positions[r] + 1);
+            row.total = 0;
+            summarise(x, columns, &row.id, &row.largest, burst->is_summed ? &row.total : nullptr);
+            row.id = draw(x, columns, row.id, row.largest, how);
+            row.chosen = x[row.id];
+        }
+        bool has_ended = false;
+        for (int64_t r = 0; r < count; r++) {
+            has_ended |= !(found[r].largest - found[r].largest == 0) || burst->left[r] <= step + 1;
+            for (int64_t i = 0; i < burst->num_stops; i++) has_ended |= found[r].id == burst->stops[r * burst->num_stops + i];
+            previous[r] = ids[r], ids[r] = found[r].id, positions[r]++;
+        }
+        if (has_ended) return step + 1;
+    }
+    return burst->steps;
 }
 
 }  // extern "C"

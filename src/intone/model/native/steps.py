@@ -10,6 +10,7 @@ from torch import Tensor
 
 from intone.config import ModelConfig
 from intone.model.native import build
+from intone.model.native.arena import LINE, Arena
 
 StoredAs = Literal["fp32", "bf16", "int8"]
 
@@ -19,7 +20,7 @@ WIDEST_HEAD = 256
 # Kind of generate_products.h: what our own products read, and what those of linear.cpp do
 KIND: dict[StoredAs, int] = {"fp32": 0, "bf16": 1, "int8": 2}
 KIND_OF_512: dict[StoredAs, int] = {"bf16": 3, "int8": 4}
-NUM_BYTES: dict[StoredAs, int] = {"fp32": 4, "bf16": 2, "int8": 1}
+DTYPE: dict[StoredAs, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 _WHOLE, _REAL, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -65,6 +66,24 @@ class StepBatch(ctypes.Structure):
     ]  # fmt: skip
 
 
+class StepBurst(ctypes.Structure):
+    """struct Burst of generate.cpp."""
+
+    _fields_ = [
+        *((name, _WHOLE) for name in ("steps", "num_stops", "is_summed")),
+        *((name, _POINTER) for name in ("drawing", "streams", "stops", "left", "found")),
+    ]  # fmt: skip
+
+
+# struct Drawing of generate_draw.h, one per row: see sample.Settings; top_k at most the columns
+DRAWING = np.dtype(
+    [("temperature", np.float64), ("top_p", np.float64), ("min_p", np.float64), ("uniform", np.float64),
+     ("top_k", np.int64)]
+)  # fmt: skip
+# struct Found of generate.cpp, one per step and row
+FOUND = np.dtype([("id", np.int64), ("chosen", np.float32), ("largest", np.float32), ("total", np.float64)])
+
+
 def step_obstacle(config: ModelConfig) -> str | None:
     """Why a model of this shape cannot generate on our kernels; None: it can."""
     for name, value in (("head width", config.head_width), ("width", config.width)):
@@ -77,6 +96,12 @@ def step_obstacle(config: ModelConfig) -> str | None:
     return None
 
 
+def packed_bytes(num_out: int, width: int, stored_as: StoredAs) -> int:
+    """What the numbers of a packed weight (num_out, width) take of an arena."""
+    size = -(-num_out // COLUMNS) * COLUMNS * width * DTYPE[stored_as].itemsize
+    return size + -size % LINE
+
+
 class Packed:
     """A weight (E, D) float32 laid out for reading: x (N, D) -> x @ weight.T (N, columns). D is a multiple of 16.
 
@@ -85,9 +110,11 @@ class Packed:
     """
 
     def __init__(
-        self, weight: Tensor | Sequence[Tensor], stored_as: StoredAs, *, columns: int | None = None, wide: bool = True
-    ) -> None:
+        self, weight: Tensor | Sequence[Tensor], stored_as: StoredAs, *, columns: int | None = None, wide: bool = True,
+        arena: Arena | None = None,
+    ) -> None:  # fmt: skip
         """columns: how many of the E outputs are wanted; None: all. wide False: never the products of linear.cpp.
+        arena: where the numbers are kept; None: in memory of their own.
 
         Several weights are one below the other; all but the last have a multiple of 16 outputs.
         """
@@ -99,8 +126,8 @@ class Packed:
         blocks = -(-num_out // COLUMNS)
         self._scale = torch.empty(blocks * COLUMNS if stored_as == "int8" else 0)
         self._sum = torch.empty(blocks * COLUMNS if stored_as == "int8" and uses_512 else 0, dtype=torch.int32)
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[stored_as]
-        self._packed = torch.empty(blocks * COLUMNS * width, dtype=dtype)
+        arena = arena or Arena(packed_bytes(num_out, width, stored_as))
+        self._packed = arena.give(blocks * COLUMNS * width, DTYPE[stored_as])
         first = 0
         for part in parts:
             self._pack(part, stored_as, first, uses_512=uses_512)
@@ -112,7 +139,7 @@ class Packed:
             product = ctypes.cast(getattr(build.library("linear"), name), _POINTER)
         packed, scale, sums = (_POINTER(part.data_ptr()) for part in (self._packed, self._scale, self._sum))
         self.weight = Weight(kind, columns or num_out, width, packed, scale, sums, product)
-        self.num_bytes = self._packed.numel() * NUM_BYTES[stored_as] + 4 * len(self._scale) + 4 * len(self._sum)
+        self.num_bytes = self._packed.nbytes + 4 * len(self._scale) + 4 * len(self._sum)
 
     def _pack(self, weight: Tensor, stored_as: StoredAs, first: int, *, uses_512: bool) -> None:
         """Lays out one weight as the outputs from first on."""
@@ -156,6 +183,22 @@ def summary(logits: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return best, largest, total
 
 
+def draw(logits: Tensor, drawing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What drawing (B,) DRAWING takes from logits (B, V) float32, which may hold -inf and NaN: ids (B,), and the
+    largest of each row (B,), NaN where it has one. Ids of rows without a finite largest are arbitrary.
+
+    The rules are those of engine/sample.py's choose(), whose exponentials differ in their last bits.
+    """
+    count, columns = logits.shape
+    logits = logits.contiguous()
+    ids, largest = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.float32)
+    build.library("generate").intone_draw(
+        _POINTER(logits.data_ptr()), _WHOLE(count), _WHOLE(columns), place_of(drawing), place_of(ids),
+        place_of(largest), torch.get_num_threads(),
+    )  # fmt: skip
+    return ids, largest
+
+
 class WorkSpace:
     """Buffers of steps that follow each other, for one thread at a time; free() once."""
 
@@ -176,6 +219,26 @@ def address(tensor: Tensor) -> int:
     """Where a contiguous tensor's numbers are; whoever keeps the address keeps the tensor."""
     assert tensor.is_contiguous(), "kernels read what lies side by side"
     return tensor.data_ptr()
+
+
+def place_of(array: np.ndarray) -> ctypes.c_void_p:
+    """Where an array's numbers are; whoever keeps the address keeps the array."""
+    return _POINTER(array.__array_interface__["data"][0])
+
+
+def burst(
+    model: StepModel, batch: StepBatch, asked: StepBurst, work: WorkSpace, logits: Tensor, *, threads: int
+) -> int:
+    """Up to asked.steps steps of texts with one new token each -> how many were made, the last one with an end in it.
+
+    Tokens are drawn as draw() does, with each stream's uniform of its position. logits (B, V): room, and afterwards
+    those of the last step.
+    """
+    made: int = build.library("generate").intone_burst(
+        ctypes.byref(model), ctypes.byref(batch), ctypes.byref(asked), work.pointer, _POINTER(logits.data_ptr()),
+        threads,
+    )  # fmt: skip
+    return made
 
 
 def step(model: StepModel, batch: StepBatch, work: WorkSpace, logits: Tensor, *, threads: int) -> None:
