@@ -1,0 +1,72 @@
+"""Penalties, biases and least lengths, against their definitions written out token by token"""
+
+import math
+
+import pytest
+import torch
+
+from intone.engine.engine import Engine
+from intone.engine.requests import Request
+from intone.model.native import build
+
+KERNELS = ["torch"] + (["native"] if build.obstacle("generate") is None else [])
+PROMPT = [5, 9, 5, 200, 31]
+LENGTH = 30
+
+
+@pytest.fixture(scope="module")
+def model(random_model):
+    made = random_model(vocab_size=265, depth=1, seed=3, scale=0.2, dtype=torch.float32)
+    made.head.weight.data[256:] = 0.0  # no text ends by itself
+    return made
+
+
+def by_definition(model, *, repetition=1.0, presence=0.0, frequency=0.0, bias=None):
+    """Greedy tokens: CTRL's penalty for what the text has, OpenAI's for new tokens, then the bias."""
+    ids = list(PROMPT)
+    for _ in range(LENGTH):
+        new, found = ids[len(PROMPT) :], []
+        for token, logit in enumerate(model.logits(torch.tensor([ids]))[0, -1].tolist()):
+            if token in ids:
+                logit = logit / repetition if logit > 0 else logit * repetition
+            logit -= frequency * new.count(token) + presence * (token in new)
+            found.append(logit + (bias or {}).get(token, 0.0))
+        ids.append(max(range(len(found)), key=found.__getitem__))
+    return ids[len(PROMPT) :]
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_penalties_and_biases_are_those_of_their_definitions_side_by_side(model, byte_tokenizer, kernels):
+    plain = by_definition(model)
+    asked = [
+        ({}, {}),
+        ({"repetition_penalty": 1.4}, {"repetition": 1.4}),
+        ({"repetition_penalty": 0.8}, {"repetition": 0.8}),
+        ({"presence_penalty": 0.6}, {"presence": 0.6}),
+        ({"frequency_penalty": 0.3}, {"frequency": 0.3}),
+        ({"logit_bias": {plain[0]: -math.inf, 17: 1.0}}, {"bias": {plain[0]: -math.inf, 17: 1.0}}),
+        (
+            {"repetition_penalty": 1.2, "presence_penalty": 0.2, "frequency_penalty": 0.1, "logit_bias": {9: 0.5}},
+            {"repetition": 1.2, "presence": 0.2, "frequency": 0.1, "bias": {9: 0.5}},
+        ),
+    ]
+    expected = [by_definition(model, **terms) for _, terms in asked]
+    assert len({tuple(ids) for ids in expected}) == len(expected), "every setting changes this text"
+    requests = [Request(PROMPT, max_tokens=LENGTH, temperature=0.0, tools=False, **options) for options, _ in asked]
+    with Engine(model, byte_tokenizer, kernels=kernels) as engine:
+        assert [samples[0].ids for samples in engine.generate(requests)] == expected
+
+
+def test_an_answer_does_not_end_before_its_least_length_and_stop_texts_do_not_count(scripted_model, byte_tokenizer):
+    end = byte_tokenizer.special("<|assistant_end|>")
+    script = [end, *b"a", end, *b"abcab", end]
+
+    def told(**options):
+        with Engine(scripted_model(script, prompt_length=1), byte_tokenizer) as engine:
+            ((found,),) = engine.generate([Request([1], temperature=0.0, max_tokens=20, **options)])
+        return found.ids, found.text, found.reason
+
+    assert told() == ([end], "", "stop")
+    # the end is not drawn, so the likeliest of all others, equal here, is: byte 0
+    assert told(min_tokens=3)[0] == [0, ord("a"), 0, *b"abcab", end]
+    assert told(min_tokens=6, stop="ab")[1:] == ("\x00a\x00abc", "stop"), "the first ab is too early, the second counts"
