@@ -14,6 +14,7 @@ from intone import jobs
 from intone.config import TrainJob
 from intone.data.chat import Message, parse_messages
 from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, EXIT_STOPPED, UserError
+from intone.evals.asking import evaluation_config
 from intone.model.native.build import build_to_generate
 from intone.paths import home, read_json, write_json
 from intone.records import Answer, read_choices, settings_layer
@@ -179,7 +180,7 @@ def evaluate(settings: EvalSettings, _origins: Mapping[str, Resolved]) -> Answer
     from intone.pipeline import skills_table
 
     place = find_stage(settings.run)
-    config = evaluation_config(place, settings)
+    config = evaluation_asked(place, settings)
     choices = read_choices(place.folder)
     with jobs.trial_folder(home() / "trials") as folder:
         write_json(folder / "config.json", config)
@@ -215,35 +216,16 @@ def evaluate(settings: EvalSettings, _origins: Mapping[str, Resolved]) -> Answer
     return Answer(result, "\n".join(lines), run=run, path=path)
 
 
-def evaluation_config(place: Place, settings: EvalSettings) -> dict[str, Any]:
-    """config.json of the evaluation job: the stage's own dtype, the run's validation text unless --val is given."""
+def evaluation_asked(place: Place, settings: EvalSettings) -> dict[str, Any]:
+    """config.json of the evaluation job: the run's validation text unless --val is given."""
     from intone.data.tokenizer import Tokenizer
     from intone.prepare import ensure_val, fetched, find_source
 
-    job = read_job(place.folder)
-    segment = read_choices(place.folder).segments[-1]
-    text_job = job
-    if place.run is not None and (place.run.stage_folder("base") / "config.json").exists():
-        text_job = read_job(place.run.stage_folder("base"))
-    val = text_job.val
+    val = None
     if settings.val:
         source = fetched(find_source("documents", settings.val, settings.val), 0)
-        folder = Path(job.tokenizer)
+        folder = Path(read_job(place.folder).tokenizer)
         val = str(ensure_val(source, folder, Tokenizer.load(folder), name="base").folder)
-    if "bpb" in settings.tasks and val is None:
-        raise UserError("this run has no validation text", value=str(place.folder), fix="name one: --val PATH")
-    return {
-        "format": 1,
-        "job": "evaluate",
-        "from": str(place.folder),
-        "tokenizer": job.tokenizer,
-        "dtype": segment.dtype,
-        "threads": segment.threads,
-        "tasks": list(settings.tasks),
-        "val": val,
-        "val_tokens": text_job.eval_tokens,
-        "context": text_job.context,
-        "num_items": settings.num_items,
-        "seed": 0,
-        "weights": settings.weights,
-    }
+    return evaluation_config(
+        place, tasks=settings.tasks, weights=settings.weights, val=val, num_items=settings.num_items
+    )

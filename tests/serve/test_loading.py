@@ -1,18 +1,25 @@
 """Loading a run for an answer brings in what generation needs and nothing else: every module is waited for"""
 
 import json
+import shutil
+import socket
 import subprocess
 import sys
 
 import pytest
 from tests.tiny_jobs import make_data, write_job
 
+from intone.config import TrainJob
 from intone.evals import eight_bits
 from intone.evals.eight_bits import Loss
 from intone.model.checkpoint import save_checkpoint, step_folder, weights_hash
 from intone.model.gpt import GPT
 from intone.model.native import build
-from intone.serve.loading import open_run
+from intone.paths import read_json
+from intone.runs import find_stage
+from intone.serve import engine_process
+from intone.serve.engine_process import Service
+from intone.serve.loading import measure_eight_bits, open_run, renew
 
 # sympy and PyTorch's compilers come with one careless operation on a tensor without memory: 1.8 s of processor time
 SLOW = (
@@ -67,3 +74,65 @@ def test_eight_bits_are_used_where_they_were_shown_to_cost_little_and_the_reason
         with open_run(str(stage), device="cpu", weights=asked).engine as engine:
             value, reason = engine.settings["weights"]
             assert (value, words in reason) == (stored, True), reason
+
+
+def small_loss(folder, step):
+    """As if it had been measured that 8 bits cost this save next to nothing."""
+    checkpoint = weights_hash(step_folder(folder, step))
+    eight_bits.keep(
+        folder, Loss(checkpoint, "fp32", eight_bits.products_here(), 0.0, 0.0, 0.001, 1.2, 9000, "2026-01-01")
+    )
+
+
+def later_save(stage, folder, step=12):
+    """A copy of the stage, its save known to lose little by 8 bits; later() adds another save."""
+    shutil.copytree(stage, folder)
+    small_loss(folder, 9)
+    model = GPT(TrainJob.from_json(read_json(folder / "config.json")).model)
+    model.init_weights(1)
+
+    def later():
+        job = TrainJob.from_json(read_json(folder / "config.json"))
+        save_checkpoint(
+            folder, step, model=job.model, weights=dict(model.state_dict()), optimizer={}, state={},
+            tokenizer_hash=job.tokenizer_hash,
+        )  # fmt: skip
+
+    return later
+
+
+@pytest.mark.skipif(build.obstacle("generate") is not None, reason=f"no kernels here: {build.obstacle('generate')}")
+def test_eight_bits_that_cost_one_save_little_are_not_kept_for_the_next_before_it_was_measured(
+    stage, tmp_path, monkeypatch
+):
+    later = later_save(stage, tmp_path / "base")
+    opened = open_run(str(tmp_path / "base"), device="cpu")
+    ours, theirs = socket.socketpair()
+    with opened.engine as engine, ours, theirs:
+        assert engine.settings["weights"][0] == "int8"
+        later()
+        assert renew(opened) == (12, True)
+        assert engine.settings["weights"][0] == "fp32", "nobody knows what they cost this save"
+        service, seen = Service(opened, ours), []
+        service._likes_eight_bits = True
+        monkeypatch.setattr(
+            engine_process, "measure_eight_bits",
+            lambda place: seen.append(engine.settings["weights"][0]) or small_loss(place.folder, 12),
+        )  # fmt: skip
+        service._update(1)
+        service._measuring.shutdown()
+        assert seen == ["fp32"], "it is measured once, while the engine answers without 8 bits"
+        value, reason = engine.settings["weights"]
+        assert value == "int8" and "8 bits cost this save +0.0000 bits per byte" in reason
+        service._others.shutdown()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(build.obstacle("generate") is not None, reason=f"no kernels here: {build.obstacle('generate')}")
+def test_the_measurement_for_a_newer_save_is_kept_beside_it(stage, tmp_path, monkeypatch):
+    monkeypatch.setenv("INTONE_HOME", str(tmp_path / "home"))
+    later_save(stage, tmp_path / "base")()
+    measure_eight_bits(find_stage(str(tmp_path / "base")))
+    checkpoint = weights_hash(step_folder(tmp_path / "base", 12))
+    loss = eight_bits.known_loss(tmp_path / "base", checkpoint=checkpoint, dtype="fp32")
+    assert loss is not None and loss.num_bytes > 100

@@ -24,8 +24,8 @@ from intone.engine.engine import EngineFull, EngineStopped
 from intone.engine.requests import Request
 from intone.engine.rows import Handle
 from intone.errors import UserError
-from intone.model.checkpoint import load_weights
-from intone.serve.loading import Opened
+from intone.log import say
+from intone.serve.loading import Opened, has_eight_bits, measure_eight_bits, renew
 from intone.serve.outbox import Outbox
 
 # while texts grow the sender looks so often whether something is due; it sleeps otherwise
@@ -50,6 +50,8 @@ class Service:
         # a form may take long to compile, weights to load, numbers wait for the step: none of them holds up requests
         self._forms = ThreadPoolExecutor(1, thread_name_prefix="intone-forms")
         self._others = ThreadPoolExecutor(1, thread_name_prefix="intone-others")
+        self._measuring = ThreadPoolExecutor(1, thread_name_prefix="intone-measuring")
+        self._likes_eight_bits = has_eight_bits(opened)
 
     def run(self) -> None:
         """Answers until the other side closes the socket."""
@@ -113,16 +115,26 @@ class Service:
         self._say({"stats": number, "found": {**found, "threads": threading.active_count()}})
 
     def _update(self, number: int) -> None:
-        """Newer weights of the same stage."""
+        """Newer weights of the same stage. Where 8 bits were chosen for earlier ones, and nobody knows what they cost
+        these, that is measured while answers go on."""
         try:
-            _, weights, save = load_weights(self._opened.place.folder)
-            self._engine.update_weights(weights)
+            step, is_unknown = renew(self._opened)
         except UserError as error:
             self._say({"updated": number, "error": error.as_json()})
         except Exception as error:
             self._say({"updated": number, "error": UserError(f"{type(error).__name__}: {error}").as_json()})
         else:
-            self._say({"updated": number, "step": save.step})
+            self._say({"updated": number, "step": step})
+            if self._likes_eight_bits and is_unknown:
+                self._measuring.submit(self._measure)
+
+    def _measure(self) -> None:
+        """What 8 bits cost the newest save; then it is settled again how its matrices are kept."""
+        try:
+            measure_eight_bits(self._opened.place)
+            self._others.submit(renew, self._opened).result()
+        except Exception as error:  # the matrices stay as they are; nobody waits for an answer
+            say(f"8-bit weights of the newer save are not known: {error}")
 
     def _say(self, answer: dict[str, Any]) -> None:
         self._answers.put(answer)

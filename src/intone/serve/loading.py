@@ -6,16 +6,18 @@ from typing import Any, Literal
 
 import torch
 
-from intone.config import TrainJob
+from intone import jobs
+from intone.config import ModelConfig, TrainJob
 from intone.data.tokenizer import Tokenizer
 from intone.engine.engine import Engine
-from intone.engine.load import load_newest
+from intone.engine.load import DTYPES, load_newest
 from intone.engine.native_decoder import Weights
-from intone.errors import Damaged
+from intone.errors import Damaged, UserError
+from intone.evals.asking import evaluation_config
 from intone.evals.eight_bits import known_loss, settle_weights
 from intone.hardware import Facts, known_facts
-from intone.model.checkpoint import step_folder, weights_hash
-from intone.paths import read_json
+from intone.model.checkpoint import load_weights, step_folder, weights_hash
+from intone.paths import home, read_json, write_json
 from intone.records import read_choices
 from intone.runs import Place, find_stage
 from intone.settings import Resolved
@@ -27,13 +29,18 @@ Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class Opened:
-    """An engine over the newest good save of a stage. Whoever gets it closes the engine."""
+    """An engine over the newest good save of a stage. Whoever gets it closes the engine.
+
+    dtype, weights: what the engine computes in, and how matrices were asked to be stored.
+    """
 
     engine: Engine
     tokenizer: Tokenizer
     place: Place
     step: int
     tokenizer_folder: str
+    dtype: str = "fp32"
+    weights: Weights = "fp32"
 
 
 def open_run(
@@ -58,15 +65,63 @@ def open_run(
     trained_in = read_choices(place.folder).segments[-1].dtype
     dtype_name = trained_in if dtype == "auto" else dtype
     model, step = load_newest(place.folder, dtype=dtype_name, device=torch.device(chosen.value))
-    checkpoint = weights_hash(step_folder(place.folder, step))
-    stored_as, reason = settle_weights(
-        weights, known_loss(place.folder, checkpoint=checkpoint, dtype=dtype_name), model.config,
-        device=torch.device(chosen.value), dtype=model.compute_dtype,
-    )  # fmt: skip
+    device_kind = torch.device(chosen.value)
+    stored_as, reason = _settled(place, step, weights, model.config, device=device_kind, dtype=dtype_name)
     opened = Engine(model, tokenizer, weights=stored_as, **engine)
     if reason is not None:
         opened.explain("weights", reason)
-    return Opened(opened, tokenizer, place, step, job.tokenizer)
+    return Opened(opened, tokenizer, place, step, job.tokenizer, dtype_name, weights)
+
+
+def renew(opened: Opened) -> tuple[int, bool]:
+    """Loads the newest good save of the stage into the engine -> its step, and whether nobody knows yet what 8 bits
+    would cost it although that decides; waits until no sample is half done.
+
+    How matrices are stored is settled for this save: what 8 bits cost an earlier one says nothing about it.
+    Raises UserError and Damaged as open_run(), RuntimeError where the save is of another model.
+    """
+    place, engine = opened.place, opened.engine
+    config, weights, save = load_weights(place.folder)
+    if not is_settled_here(opened):
+        engine.update_weights(weights)
+        return save.step, False
+    stored_as, reason = _settled(place, save.step, "auto", config, device=torch.device("cpu"), dtype=opened.dtype)
+    engine.update_weights(weights, stored_as=stored_as)
+    if reason is not None:
+        engine.explain("weights", reason)
+    return save.step, reason is None
+
+
+def is_settled_here(opened: Opened) -> bool:
+    """Whether the bits of the engine's matrices were left to us, and our kernels give the choice."""
+    return opened.weights == "auto" and opened.engine.settings.get("kernels", ("", ""))[0] == "native"
+
+
+def has_eight_bits(opened: Opened) -> bool:
+    """Whether 8 bits were chosen for the engine's matrices by what was measured of them."""
+    return is_settled_here(opened) and opened.engine.settings["weights"][0] == "int8"
+
+
+def measure_eight_bits(place: Place) -> None:
+    """Measures what 8 bits cost the newest save, in a worker of its own, and keeps it beside the save.
+
+    Raises UserError where the run has no validation text, or the measurement did not end well.
+    """
+    config = evaluation_config(place, tasks=("bpb",), weights="int8")
+    with jobs.trial_folder(home() / "trials") as folder:
+        write_json(folder / "config.json", config)
+        outcome = jobs.start(folder, read_choices(place.folder).environment).wait()
+    if outcome.outcome != "done":
+        raise UserError(f"the measurement of 8-bit weights ended as {outcome.outcome}: {outcome.message}")
+
+
+def _settled(
+    place: Place, step: int, asked: Weights, config: ModelConfig, *, device: torch.device, dtype: str
+) -> tuple[Weights, str | None]:
+    """How to store the matrices of one save, and the reason where it was decided here."""
+    checkpoint = weights_hash(step_folder(place.folder, step))
+    loss = known_loss(place.folder, checkpoint=checkpoint, dtype=dtype)
+    return settle_weights(asked, loss, config, device=device, dtype=DTYPES[dtype])
 
 
 def _facts() -> Facts:
