@@ -221,13 +221,15 @@ def test_a_rows_command_names_what_was_chosen():
 
 
 @pytest.mark.long
-def test_the_gpu_suite_runs_on_tiny_shapes(checkout, tmp_path):
+def test_the_gpu_suite_runs_on_tiny_shapes(checkout, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_infer, "COLD_STARTS", 1)
     bench = Bench(
         out=tmp_path, prefix="tiny", device="cpu", command="c", machine={}, machine_folder=tmp_path / "machine",
         code="c", end_s=0.0, scratch=tmp_path, nanochat=checkout.path, nanochat_python=sys.executable,
     )  # fmt: skip
     gpu_infer.infer(bench)
     rows = {row.id: row for row in read_results(tmp_path / "rows.jsonl")}
-    assert set(rows) == {f"tiny.infer.{name}" for name in ("d2.b1.vs_nanochat", "d2.b1.mbu", "gsm8k_loop.vs_nanochat")}
+    names = ("d2.b1.vs_nanochat", "d2.b1.mbu", "gsm8k_loop.vs_nanochat", "cold_start_s")
+    assert set(rows) == {f"tiny.infer.{name}" for name in names}
     assert "nanochat on 1 of them" in rows["tiny.infer.gsm8k_loop.vs_nanochat"].baseline
     assert torch.isfinite(torch.tensor([row.value for row in rows.values()])).all()

@@ -248,6 +248,7 @@ def cold_start(settings: BenchInferSettings) -> ResultRow:
         for _ in range(settings.rounds):
             with tempfile.TemporaryDirectory(prefix="bench-home-") as empty:
                 words = [sys.executable, "-m", "intone.bench.infer_cold", folder, settings.dtype, settings.weights]
+                words.append("cpu")
                 variables = os.environ | environment(settings) | {"INTONE_HOME": empty}
                 variables |= {"INTONE_BENCH_BEGIN": repr(time.monotonic())}
                 done = subprocess.run(words, env=variables, capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
 """A cold start: from the launch of a process to the first token, nothing kept from earlier ones.
 
-`python -m intone.bench.infer_cold FOLDER DTYPE WEIGHTS` prints {"seconds", "parts"}; INTONE_BENCH_BEGIN is the launch
-on the monotonic clock.
+`python -m intone.bench.infer_cold FOLDER DTYPE WEIGHTS DEVICE` prints {"seconds", "parts"}; INTONE_BENCH_BEGIN is the
+launch on the monotonic clock.
 """
 
 import json
@@ -20,7 +20,7 @@ def main(words: list[str]) -> int:
 
     from intone.model.native.build import build_to_generate
 
-    build_to_generate("cpu")  # first, as intone chat does
+    build_to_generate(words[3])  # first, as intone chat does
 
     import torch
 
@@ -31,7 +31,7 @@ def main(words: list[str]) -> int:
 
     note("import")
     folder = Path(words[0])
-    model, _ = load_newest(folder, dtype=words[1], device=torch.device("cpu"))
+    model, _ = load_newest(folder, dtype=words[1], device=torch.device(words[3]))
     tokenizer = Tokenizer.load(folder / "tokenizer")
     note("load")
     with Engine(model, tokenizer, weights=words[2]) as engine:  # type: ignore[arg-type]

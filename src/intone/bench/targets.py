@@ -192,6 +192,7 @@ MEANINGS = (
     ("*.train.*.tokens_per_s", "our training step, by depth, micro-batch, eager or compiled"),
     ("*.train.*.peak_gib", "the most memory that it had allocated on the device"),
     ("*.train.*.mfu_bf16", "operations in nanochat's count over the maker's number for bf16"),
+    ("*.infer.cold_start_s", "from the launch of a process to its first token, depth 12, nothing cached"),
     ("*.decode.*.tokens_per_s", "tokens/s of the engine with this many rows, prompts of 64 tokens, greedy"),
 )
 

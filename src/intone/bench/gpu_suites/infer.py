@@ -1,8 +1,11 @@
 """Generation on a GPU beside nanochat: one text at a time, and an evaluation's many prompts; bytes per step"""
 
 import json
+import os
 import statistics
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from intone.prove.live import LineChild, LiveFailed
 DRIVER = Path(__file__).parents[1] / "foreign" / "nanochat_infer.py"
 REVISION = "nanochat 92d63d4"
 ROUNDS = 5
+COLD_STARTS = 3
 COPY_BYTES_PER_S = 4.3e12  # measured on an H200 (inference.md section 8): the roof of MBU
 DEPTHS = {False: (12, 24), True: (2,)}  # by is_tiny
 SECONDS = {2: 1.0, 12: 60.0, 24: 90.0}
@@ -29,7 +33,14 @@ EVALUATION = {False: (1319, 160, 256, 4), True: (7, 9, 4, 1)}
 
 
 def infer(bench: Bench) -> None:
-    """Rows infer.dN.b1.vs_nanochat, infer.dN.b1.mbu and infer.gsm8k_loop.vs_nanochat."""
+    """Rows infer.dN.b1.vs_nanochat, infer.dN.b1.mbu, infer.gsm8k_loop.vs_nanochat and infer.cold_start_s."""
+    beside_nanochat(bench)
+    if bench.may("cold starts", "infer.cold_start_s", seconds=20.0 * COLD_STARTS):
+        cold_start(bench)
+
+
+def beside_nanochat(bench: Bench) -> None:
+    """Both depths, and an evaluation's prompts at the first."""
     for depth in DEPTHS[bench.is_tiny]:
         names = [f"infer.d{depth}.b1.vs_nanochat", f"infer.d{depth}.b1.mbu"]
         is_loop = depth == DEPTHS[bench.is_tiny][0]
@@ -45,11 +56,7 @@ def infer(bench: Bench) -> None:
 
 def beside(bench: Bench, depth: int, *, is_loop: bool) -> None:
     """The rows of one depth. Raises UserError where a side fails."""
-    asked = {
-        "preset": "modern", "depth": depth, "vocab_size": 300 if bench.is_tiny else 32_768,
-        "context": 64 if bench.is_tiny else 2048, "dtype": "fp32" if bench.device == "cpu" else "bf16",
-        "weights": "auto", "threads": 0, "device": bench.device, "slots": None,
-    }  # fmt: skip
+    asked = description(bench, depth)
     config = shape_of(asked)
     words = [sys.executable, "-m", "intone.bench.infer_side", json.dumps(asked)]
     try:
@@ -66,6 +73,46 @@ def beside(bench: Bench, depth: int, *, is_loop: bool) -> None:
                 evaluation(bench, config, ours, theirs, baseline)
     except LiveFailed as failure:
         raise UserError(failure.outcome.message, value=failure.outcome.outcome, fix=failure.outcome.fix) from failure
+
+
+def description(bench: Bench, depth: int) -> dict[str, Any]:
+    """What infer_side.py is asked for."""
+    return {
+        "preset": "modern", "depth": depth, "vocab_size": 300 if bench.is_tiny else 32_768,
+        "context": 64 if bench.is_tiny else 2048, "dtype": "fp32" if bench.device == "cpu" else "bf16",
+        "weights": "auto", "threads": 0, "device": bench.device, "slots": None,
+    }  # fmt: skip
+
+
+def cold_start(bench: Bench) -> None:
+    """Seconds from the launch of a process to the first token, each time with an empty INTONE_HOME."""
+    asked, folder = description(bench, DEPTHS[bench.is_tiny][0]), bench.scratch / "cold"
+
+    def run(name: str, *words: str, **variables: str) -> str:
+        command = [sys.executable, "-m", f"intone.bench.{name}", *words]
+        environment = {**os.environ, **bench.environment, **variables}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}")
+        return done.stdout
+
+    run("infer_side", "--save", str(folder), json.dumps(asked))
+    seconds = []
+    with bench.quiet():
+        for number in range(COLD_STARTS):
+            home = str(bench.scratch / f"home-{number}")
+            said = run(
+                "infer_cold", str(folder), str(asked["dtype"]), "auto", bench.device, INTONE_HOME=home,
+                INTONE_BENCH_BEGIN=repr(time.monotonic()),
+            )  # fmt: skip
+            found = json.loads(said.splitlines()[-1])
+            seconds.append(float(found["seconds"]))
+            say("cold: " + ", ".join(f"{name} {value:.2f} s" for name, value in found["parts"].items()))
+    seconds.sort()
+    bench.row(
+        "infer.cold_start_s", statistics.median(seconds), "s", low=seconds[0], high=seconds[-1], n=len(seconds),
+        baseline=f"depth {asked['depth']}, nothing kept from earlier starts but what the system caches of files",
+    )  # fmt: skip
 
 
 def one_text(bench: Bench, config: ModelConfig, dtype: str, ours: LineChild, theirs: LineChild, baseline: str) -> None:
