@@ -141,9 +141,11 @@ def chat(settings: ChatSettings, origins: Mapping[str, Resolved]) -> Answer:
     if settings.url is not None:
         return chat_with_server(settings, prompt, is_named=origins["from_run"].origin == "flag")
 
+    from intone.engine.collector import spare_loaded
     from intone.serve.partners import EnginePartner
 
     with load(settings.from_run, device=settings.device, weights=settings.weights) as model:
+        spare_loaded()
         place = model.place
         run, path = place.run.name if place.run else None, str(place.folder)
         name = f"{run}/{place.stage}" if run else path

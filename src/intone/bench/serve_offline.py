@@ -7,6 +7,7 @@ import json
 import sys
 import time
 
+from intone.engine.collector import spare_loaded
 from intone.engine.requests import Request
 from intone.serve.loading import open_run
 
@@ -15,6 +16,7 @@ def main() -> int:
     """Answers {"ready": true}, then {"tokens", "seconds"} per round."""
     asked = json.loads(sys.stdin.readline())
     opened = open_run(asked["run"], **asked["arguments"])
+    spare_loaded()  # as the server's process does
     requests = []
     for request in asked["requests"]:
         bias = {int(token): value for token, value in request.pop("logit_bias", {}).items()}  # JSON knows no other keys

@@ -10,7 +10,7 @@ from intone.engine.rows import Row
 from intone.engine.sample import settings_of
 from intone.engine.scheduler import Scheduler
 
-# a text's readers see its tokens in lumps of a call: so many tokens, and so long, at most; as serve/outbox.py sends them
+# readers see a text's tokens in lumps of a call: so many tokens, and so long, at most; as serve/outbox.py sends them
 MOST_STEPS = 8
 MOST_LUMP_S = 0.03
 
