@@ -21,6 +21,7 @@ from intone.engine.sandbox.box import Sandbox
 from intone.engine.stats import EngineStats
 from intone.engine.structured import Forms
 from intone.engine.text import Specials, Tokenizer
+from intone.engine.threads import openmp_releases
 from intone.engine.work import Worker
 from intone.errors import UserError
 from intone.model.gpt import Kernels
@@ -87,6 +88,8 @@ class Engine:
         )  # fmt: skip
         self._forms = Forms(tokenizer)
         self._worker = Worker(model, tokenizer, setup, self._specials, self._commands)
+        self._releases = openmp_releases() if self._worker.runner.device.type == "cpu" else []
+        self._release_threads()
         self._thread = threading.Thread(target=self._worker.run, name="intone-engine", daemon=True)
         self._thread.start()
 
@@ -140,6 +143,7 @@ class Engine:
         """
         groups = [self._prepared(request) for request in requests]
         handles: list[Handle] = []
+        self._release_threads()
         try:
             handles += [self._start(group, is_bounded=False) for group in groups]
             results = []
@@ -172,6 +176,7 @@ class Engine:
         stored_as: how our kernels keep matrices from here on; None: as before. Requests that wait meanwhile get the
         new weights. Raises RuntimeError where names or shapes differ, UserError where PyTorch computes.
         """
+        self._release_threads()
         self._call(lambda: self._worker.load(state, stored_as), when_idle=True)
 
     def close(self) -> None:
@@ -188,6 +193,11 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _release_threads(self) -> None:
+        """The caller's OpenMP threads go: the engine's thread computes from here on."""
+        for release in self._releases:
+            release()
 
     def _prepared(self, request: Request, listener: Listener | None = None) -> Group:
         """The request, checked, ready for the engine's thread. Raises UserError."""

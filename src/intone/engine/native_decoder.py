@@ -237,7 +237,7 @@ class NativeDecoder:
     def _num_packed_bytes(self) -> int:
         """Of all matrices; query, key and value, packed as one, take no more than each by itself."""
         names = [name for name in self._shapes if name.startswith(("blocks.", "head.")) and "_gate" not in name]
-        return sum(packed_bytes(*self._shapes[name], self.stored_as) for name in names)
+        return sum(packed_bytes(self._shapes[name][0], self._shapes[name][1], self.stored_as) for name in names)
 
     def _fill_block(
         self, block: StepBlock, index: int, pack: Callable[..., Packed], weights: Mapping[str, Tensor],

@@ -21,7 +21,7 @@ def test_parts_begin_lines_do_not_meet_and_outlive_the_arena(num_bytes):
     for value, part in enumerate(parts, 1):
         part.fill_(value)
     with pytest.raises(AssertionError, match="more was taken"):
-        arena.give(1, torch.int8)
+        arena.give(2 * LARGE_PAGE, torch.int8)
     del arena
     gc.collect()
     assert [part.float().sum().item() / len(part) for part in parts] == [1.0, 2.0, 3.0]
