@@ -52,6 +52,16 @@ def test_rows_without_anything_to_learn_and_much_padding_are_found():
     assert judge.judge_padding([[[0, 2, 3], [1, 2, 4]]], 0).outcome == "holds"
 
 
+def test_supervised_tokens_per_second_stand_beside_all_that_is_computed():
+    padded = [([[1, 2, 0, 0]], [[2, -1, -1, -1]])] * 2
+    look = judge.judge_throughput(padded, 2.0, -1, 0)
+    assert look.outcome == "fault" and look.message == "1 supervised tokens/s of 4 tokens/s computed"
+    assert "at most 2 times" in look.evidence[1]
+    assert judge.judge_throughput([([[1, 2, 3, 4]], [[2, 3, 4, -1]])], 1.0, -1, 0).outcome == "holds"
+    assert judge.judge_throughput(padded, 2.0, -1, None).outcome == "holds"
+    assert judge.judge_throughput(padded, 0.0, -1, 0).outcome == "unclear"
+
+
 def test_every_probe_belongs_to_a_class():
     assert {rule.kind for rule in PROBES.values()} <= set(CLASSES)
 
@@ -63,6 +73,9 @@ def tokens(seed, row, n):
     rng = random.Random(seed * 1000 + row)
     return [rng.randrange(50) for _ in range(n)]
 
+def step(inputs, targets):
+    time.sleep(0.0005)
+
 def right():
     def generate(prompt, rows, max_tokens, temperature, seed):
         time.sleep(0.0006 * max_tokens)
@@ -73,7 +86,7 @@ def right():
             rows = [[10 * ((step * ranks + rank) * 4 + i) + j for j in range(4)] for i in range(4)]
             found.append((rows, [row[1:] + [-1] for row in rows]))
         return found
-    return {"generate": generate, "batches": batches, "pad": -5, "context": 64}
+    return {"generate": generate, "batches": batches, "pad": -5, "context": 64, "step": step}
 
 def wrong():
     def generate(prompt, rows, max_tokens, temperature, seed):
@@ -84,7 +97,7 @@ def wrong():
         return [first + [column[row] for column in drawn] if temperature else [7] * max_tokens for row in range(rows)]
     def batches(first, count, rank, ranks):
         return [([[n, 0, 0, 0], [n, 0, 0, 0]], [[-1] * 4, [n] * 4]) for n in range(count)]
-    return {"generate": generate, "batches": batches, "pad": 0, "context": 256}
+    return {"generate": generate, "batches": batches, "pad": 0, "context": 256, "step": step}
 
 def stuck():
     time.sleep(60)
@@ -120,7 +133,7 @@ def test_a_program_with_every_fault_fails_every_probe_but_those_it_cannot_fail(c
     assert main(["scan", str(code), "--fail-on", "never"]) == 0
     assert main(["scan", str(code), "--probe", "probed:right"]) == 0
     main(["scan", str(code), "--board"])
-    assert "fixed: 8" in capsys.readouterr().out
+    assert "fixed: 9" in capsys.readouterr().out
 
 
 def test_a_target_that_hangs_is_ended_in_time(code, capsys):
@@ -139,4 +152,4 @@ def test_our_own_engine_and_loader_hold_every_probe(tmp_path):
     looks = run_probes("auto", tmp_path, 100)
     outcomes = {look["rule"]: look["outcome"] for look in looks}
     assert {rule: outcome for rule, outcome in outcomes.items() if outcome == "fault"} == {}
-    assert {outcomes[rule] for rule in ("B01", "B02", "B04", "B05", "B06", "B07")} == {"holds"}
+    assert {outcomes[rule] for rule in ("B01", "B02", "B04", "B05", "B06", "B07", "B09")} == {"holds"}

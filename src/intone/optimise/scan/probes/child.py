@@ -3,7 +3,8 @@
 A target is a function without arguments that returns what can be probed, any part of it:
 {"generate": f(prompt, rows, max_tokens, temperature, seed) -> one list of new tokens per row, "prompt": [tokens],
 "context": longest text, "batches": f(first, count, rank, ranks) -> list of (inputs, targets), "ranks": 2,
-"ignored": label of what is not learned, "pad": token}.
+"ignored": label of what is not learned, "pad": token, "step": f(inputs, targets) -> one step of training, done when
+it returns}.
 """
 
 import importlib
@@ -118,9 +119,23 @@ def _batches(parts: Mapping[str, Any]) -> list[judge.Look]:
         "B06", lambda: judge.judge_resume(read(0, STEP + NUM_BATCHES)[STEP:], read(STEP, NUM_BATCHES), STEP)
     )
     looks += _tried("B07", lambda: judge.judge_mask([batch[1] for batch in read(0, NUM_BATCHES)], ignored))
+    if "step" in parts:
+        looks += _tried("B09", lambda: throughput(parts["step"], parts["batches"](0, NUM_BATCHES, 0, 1), ignored, pad))
     if pad is not None:
         looks += _tried("B08", lambda: judge.judge_padding(inputs(0, NUM_BATCHES), int(pad)))
     return looks
+
+
+def throughput(step: Any, batches: Any, ignored: int, pad: Any) -> judge.Look:
+    """Seconds of steps on the first batches, after one that is not timed."""
+    batches = list(batches)
+    step(*batches[0])  # warm-up
+    began = time.perf_counter()
+    for inputs, targets in batches:
+        step(inputs, targets)
+    seconds = time.perf_counter() - began
+    rows = [(_lists(inputs), _lists(targets)) for inputs, targets in batches]
+    return judge.judge_throughput(rows, seconds, ignored, None if pad is None else int(pad))
 
 
 def _lists(value: Any) -> Any:

@@ -114,15 +114,40 @@ def judge_mask(targets: Sequence[Sequence[Sequence[int]]], ignored: int) -> Look
     return Look("B07", "holds", f"every one of {len(rows)} rows has something to learn", seen)
 
 
+def judge_throughput(
+    batches: Sequence[tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]],
+    seconds: float,
+    ignored: int,
+    pad: int | None,
+) -> Look:
+    """Supervised tokens per second against all that is computed, padding too, over steps that took so many seconds."""
+    rows = [row for inputs, _ in batches for row in inputs]
+    computed = sum(map(len, rows))
+    learned = sum(value != ignored for _, targets in batches for row in targets for value in row)
+    padded = sum(_trailing(row, pad) for row in rows) if pad is not None else 0
+    if seconds <= 0 or not computed:
+        return Look("B09", "unclear", "the steps took no time that the clock shows")
+    words = f"{learned / seconds:,.3g} supervised tokens/s of {computed / seconds:,.3g} tokens/s computed"
+    seen = (f"{len(batches)} steps in {seconds:.3g} s; {learned:,} of {computed:,} positions are learned",)
+    share = padded / computed
+    if share > PADDED:
+        bound = f"{padded / seconds:,.3g} tokens/s are padding: packing brings at most {1 / (1 - share):.2g} times"
+        return Look("B09", "fault", words, (*seen, bound))
+    return Look("B09", "holds", words, seen)
+
+
+def _trailing(row: Sequence[int], pad: int) -> int:
+    """How many of a row's last tokens are padding."""
+    end = len(row)
+    while end and row[end - 1] == pad:
+        end -= 1
+    return len(row) - end
+
+
 def judge_padding(inputs: Sequence[Sequence[Sequence[int]]], pad: int) -> Look:
     """How much of the batches is padding at the ends of rows."""
     rows = [row for batch in inputs for row in batch]
-    padded = 0
-    for row in rows:
-        end = len(row)
-        while end and row[end - 1] == pad:
-            end -= 1
-        padded += len(row) - end
+    padded = sum(_trailing(row, pad) for row in rows)
     total = sum(map(len, rows))
     share = padded / max(total, 1)
     seen = (f"{padded:,} of {total:,} positions",)

@@ -39,10 +39,18 @@ def target() -> Mapping[str, Any]:
             found.append((batch.ids, batch.targets))
         return found
 
+    trained = random_model()
+
+    def step(ids: Any, targets: Any) -> None:
+        loss, count = trained(torch.as_tensor(ids), torch.as_tensor(targets), None)
+        (loss / count).backward()
+        trained.zero_grad(set_to_none=True)
+
     return {
         "generate": generate,
         "prompt": [72, 101, 108, 108],
         "context": TEXT_CONTEXT,
         "batches": batches,
         "ignored": -1,
+        "step": step,
     }

@@ -82,6 +82,14 @@ PROBES = {
             "Padding is computed and thrown away.",
             "Pack several texts into a row.",
         ),
+        _probe(
+            "B09",
+            "supervised tokens per second",
+            "padding",
+            "medium",
+            "The rate that counts is that of supervised tokens; what is computed for padding is no progress.",
+            "Pack several texts into a row, and report supervised tokens/s.",
+        ),
     )
 }
 
