@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from intone.bench.rows import ROOT
 from intone.bench.scan import (
     JUDGEMENTS,
     PAGE,
@@ -68,6 +69,24 @@ def test_recall_counts_found_missed_and_false_alarms(planted, capsys):
     assert "1 of 2 planted faults found; 1 alarms in 2 clean files" in said and "missed: b.py:1 rng|padding" in said
     row = json.loads((planted / "rows.jsonl").read_text())
     assert (row["id"], row["value"], row["n"]) == ("cpu.scan.recall", 0.5, 2)
+
+
+def test_the_row_names_folders_of_the_repository_as_a_person_types_them(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    assert main(["recall", str(ROOT / "tests" / "optimise" / "planted_project"), "--write", "--out", str(rows)]) == 0
+    command = json.loads(rows.read_text())["command"]
+    assert command == "python -m intone.bench.scan recall tests/optimise/planted_project"
+
+
+def test_a_place_that_a_finding_only_names_is_told_and_not_counted(tmp_path, capsys):
+    (tmp_path / "a.py").write_text(
+        "def number(t):\n    return t.item()\n\n\n\n\n\n\ndef train(model, opt, loader):\n    for batch in loader:\n"
+        "        loss = model(batch)\n        loss.backward()\n        opt.step()\n        print(number(loss))\n"
+    )
+    (tmp_path / "labels.json").write_text(json.dumps({"planted": [{"path": "a.py", "kind": "host-sync", "line": 2}]}))
+    main(["recall", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "0 of 1" in said and "named by a finding elsewhere" in said
 
 
 def test_a_label_with_an_unknown_class_is_refused(planted, capsys):

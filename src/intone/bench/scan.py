@@ -157,9 +157,18 @@ class Label:
         """Whether a finding is about this fault: file, class, and its lines or its function."""
         if finding.path != self.path or finding.kind not in self.kinds:
             return False
-        near = self.line - NEAR <= finding.line <= self.end_line + NEAR
-        function = self.function is not None and finding.function.rpartition(".")[2] == self.function.rpartition(".")[2]
-        return near or function
+        return self._is_at(finding.line, finding.function)
+
+    def is_named_by(self, finding: Finding) -> bool:
+        """Whether a finding that stands elsewhere names this place as one that has a share in the fault."""
+        return finding.kind in self.kinds and any(
+            path == self.path and self._is_at(line, function) for path, line, function in finding.also
+        )
+
+    def _is_at(self, line: int, function: str) -> bool:
+        near = self.line - NEAR <= line <= self.end_line + NEAR
+        same = self.function is not None and function.rpartition(".")[2] == self.function.rpartition(".")[2]
+        return near or same
 
 
 def read_labels(folder: Path) -> tuple[list[Label], list[tuple[str, tuple[str, ...]]], bool]:
@@ -204,7 +213,9 @@ def recall(folders: Sequence[Path], *, out: Path | None) -> int:
             hit = any(label.is_met_by(finding) for finding in findings)
             counts[label.kinds[0], hit] += 1
             if not hit:
-                missed.append(f"missed: {label.path}:{label.line} {'|'.join(label.kinds)} {label.function or ''}")
+                named = " (named by a finding elsewhere)" if any(label.is_named_by(one) for one in findings) else ""
+                where = f"{label.path}:{label.line} {'|'.join(label.kinds)} {label.function or ''}"
+                missed.append(f"missed: {where}{named}")
         for path, kinds in clean:
             mine = [finding for finding in findings if finding.path == path and finding.kind in kinds]
             alarms += [f"false alarm: {path}:{one.line} {one.rule} {one.message}" for one in mine]
@@ -216,10 +227,16 @@ def recall(folders: Sequence[Path], *, out: Path | None) -> int:
     hits, total = sum(n for (_, hit), n in counts.items() if hit), sum(counts.values())
     print(f"{hits} of {total} planted faults found; {len(alarms)} alarms in {num_clean} clean files")
     if out is not None:
-        command = f"{COMMAND} recall {' '.join(folder.name for folder in folders)}"
+        command = f"{COMMAND} recall {' '.join(_from_root(folder) for folder in folders)}"
         interval = proportion(hits, total)
         append_result(out, new_row("cpu.scan.recall", interval, "share", n=total, baseline=None, command=command))
     return EXIT_DONE
+
+
+def _from_root(folder: Path) -> str:
+    """A folder as a person writes it who stands in the root of the repository."""
+    whole = folder.resolve()
+    return whole.relative_to(ROOT).as_posix() if whole.is_relative_to(ROOT) else str(folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

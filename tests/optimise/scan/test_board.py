@@ -5,6 +5,8 @@ import pytest
 from intone.errors import UserError
 from intone.optimise.scan.board import Board
 from intone.optimise.scan.run import scan_texts
+from intone.optimise.scan.sarif import to_sarif
+from intone.optimise.scan.show import issue_text
 
 FAULT = "import torch\ndef save(model, path):\n    torch.save(model.state_dict(), path)\n"
 
@@ -96,6 +98,21 @@ def test_the_board_on_disk_is_the_board(board, tmp_path):
     board.save()
     again = Board.load(tmp_path / "code")
     assert (again.issues, again.scans) == (board.issues, 1)
+
+
+def test_a_helper_that_has_a_share_is_kept_on_the_board_and_told_to_code_hosts(board, tmp_path):
+    code = (
+        "def number(t):\n    return t.item()\ndef train(model, opt, loader):\n    for batch in loader:\n"
+        "        loss = model(batch)\n        loss.backward()\n        opt.step()\n        print(number(loss))\n"
+    )
+    found = scan(code, only=["S30"])
+    board.sync(found)
+    board.save()
+    issue = next(iter(Board.load(tmp_path / "code").issues.values()))
+    assert (issue.finding.line, issue.finding.also) == (8, (("a.py", 2, "number"),))
+    result = to_sarif(found, [issue])["runs"][0]["results"][0]
+    assert result["relatedLocations"][0]["physicalLocation"]["region"] == {"startLine": 2}
+    assert "a.py:2 in number" in issue_text(issue)
 
 
 def test_an_issue_is_found_by_the_beginning_of_its_id(board):

@@ -64,15 +64,17 @@ class Finding:
     evidence: tuple[str, ...]
     why: str
     fix: str
+    also: tuple[tuple[str, int, str], ...] = ()  # (path, line, function) of others that have a share in it
 
     def as_json(self) -> dict[str, Any]:
         """Every field, for boards and `--json`."""
-        return asdict(self) | {"evidence": list(self.evidence)}
+        return asdict(self) | {"evidence": list(self.evidence), "also": [list(place) for place in self.also]}
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> "Finding":
         """The finding that as_json wrote."""
-        return Finding(**{**value, "evidence": tuple(value["evidence"])})
+        also = tuple((str(path), int(line), str(function)) for path, line, function in value.get("also", ()))
+        return Finding(**{**value, "evidence": tuple(value["evidence"]), "also": also})
 
 
 def number_findings(findings: Sequence[Finding], codes: Sequence[str]) -> list[Finding]:

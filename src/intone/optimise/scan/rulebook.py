@@ -14,6 +14,7 @@ class Place:
     """What a rule yields. evidence: facts that were read in the code. severity: where it differs from the rule's.
 
     scope: the function that the node stands in, where it is in another file than the one that was looked at.
+    also: other nodes with their functions that have a share in the fault: the helper that a loop calls.
     """
 
     node: ast.AST
@@ -22,6 +23,7 @@ class Place:
     confidence: Confidence = "high"
     severity: Severity | None = None
     scope: Scope | None = None
+    also: tuple[tuple[ast.AST, Scope], ...] = ()
 
 
 Check = Callable[[Module, Project], Iterator[Place]]
@@ -64,6 +66,7 @@ def finding_of(rule_: Rule, module: Module, place: Place) -> tuple[Finding, str]
         evidence=place.evidence,
         why=rule_.why,
         fix=rule_.fix,
+        also=tuple((at.module.path, getattr(other, "lineno", 1), at.name) for other, at in place.also),
     )
     return finding, _code(node)
 

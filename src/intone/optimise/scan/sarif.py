@@ -77,7 +77,21 @@ def _result(issue: Issue, index: int) -> dict[str, Any]:
         "partialFingerprints": {"intoneIssue/v1": finding.id},
         "properties": {"confidence": finding.confidence, "evidence": list(finding.evidence), "state": issue.state},
     }
+    if finding.also:
+        result["relatedLocations"] = [_related(number, place) for number, place in enumerate(finding.also)]
     if issue.state == "dismissed":
         kind = "inSource" if issue.reason.startswith("in the code: ") else "external"
         result["suppressions"] = [{"kind": kind, "status": "accepted", "justification": issue.reason}]
     return result
+
+
+def _related(number: int, place: tuple[str, int, str]) -> dict[str, Any]:
+    path, line, function = place
+    return {
+        "id": number,
+        "message": {"text": f"has a share in it: {function}"},
+        "physicalLocation": {
+            "artifactLocation": {"uri": path, "uriBaseId": "SRCROOT"},
+            "region": {"startLine": line},
+        },
+    }

@@ -79,6 +79,7 @@ def issue_text(issue: Issue) -> str:
         *_block("what", finding.message),
         *_block("class", CLASSES.get(finding.kind, finding.kind)),
         *[line for fact in finding.evidence for line in _block("seen", fact)],
+        *[line for path, at, name in finding.also for line in _block("with", f"{path}:{at} in {name}")],
         *_block("why", finding.why),
         *_block("fix", finding.fix),
         *(_block("source", rule.source) if rule else []),
