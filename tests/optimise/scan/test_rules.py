@@ -440,7 +440,7 @@ fault("S30", """
 fault("S30", LOOP + "            history.append(float(loss.detach()))\n")
 right("S30", LOOP + "            if step % 100 == 0:\n                print(loss.item())\n")
 right("S30", LOOP + "            total = total + loss.detach()\n        return total.item()\n")
-right("S30", """
+fault("S30", """
     def train(model, opt, loader, accum):
         for step in range(100):
             for micro in range(accum):
@@ -448,6 +448,16 @@ right("S30", """
                 loss.backward()
             opt.step()
             value = loss.item()
+""")  # fmt: skip
+right("S30", """
+    def train(model, opt, loader, accum):
+        for step in range(100):
+            for micro in range(accum):
+                loss = model(next(loader)) / accum
+                loss.backward()
+            opt.step()
+            if step % 50 == 0:
+                value = loss.item()
 """)  # fmt: skip
 
 # --- S31 -------------------------------------------------------------------------------------------------------------
@@ -1133,6 +1143,69 @@ right("S78", """
             sampler.set_epoch(epoch)
             for batch in loader:
                 pass
+""")  # fmt: skip
+
+# --- S07, S08, S09 ----------------------------------------------------------------------------------------------------
+BATCHER = """
+    import torch
+    class Batcher:
+        def __init__(self):
+            self.gen = torch.Generator()
+        def join(self, request):
+            self.gen.manual_seed(request.seed)
+            self.rows.append(request)
+        def step(self, logits):
+            return torch.multinomial(logits.softmax(-1), 1, generator=self.gen)
+"""
+fault("S07", BATCHER)
+right("S07", BATCHER.replace("def join", "def seed"))
+right("S07", BATCHER.replace("request.seed", "1"))
+SPANS = """
+    import torch
+    class Spans:
+        def __init__(self, rank, seed=3):
+            self.gen = torch.Generator().manual_seed(seed)
+        def __call__(self, ids):
+            return torch.rand(ids.shape, generator=self.gen) < 0.15
+"""
+fault("S08", SPANS)
+right("S08", SPANS.replace("manual_seed(seed)", "manual_seed(seed + rank)"))
+right("S08", SPANS.replace("torch.rand(ids.shape, generator=self.gen)", "torch.randperm(len(ids), generator=self.gen)"))
+fault("S09", """
+    import numpy as np
+    def mine(files, seed, rank, world):
+        order = np.random.default_rng(seed + rank).permutation(len(files))
+        return [files[i] for i in order[rank::world]]
+""")  # fmt: skip
+right("S09", """
+    import numpy as np
+    def mine(files, seed, rank, world):
+        order = np.random.default_rng(seed).permutation(len(files))
+        return [files[i] for i in order[rank::world]]
+""")  # fmt: skip
+
+# --- S58, S79 ---------------------------------------------------------------------------------------------------------
+BACKWARD, STEP, MOVES = "                loss.backward()\n", "            opt.step()\n", "    scheduler.step()\n"
+fault("S58", ACCUM.replace(BACKWARD, f"{BACKWARD}            {MOVES}"))
+right("S58", ACCUM.replace(STEP, f"{STEP}        {MOVES}"))
+fault("S79", """
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    def tokenise(files, encode):
+        rows = []
+        with ProcessPoolExecutor() as pool:
+            for done in as_completed([pool.submit(encode, name) for name in files]):
+                rows.extend(done.result())
+        return rows
+""")  # fmt: skip
+right("S79", """
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    def tokenise(files, encode):
+        rows = {}
+        with ProcessPoolExecutor() as pool:
+            jobs = {pool.submit(encode, name): name for name in files}
+            for done in as_completed(jobs):
+                rows[jobs[done]] = done.result()
+        return [rows[name] for name in files]
 """)  # fmt: skip
 
 

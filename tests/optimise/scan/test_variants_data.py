@@ -16,7 +16,7 @@ fault("host-sync", "a meter reads", """
         def __init__(self):
             self.total, self.n = 0.0, 0
         def add(self, value):
-            self.total += value.item()  # <-
+            self.total += value.item()
             self.n += 1
     def train(model, opt, loader):
         meter = Meter()
@@ -25,7 +25,7 @@ fault("host-sync", "a meter reads", """
             loss.backward()
             opt.step()
             opt.zero_grad()
-            meter.add(loss)
+            meter.add(loss)  # <-
         return meter.total / meter.n
 """)  # fmt: skip
 fault("host-sync", "a trainer's method returns a number", """
@@ -45,7 +45,7 @@ fault("host-sync", "a trainer's method returns a number", """
 fault("host-sync", "logged at every step by another file", """
     === report.py
     def report(writer, step, loss):
-        writer.add_scalar("loss", loss, step)  # <-
+        writer.add_scalar("loss", loss, step)
     === train.py
     from report import report
     def train(model, opt, loader, writer):
@@ -54,7 +54,7 @@ fault("host-sync", "logged at every step by another file", """
             loss.backward()
             opt.step()
             opt.zero_grad()
-            report(writer, step, loss)
+            report(writer, step, loss)  # <-
 """)  # fmt: skip
 fault("host-sync", "an interval of one", """
     LOG_EVERY = 1

@@ -4,12 +4,13 @@ import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from intone.optimise.scan.devicekinds import device_evidence
 from intone.optimise.scan.expressions import called, keyword, last_name
 from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.scaling import count_of
 from intone.optimise.scan.source import Module, Scope
-from intone.optimise.scan.values import backward_loss, chooses_token, device_evidence, token_passes
+from intone.optimise.scan.values import backward_loss, chooses_token, token_passes
 
 
 @dataclass

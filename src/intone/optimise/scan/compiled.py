@@ -18,6 +18,11 @@ OTHER_COMPILERS = re.compile(
 )
 
 
+SWITCHED_OFF = re.compile(
+    r"(TORCHDYNAMO_DISABLE|TORCH_COMPILE_DISABLE)['\"]\s*\]?\s*[=,]\s*['\"]1|_dynamo\.config\.disable\s*=\s*True"
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Compile:
     """A call that compiles. idle: why it has no effect, in words; None where it has one."""
@@ -49,6 +54,8 @@ def _why_idle(call: ast.Call, scope: Scope, project: Project) -> str | None:
     """Switched off, thrown away or never used."""
     if is_true(keyword(call, "disable")):
         return "disable=True"
+    if (switch := SWITCHED_OFF.search(scope.module.text)) is not None:
+        return f"`{switch[0][:40]}` switches compiling off"
     backend = keyword(call, "backend")
     if isinstance(backend, ast.Constant) and backend.value in ("eager", "aot_eager"):
         return f"backend={backend.value!r} compiles nothing"

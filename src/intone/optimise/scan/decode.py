@@ -1,6 +1,7 @@
 """The loops that generate token by token, and what goes into the model at each turn: the whole text or not."""
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ def _decode_loops(scope: Scope, project: Project) -> Iterator[DecodeLoop]:
             continue
         models = [item for item in items if is_model_call(_call(item), item.scope, project) and not _in_model(item)]
         models += [item for item in choices if runs_model(_call(item)) and item not in models]
-        fed = [item for item in models if not inner_loops(item, loop) and _is_fed(item, loop, project)]
+        fed = [item for item in models if _runs_each_turn(item, loop) and _is_fed(item, loop, project)]
         if fed and any(not inner_loops(item, loop) or _picks_rows(item, loop) for item in choices):
             yield DecodeLoop(scope, loop, fed, choices)
 
@@ -105,6 +106,20 @@ def _in_model(item: Reached) -> bool:
     """Inside a module's forward: a layer of the model, not the model."""
     return any(site.call for site in item.chain if last_name(site.call.func) == "forward") or (
         item.scope.simple_name == "forward" and bool(item.chain)
+    )
+
+
+def _runs_each_turn(item: Reached, loop: ast.AST) -> bool:
+    """Not in a loop of its own over tokens; a loop over the rows or beams of a batch is part of the turn."""
+    inner = inner_loops(item, loop)
+    if not inner:
+        return True
+    walked = inner[0]
+    if len(inner) > 1 or not isinstance(walked, ast.For) or not isinstance(loop, (ast.For, ast.While)):
+        return False
+    text = f"{ast.unparse(walked.target)} {ast.unparse(walked.iter)}"
+    return bool(re.search(r"row|beam|seq|cand|hyp|batch|prompt|text|sample|enumerate|len\(", text)) and not re.search(
+        r"max_|new_tokens|steps|length", text
     )
 
 

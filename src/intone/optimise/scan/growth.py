@@ -11,6 +11,7 @@ from intone.optimise.scan.source import Binding, FunctionNode, Scope, own_nodes,
 from intone.optimise.scan.values import is_chosen, is_model_name
 
 JOINS = ("cat", "concat", "concatenate", "hstack", "append", "column_stack", "pad", "vstack")
+FILLED = "writing into "
 DEPTH = 7  # names, arguments and slices between a model's input and what grows
 
 
@@ -20,6 +21,7 @@ class Growth:
 
     name: str
     how: str
+    is_filled: bool = False  # the text has a fixed width, and a token is written into it
 
 
 def grown_argument(item: Reached, loop: ast.AST, project: Project) -> Growth | None:
@@ -60,7 +62,8 @@ class _Finder:
         if isinstance(node, ast.Subscript):
             if self._ends_at_position(node, scope, chain):
                 return Growth(code_of(node.value, 30), "a slice that ends one token later at every turn")
-            return None if is_last_only(node.slice) else self.grows(node.value, scope, chain, depth)
+            piece = is_last_only(node.slice) or _is_piece(node.slice)
+            return None if piece else self.grows(node.value, scope, chain, depth)
         if isinstance(node, (ast.List, ast.Tuple)):
             return next((f for part in node.elts[:4] if (f := self.grows(part, scope, chain, depth - 1))), None)
         if isinstance(node, ast.ListComp):
@@ -101,8 +104,10 @@ class _Finder:
             if (own or (binding.how in ("add", "op") and name in scope.parameters)) and (
                 how := self._growth(name, binding, scope)
             ):
-                return Growth(name, how)
+                return Growth(name, how.removeprefix(FILLED), how.startswith(FILLED))
         if "." in name and (found := self._attribute_grows(name, scope)):
+            return found
+        if found := self._beam_grows(name, here, scope):
             return found
         for binding in here:
             if (
@@ -120,6 +125,20 @@ class _Finder:
         at = scope.outer  # of a function inside a function: a text of the function around
         if at is not None and not here and name in at.bindings and at.node is not at.module.tree:
             return self._name_grows(name, at, chain, depth - 1)
+        return None
+
+    def _beam_grows(self, name: str, here: Sequence[Binding], scope: Scope) -> Growth | None:
+        """for score, text in beams: found.append((..., cat([text, token]))), and the beams are chosen anew."""
+        lists = {target_name(binding.value) for binding in here if binding.how == "iter"} - {None}
+        again = any(
+            binding.how == "=" and id(binding.node) in self.inside
+            for one in lists for binding in scope.bindings.get(one or "", [])
+        )  # fmt: skip
+        for item in self.turn if again else ():
+            node = item.node
+            joins = item.scope is scope and isinstance(node, (ast.Call, ast.BinOp, ast.List))
+            if joins and (how := grown_by(node, name, scope, self.project)):  # type: ignore[arg-type]
+                return Growth(name, f"{how} (line {item.line}), for every beam")
         return None
 
     def _bindings(self, name: str, scope: Scope, chain: tuple[Site, ...]) -> list[Binding]:
@@ -141,6 +160,8 @@ class _Finder:
             return f"{how} (line {line})" if how else None
         if binding.how == "op" and self._is_new(value, scope):
             return f"+= in the loop (line {line})"
+        if binding.how == "add" and isinstance(node, ast.Assign) and self._is_new(value, scope):
+            return f"{FILLED}{code_of(node.targets[0], 30)} in the loop (line {line})"
         appends = binding.how == "add" and isinstance(node, ast.Call) and last_name(node.func) in ("append", "extend")
         if appends and self._is_new(value, scope):
             return f"{code_of(node, 30)} in the loop (line {line})"
@@ -302,6 +323,17 @@ def _grown_by_function(
                     if appended:
                         return f"`{function.simple_name}`"
     return None
+
+
+def _is_piece(index: ast.expr) -> bool:
+    """[:, begin:end], [:, pos - 1 : pos]: what begins where the last piece ended."""
+    for part in index.elts if isinstance(index, ast.Tuple) else [index]:
+        lower = part.lower if isinstance(part, ast.Slice) else None
+        if isinstance(lower, (ast.Name, ast.Attribute)):
+            return True
+        if isinstance(lower, ast.BinOp) and (isinstance(lower.op, ast.Add) or isinstance(lower.right, ast.Constant)):
+            return True
+    return False
 
 
 def is_last_only(index: ast.expr) -> bool:

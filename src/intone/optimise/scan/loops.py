@@ -18,6 +18,7 @@ PERIODIC = re.compile(
     r"freq|first|warmup|done|dry|val|validate|ckpt|checkpoint|finished|display|show|monitor)($|_|s$)",
     re.I,
 )
+STEP = re.compile(r"(^|_)(train|training|learn|update|optimi[sz]e|fit)(_(step|batch|one|micro_?batch))?$|^step$")
 ENDS = (ast.Break, ast.Return, ast.Raise)
 ACCUM = re.compile(r"accum|micro|num_passes|grad_acc|gas$|accumulate", re.I)
 
@@ -88,10 +89,28 @@ def _train_loops(project: Project) -> Iterator[TrainLoop]:
     for module in project.modules:
         for scope in module.scopes:
             for call in backward_calls(scope, project):
-                for nest in loops_around(call, scope, project):
-                    if nest:
-                        _enter(groups, call, scope, nest, project)
+                nests = [nest for nest in loops_around(call, scope, project) if nest]
+                for nest in nests:
+                    _enter(groups, call, scope, nest, project)
+                if not nests and isinstance(scope.node, ast.FunctionDef) and STEP.search(scope.simple_name):
+                    _enter_function(groups, call, scope, project)
     yield from groups.values()
+
+
+def _enter_function(
+    groups: dict[tuple[ast.AST, ast.AST | None], TrainLoop], call: ast.Call, scope: Scope, project: Project
+) -> None:
+    """training_step() of a library's trainer: it stands for the loop that calls it, which we do not see."""
+    steps = step_events(scope.node, scope, project)
+    if project.callers(scope) or not steps:
+        return
+    node = scope.node
+    shape = "guarded" if all(counter_guard(step, node, project) for step in steps) else "plain"
+    backward = Reached(call, scope)
+    if (node, node) in groups:
+        groups[node, node].backwards.append(backward)
+    else:
+        groups[node, node] = TrainLoop(scope, node, node, [backward], steps, shape, scope)  # type: ignore[arg-type]
 
 
 def _enter(

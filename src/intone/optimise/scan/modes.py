@@ -4,7 +4,7 @@ import ast
 import re
 from typing import Literal
 
-from intone.optimise.scan.calls import classes_of
+from intone.optimise.scan.calls import classes_of, functions_of
 from intone.optimise.scan.expressions import last_name
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
@@ -20,11 +20,11 @@ DEPTH = 3
 def is_off(item: Reached, project: Project, depth: int = DEPTH) -> bool:
     """Whether gradients are off where a model runs: there, around it, in what leads to it, or at every caller."""
     places = [(item.node, item.scope), *((site.call, site.scope) for site in item.chain)]
-    if any(off_here(scope, node) for node, scope in places):
+    if any(off_here(scope, node, project) for node, scope in places):
         return True
     top = item.chain[0].scope if item.chain else item.scope
     at = top.outer
-    if at is not None and at.simple_name != "<module>" and off_here(at, top.node):
+    if at is not None and at.simple_name != "<module>" and off_here(at, top.node, project):
         return True
     sites = project.callers(top)
     if depth == 0 or not sites:
@@ -32,16 +32,17 @@ def is_off(item: Reached, project: Project, depth: int = DEPTH) -> bool:
     return all(is_off(Reached(site.call, site.scope), project, depth - 1) for site in sites[:10])
 
 
-def off_here(scope: Scope, node: ast.AST) -> bool:
+def off_here(scope: Scope, node: ast.AST, project: Project) -> bool:
     """Whether gradients are off at a node by its own function: a decorator, a with block, a switch before it."""
     for item in getattr(scope.node, "decorator_list", []):
-        if NO_GRAD.search(ast.unparse(item)):
+        if NO_GRAD.search(ast.unparse(item)) or _switches_off(item, scope.outer or scope, project):
             return True
     for above in scope.module.up(node):
         if above is scope.node:
             break
         if isinstance(above, (ast.With, ast.AsyncWith)) and any(
-            NO_GRAD.search(ast.unparse(item)) for item in above.items
+            NO_GRAD.search(ast.unparse(item)) or _switches_off(item.context_expr, scope, project)
+            for item in above.items
         ):
             return True
     for call in scope.calls:
@@ -55,6 +56,15 @@ def off_here(scope: Scope, node: ast.AST) -> bool:
         if last_name(call.func) in ("enter_context", "__enter__") and before and NO_GRAD.search(ast.unparse(call)):
             return True
     return False
+
+
+def _switches_off(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """with testing(model): a block or decorator of the project's own, in which gradients are switched off."""
+    func = node.func if isinstance(node, ast.Call) else node
+    functions = functions_of(func, scope, project)
+    for place in classes_of(node, scope, project) if isinstance(node, ast.Call) else ():
+        functions += [method for method in project.class_scopes(place[1]) if method.simple_name == "__enter__"]
+    return any(NO_GRAD.search(ast.unparse(function.node)) for function in functions[:4])
 
 
 def mode_of(call: ast.Call, scope: Scope, project: Project) -> Mode | None:

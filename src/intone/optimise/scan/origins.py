@@ -85,9 +85,12 @@ def _back_from_name(project: "Project", name: str, scope: Scope) -> Iterator[Ori
         bindings = at.bindings.get(name, [])
         if name in at.parameters:
             yield from _back_from_parameter(project, name, at)
+        elif name in at.rest:
+            for site in project.callers(at)[:20]:
+                yield from (Origin(value, site.scope) for value in project.rest_of(site, at, name))
         for binding in bindings:
             yield from _back_from_binding(project, binding, at)
-        if bindings or name in at.parameters:
+        if bindings or name in at.parameters or name in at.rest:
             return
         at = at.outer
     full = scope.module.imports.get(name)

@@ -184,6 +184,11 @@ class Project:
         return {}
 
     @cached_property
+    def remembered(self) -> dict[tuple[str, Any], Any]:
+        """What rules found out about a file, function or the whole, by a word and what it is about."""
+        return {}
+
+    @cached_property
     def known_device(self) -> dict[tuple[ast.expr, bool], bool]:
         """Which values lie on the device, as far as the rule on waiting found out."""
         return {}
@@ -268,6 +273,25 @@ class Project:
         if 0 <= place < len(site.call.args) and not any(isinstance(arg, ast.Starred) for arg in site.call.args):
             return site.call.args[place]
         return None
+
+    def rest_of(self, site: Site, scope: Scope, name: str) -> list[ast.expr]:
+        """What a call hands over through *args or **kwargs of a function, by the name of the one or the other."""
+        many, named = scope.rest
+        if name == named:
+            return [word.value for word in site.call.keywords if word.arg and word.arg not in scope.parameters]
+        if name != many:
+            return []
+        first = sum(1 for parameter in scope.parameters.values() if parameter.position is not None)
+        if scope.owner is not None and not is_static(scope):
+            first -= 1  # self
+        return site.call.args[first:]
+
+    def handed(self, site: Site, scope: Scope, name: str) -> list[ast.expr]:
+        """Everything that a call hands over under a name: for a parameter one value, for *args and **kwargs several."""
+        if name in scope.parameters:
+            value = self.argument(site, scope, name)
+            return [value] if value is not None else []
+        return self.rest_of(site, scope, name)
 
     def origins(
         self,

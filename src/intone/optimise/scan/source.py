@@ -10,6 +10,8 @@ from functools import cached_property
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 LOOPS = (ast.For, ast.AsyncFor, ast.While)
+# one object each for all code that Python parses: they have no place in a tree, and their parents say it all
+SHARED = (ast.expr_context, ast.operator, ast.unaryop, ast.cmpop, ast.boolop)
 
 
 @dataclass(eq=False)
@@ -49,6 +51,14 @@ class Scope:
         return parameters_of(self.node.args)
 
     @cached_property
+    def rest(self) -> tuple[str | None, str | None]:
+        """The names of *args and **kwargs of a function; None where it has none."""
+        if not isinstance(self.node, FunctionNode):
+            return None, None
+        args = self.node.args
+        return args.vararg.arg if args.vararg else None, args.kwarg.arg if args.kwarg else None
+
+    @cached_property
     def returns(self) -> list[ast.expr]:
         """The expressions it returns."""
         if isinstance(self.node, ast.Lambda):
@@ -59,6 +69,11 @@ class Scope:
     def yields(self) -> list[ast.expr]:
         """The expressions it yields, where it is a generator."""
         return [node.value for node in self.body if isinstance(node, ast.Yield) and node.value is not None]
+
+    @cached_property
+    def is_generator(self) -> bool:
+        """Whether it yields."""
+        return any(isinstance(node, (ast.Yield, ast.YieldFrom)) for node in self.body)
 
     @cached_property
     def calls(self) -> list[ast.Call]:
@@ -181,7 +196,7 @@ def parse_module(path: str, text: str) -> Module:
 
 def _visit(module: Module, node: ast.AST, scope: Scope, prefix: str, owner: ast.ClassDef | None) -> None:
     module.scope_of[node] = scope
-    for child in ast.iter_child_nodes(node):
+    for child in children(node):
         module.parents[child] = node
         if isinstance(child, FunctionNode):
             name = prefix + (child.name if not isinstance(child, ast.Lambda) else "<lambda>")
@@ -199,7 +214,7 @@ def _visit_function(module: Module, node: FunctionNode, outside: Scope, inside: 
     """Decorators, defaults and annotations stand in the scope around, the body in its own."""
     body = node.body if isinstance(node.body, list) else [node.body]
     inner = set(map(id, body))
-    for child in ast.iter_child_nodes(node):
+    for child in children(node):
         module.parents[child] = node
         scope = inside if id(child) in inner else outside
         if isinstance(child, FunctionNode):
@@ -214,20 +229,35 @@ def _visit_function(module: Module, node: FunctionNode, outside: Scope, inside: 
             _visit(module, child, scope, prefix, None)
 
 
+def children(node: ast.AST) -> list[ast.AST]:
+    """The nodes right inside a node in the order of the text, without those that all trees share (Load, Add, Lt)."""
+    found: list[ast.AST] = []
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if isinstance(value, list):
+            found += [item for item in value if isinstance(item, ast.AST) and not isinstance(item, SHARED)]
+        elif isinstance(value, ast.AST) and not isinstance(value, SHARED):
+            found.append(value)
+    return found
+
+
 def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node inside a function, module, loop or statement in the order of the text, none of inner functions."""
+    """Every node inside a function, module, loop or statement in the order of the text, none of inner functions.
+
+    Nodes that all trees share (Load, Add, Lt) are left out: nothing can be said of their place.
+    """
     if isinstance(node, ast.Lambda):
         stack: list[ast.AST] = [node.body]
     elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
         stack = list(reversed(node.body))
     else:
-        stack = list(reversed(list(ast.iter_child_nodes(node))))
+        stack = children(node)[::-1]
     while stack:
         top = stack.pop()
         if isinstance(top, FunctionNode):
             continue
         yield top
-        stack.extend(reversed(list(ast.iter_child_nodes(top))))
+        stack.extend(children(top)[::-1])
 
 
 def parameters_of(args: ast.arguments) -> dict[str, Parameter]:
@@ -267,6 +297,8 @@ def bound_by(node: ast.AST) -> Iterator[tuple[str, Binding]]:
         yield from _bind(node.optional_vars, node.context_expr, "with", node)
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
         name = target_name(node.func.value)
+        if name is None and isinstance(node.func.value, ast.Subscript):  # rows[i].append(token)
+            name = target_name(node.func.value.value)
         if name and node.func.attr in ("append", "extend", "appendleft", "add", "put", "fill_", "copy_"):
             yield name, Binding(node.args[0], "add", node)
 

@@ -30,9 +30,23 @@ def _logits_in(call: ast.Call, scope: Scope, project: Project) -> ast.expr | Non
     last = called(call, scope).rpartition(".")[2]
     if last in ("cross_entropy", "nll_loss", "log_softmax", "multinomial") and call.args:
         return call.args[0]
+    if (
+        last in ("argmax", "softmax", "log_softmax")
+        and isinstance(call.func, ast.Attribute)
+        and not imported(call, scope)
+    ):
+        return call.func.value  # net(x)[:, -1].argmax(-1)
+    if last in ("argmax", "softmax") and called(call, scope).startswith("torch.") and call.args:
+        return call.args[0]
     if is_backward(call) and not project.callees(call, scope):
         return backward_loss(call)
     return None
+
+
+def imported(call: ast.Call, scope: Scope) -> bool:
+    """Whether a function of a package is called, not a method of an object."""
+    root = (target_name(call.func) or "").partition(".")[0]
+    return root in scope.module.imports
 
 
 TENSOR_METHODS = {

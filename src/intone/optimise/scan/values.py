@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from intone.optimise.scan.calls import KEEPS_OBJECT, classes_of
 from intone.optimise.scan.classes import class_methods
 from intone.optimise.scan.expressions import called, dotted, last_name
-from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.source import Scope, target_name
 
-# names that stand for a bag of settings: their .device is what somebody typed, not a torch.device
-BAGS = re.compile(r"^(args?|cfg|conf|config|opts?|options|hps?|hparams|params|settings|flags|FLAGS|parsed)$")
 MODEL_NAME = re.compile(
     r"(^|_)(model|models|net|network|gpt\d*|transformer|llm|lm|student|teacher|policy|actor|backbone|decoder|engine_model)"
     r"($|_|\d)",
@@ -25,6 +22,10 @@ WRAPPERS = (
     "compile", "DistributedDataParallel", "DDP", "FullyShardedDataParallel", "FSDP", "DataParallel", "setup_module",
     "from_pretrained", "prepare", "unwrap_model", "load_model",
 )  # fmt: skip
+LIBRARY_MODEL = re.compile(
+    r"(torch\.nn\.(Sequential|Transformer|TransformerEncoder|TransformerDecoder|LSTM|GRU|RNN)|torch\.jit\.load|torch\.hub\.load|"
+    r"timm\.create_model|torchvision\.models\.\w+)$"
+)
 OPTIMIZER_NAME = re.compile(
     r"(^|[_.])(opt|optim|optims|optimizer|optimizers|opts|adam|adamw|sgd|muon|lion)(_\w+)?\d*$", re.I
 )
@@ -73,7 +74,7 @@ def _is_model_call(call: ast.Call, scope: Scope, project: Project) -> bool:
     if isinstance(func, ast.Attribute) and not name.startswith("self."):
         if is_model_name(name) and func.attr not in dir(str) and name.count(".") == 1 and func.attr == "model":
             return True
-        return _is_module_object(func, scope, project)
+        return _is_module_object(func, scope, project) or _is_used_as_model(name, scope, project)
     if name in project.functions and not _bound_to_model(name, scope, project):
         return False
     if name.rpartition(".")[2] in project.classes:
@@ -82,6 +83,10 @@ def _is_model_call(call: ast.Call, scope: Scope, project: Project) -> bool:
         return not _runs_project_function(call, scope, project)
     if _bound_to_model(name, scope, project) or _is_module_object(func, scope, project):
         return True
+    return _is_used_as_model(name, scope, project)
+
+
+def _is_used_as_model(name: str, scope: Scope, project: Project) -> bool:
     from intone.optimise.scan.usage import models_by_use  # builds on this file
 
     return f"{scope.module.path}:{name}" in models_by_use(project)
@@ -96,8 +101,19 @@ def _runs_project_function(call: ast.Call, scope: Scope, project: Project) -> bo
 
 
 def _is_module_object(func: ast.expr, scope: Scope, project: Project) -> bool:
-    """Whether a callee is an object of a module class that is like a model: it is named so, or embeds tokens."""
-    return any(is_module_class(node) and _is_whole_model(node) for _, node in classes_of(func, scope, project))
+    """Whether a callee is an object of a module class that is a model: by its name, its table of tokens, or its user.
+
+    What a class that is no module itself runs is a whole model, unless it computes a loss or a number.
+    """
+    owner = owner_of(scope)
+    outside = owner is None or not is_module_class(owner)
+    return any(
+        is_module_class(node) and (_is_whole_model(node) or outside and not NO_MODEL.search(node.name))
+        for _, node in classes_of(func, scope, project)
+    )
+
+
+NO_MODEL = re.compile(r"Loss|Criterion|Norm|Metric|Optim|Sched|Dropout|Activation|Embed(ding)?$|Rotary|Mask")
 
 
 def _is_whole_model(node: ast.ClassDef) -> bool:
@@ -143,6 +159,8 @@ def is_model_value(value: ast.Call, scope: Scope, project: Project) -> bool:
         if isinstance(inside, ast.Call):
             return is_model_value(inside, scope, project)
         return is_model_name(target_name(inside) or "") and "data" not in (target_name(inside) or "")
+    if LIBRARY_MODEL.match(called(value, scope)):
+        return True
     if name in WRAPPERS:
         if name in ("from_pretrained", "load_model"):
             return "tokenizer" not in ast.unparse(value.func).lower()
@@ -158,7 +176,10 @@ def is_model_value(value: ast.Call, scope: Scope, project: Project) -> bool:
 def is_module_class(node: ast.ClassDef) -> bool:
     """Whether a class is an nn.Module, by its bases or its super().__init__ and forward."""
     bases = [last_name(base) or "" for base in node.bases]
-    return any(base.endswith(("Module", "Linear", "Embedding", "LayerNorm", "PreTrainedModel")) for base in bases)
+    if any(base.endswith(("Module", "Linear", "Embedding", "LayerNorm", "PreTrainedModel")) for base in bases):
+        return True
+    methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+    return bool(bases) and {"forward", "__init__"} <= methods and not any(base.endswith("Function") for base in bases)
 
 
 def is_optimizer(node: ast.expr, scope: Scope, project: Project) -> bool:
@@ -203,7 +224,9 @@ def is_backward(call: ast.Call) -> bool:
     """Whether a call runs back-propagation: loss.backward(), fabric.backward(loss), torch.autograd.backward(loss)."""
     func = call.func
     return (
-        isinstance(func, ast.Attribute) and func.attr == "backward" and last_name(func.value) not in ("ctx", "Function")
+        isinstance(func, ast.Attribute)
+        and func.attr in ("backward", "manual_backward")
+        and last_name(func.value) not in ("ctx", "Function")
     )
 
 
@@ -237,22 +260,33 @@ def chooses_token(call: ast.Call, scope: Scope, *, greedy: bool = False) -> bool
         return False  # of rows of a data set
     if last == "argmax":
         return greedy or _is_noisy(call)
-    if name in ("random.choices", "np.random.choice", "numpy.random.choice"):
+    if last in ("choices", "choice"):
         return any(word.arg in ("p", "weights") for word in call.keywords)
     if last in ("max", "topk") and greedy and isinstance(call.func, ast.Attribute):
-        return _is_likeliest(call, last)
+        return _is_likeliest(call, last, scope)
     if last == "searchsorted":  # the inverse of a cumulated distribution
         return "cum" in ast.unparse(call) and "rand" in ast.unparse(call)
     return bool(SAMPLERS.match(last))
 
 
-def _is_likeliest(call: ast.Call, last: str) -> bool:
+def _keeps_places(call: ast.Call, scope: Scope) -> bool:
+    """best, tokens = logp.topk(width): the places are used, not only the values as a limit."""
+    above = scope.module.parents.get(call)
+    target = above.targets[0] if isinstance(above, ast.Assign) else None
+    return isinstance(target, ast.Tuple) and len(target.elts) == 2 and not (
+        target_name(target.elts[1]) or "_"
+    ).startswith("_")  # fmt: skip
+
+
+def _is_likeliest(call: ast.Call, last: str, scope: Scope) -> bool:
     """logits.max(dim=-1), torch.topk(logits, 1): the likeliest token of each row."""
     text = ast.unparse(call)
-    if not re.search(r"logit|prob|score", text):
+    if not re.search(r"logit|prob|score|log_?p", text):
         return False
     if last == "max":
         return "-1" in text or "dim" in text
+    if re.search(r"log_?p|score", text) and _keeps_places(call, scope):
+        return True  # the best next tokens of every beam
     return bool(re.search(r"[,(] ?(k=)?1\b", text))
 
 
@@ -296,100 +330,3 @@ def is_chosen(node: ast.expr, scope: Scope, project: Project, *, greedy: bool = 
             for origin in project.origins(node, scope, token_passes)
         )
     return project.known_chosen[key]
-
-
-def device_evidence(node: ast.expr, scope: Scope, project: Project) -> tuple[list[Origin], list[Origin]]:
-    """(where a value is a torch.device, where it is a string)."""
-    devices, strings = [], []
-    for origin in project.origins(node, scope):
-        kind = _device_kind(origin, project)
-        if kind == "device":
-            devices.append(origin)
-        elif kind == "string":
-            strings.append(origin)
-    return devices, strings
-
-
-def _device_kind(origin: Origin, project: Project) -> str:
-    node, scope = origin.node, origin.scope
-    if origin.is_annotation:
-        text = ast.unparse(node)
-        return "device" if re.search(r"\b(torch\.)?device\b", text) and "str" not in text else "unknown"
-    if isinstance(node, ast.Constant):
-        return "string" if isinstance(node.value, str) else "unknown"
-    if isinstance(node, ast.JoinedStr):
-        return "string"
-    if isinstance(node, ast.Call):
-        name = called(node, scope)
-        return (
-            "device"
-            if name == "torch.device"
-            else "string"
-            if name.endswith(("environ.get", "str", "getenv"))
-            else "unknown"
-        )
-    if isinstance(node, ast.Attribute):
-        if node.attr == "type":
-            return "string"
-        if node.attr == "device" and _has_device(node.value, scope, project):
-            return "device"
-    return "unknown"
-
-
-TENSOR_NAME = re.compile(
-    r"^(x|y|q|k|v|t|t0|h|ids|idx|inputs?|input_ids|tokens?|tensor|logits|targets|labels|hidden(_states)?|weights?|mask|prompts?|"
-    r"param|p|loss|grad|emb|embeddings|probs|cache|fabric|accelerator)$"
-)
-
-
-def _has_device(base: ast.expr, scope: Scope, project: Project) -> bool:
-    """Whether x.device is a torch.device: x is a tensor, a model, or computed; a record's may be text."""
-    name = last_name(base)
-    if name is None:
-        return isinstance(base, (ast.Call, ast.BinOp))  # next(model.parameters()).device, (a + b).device
-    if BAGS.match(name) or name in ("self", "cls"):
-        return False
-    if TENSOR_NAME.match(name) or is_model_name(name):
-        return True
-    for origin in project.origins(base, scope, depth=3):
-        text = ast.unparse(origin.node)
-        if origin.is_annotation and re.search(r"\b(Tensor|Module)\b", text):
-            return True
-        if isinstance(origin.node, ast.Call) and called(origin.node, origin.scope).startswith("torch."):
-            return True
-    return False
-
-
-MODEL_TEXT = re.compile(
-    r"(^|_)(decode|batch_decode|completion|completions|generate\w*|chat|complete|ask_llm|predict_text)($|_)"
-)
-MODEL_WORD = re.compile(
-    r"(completion|generated|model_out|llm_|response|reply|answer|prediction|output_text|tool_(call|input|code|expr)|"
-    r"assistant)",
-    re.I,
-)
-
-
-TEXT_METHODS = (
-    "strip", "replace", "split", "group", "lower", "rstrip", "lstrip", "join", "removeprefix", "format",
-)  # fmt: skip
-
-
-def text_passes(node: ast.expr) -> Sequence[ast.expr]:
-    """The parts of an expression that a text is made of."""
-    if isinstance(node, ast.BinOp):
-        return [node.left, node.right]
-    if isinstance(node, ast.JoinedStr):
-        return [part.value for part in node.values if isinstance(part, ast.FormattedValue)]
-    if isinstance(node, (ast.Subscript, ast.Starred)):
-        return [node.value]
-    if isinstance(node, (ast.ListComp, ast.GeneratorExp)):
-        return [node.elt]
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        if node.func.attr in TEXT_METHODS:
-            return [node.func.value, *node.args]
-        if node.func.attr in ("search", "match", "findall", "sub", "fullmatch", "dedent", "compile"):
-            return list(node.args[-2:])
-    if isinstance(node, ast.Call) and last_name(node.func) in ("str", "compile", "dedent") and node.args:
-        return [node.args[0]]
-    return []

@@ -8,7 +8,7 @@ from intone.optimise.scan.constants import only_value
 from intone.optimise.scan.expressions import code_of, last_name, names_in
 from intone.optimise.scan.loops import ACCUM, Loop, TrainLoop, counter_guard, train_loops
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.reach import COMPREHENSIONS, Reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.scaling import Scaling, count_of, is_count, same_number, scalings
 from intone.optimise.scan.source import Module, Scope
@@ -32,16 +32,22 @@ def steps_too_often(module: Module, project: Project) -> Iterator[Place]:
     for loop in train_loops(module, project):
         if loop.shape != "plain" or not loop.steps or loop.outer is not loop.inner:
             continue
-        over = _over_micro_batches(loop.inner, loop.scope, project)
+        over = over_micro_batches(loop.inner, loop.scope, project)
         divided = None if over else _divided_by_count(loop, project)
         if over or divided:
             words = f"the loop runs over `{over}`" if over else f"the loss is divided by `{divided}`"
             step = loop.steps[0]
+            # a helper that does a whole step is right by itself: the loop over micro-batches is not
+            whole = over is not None and step.chain and any(
+                item.chain and item.chain[0].call is step.chain[0].call for item in loop.backwards
+            )  # fmt: skip
+            at = Reached(step.anchor, step.chain[0].scope) if whole else step
             yield Place(
-                step.node,
+                at.node,
                 f"`{code_of(step.node, 40)}` runs after every micro-batch",
                 (f"{words} ({module.path}:{loop.inner.lineno})", *_way(step)),
-                scope=step.scope,
+                scope=at.scope,
+                also=((step.node, step.scope),) if whole else (),
             )
 
 
@@ -49,29 +55,39 @@ def _way(item: Reached) -> list[str]:
     return [item.path()] if item.chain else []
 
 
-def _over_micro_batches(loop: Loop, scope: Scope, project: Project) -> str | None:
+def over_micro_batches(loop: Loop, scope: Scope, project: Project) -> str | None:
     """for micro in range(accumulation_steps), for chunk in batch.chunk(n), for part in zip(x.split(n), y.split(n))."""
-    if not isinstance(loop, (ast.For, ast.AsyncFor)):
+    walked, target = walk_of(loop)
+    if walked is None or target is None:
         return None
-    text = code_of(loop.iter, 50)
-    names = {name.rpartition(".")[2] for name in names_in(loop.iter)} | names_in(loop.target)
+    text = code_of(walked, 50)
+    names = {name.rpartition(".")[2] for name in names_in(walked)} | names_in(target)
     if re.search(r"loader|dataset", text):
         return None
     if any(ACCUM.search(name) for name in names):
         return text
-    for part in ast.walk(loop.iter):
-        if isinstance(part, ast.Call) and last_name(part.func) in ("chunk", "split", "tensor_split"):
+    for part in ast.walk(walked):
+        if isinstance(part, ast.Call) and last_name(part.func) in ("chunk", "split", "tensor_split", "array_split"):
             return text
         if isinstance(part, ast.Call) and ACCUM.search(last_name(part.func) or ""):
             return text
     if (
-        isinstance(loop.iter, ast.Call)
-        and last_name(loop.iter.func) == "range"
-        and loop.iter.args
-        and is_count(loop.iter.args[-1], scope, project)
+        isinstance(walked, ast.Call)
+        and last_name(walked.func) == "range"
+        and walked.args
+        and is_count(walked.args[-1], scope, project)
     ):
         return text
     return None
+
+
+def walk_of(loop: ast.AST) -> tuple[ast.expr | None, ast.expr | None]:
+    """(what a loop or comprehension walks over, its variable); (None, None) for a while."""
+    if isinstance(loop, (ast.For, ast.AsyncFor)):
+        return loop.iter, loop.target
+    if isinstance(loop, COMPREHENSIONS):
+        return loop.generators[0].iter, loop.generators[0].target
+    return None, None
 
 
 def _divided_by_count(loop: TrainLoop, project: Project) -> str | None:
@@ -183,16 +199,17 @@ def counts_micro_batches(loop: TrainLoop, project: Project) -> bool:
     inner = loop.inner
     if isinstance(inner, ast.While):
         return bool(ACCUM.search(" ".join(names_in(inner.test))))
-    if _over_micro_batches(inner, loop.scope, project):
+    if over_micro_batches(inner, loop.scope, project):
         return True
-    if not isinstance(inner, (ast.For, ast.AsyncFor)):
+    walked, target = walk_of(inner)
+    if walked is None or target is None:
         return False
-    text = ast.unparse(inner.iter)
+    text = ast.unparse(walked)
     if re.search(r"loader|dataset|epoch", text) and "range(" not in text:
         return False
-    if re.search(r"epoch", " ".join(names_in(inner.iter) | names_in(inner.target))):
+    if re.search(r"epoch", " ".join(names_in(walked) | names_in(target))):
         return False
-    return bool(re.search(r"range\(|chunk|split|micro", text))
+    return bool(re.search(r"range\(|chunk|split|micro|batched\(|grouper\(", text))
 
 
 def _scales_elsewhere(loop: TrainLoop, project: Project) -> bool:
@@ -262,7 +279,9 @@ def _wrong_scaling(
     if count is None or len(every) != 1:
         return None
     factor = every[0].factor
-    if not counted and re.search(r"len\(|batch_size|world_size|epoch|num_batches", ast.unparse(factor)):
+    if not counted and re.search(
+        r"len\(|size\(0\)|shape\[0\]|batch_size|world_size|epoch|num_batches", ast.unparse(factor)
+    ):
         told = f"micro-batches: `{code_of(count[0], 30)}` at {count[1].module.path}:{count[0].lineno}"
         return f"the loss is divided by `{code_of(factor, 30)}`, not by the number of micro-batches", (told,)
     if same_number(every[0].factor, every[0].scope, *count, project) is False:

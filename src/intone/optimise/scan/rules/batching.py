@@ -11,13 +11,13 @@ from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.rules.accumulation import counts_micro_batches
+from intone.optimise.scan.rules.accumulation import counts_micro_batches, over_micro_batches
 from intone.optimise.scan.source import Module, Scope, target_name
 
 BATCH = re.compile(
     r"^(per_device_|device_|micro_|mini_|local_|train_|per_gpu_)*(train_)?(micro_)?"
     r"(batch|batch_size|bs|mbs|batchsize|bsz|batch_rows|rows_per_\w+|seqs_per_\w+|sequences_per_\w+|examples_per_\w+|"
-    r"samples_per_\w+|num_rows|num_seqs)$",
+    r"samples_per_\w+|num_rows|num_seqs)(_per_(gpu|device|rank|step))?$",
     re.I,
 )
 ACCUMULATES = re.compile(
@@ -25,6 +25,8 @@ ACCUMULATES = re.compile(
     r"tokens_per_update|(^|_)gas$",
     re.I,
 )
+# functions that cut rows into pieces of so many: rows, number
+CUTTERS = ("batched", "chunked", "grouper", "minibatches", "micro_batches", "ichunked", "chunks", "iter_batches")
 WORLD = re.compile(r"world|rank|gpus|devices|nproc|dp_size", re.I)
 ELSEWHERE = re.compile(r"(^|[/_])(eval\w*|infer\w*|generat\w*|sampl\w*|serv\w*|bench\w*|tests?|chat|rl\w*)([/_.]|$)")
 SMALL = 8  # rows; guess: below it the matrix products of a small model leave most of a GPU idle
@@ -51,11 +53,12 @@ def small_batch(module: Module, project: Project) -> Iterator[Place]:
     accumulation = _accumulation(module, project)
     if accumulation is not None:
         for node, name, value in _constants(module, project):
-            if BATCH.match(name) and 1 <= value <= SMALL and _is_micro(name, module):
+            if (BATCH.match(name) or name == "B") and 1 <= value <= SMALL and _is_micro(name, module):
                 yield _place(node, name, value, accumulation, module)
         yield from _handed_to_loader(module, accumulation, project)
     for loop in train_loops(module, project):
-        if loop.accumulates and counts_micro_batches(loop, project):
+        over = loop.accumulates and counts_micro_batches(loop, project)
+        if over or over_micro_batches(loop.inner, loop.scope, project):
             yield from _cut_by_loop(loop, project)
 
 
@@ -130,6 +133,14 @@ def _says_one(module: Module, project: Project) -> bool:
 
 def _accumulation_in(module: Module, project: Project) -> Where | None:
     """A name for accumulation with a value other than 1, a quotient of batch sizes, or a loop that accumulates."""
+    key = ("accumulation", module.path)
+    if key not in project.remembered:
+        project.remembered[key] = _find_accumulation(module, project)
+    found: Where | None = project.remembered[key]
+    return found
+
+
+def _find_accumulation(module: Module, project: Project) -> Where | None:
     for node, scope, names, value in _named_values(module):
         if not any(ACCUMULATES.search(name) for name in names):
             continue
@@ -187,7 +198,7 @@ def _constants(module: Module, project: Project) -> Iterator[tuple[ast.AST, str,
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             args = [*node.args.posonlyargs, *node.args.args]
             for arg, default in zip(args[len(args) - len(node.args.defaults) :], node.args.defaults, strict=True):
-                yield from _number(default, arg.arg, default, scope, project)
+                yield from _number(default, arg.arg, _field(default), scope, project)
             for arg, maybe in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
                 yield from _number(maybe, arg.arg, maybe, scope, project)
         elif isinstance(node, ast.Dict):
@@ -233,7 +244,9 @@ def _in_call(node: ast.Call, scope: Scope, project: Project) -> Iterator[tuple[a
             s for _, one in project.classes[name] for s in project.class_scopes(one) if s.simple_name == "__init__"
         ]
         callees = [*callees, *inits[:2]]
-    if callees or re.search(r"Args|Arguments|Config|Settings|DataLoader|Sampler|Namespace|dict$|loader", name):
+    if callees or re.search(
+        r"Args|Arguments|Config|Settings|DataLoader|Sampler|Namespace|dict$|loader|partial$|^Trainer", name
+    ):
         for word in node.keywords:
             if isinstance(word.value, ast.Constant) or name.endswith(("DataLoader", "BatchSampler")):
                 yield from _number(word.value, word.arg, word.value, scope, project)
@@ -298,6 +311,8 @@ def _row_counts(loop: TrainLoop, project: Project) -> Iterator[tuple[ast.expr, S
                 yield part.args[0], loop.scope
             if isinstance(part, ast.Call):
                 yield from _split_in(part, loop, project)
+                if last_name(part.func) in CUTTERS and len(part.args) > 1:
+                    yield part.args[1], loop.scope
     for item in loop.turn(project):
         yield from _drawn(item)
 
@@ -315,27 +330,48 @@ def _split_in(call: ast.Call, loop: TrainLoop, project: Project) -> Iterator[tup
 def _drawn(item: Reached) -> Iterator[tuple[ast.expr, Scope]]:
     """torch.randint(n, (rows,)), sample(data, rows), stack([... for _ in range(rows)]): rows drawn in the loop."""
     node = item.node
-    if isinstance(node, ast.Call) and last_name(node.func) in ("sample", "choices", "islice") and len(node.args) > 1:
-        yield node.args[1], item.scope
-    if (
-        isinstance(node, ast.Call)
-        and last_name(node.func) in ("randint", "integers")
-        and len(node.args) > 2
-        and not isinstance(node.args[2], (ast.Tuple, ast.List))
-    ):
-        yield node.args[2], item.scope
-    if isinstance(node, ast.Call) and last_name(node.func) == "stack" and node.args:
-        inside = node.args[0]
-        if isinstance(inside, (ast.ListComp, ast.GeneratorExp)) and isinstance(inside.generators[0].iter, ast.Call):
-            walked = inside.generators[0].iter
-            if last_name(walked.func) == "range" and len(walked.args) == 1:
-                yield walked.args[0], item.scope
-    if isinstance(node, ast.Call) and last_name(node.func) == "randint":
-        sizes = [
-            arg
-            for arg in [*node.args, *(word.value for word in node.keywords)]
-            if isinstance(arg, (ast.Tuple, ast.List))
-        ]
-        for size in sizes:
-            if size.elts and not WORLD.search(" ".join(names_in(size.elts[0]))):
+    if not isinstance(node, ast.Call):
+        return
+    last = last_name(node.func)
+    if last in ("stack", "tensor", "array", "collate", "default_collate") and node.args:
+        counted = _counted(node.args[0], item.scope, 3)
+        if counted is not None:
+            yield counted, item.scope
+    if last != "randint" or not any(isinstance(arg, (ast.Tuple, ast.List)) for arg in node.args):
+        counted = _number_drawn(node)
+        if counted is not None:
+            yield counted, item.scope
+    if last == "randint":
+        for size in [*node.args, *(word.value for word in node.keywords)]:
+            if isinstance(size, (ast.Tuple, ast.List)) and size.elts and not WORLD.search(
+                " ".join(names_in(size.elts[0]))
+            ):  # fmt: skip
                 yield size.elts[0], item.scope
+
+
+def _number_drawn(node: ast.Call) -> ast.expr | None:
+    """How many a call draws: sample(data, n), choices(data, k=n), integers(0, high, n), islice(rows, n)."""
+    last = last_name(node.func)
+    if last in ("sample", "choices", "islice"):
+        return keyword(node, "k") or (node.args[1] if len(node.args) == 2 else None)
+    if last in ("randint", "integers"):
+        size = keyword(node, "size") or (node.args[2] if len(node.args) > 2 else None)
+        return None if isinstance(size, (ast.Tuple, ast.List)) else size
+    return None
+
+
+def _counted(node: ast.expr, scope: Scope, depth: int) -> ast.expr | None:
+    """How many parts a list has: [f(i) for i in starts] with starts = [draw() for _ in range(n)] -> n."""
+    if depth == 0:
+        return None
+    if isinstance(node, (ast.ListComp, ast.GeneratorExp)) and len(node.generators) == 1:
+        walked = node.generators[0].iter
+        if isinstance(walked, ast.Call) and last_name(walked.func) == "range" and len(walked.args) == 1:
+            return walked.args[0]
+        return _counted(walked, scope, depth - 1)
+    if isinstance(node, ast.Call):
+        return _number_drawn(node)
+    if isinstance(node, ast.Name):
+        values = [binding.value for binding in scope.bindings.get(node.id, []) if binding.how == "="]
+        return next((count for value in values if (count := _counted(value, scope, depth - 1)) is not None), None)
+    return None

@@ -56,7 +56,11 @@ def _switched_off(module: Module) -> Iterator[Place]:
     for scope in module.scopes:
         for call in scope.calls:
             value = keyword(call, "use_cache")
-            if last_name(call.func) == "generate" and isinstance(value, ast.Constant) and value.value is False:
+            if (
+                last_name(call.func) in ("generate", "GenerationConfig")
+                and isinstance(value, ast.Constant)
+                and value.value is False
+            ):
                 yield Place(call, "the cache is switched off for generation", ("use_cache=False",))
 
 

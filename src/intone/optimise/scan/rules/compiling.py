@@ -13,8 +13,9 @@ from intone.optimise.scan.compiled import (
     is_decorated,
     model_calls,
 )
+from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import called, code_of, keyword, names_in
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in
 from intone.optimise.scan.growth import grown_argument
 from intone.optimise.scan.loops import TrainLoop, is_periodic, train_loops
 from intone.optimise.scan.neighbours import neighbours
@@ -22,7 +23,7 @@ from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, inner_loops, loops_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.padding import padded_rows
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import FunctionNode, Module, Scope, target_name
 from intone.optimise.scan.values import is_model_name, is_model_value
 
 
@@ -41,6 +42,8 @@ from intone.optimise.scan.values import is_model_name, is_model_value
 def not_compiled(module: Module, project: Project) -> Iterator[Place]:
     """A training loop over batches whose model is compiled nowhere on its way, or by a call without effect."""
     for loop in train_loops(module, project):
+        if isinstance(loop.inner, FunctionNode):
+            continue  # one step, and whoever calls it may have compiled
         runs = model_calls(loop, project) if loop.steps else []
         if not runs:
             continue
@@ -54,6 +57,37 @@ def not_compiled(module: Module, project: Project) -> Iterator[Place]:
             return
         yield _uncompiled(loop, module, compiles)
         return  # one finding a file: its loops are the same model's
+    yield from _library_uncompiled(module, project)
+
+
+# classes of settings from which a library's trainer reads whether to compile
+TRAINER_SETTINGS = re.compile(r"^(Seq2Seq)?TrainingArguments$|^(SFT|DPO|ORPO|KTO|GRPO|RLOO|Reward|CPO)Config$")
+
+
+def _library_uncompiled(module: Module, project: Project) -> Iterator[Place]:
+    """TrainingArguments without torch_compile=True; the fit() of a module of Lightning that nothing compiles."""
+    files = neighbours(module, project)
+    if any(OTHER_COMPILERS.search(file.text) or is_decorated(file) or compile_calls(file, project) for file in files):
+        return
+    for scope in module.scopes:
+        for call in scope.calls:
+            if TRAINER_SETTINGS.match(last_name(call.func) or "") and not any(
+                word.arg is None for word in call.keywords
+            ):
+                flag = keyword(call, "torch_compile")
+                if flag is None or is_never(flag, scope, project):
+                    told = "torch_compile is not set" if flag is None else f"torch_compile={code_of(flag, 30)}"
+                    yield Place(call, "the trainer runs the model uncompiled", (told,), "medium", "low")
+            elif last_name(call.func) == "fit" and _is_lightning(call, scope, files):
+                told = "a module of Lightning, and torch.compile nowhere in its program"
+                yield Place(call, "the trainer runs the model uncompiled", (told,), "medium", "low")
+
+
+def _is_lightning(call: ast.Call, scope: Scope, files: list[Module]) -> bool:
+    """trainer.fit(module) of a program with a LightningModule."""
+    base = call.func.value if isinstance(call.func, ast.Attribute) else None
+    trainer = base is not None and "trainer" in ast.unparse(base).lower()
+    return trainer and any(re.search(r"\(\s*(\w+\.)?LightningModule\s*\)", file.text) for file in files)
 
 
 def _uncompiled(loop: TrainLoop, module: Module, compiles: list[Compile]) -> Place:
@@ -168,7 +202,7 @@ def _varying(one: Compile, module: Module, project: Project) -> tuple[str, str] 
     for file in files:
         for loop in train_loops(file, project):
             for item in loop.turn(project):
-                if found := _cut_to_width(item, project):
+                if found := _cut_to_width(item, project) or _drawn_width(item):
                     return "batches are cut to a width that changes", f"{item.scope.module.path}:{item.line}: {found}"
     return None
 
@@ -187,6 +221,23 @@ def _cut_to_width(item: Reached, project: Project) -> str | None:
             and (_changes(part.upper, item.scope, 3) or _follows_step(part.upper, item, 2))
         ):
             return code_of(node, 50)
+    return None
+
+
+def _drawn_width(item: Reached) -> str | None:
+    """width = random.choice(WIDTHS); x, y = get_batch(rows, width)"""
+    node = item.node
+    if not isinstance(node, ast.Call) or item.is_in_forward:
+        return None
+    for arg in [*node.args, *(word.value for word in node.keywords)]:
+        for name in names_in(arg):
+            if not re.search(r"len|width|size|seq|ctx|context|block|^t$|^T$", name):
+                continue
+            values = [
+                b.value for b in item.scope.bindings.get(name, []) if b.how == "=" and isinstance(b.value, ast.Call)
+            ]
+            if any(re.search(r"(^|\.)(randint|choice|randrange)$", target_name(value.func) or "") for value in values):
+                return code_of(node, 50)
     return None
 
 
@@ -221,14 +272,24 @@ def _growing(module: Module, project: Project) -> Iterator[Place]:
         for item in decode.model_calls:
             if not isinstance(item.node, ast.Call) or inner_loops(item, decode.loop):
                 continue
-            made = is_compiled(item.node.func, item.scope, project)
-            if made is None or keyword(made, "dynamic") is not None:
+            made = is_compiled(item.node.func, item.scope, project) or _decorated(item)
+            if made is None or isinstance(made, ast.Call) and keyword(made, "dynamic") is not None:
                 continue
             grown = grown_argument(item, decode.loop, project)
-            if grown is not None:
+            if grown is not None and not grown.is_filled:
                 yield Place(
                     item.anchor,
                     "the compiled model gets another shape for every token",
                     (f"`{grown.name}` grows by {grown.how}", f"compiled by {code_of(made, 60)}"),
                     scope=decode.scope,
                 )
+
+
+def _decorated(item: Reached) -> ast.expr | None:
+    """The @torch.compile of a function on the way to where the model runs."""
+    for scope in (item.scope, *(site.scope for site in item.chain[1:])):
+        for decorator in getattr(scope.node, "decorator_list", []):
+            if item.chain and "torch.compile" in ast.unparse(decorator):
+                found: ast.expr = decorator
+                return found
+    return None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.constants import is_never, only_value
 from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
+from intone.optimise.scan.ondevice import to_cpu
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name
@@ -71,12 +72,8 @@ def _is_async(call: ast.Call, scope: Scope, project: Project) -> bool:
 
 
 def to_host(call: ast.Call) -> bool:
-    """x.to("cpu", ...)"""
-    return (
-        last_name(call.func) == "to"
-        and bool(call.args)
-        and "cpu" in ast.unparse(call.args[0]).replace("torch.device", "")
-    )
+    """x.to("cpu", ...), x.to(device="cpu", ...)"""
+    return to_cpu(call)
 
 
 def _unpinned(node: ast.expr, call: ast.Call, scope: Scope, project: Project) -> str | None:
@@ -141,6 +138,8 @@ def _copy_passes(node: ast.expr) -> list[ast.expr]:
             "int",
             "float",
             "unsqueeze",
+            "items",
+            "values",
         ):
             return [node.func.value]
         if last_name(node.func) in ("next", "iter", "enumerate", "tqdm", "cycle", "zip", "islice") and node.args:
@@ -174,7 +173,7 @@ def read_too_early(module: Module, project: Project) -> Iterator[Place]:
             ):
                 continue
             direct = module.parents.get(call)
-            if isinstance(direct, ast.Attribute) and direct.attr in ("numpy", "item", "tolist"):
+            if isinstance(direct, ast.Attribute) and direct.attr in READERS:
                 yield Place(
                     call,
                     f"`{code_of(call, 40)}` is read in the same breath",
@@ -238,6 +237,13 @@ def _is_host_buffer(node: ast.expr, scope: Scope, project: Project) -> bool:
     return False
 
 
+# methods that read the bytes of a host tensor
+READERS = (
+    "item", "numpy", "tolist", "sum", "mean", "max", "min", "argmax", "argmin", "any", "all", "norm", "softmax", "topk",
+    "sort", "float", "clone", "std", "cumsum",
+)  # fmt: skip
+
+
 def _reader_after(name: str, call: ast.Call, scope: Scope) -> ast.Call | None:
     """The first call behind a copy that reads the name's bytes on the host, unless something waits before it."""
     for other in sorted(scope.calls, key=lambda node: (node.lineno, node.col_offset)):
@@ -245,13 +251,9 @@ def _reader_after(name: str, call: ast.Call, scope: Scope) -> ast.Call | None:
             continue
         if WAITS.search(ast.unparse(other)):
             return None
-        if (
-            isinstance(other.func, ast.Attribute)
-            and other.func.attr in ("item", "numpy", "tolist")
-            and name in names_in(other.func.value)
-        ):
+        if isinstance(other.func, ast.Attribute) and other.func.attr in READERS and name in names_in(other.func.value):
             return other
-        if last_name(other.func) in ("print", "float", "int", "save", "write") and any(
+        if last_name(other.func) in ("print", "float", "int", "save", "write", "dump", "append") and any(
             name in names_in(arg) for arg in other.args
         ):
             return other
@@ -272,15 +274,33 @@ def pinned_on_device(module: Module, project: Project) -> Iterator[Place]:
     for scope in module.scopes:
         for call in scope.calls:
             if last_name(call.func) == "pin_memory" and isinstance(call.func, ast.Attribute):
-                inside = call.func.value
-                if isinstance(inside, ast.Call) and (
-                    last_name(inside.func) == "cuda"
-                    or last_name(inside.func) == "to"
-                    and not to_host(inside)
-                    and "device" in ast.unparse(inside)
-                ):
-                    yield Place(call, f"`{code_of(inside, 40)}` lies on the device", (code_of(call, 60),))
+                made = _put_on_device(call.func.value, scope, project)
+                if made is not None:
+                    yield Place(call, f"`{code_of(call.func.value, 40)}` lies on the device", (made,))
             elif is_true(keyword(call, "pin_memory")) and last_name(call.func) in FACTORIES:
                 device = keyword(call, "device")
                 if isinstance(device, ast.Constant) and str(device.value).startswith("cuda"):
                     yield Place(call, "the tensor is made on the device and is to be pinned", (code_of(call, 60),))
+
+
+def _put_on_device(node: ast.expr, scope: Scope, project: Project) -> str | None:
+    """Where a value was copied to the device or made there, whatever way it came; None unless it always was."""
+    told = None
+    for origin in project.origins(node, scope, depth=4, stops=lambda at: isinstance(at.node, ast.Call)):
+        made = origin.node
+        if made is scope.module.parents.get(scope.module.parents.get(node, node)):
+            continue  # x = x.pin_memory(): the name afterwards
+        if not isinstance(made, ast.Call):
+            if origin.is_annotation:
+                continue
+            return None
+        text = ast.unparse(made).partition("(")[2]
+        there = last_name(made.func) == "cuda" or last_name(made.func) == "to" and not to_host(made) and bool(
+            re.search(r"device|cuda|gpu", text)
+        )  # fmt: skip
+        device = keyword(made, "device")
+        there = there or isinstance(device, ast.Constant) and str(device.value).startswith("cuda")
+        if not there:
+            return None
+        told = f"{code_of(made, 60)} at {origin.scope.module.path}:{made.lineno}"
+    return told

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.constants import only_value
 from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
+from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import LOOPS, Module, Scope, own_nodes, target_name
+from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.values import is_optimizer
 
 TEXT = re.compile(r"doc|text|str|id|name|path|key|row|example|line|url|prompt|file", re.I)
@@ -36,12 +37,12 @@ RESTORES_ORDER = re.compile(
 )
 def order_not_restored(module: Module, project: Project) -> Iterator[Place]:
     """A program that restores the optimizer and draws rows at random, but restores no position and no random state."""
-    draws = [
-        (scope, call, how)
+    draws: list[tuple[ast.expr, str]] = [
+        (call, f"comes from {how}")
         for scope in module.scopes
         for call in scope.calls
         if (how := _random_order(call, scope, project)) and not _held_out(call, scope)
-    ]
+    ] or list(_from_the_beginning(module, project))
     if not draws:
         return
     files = [module] if _restores(module, project) else [
@@ -50,17 +51,30 @@ def order_not_restored(module: Module, project: Project) -> Iterator[Place]:
     restores = [pair for other in files for pair in _restores(other, project)]
     if not restores or any(RESTORES_ORDER.search(other.text) or _skips(other) for other in files):
         return
-    scope, call, how = draws[0]
+    node, how = draws[0]
     at, restore = restores[0]
     where = f"line {restore.lineno}" if at.module is module else f"{at.module.path}:{restore.lineno}"
     yield Place(
-        call,
-        f"the order of rows comes from {how}, and nothing of it is restored on resume",
+        node,
+        f"the order of rows {how}, and nothing of it is restored on resume",
         (
-            f"the optimizer is restored at {where}",
+            f"a training is taken up again at {where}",
             "no random state, position or skipping in this program",
         ),
     )
+
+
+def _from_the_beginning(module: Module, project: Project) -> Iterator[tuple[ast.expr, str]]:
+    """What a training loop walks over where that starts anew at every start: a generator of the project's, a loader."""
+    for loop in train_loops(module, project):
+        for node in [loop.inner, *module.loops_around(loop.inner)]:
+            if not isinstance(node, ast.For) or re.search(
+                r"start|step|skip|resume|epoch|offset|range\(", ast.unparse(node.iter)
+            ):
+                continue
+            for part in ast.walk(node.iter):
+                if isinstance(part, ast.Call) and any(f.is_generator for f in project.callees(part, loop.scope)[:2]):
+                    yield node.iter, f"begins anew with `{code_of(part, 40)}`"
 
 
 def _restores(module: Module, project: Project) -> list[tuple[Scope, ast.Call]]:
@@ -71,13 +85,34 @@ def _restores(module: Module, project: Project) -> list[tuple[Scope, ast.Call]]:
         for call in scope.calls
         if last_name(call.func) == "load_state_dict"
         and isinstance(call.func, ast.Attribute)
-        and (re.search(r"opt", ast.unparse(call)) or is_optimizer(call.func.value, scope, project))
+        and (
+            re.search(r"opt", ast.unparse(call))
+            or is_optimizer(call.func.value, scope, project)
+            or _restores_step(call, scope)
+        )
     ]
+
+
+def _restores_step(call: ast.Call, scope: Scope) -> bool:
+    """Whether a step or epoch is read out of what the weights are read from: state["step"]."""
+    held = names_in(call.args[0]) if call.args else set()
+    return any(
+        isinstance(node, ast.Subscript)
+        and isinstance(node.ctx, ast.Load)
+        and isinstance(node.slice, ast.Constant)
+        and bool(
+            re.fullmatch(
+                r"(global_|start_|current_)?(step|epoch|iter|iteration|iter_num)(s|_num)?", str(node.slice.value)
+            )
+        )
+        and target_name(node.value) in held
+        for node in scope.body
+    )
 
 
 def _held_out(call: ast.Call, scope: Scope) -> bool:
     """A loader of rows for evaluation: its order does not matter."""
-    names = " ".join(target_name(target) or "" for target in _targets(call, scope)) + " " + scope.simple_name
+    names = " ".join(target_name(target) or "" for target in targets_of(call, scope)) + " " + scope.simple_name
     return bool(re.search(r"(^|[_. ])(val|valid|validation|eval|test|dev)($|[_. ])", names))
 
 
@@ -86,10 +121,16 @@ def _random_order(call: ast.Call, scope: Scope, project: Project) -> str | None:
     shuffle = keyword(call, "shuffle")
     if name.endswith("DataLoader") and (is_true(shuffle) or only_value(shuffle, scope, project) is True):
         return "DataLoader(shuffle=True)"
-    if name.rpartition(".")[2] in ("permutation", "integers", "shuffle") and re.search(r"rng|random|generator", name):
+    last = name.rpartition(".")[2]
+    if last in ("permutation", "integers", "shuffle", "permuted") and re.search(r"rng|random|generator", name):
         return name
-    if name == "torch.randint" and "len(" in ast.unparse(call):
-        return "torch.randint"
+    if last == "shuffle" and (
+        keyword(call, "buffer_size") is not None or keyword(call, "seed") is not None
+        or bool(call.args) and isinstance(call.args[0], ast.Constant) and type(call.args[0].value) is int
+    ):  # fmt: skip
+        return name  # of a data set: datasets, webdataset
+    if last in ("randint", "randrange", "integers", "choice", "uniform", "random_") and _picks_place(call):
+        return name
     if name in (
         "random.shuffle",
         "np.random.shuffle",
@@ -97,8 +138,6 @@ def _random_order(call: ast.Call, scope: Scope, project: Project) -> str | None:
         "np.random.permutation",
         "numpy.random.permutation",
         "torch.randperm",
-        "np.random.randint",
-        "numpy.random.randint",
         "random.sample",
         "np.random.choice",
         "random.choices",
@@ -107,14 +146,33 @@ def _random_order(call: ast.Call, scope: Scope, project: Project) -> str | None:
     return "RandomSampler" if name.endswith("RandomSampler") else None
 
 
+def _picks_place(call: ast.Call) -> bool:
+    """A number drawn below the length of the data: randint(0, len(tokens) - width), randrange(self.num_rows)."""
+    text = " ".join(ast.unparse(arg) for arg in call.args)
+    return bool(re.search(r"len\(|num_|\bn_|\.size|\.shape|total|count|\bhigh\b|last|limit|end\b", text)) or (
+        last_name(call.func) == "choice" and bool(call.args) and bool(TEXT.search(text) or "data" in text)
+    )
+
+
+def _only_reads_on(statement: ast.stmt) -> bool:
+    """next(loader), or loader.next() whose result goes nowhere: a batch is passed over."""
+    value = statement.value if isinstance(statement, (ast.Expr, ast.Assign)) else None
+    if isinstance(statement, ast.Assign) and target_name(statement.targets[0]) != "_":
+        return False
+    return isinstance(value, ast.Call) and bool(re.search(r"next|skip|advance", last_name(value.func) or ""))
+
+
 def _skips(module: Module) -> bool:
     """for _ in range(start_step): next(loader), or a seed that depends on the step or epoch."""
     for node in ast.walk(module.tree):
         if (
             isinstance(node, (ast.For, ast.While))
-            and len(node.body) <= 3
-            and any(isinstance(part, ast.Call) and last_name(part.func) == "next" for part in own_nodes(node))
-            and re.search(r"range\(.*(start|step|iter|resume|skip)", ast.unparse(node))
+            and len(node.body) <= 2
+            and all(_only_reads_on(statement) for statement in node.body)
+            and re.search(
+                r"start|step|iter|resume|skip|done|seen",
+                ast.unparse(node.iter if isinstance(node, ast.For) else node.test),
+            )
         ):
             return True
         if isinstance(node, ast.Continue):
@@ -129,111 +187,6 @@ def _skips(module: Module) -> bool:
         ) and re.search(r"step|iter|epoch", ast.unparse(node.args[0])):
             return True
     return False
-
-
-@rule(
-    "S76",
-    "order of files depends on the machine",
-    kind="data-order",
-    severity="medium",
-    why="listdir and glob give files in the order of the file system: another disk or copy trains in "
-    "another order, and a resumed "
-    "position means another place.",
-    fix="Sort the list.",
-    source="Python reference of os.listdir and glob",
-)
-def unsorted_files(module: Module, project: Project) -> Iterator[Place]:
-    """os.listdir or glob of data files, walked over or indexed without sorted()."""
-    for scope in module.scopes:
-        for call in scope.calls:
-            if not _lists_files(call, scope) or not _is_data(call, scope):
-                continue
-            if _is_sorted(call, scope) or not _order_matters(call, scope):
-                continue
-            yield Place(
-                call,
-                f"`{code_of(call, 50)}` is used in the order of the file system",
-                ("no sorted() and no .sort() on it",),
-            )
-
-
-def _lists_files(call: ast.Call, scope: Scope) -> bool:
-    name = called(call, scope)
-    if name in ("os.listdir", "glob.glob", "glob.iglob", "os.scandir"):
-        return True
-    return (
-        isinstance(call.func, ast.Attribute)
-        and call.func.attr in ("glob", "rglob", "iterdir")
-        and not name.startswith("glob.")
-    )
-
-
-def _is_data(call: ast.Call, scope: Scope) -> bool:
-    """Files of data: by the pattern, the name of the folder, or the function."""
-    text = ast.unparse(call) + scope.name + " ".join(target_name(t) or "" for t in _targets(call, scope))
-    return bool(
-        re.search(r"data|shard|parquet|jsonl|\.bin|train|corpus|token|\.arrow|\.npy|\.txt|documents|texts", text, re.I)
-    ) and not re.search(r"checkpoint|ckpt|model_|step_|\.pt['\"]|safetensors|\.lock|clean|delete|cache", text, re.I)
-
-
-def _targets(call: ast.Call, scope: Scope) -> list[ast.expr]:
-    for above in scope.module.up(call):
-        if isinstance(above, ast.Assign):
-            return above.targets
-        if isinstance(above, (ast.stmt,)):
-            return []
-    return []
-
-
-def _is_sorted(call: ast.Call, scope: Scope) -> bool:
-    for above in scope.module.up(call):
-        if isinstance(above, ast.Call) and last_name(above.func) in (
-            "sorted",
-            "len",
-            "any",
-            "all",
-            "max",
-            "min",
-            "sum",
-            "set",
-            "natsorted",
-        ):
-            return True
-        if isinstance(above, ast.stmt):
-            break
-    names = [target_name(target) for target in _targets(call, scope)]
-    for other in ast.walk(scope.node):
-        if (
-            isinstance(other, ast.Call)
-            and isinstance(other.func, ast.Attribute)
-            and other.func.attr in ("sort", "shuffle")
-        ) and (target_name(other.func.value) in names or (other.args and target_name(other.args[0]) in names)):
-            return True
-        sorts = isinstance(other, ast.Call) and last_name(other.func) in ("sorted", "natsorted") and bool(other.args)
-        if sorts and names_in(other.args[0]) & set(names):  # type: ignore[attr-defined]
-            return True
-    return False
-
-
-def _order_matters(call: ast.Call, scope: Scope) -> bool:
-    """Whether rows of the files are read one after the other: opened, read, yielded, appended or indexed."""
-    loop = next((above for above in scope.module.up(call) if isinstance(above, LOOPS)), None)
-    names = {target_name(target) for target in _targets(call, scope)}
-    if loop is not None:
-        return bool(re.search(r"open|read|load|yield|append|extend|memmap|encode", ast.unparse(loop)))
-    above = scope.module.parents.get(call)
-    while isinstance(above, ast.Call) and last_name(above.func) in ("list", "tuple", "iter", "map"):
-        above = scope.module.parents.get(above)
-    if isinstance(above, (ast.Return, ast.Yield)):
-        return True
-    for node in scope.body:
-        if isinstance(node, (ast.For, ast.AsyncFor)) and target_name(node.iter) in names:
-            return bool(re.search(r"open|read|load|yield|append|extend|memmap|encode", ast.unparse(node)))
-        if isinstance(node, ast.Subscript) and target_name(node.value) in names:
-            return True
-        if isinstance(node, ast.Return) and node.value is not None and target_name(node.value) in names:
-            return True
-    return any((name or "").startswith("self.") for name in names)
 
 
 @rule(
@@ -289,3 +242,13 @@ def same_order_every_epoch(module: Module, project: Project) -> Iterator[Place]:
                 and any(re.search(r"for\s+\w*epoch|epochs?\b", other.text) for other in neighbours(module, project))
             ):
                 yield Place(call, "set_epoch is called nowhere in this file", (code_of(call, 60),))
+
+
+def targets_of(call: ast.Call, scope: Scope) -> list[ast.expr]:
+    """The names that the statement around a call gives its value to."""
+    for above in scope.module.up(call):
+        if isinstance(above, ast.Assign):
+            return above.targets
+        if isinstance(above, (ast.stmt,)):
+            return []
+    return []

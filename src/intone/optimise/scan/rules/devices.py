@@ -4,12 +4,12 @@ import ast
 import re
 from collections.abc import Iterator
 
+from intone.optimise.scan.devicekinds import device_evidence
 from intone.optimise.scan.expressions import code_of
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope
-from intone.optimise.scan.values import device_evidence
 
 DEVICE_WORD = re.compile(r"^(cpu|cuda|mps|xpu|hpu|npu|meta|xla)(:\d+)?$")
 
@@ -51,11 +51,7 @@ def _compared(node: ast.AST, scope: Scope) -> Iterator[tuple[ast.expr, str]]:
                 if _is_device_word(one, scope):
                     yield other, code_of(one, 20)
         elif isinstance(op, (ast.In, ast.NotIn)):
-            if (
-                isinstance(right, (ast.Tuple, ast.List, ast.Set))
-                and right.elts
-                and all(_is_device_word(e, scope) for e in right.elts)
-            ):
+            if _are_device_words(right, scope):
                 yield left, code_of(right, 30)
             elif _is_device_word(left, scope):
                 yield right, code_of(left, 20)
@@ -66,16 +62,26 @@ def _compared(node: ast.AST, scope: Scope) -> Iterator[tuple[ast.expr, str]]:
             for p in ast.walk(case.pattern)
         ):
             yield node.subject, "every case"
-    elif (
-        (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr in ("startswith", "__eq__")
-        )
-        and node.args
-        and _is_device_word(node.args[0], scope)
-    ):
-        yield node.func.value, code_of(node.args[0], 20)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+        if node.func.attr in ("startswith", "__eq__") and _is_device_word(node.args[0], scope):
+            yield node.func.value, code_of(node.args[0], 20)
+        elif node.func.attr == "get" and _are_device_words(node.func.value, scope):
+            yield node.args[0], f"every key of `{code_of(node.func.value, 20)}`"
+    elif isinstance(node, ast.Subscript) and _are_device_words(node.value, scope) and isinstance(node.ctx, ast.Load):
+        yield node.slice, f"every key of `{code_of(node.value, 20)}`"
+
+
+def _are_device_words(node: ast.expr, scope: Scope) -> bool:
+    """("cuda", "mps"), {"cuda": x}, or a name of the function or file that holds one of them."""
+    if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+        return bool(node.elts) and all(_is_device_word(part, scope) for part in node.elts)
+    if isinstance(node, ast.Dict):
+        return bool(node.keys) and all(key is not None and _is_device_word(key, scope) for key in node.keys)
+    if isinstance(node, ast.Name):
+        bindings = scope.bindings.get(node.id) or scope.module.top.bindings.get(node.id, [])
+        return any(b.how == "=" and not isinstance(b.value, ast.Name) and _are_device_words(b.value, scope)
+                   for b in bindings)  # fmt: skip
+    return False
 
 
 def _is_device_word(node: ast.expr, scope: Scope) -> bool:

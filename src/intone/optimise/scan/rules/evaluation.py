@@ -4,19 +4,22 @@ import ast
 import re
 from collections.abc import Iterator
 
+from intone.optimise.scan.calls import classes_of
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import code_of, names_in
 from intone.optimise.scan.loops import TrainLoop, is_inside, is_periodic, train_loops
 from intone.optimise.scan.modes import Mode, is_off, mode_of
 from intone.optimise.scan.neighbours import neighbours
+from intone.optimise.scan.ondevice import READS, is_tensor, on_device
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name
-from intone.optimise.scan.values import is_backward, is_model_call
+from intone.optimise.scan.values import is_backward, is_model_call, is_model_name, is_module_class
 
 EVALUATES = re.compile(
     r"(^|_)(eval|evals|evaluate|evaluation|evaluator|validate|validation|valid|val|estimate_loss|test_loss|dev_loss|heldout|"
+    r"test|test_epoch|embed|classify|rerank|translate|transcribe|summari[sz]e|answer|reply|serve|forecast|recall_at|"
     r"held_out|holdout|generate|perplexity|ppl|bpb|bits_per_byte|accuracy|predict|infer|inference|score|benchmark_eval|"
     r"run_eval|run_val|complete|sample_text|sample_tokens|greedy_decode|decode_text|chat|respond)($|_)",
     re.I,
@@ -59,14 +62,19 @@ def _evaluations(module: Module, project: Project) -> Iterator[tuple[Scope, Reac
     trained = _on_the_way_to_loss(project)
     seldom = _now_and_then(project)
     decoding = {decode.scope: decode for decode in decode_loops(module, project)}
-    for scope in module.scopes[1:]:
+    for scope in module.scopes:
         if scope in trained or isinstance(scope.node, ast.Lambda):
             continue
+        top = scope is module.top
+        if top and any(True for _ in train_loops(module, project)):
+            continue
         named = EVALUATES.search(scope.simple_name) or scope in decoding or scope in seldom
-        region = scope.node if named else _held_out_loop(scope)
+        named = named or any(mode_of(call, scope, project) == "eval" for call in scope.calls)
+        region = scope.node if named or _only_reads(scope, project) else _held_out_loop(scope)
         if region is None:
             continue
         items = [item for item in reached(region, scope, project) if isinstance(item.node, ast.Call)]
+        items = [item for item in items if not item.chain] if top else items
         if any(is_backward(item.node) for item in items):  # type: ignore[arg-type]
             continue
         run = next((item for item in items if _runs_model(item, project)), None)
@@ -74,9 +82,21 @@ def _evaluations(module: Module, project: Project) -> Iterator[tuple[Scope, Reac
             yield scope, run
 
 
+def _only_reads(scope: Scope, project: Project) -> bool:
+    """A function that hands back numbers of what a model gave, and no tensor that could be trained on."""
+    if scope.owner is not None and is_module_class(scope.owner):
+        return False
+    reads = any(
+        isinstance(call.func, ast.Attribute) and call.func.attr in READS and on_device(call.func.value, scope, project)
+        for call in scope.calls
+    )
+    return reads and not any(is_tensor(value, scope, project) for value in scope.returns)
+
+
 def _now_and_then(project: Project) -> set[Scope]:
     """The functions that a training loop calls only every so many steps: where they run the model, they evaluate."""
-    if "seldom" not in project.known_loops:
+    key = ("seldom", None)
+    if key not in project.remembered:
         found: dict[Scope, None] = {}
         for module in project.modules:
             for loop in train_loops(module, project):
@@ -85,8 +105,9 @@ def _now_and_then(project: Project) -> set[Scope]:
                     top = _first_seldom(item, loop, project)
                     if top is not None and any(_runs_model(one, project) for one in reached(top.node, top, project)):
                         found[top] = None
-        project.known_loops["seldom"] = list(found)
-    return set(project.known_loops["seldom"])
+        project.remembered[key] = set(found)
+    seldom: set[Scope] = project.remembered[key]
+    return seldom
 
 
 def _first_seldom(item: Reached, loop: TrainLoop, project: Project) -> Scope | None:
@@ -115,20 +136,24 @@ def _held_out_loop(scope: Scope) -> ast.AST | None:
 
 def _on_the_way_to_loss(project: Project) -> set[Scope]:
     """The functions that run in every turn of a training loop: what they compute may be trained on."""
-    if "trained" not in project.known_loops:
+    key = ("trained", None)
+    if key not in project.remembered:
         found: set[Scope] = set()
         for module in project.modules:
             for loop in train_loops(module, project):
-                found |= {item.scope for item in loop.turn(project) if item.chain and _feeds_loss(item, loop, project)}
-        project.known_loops["trained"] = list(found)
-    return set(project.known_loops["trained"])
+                entered = {item.scope: item for item in loop.turn(project) if item.chain}  # one way into each
+                found |= {scope for scope, item in entered.items() if _feeds_loss(item, loop, project)}
+        project.remembered[key] = found
+    trained: set[Scope] = project.remembered[key]
+    return trained
 
 
 def _feeds_loss(item: Reached, loop: TrainLoop, project: Project) -> bool:
     """Whether a function may hand back what is trained on: it runs at every turn, and its result is used."""
     first = item.chain[0]
     alone = isinstance(first.scope.module.parents.get(first.call), ast.Expr)
-    return not alone and not is_periodic(item, loop.inner, project)
+    last = item.chain[-1]
+    return not alone and not is_periodic(Reached(last.call, last.scope, item.chain[:-1]), loop.inner, project)
 
 
 def _may_train(scope: Scope) -> bool:
@@ -179,22 +204,58 @@ def _bare_evaluation(module: Module, project: Project) -> Iterator[Place]:
 )
 def not_in_eval_mode(module: Module, project: Project) -> Iterator[Place]:
     """A function that evaluates a model of a program that trains it with dropout, and nobody calls .eval()."""
-    if not any(DROPS.search(other.text) for other in neighbours(module, project)):
-        return
+    yield from _named_only(module, project)
+    drops = any(DROPS.search(other.text) for other in neighbours(module, project))
     for scope, run in _evaluations(module, project):
         assert isinstance(run.node, ast.Call)
+        if not drops and not _is_handed_in(run, project):
+            continue
         if target_name(run.node.func) in ("self", "self.forward") or not _trains(module, project, scope):
             continue
         if _in_eval_mode(scope, project, 3):
             continue
         if scope.owner is not None and any(_sets_eval(m, project) for m in project.class_scopes(scope.owner)):
             continue
+        known = "the model has dropout, and this program trains it"
+        open_ = "the model is handed in, so it may have dropout, and this program trains it"
         yield Place(
             run.anchor,
             f"`{scope.simple_name}` runs the model without .eval()",
-            ("the model has dropout, and this program trains it", *_where(run)),
+            (known if drops else open_, *_where(run)),
+            "high" if drops else "low",
             scope=scope,
         )
+
+
+def _named_only(module: Module, project: Project) -> Iterator[Place]:
+    """`model.eval` with no call behind it; model.training = False, which the layers inside do not see."""
+    for scope in module.scopes:
+        for node in scope.body:
+            if (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Attribute)
+                and node.value.attr in ("eval", "train")
+            ):
+                if is_model_name(target_name(node.value.value) or ""):
+                    told = ("a name alone does nothing: the call is missing",)
+                    yield Place(node, f"`{code_of(node.value, 40)}` is named and not called", told)
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+                target = node.targets[0]
+                named = target.attr == "training" and is_model_name(target_name(target.value) or "")
+                if named and isinstance(node.value, ast.Constant):
+                    told = ("dropout and norms inside keep their own flag; .eval() and .train() set all of them",)
+                    yield Place(node, f"`{code_of(node, 40)}` sets the mode of the outermost module only", told)
+
+
+def _is_handed_in(run: Reached, project: Project) -> bool:
+    """Whether nothing in the code base says what the model is: whether it has dropout is for its maker to know."""
+    assert isinstance(run.node, ast.Call)
+    if classes_of(run.node.func, run.scope, project):
+        return False
+    root = (target_name(run.node.func) or "").partition(".")[0]
+    return root in run.scope.parameters and not any(
+        is_module_class(node) for places in project.classes.values() for _, node in places
+    )
 
 
 def _where(run: Reached) -> list[str]:

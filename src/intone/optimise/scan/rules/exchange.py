@@ -171,3 +171,45 @@ def stepped_without_scaler(module: Module, project: Project) -> Iterator[Place]:
 def _takes_optimizer(item: Reached, project: Project) -> bool:
     assert isinstance(item.node, ast.Call)
     return any(is_optimizer(arg, item.scope, project) for arg in item.node.args)
+
+
+@rule(
+    "S58",
+    "what belongs to a step runs at every micro-batch",
+    kind="accumulation",
+    severity="medium",
+    why="A schedule that moves on with every micro-batch ends n times too early; gradients that are clipped while they "
+    "are being added up weigh the first micro-batches less than the last.",
+    fix="Clip, step the optimizer and move the schedule on behind one test, after the last micro-batch.",
+    source="optimiser.md D19 and G3",
+)
+def once_a_step(module: Module, project: Project) -> Iterator[Place]:
+    """scheduler.step() or clip_grad_norm_() at every turn of the loop over micro-batches."""
+    for loop in train_loops(module, project):
+        if not loop.accumulates or not loop.steps or not counts_micro_batches(loop, project):
+            continue
+        for item in loop.turn(project):
+            words = _once_only(item)
+            if words is None or ".accumulate(" in module.text or counter_guard(item, loop.inner, project):
+                continue
+            step = loop.steps[0]
+            yield Place(
+                item.node,
+                f"{words} at every micro-batch",
+                (
+                    f"the step comes after several: {step.scope.module.path}:{step.line}",
+                    *([item.path()] if item.chain else []),
+                ),
+                scope=item.scope,
+            )
+
+
+def _once_only(item: Reached) -> str | None:
+    """What a call does that belongs to a whole step, in words; None for any other call."""
+    if _named(item, "clip_grad_norm_", "clip_grad_value_"):
+        return "gradients are clipped"
+    if _named(item, "step") and isinstance(item.node, ast.Call) and isinstance(item.node.func, ast.Attribute):
+        name = (target_name(item.node.func.value) or "").rpartition(".")[2]
+        if re.search(r"(^|_)(lr_?)?(sched|scheduler|schedule|schedulers|warmup)(_lr)?$|lr_sched", name):
+            return "the schedule moves on"
+    return None

@@ -35,10 +35,32 @@ def sync_in_forward(module: Module, project: Project) -> Iterator[Place]:
                 continue
             yield Place(call, f"`{code_of(call, 40)}` is read in every forward pass", (_how_reached(scope, project),))
             break
+        else:
+            test = next((test for node in scope.body if (test := _asked(node, scope, project)) is not None), None)
+            if test is not None:
+                told = f"`if {code_of(test, 40)}` waits in every forward pass"
+                yield Place(test, told, (_how_reached(scope, project),))
+
+
+def _asked(node: ast.AST, scope: Scope, project: Project) -> ast.expr | None:
+    """if mask.any(), assert torch.isfinite(x).all(): a question about an input's values; None for any other node."""
+    if not isinstance(node, (ast.If, ast.While, ast.Assert, ast.IfExp)) or is_periodic(
+        Reached(node, scope), scope.node, project
+    ):
+        return None
+    for part in ast.walk(node.test):
+        if not isinstance(part, ast.Call) or not isinstance(part.func, ast.Attribute):
+            continue
+        if part.func.attr not in ("any", "all", "isnan", "isfinite", "equal", "allclose"):
+            continue
+        names = {name.partition(".")[0] for name in names_in(part)}
+        if names & (set(scope.parameters) - {"self"}) and not names & {"np", "numpy", "math", "re"}:
+            return node.test
+    return None
 
 
 def _reads_in_forward(call: ast.Call, scope: Scope, project: Project) -> bool:
-    if isinstance(call.func, ast.Attribute) and call.func.attr in ("item", "tolist") and not call.args:
+    if isinstance(call.func, ast.Attribute) and call.func.attr in ("item", "tolist", "cpu", "numpy") and not call.args:
         return True
     if called(call, scope) in ("torch.cuda.synchronize",):
         return True

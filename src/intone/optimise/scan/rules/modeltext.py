@@ -2,15 +2,16 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from intone.optimise.scan.constants import only_value
 from intone.optimise.scan.expressions import called, code_of, dotted, is_true, keyword, last_name, names_in
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name
-from intone.optimise.scan.values import MODEL_TEXT, MODEL_WORD, text_passes
+from intone.optimise.scan.texts import MODEL_TEXT, MODEL_WORD, text_passes
 
 
 @rule(
@@ -28,11 +29,13 @@ def runs_model_text(module: Module, project: Project) -> Iterator[Place]:
     for scope in module.scopes:
         for call in scope.calls:
             text = _run_text(call, scope, project)
-            if text is None or isinstance(text, ast.Constant):
-                continue
-            where = _model_text(text, scope, project, called(call, scope))
-            if where:
-                yield Place(call, f"`{code_of(call, 40)}` runs text that a model wrote", (where,))
+            if text is not None and not isinstance(text, ast.Constant):
+                where = _model_text(text, scope, project, called(call, scope))
+                if where:
+                    yield Place(call, f"`{code_of(call, 40)}` runs text that a model wrote", (where,))
+                    continue
+            if (written := _runs_file(call, scope, project)) is not None:
+                yield Place(call, f"`{code_of(call, 40)}` runs a file that a model wrote", written)
 
 
 RUNNERS = (
@@ -50,18 +53,69 @@ def _run_text(call: ast.Call, scope: Scope, project: Project) -> ast.expr | None
     first = call.args[0] if call.args else None
     if name in RUNNERS or _means_runner(call.func, scope, project):
         return first
-    if name.endswith((".runcode", ".runsource")):
+    if name.endswith((".runcode", ".runsource", ".run_cell", ".run_code", ".runscript")):
         return first
+    if name.endswith((".execute", ".executescript", ".exec_driver_sql")):  # SQL that a model wrote
+        base = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
+        return (
+            first if re.search(r"(^|[._])(cur|cursor|conn\w*|con|db|session|engine|sqlite\w*)$", base or "") else None
+        )
+    if any(
+        dotted(arg, scope) in RUNNERS[:4] for arg in call.args
+    ):  # submit(exec, code), Process(target=exec, args=...)
+        return next((arg for arg in call.args if dotted(arg, scope) not in RUNNERS), None)
+    target = keyword(call, "target")
+    if target is not None and dotted(target, scope) in RUNNERS[:4]:
+        return keyword(call, "args")
+    if name == "asyncio.create_subprocess_exec":
+        return _program_word(call.args)
     if not name.startswith("subprocess."):
         return None
     shell = keyword(call, "shell")
     if is_true(shell) or (shell is not None and only_value(shell, scope, project) is True):
         return first if first is not None else keyword(call, "args")
-    words: list[ast.expr] = [first] if isinstance(first, (ast.List, ast.Tuple)) else []
-    words += project.literals(first, scope) if first is not None and not words else []
-    for word in words:
-        if isinstance(word, (ast.List, ast.Tuple)) and re.search(r"['\"]-l?c['\"]", ast.unparse(word)) and word.elts:
-            return word.elts[-1]
+    for word in _lists(first, scope, project):
+        if (text := _program_word(word.elts)) is not None:
+            return text
+    return None
+
+
+def _lists(first: ast.expr | None, scope: Scope, project: Project) -> list[ast.List | ast.Tuple]:
+    """The words of a command, written out here or where a name gets them."""
+    if isinstance(first, (ast.List, ast.Tuple)):
+        return [first]
+    found = project.literals(first, scope) if first is not None else []
+    return [word for word in found if isinstance(word, (ast.List, ast.Tuple))]
+
+
+def _program_word(words: Sequence[ast.expr]) -> ast.expr | None:
+    """["python", "-c", text]: what stands behind -c."""
+    for before, after in zip(words, words[1:], strict=False):
+        if isinstance(before, ast.Constant) and before.value in ("-c", "-lc", "-e", "-Command"):
+            return after
+    return None
+
+
+INTERPRETER = re.compile(r"python|sys\.executable|bash|['\"]sh['\"]|node|ruby|perl|run_path", re.I)
+
+
+def _runs_file(call: ast.Call, scope: Scope, project: Project) -> tuple[str, ...] | None:
+    """subprocess.run([sys.executable, path]) where a model's text was written to a file: evidence, or None."""
+    name = called(call, scope)
+    first = call.args[0] if call.args else None
+    words = [ast.unparse(word) for word in _lists(first, scope, project)]
+    if not (name.startswith(("subprocess.", "os.spawn", "os.exec", "runpy.")) or name in ("os.system", "os.popen")):
+        return None
+    if not INTERPRETER.search(" ".join([*words, ast.unparse(call), name])):
+        return None
+    for item in reached(scope.node, scope, project, 2):
+        node = item.node
+        if not isinstance(node, ast.Call) or last_name(node.func) not in ("write", "write_text", "writelines", "print"):
+            continue
+        if not node.args or isinstance(node.args[0], ast.Constant):
+            continue
+        if (where := _model_text(node.args[0], item.scope, project, "subprocess")) is not None:
+            return f"{item.scope.module.path}:{item.line}: {code_of(node, 50)} puts it there", where
     return None
 
 
@@ -111,8 +165,9 @@ def _model_text(text: ast.expr, scope: Scope, project: Project, where_run: str =
     if named:
         return f"`{named}` is named as a model's text"
     tool = re.search(
-        r"calculator|tool|python_block|run_code|execute_code|exec_generated|check_correctness", scope.name, re.I
-    )
+        r"calculat|tool|python_block|run_code|execute_code|exec_generated|check_correctness|interpreter|sandbox|run_python",
+        scope.name, re.I,
+    )  # fmt: skip
     if tool and names & set(scope.parameters):
         return f"`{scope.simple_name}` is handed the text by its caller"
     handed = (
@@ -127,7 +182,27 @@ def _model_text(text: ast.expr, scope: Scope, project: Project, where_run: str =
 
 # parameters that hold a program, in files that say that a model wrote it
 PROGRAM = re.compile(r"^(code|program|snippet|solution|expr|expression|formula|equation)$")
-GENERATES = re.compile(r"completion|generated|model_output|assistant|rollout|tool_call|llm|sampled_text", re.I)
+GENERATES = re.compile(
+    r"completion|generated|model_output|assistant|rollout|tool_call|llm|sampled_text|\.generate\(", re.I
+)
+# objects that answer, and how they are asked
+ANSWERERS = re.compile(
+    r"(^|[._])(llm|lm|model|agent|chat|chatbot|bot|client|pipe|pipeline|chain|assistant|gpt\d*|policy)$", re.I
+)
+ASKS = (
+    "invoke",
+    "ask",
+    "predict",
+    "respond",
+    "reply",
+    "query",
+    "prompt",
+    "run",
+    "answer",
+    "sample",
+    "create",
+    "__call__",
+)
 
 
 def _is_model_text(origin: Origin) -> str | None:
@@ -150,13 +225,21 @@ def _is_model_text(origin: Origin) -> str | None:
             if last == "decode" and not node.args:
                 return None
             return f"the text comes from {code_of(node, 40)} at {where}"
+        if (
+            isinstance(node.func, ast.Attribute)
+            and last in ASKS
+            and ANSWERERS.search(target_name(node.func.value) or "")
+        ):
+            return f"the text comes from {code_of(node, 40)} at {where}"
+        if isinstance(node.func, ast.Name) and re.fullmatch(r"(ask_)?(llm|lm|gpt\w*|chat_model|pipe)(_\w+)?", last):
+            return f"the text comes from {code_of(node, 40)} at {where}"
     name = last_name(node) or (node.id if isinstance(node, ast.Name) else "")
     if name and MODEL_WORD.search(name):
         return f"`{name}` at {where} is named as a model's text"
     if (
         isinstance(node, ast.Attribute)
         and node.attr in ("content", "text")
-        and re.search(r"choice|message|response|completion|output", ast.unparse(node))
+        and re.search(r"choice|message|response|completion|output|\b(msg|reply|answer|llm|chat)\b", ast.unparse(node))
     ):
         return f"the text is {code_of(node, 40)} at {where}"
     return None

@@ -11,6 +11,7 @@ from intone.optimise.scan.cachewrites import (
     checks_end,
     clamps,
     compares_size,
+    is_cache,
     only_leaves,
     refuses_overflow,
     written_to_cache,
@@ -38,6 +39,9 @@ ROOM = re.compile(r"room|left|free|space|fit")
 def cache_overflow(module: Module, project: Project) -> Iterator[Place]:
     """Writes into a cache at a moving place with no check of its end; places that are cut or skipped without a word."""
     for scope in module.scopes:
+        if (dropped := _drops_oldest(scope, project)) is not None:
+            yield dropped
+            continue
         writes = [write for node in scope.body if (write := written_to_cache(node, scope, project)) is not None]
         passes = [call for call in scope.calls if _hands_position_on(call, scope, project)]
         if not writes and not passes or refuses_overflow(scope, project):
@@ -55,6 +59,33 @@ def cache_overflow(module: Module, project: Project) -> Iterator[Place]:
                     "one new position past the end is dropped by broadcasting, without an error",
                 ),
             )
+
+
+def _drops_oldest(scope: Scope, project: Project) -> Place | None:
+    """self.k = cat([self.k, k])[:, :, -limit:]: the first tokens fall out of a cache that says nothing of a window."""
+    around = ast.unparse(scope.owner or scope.node)
+    for node in scope.body:
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Subscript):
+            continue
+        value = node.value
+        joined = isinstance(value.value, ast.Call) and last_name(value.value.func) in ("cat", "concat", "concatenate")
+        parts = value.slice.elts if isinstance(value.slice, ast.Tuple) else [value.slice]
+        tail = any(
+            isinstance(part, ast.Slice) and isinstance(part.lower, ast.UnaryOp) and isinstance(part.lower.op, ast.USub)
+            and not isinstance(part.lower.operand, ast.Constant)
+            for part in parts
+        )  # fmt: skip
+        if joined and tail and is_cache(node.targets[0], scope, project) and not WINDOW.search(around):
+            return Place(
+                node,
+                "past the cache's length its oldest tokens fall out without a word",
+                (code_of(node, 60),),
+                confidence="medium",
+            )
+    return None
+
+
+WINDOW = re.compile(r"window|ring|circular|roll|slid|wrap|evict|sink|stream", re.I)
 
 
 def _hands_position_on(call: ast.Call, scope: Scope, project: Project) -> bool:
@@ -92,6 +123,9 @@ def _silent(write: Write, scope: Scope, project: Project) -> Place | None:
                     "an error of the full cache is caught and nothing is said",
                     (f"line {quiet[0].lineno}: {module.line_of(quiet[0])}",),
                 )
+        if isinstance(above, ast.With) and any("suppress(" in ast.unparse(item.context_expr) for item in above.items):
+            told = f"line {above.lineno}: {module.line_of(above)}"
+            return Place(write.node, "an error of the full cache is caught and nothing is said", (told,))
         below = above
     return _masked(write, scope) or _shortened(write, scope, project)
 
@@ -156,14 +190,22 @@ def _cut_to_size(node: ast.expr | None, scope: Scope, project: Project, depth: i
             value = binding.value
             if binding.how in ("=", "part") and (cut := _cut_to_size(value, scope, project, depth - 1)) is not None:
                 return cut
+            if isinstance(value, ast.IfExp) and compares_size(value.test):
+                return value  # limit if end > limit else end
             if (
                 isinstance(value, ast.BinOp)
                 and isinstance(value.op, ast.Sub)
-                and ROOM.search(name or "")
+                and (ROOM.search(name or "") or _only_when_full(binding.node, scope))
                 and LIMIT_WORD.search(" ".join(names_in(value.left)))
             ):
                 return value
     return None
+
+
+def _only_when_full(node: ast.AST, scope: Scope) -> bool:
+    """if end > self.size: n = self.size - start"""
+    above = scope.module.parents.get(node)
+    return isinstance(above, ast.If) and node in above.body and compares_size(above.test)
 
 
 def _leaves_when_full(scope: Scope, writes: bool) -> Place | None:
@@ -205,9 +247,11 @@ def _cut_position(scope: Scope, project: Project, writes: Sequence[Write], passe
                     (code_of(place, 60),),
                 )
     for write in writes:
-        ring = next((p for p in ast.walk(write.target) if isinstance(p, ast.BinOp) and isinstance(p.op, ast.Mod)), None)
+        behind = [b.value for name in names_in(write.target) for b in scope.bindings.get(name, []) if b.how == "="]
+        parts = [part for node in [write.target, *behind] for part in ast.walk(node)]
+        ring = next((p for p in parts if isinstance(p, ast.BinOp) and isinstance(p.op, ast.Mod)), None)
         around = ast.unparse(scope.owner or scope.node)
-        if ring is not None and not re.search(r"window|ring|circular|roll|slid|wrap|evict", around, re.I):
+        if ring is not None and not WINDOW.search(around):
             return Place(
                 write.node,
                 "past its end the cache is written from its beginning: the text's first part is lost without a word",

@@ -16,7 +16,8 @@ from intone.optimise.scan.waiting import Work, remakes
 FEW = 256  # waiting texts: looking at so few costs less than making one of them into tokens; guess
 CONTEXT = re.compile(
     r"pack|bin|chunk|buffer|concat|fit|doc|conv|row|token|batch|collate|loader|sample|queue|pend|text|example|seq|pool|"
-    r"wait|todo|left|remain|group|bucket|stream|carry|piece|shard|item|ids|room|seen|open|used|placed|taken|order",
+    r"wait|todo|left|remain|group|bucket|stream|carry|piece|shard|item|ids|room|seen|open|used|placed|taken|order|"
+    r"flat|all_|whole|joined|corpus|data|out|result|length|content|rest|tail|line|blob|long",
     re.I,
 )
 PACKS = re.compile(r"pack|bin|fit|bucket|chunk|concat|fill|group|place|arrange|lay_out|build_rows", re.I)
@@ -73,7 +74,7 @@ def _scanned(item: Reached, work: Work) -> Found | None:
     holders = work.holders(name, item)
     if work.is_fresh(holders) or not any(CONTEXT.search(held) for _, held in holders):
         return None
-    takes, grows = work.is_touched(holders, TAKES), work.is_touched(holders, GROWS)
+    takes, grows = work.is_touched(holders, TAKES) or _marks_taken(item, work), work.is_touched(holders, GROWS)
     if not takes and not grows:
         return None
     if how in ("sum", "any", "all", "max", "min", "sorted") and not takes and not _is_packing(item, work):
@@ -87,6 +88,29 @@ def _scanned(item: Reached, work: Work) -> Found | None:
         evidence = (f"{line}: walks over `{name}` for each text that is placed ({how})", *more)
         return f"all of `{name}` is searched for every text that is placed", evidence, "low" if bound else None
     return f"every text looks at all of `{name}`", (f"{line}: {how} over a list that grows",), None
+
+
+MARKS = re.compile(r"(^|[._])(used|taken|placed|done|free|gone|left|assigned|packed|remaining|alive|available)$", re.I)
+
+
+def _marks_taken(item: Reached, work: Work) -> bool:
+    """used[i] = True, taken.add(i): texts stay in the list and are passed over, in a loop inside another one."""
+    if not isinstance(item.node, ast.For) or not item.scope.module.loops_around(item.node) and not item.chain:
+        return False
+    asked = any(
+        MARKS.search(name) for node in own_nodes(item.node) if isinstance(node, (ast.If, ast.Compare))
+        for name in names_in(node.test if isinstance(node, ast.If) else node)
+    )  # fmt: skip
+    for other in work.items:
+        node = other.node
+        marked: ast.expr | None = None
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+            marked = node.targets[0].value
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add":
+            marked = node.func.value
+        if asked and marked is not None and MARKS.search(target_name(marked) or ""):
+            return True
+    return False
 
 
 def _prefix_sum(item: Reached) -> Found | None:
@@ -185,7 +209,14 @@ def _list_name(node: ast.expr) -> str | None:
         "zip",
         "sorted",
     ):
-        return _list_name(node.args[-1]) if node.args else None
+        last = (
+            node.args[1]
+            if last_name(node.func) == "range" and len(node.args) > 1
+            else node.args[-1]
+            if node.args
+            else None
+        )
+        return _list_name(last) if last is not None else None
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("values", "items"):
         return target_name(node.func.value)
     return target_name(node)
@@ -240,26 +271,31 @@ def _moved(item: Reached, work: Work) -> Found | None:
         if name and front and _is_kept(name, item, work):
             return f"`{code_of(node, 40)}` moves the whole list at every turn", told, None
     if isinstance(node, ast.Assign) and len(node.targets) == 1:
-        name, value = target_name(node.targets[0]), node.value
-        if (
-            name
-            and isinstance(value, ast.Subscript)
-            and target_name(value.value) == name
-            and _is_tail(value.slice)
-            and _is_kept(name, item, work)
-            and _is_stream(name, item, work)
-        ):
-            return f"`{code_of(node, 50)}` copies all the rest at every turn", told, None
+        for name, value in _assigned(node):
+            cut = isinstance(value, ast.Subscript) and target_name(value.value) == name and _is_tail(value.slice)
+            gone = value.args[0] if isinstance(value, ast.Call) and last_name(value.func) == "delete" else None
+            taken = gone is not None and target_name(gone) == name
+            if name and (cut or taken) and _is_kept(name, item, work) and (taken or _is_stream(name, item, work)):
+                return f"`{code_of(node, 50)}` copies all the rest at every turn", told, None
     return None
+
+
+def _assigned(node: ast.Assign) -> list[tuple[str | None, ast.expr]]:
+    """(name, value) of an assignment, also of its parts: row, rest = rest[:n], rest[n:]."""
+    target, value = node.targets[0], node.value
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
+        return [(target_name(one), part) for one, part in zip(target.elts, value.elts, strict=True)]
+    return [(target_name(target), value)]
 
 
 def _is_tail(index: ast.expr) -> bool:
     return isinstance(index, ast.Slice) and index.lower is not None and index.upper is None
 
 
-def _is_kept(name: str, item: Reached, work: Work) -> bool:
+def _is_kept(name: str, item: Reached, work: Work, *, named: bool = True) -> bool:
+    """Whether a list lives longer than a turn of the loop. named: and reads like one of texts."""
     holders = work.holders(name, item)
-    if not any(CONTEXT.search(held) for _, held in holders):
+    if named and not any(CONTEXT.search(held) for _, held in holders):
         return False
     if holders[-1][0] is work.scope and not name.startswith("self."):
         inner = work.scope.module.loops_around(item.anchor)[:1]
@@ -301,7 +337,7 @@ def _grown_anew(item: Reached, work: Work) -> Found | None:
     if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not _over_data(work):
         return None
     name, value = target_name(node.targets[0]), node.value
-    if name is None or not CONTEXT.search(name) or not _is_kept(name, item, work):
+    if name is None or not _is_kept(name, item, work, named=False):
         return None
     if item.chain and not name.startswith("self."):
         return None
@@ -309,7 +345,7 @@ def _grown_anew(item: Reached, work: Work) -> Found | None:
     message = f"`{name}` is copied as a whole for every piece that is added"
     if (
         isinstance(value, ast.Call)
-        and last_name(value.func) in ("cat", "concat", "concatenate", "append", "hstack")
+        and last_name(value.func) in ("cat", "concat", "concatenate", "append", "hstack", "vstack", "column_stack")
         and value.args
     ):
         parts = value.args[0].elts if isinstance(value.args[0], (ast.List, ast.Tuple)) else value.args

@@ -4,14 +4,14 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import called, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, is_false, keyword, last_name, names_in
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name
 
 Found = tuple[ast.AST, str]
 # of a library, for rows with labels
-COLLATORS = re.compile(r"^DataCollator(ForSeq2Seq|ForTokenClassification|ForCompletionOnlyLM)$")
+COLLATORS = re.compile(r"^DataCollator(ForSeq2Seq|ForTokenClassification|ForCompletionOnlyLM|WithPadding)$")
 
 
 @rule(
@@ -41,7 +41,8 @@ def padded_rows(module: Module, project: Project) -> Iterator[Place]:
         )
         if padding is None:
             continue
-        labels = scope if COLLATORS.match(_called_name(padding[0])) else _labels_near(scope, project)
+        by_library = COLLATORS.match(_called_name(padding[0])) or _unpacked(padding[0])
+        labels = scope if by_library else _labels_near(scope, project)
         if labels is None or _packs(labels):
             continue
         node, how = padding
@@ -49,6 +50,13 @@ def padded_rows(module: Module, project: Project) -> Iterator[Place]:
         if labels is not scope:
             told += f" ({labels.module.path}: `{labels.simple_name}`)"
         yield Place(node, f"rows are filled up {how}, each with one text", (told,))
+
+
+def _unpacked(node: ast.AST) -> bool:
+    """SFTConfig(packing=False): a library's trainer that was told not to pack."""
+    if not isinstance(node, ast.Call) or not re.search(r"Config$|Trainer$|Arguments$", last_name(node.func) or ""):
+        return False
+    return is_false(keyword(node, "packing"))
 
 
 def _called_name(node: ast.AST) -> str:
@@ -76,7 +84,36 @@ def _makes_labels(scope: Scope) -> bool:
     words = {part.value for part in scope.body if isinstance(part, ast.Constant) and isinstance(part.value, str)}
     words = {word for word in words if len(word) < 40}
     labelled = any(re.search(r"label|target|loss_mask", name) for name in text_names | words)
-    return labelled and (_has_ignored(scope) or any(re.search(r"label|loss_mask", word) for word in words))
+    return (
+        _fills_ignored(scope)
+        or labelled
+        and (_has_ignored(scope) or any(re.search(r"label|loss_mask", word) for word in words))
+    )
+
+
+def _fills_ignored(scope: Scope) -> bool:
+    """A tensor or row that begins full of -1 or -100, as only labels do, whatever they are called."""
+    for node in scope.body:
+        if isinstance(node, ast.Call) and last_name(node.func) in (
+            "full", "new_full", "full_like", "fill_", "masked_fill", "masked_fill_", "pad_sequence", "pad",
+            "constant_pad_nd",
+        ):  # fmt: skip
+            values = [*node.args[1:], *(word.value for word in node.keywords)]
+            values += node.args[:1] if last_name(node.func) == "fill_" else []
+            if any(_is_ignored(value) for value in values):
+                return True
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            lists = [side for side in (node.left, node.right) if isinstance(side, ast.List) and len(side.elts) == 1]
+            if any(_is_ignored(side.elts[0], (100,)) for side in lists):
+                return True
+    return False
+
+
+def _is_ignored(node: ast.expr, numbers: tuple[int, ...] = (1, 100)) -> bool:
+    """-1, -100, or a name that says ignore."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+        return node.operand.value in numbers
+    return bool(re.search(r"ignore", last_name(node) or "", re.I))
 
 
 def _has_ignored(scope: Scope) -> bool:
@@ -184,6 +221,8 @@ def _pads_by_library(scope: Scope, project: Project) -> Found | None:
         if name.endswith(("pad_sequence", "to_padded_tensor")):
             return call, "to the longest of the batch"
         if COLLATORS.match(name.rpartition(".")[2]):
+            return call, "to the longest of the batch"
+        if _unpacked(call):
             return call, "to the longest of the batch"
         if name.endswith("zip_longest") and keyword(call, "fillvalue") is not None:
             return call, "to the longest of the batch"

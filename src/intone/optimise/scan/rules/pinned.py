@@ -131,6 +131,9 @@ def _filled_in(name: str, region: ast.AST, scope: Scope, project: Project) -> bo
             (word.arg == "out" and names_in(word.value) & known) for word in node.keywords
         ):
             return True
+        put = isinstance(node, ast.Call) and last_name(node.func) in ("copyto", "readinto", "put") and bool(node.args)
+        if put and names_in(node.args[0]) & known:  # type: ignore[attr-defined]
+            return True
     return False
 
 

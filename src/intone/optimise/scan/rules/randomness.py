@@ -10,7 +10,7 @@ from intone.optimise.scan.expressions import called, code_of, keyword, last_name
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.seeds import MAKERS, SEEDING, calls_something, chain_of, method_of, seed_of
+from intone.optimise.scan.seeds import MAKERS, SEEDED, SEEDING, calls_something, chain_of, method_of, seed_of
 from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.values import chooses_token
 
@@ -41,7 +41,7 @@ def shared_generator(module: Module, project: Project) -> Iterator[Place]:
             call = item.node
             if not isinstance(call, ast.Call) or not chooses_token(call, item.scope):
                 continue
-            stream = _stream_of(call, item.scope)
+            stream = stream_of(call, item.scope)
             maker = _one_stream(stream, item, project) if stream is not None else None
             if maker is None or stream is None:
                 continue
@@ -75,7 +75,7 @@ def _rows_here(scope: Scope) -> str | None:
     return None
 
 
-def _stream_of(call: ast.Call, scope: Scope) -> ast.expr | None:
+def stream_of(call: ast.Call, scope: Scope) -> ast.expr | None:
     """The generator that a draw is handed: generator=g, or one of its arguments that is named so."""
     handed = keyword(call, "generator")
     if handed is not None:
@@ -83,6 +83,9 @@ def _stream_of(call: ast.Call, scope: Scope) -> ast.expr | None:
     for arg in [*call.args, *(word.value for word in call.keywords)]:
         if re.search(r"(^|[._])(g|gen|rng|generator|stream)$", target_name(arg) or ""):
             return arg
+    if last_name(call.func) in ("choice", "choices", "multinomial") and isinstance(call.func, ast.Attribute):
+        name = target_name(call.func.value) or ""
+        return call.func.value if re.search(r"(^|[._])(g|gen|rng|generator|stream|rs|dice)$", name) else None
     return None
 
 
@@ -90,7 +93,7 @@ def _one_stream(stream: ast.expr, item: Reached, project: Project) -> tuple[ast.
     """Where a generator is made once: not in a loop or comprehension over rows, and not one of a list."""
     for origin in project.origins(stream, item.scope, _stream_passes, depth=5):
         node = origin.node
-        if not isinstance(node, ast.Call) or "torch.Generator" not in chain_of(node, origin.scope):
+        if not isinstance(node, ast.Call) or not any(maker in chain_of(node, origin.scope) for maker in MAKERS):
             continue
         module = origin.scope.module
         around = [
@@ -112,6 +115,8 @@ def _stream_passes(node: ast.expr) -> list[ast.expr]:
 def _seeding_of(made: ast.Call, scope: Scope, project: Project) -> ast.Call | None:
     """The call that seeds a generator: in the chain that makes it, or on the name that holds it."""
     module = scope.module
+    if called(made, scope) in SEEDED and (made.args or made.keywords):
+        return made  # numpy's and Python's take the seed where they are made
     for above in module.up(made):
         if isinstance(above, ast.Call) and last_name(above.func) == "manual_seed":
             return above

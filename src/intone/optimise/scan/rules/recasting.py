@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import called, code_of, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, is_false, keyword, last_name, names_in
 from intone.optimise.scan.loops import is_periodic, train_loops
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached, reached
@@ -55,7 +55,7 @@ def fp32_logits(module: Module, project: Project) -> Iterator[Place]:
             break
 
 
-LOSSES = ("cross_entropy", "CrossEntropyLoss", "nll_loss", "log_softmax", "chunked_cross_entropy")
+LOSSES = ("cross_entropy", "CrossEntropyLoss", "nll_loss", "log_softmax", "logsumexp", "chunked_cross_entropy")
 
 
 def _computes_loss(scope: Scope, project: Project) -> bool:
@@ -82,6 +82,11 @@ def _is_head(value: ast.Call, scope: Scope, project: Project) -> bool:
 
 
 def _cast_to_fp32(call: ast.Call, scope: Scope) -> ast.expr | None:
+    if last_name(call.func) in ("log_softmax", "softmax") and ast.unparse(keyword(call, "dtype") or call.func) in (
+        "torch.float32", "torch.float",
+    ):  # fmt: skip
+        method = isinstance(call.func, ast.Attribute) and not called(call, scope).startswith("torch.")
+        return call.func.value if method else call.args[0] if call.args else None  # type: ignore[attr-defined]
     if not isinstance(call.func, ast.Attribute):
         return None
     if call.func.attr == "float" and not call.args:
@@ -147,15 +152,23 @@ def weight_recast(module: Module, project: Project) -> Iterator[Place]:
                 continue
             cast = next((cast for arg in call.args if (cast := _cast_weight(arg, scope, project))), None)
             if cast is not None:
-                yield Place(
-                    cast,
-                    f"`{code_of(cast, 40)}` copies the weight in every forward pass",
-                    (f"used by {code_of(call, 60)}",),
-                )
+                yield _copied_weight(cast, call)
                 break
         else:
             yield from _product_by_operator(scope, project)
     yield from _model_cast_in_loop(module, project)
+    yield from _casts_not_kept(module)
+
+
+def _casts_not_kept(module: Module) -> Iterator[Place]:
+    """autocast(..., cache_enabled=False): each use of a weight casts it again; only recorded graphs need that."""
+    if re.search(r"CUDAGraph|make_graphed_callables", module.text):
+        return
+    for scope in module.scopes:
+        for call in scope.calls:
+            if last_name(call.func) == "autocast" and is_false(keyword(call, "cache_enabled")):
+                told = "cache_enabled=False: a weight that is used twice is cast twice"
+                yield Place(call, "autocast keeps no casts of the weights", (told,))
 
 
 LOADING = (
@@ -176,12 +189,16 @@ def _product_by_operator(scope: Scope, project: Project) -> Iterator[Place]:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
             cast = _cast_weight(node.right, scope, project) or _cast_weight(node.left, scope, project)
             if cast is not None:
-                yield Place(
-                    cast,
-                    f"`{code_of(cast, 40)}` copies the weight in every forward pass",
-                    (f"used by {code_of(node, 60)}",),
-                )
+                yield _copied_weight(cast, node)
                 return
+
+
+def _copied_weight(cast: ast.Call, user: ast.expr) -> Place:
+    up = last_name(cast.func) == "float" or "float32" in ast.unparse(cast)
+    told = f"used by {code_of(user, 60)}"
+    more = ("to fp32, where a copy kept in that format would do",) if up else ()
+    words = f"`{code_of(cast, 40)}` copies the weight in every forward pass"
+    return Place(cast, words, (told, *more), severity="low" if up else None)
 
 
 def _runs_for_forward(scope: Scope, project: Project) -> bool:
@@ -205,7 +222,7 @@ def _cast_weight(arg: ast.expr, scope: Scope, project: Project) -> ast.Call | No
     values = [b.value for b in scope.bindings.get(arg.id, []) if b.how == "="] if isinstance(arg, ast.Name) else [arg]
     for value in values:
         for call in [part for part in ast.walk(value) if isinstance(part, ast.Call)]:
-            if isinstance(call.func, ast.Attribute) and call.func.attr in CASTS and _goes_down(call):
+            if isinstance(call.func, ast.Attribute) and call.func.attr in CASTS and _is_other_format(call):
                 inside = call.func.value
                 if _is_weight(inside, scope, project):
                     return call
@@ -250,10 +267,10 @@ def _is_parameter(name: str, scope: Scope, project: Project) -> bool:
     )  # fmt: skip
 
 
-def _goes_down(call: ast.Call) -> bool:
-    """A cast to the format that is computed in; one to fp32 is for precision, one to a device is no cast."""
-    text = ast.unparse(call).partition("(")[2]
-    return "device" not in text and "float32" not in text and last_name(call.func) != "float"
+def _is_other_format(call: ast.Call) -> bool:
+    """A cast to another format, not a copy to a device."""
+    text = ast.unparse(call).rpartition("(")[2]
+    return "device" not in text and "cuda" not in text
 
 
 def _is_quantised(owner: ast.ClassDef) -> bool:

@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.constants import known_values
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
@@ -55,15 +56,67 @@ def reseeded(module: Module, project: Project) -> Iterator[Place]:
                 yield Place(call, f"`{code_of(call, 50)}` runs at every turn of {where[0]}", where[1])
             elif (
                 not module.loops_around(call)
-                and PER_CALL.match(scope.simple_name)
+                and (often := _called_often(scope, project)) is not None
                 and _is_constant(seed, scope, project)
                 and not _only_main(scope)
             ):
                 yield Place(
                     call,
-                    f"`{scope.simple_name}` seeds with the same number whenever it is called",
+                    f"`{often}` seeds with the same number whenever it is called",
                     (f"the seed is `{code_of(seed, 30)}`",),
                 )
+    yield from _same_in_every_process(module, project)
+
+
+def _called_often(scope: Scope, project: Project, depth: int = 2) -> str | None:
+    """The name of a function that runs for every step, row or token: this one, or one that calls it."""
+    name = scope.simple_name
+    if name == "__iter__":  # once an epoch, or once at all where it never ends
+        return None if any(isinstance(node, ast.While) for node in scope.body) else name
+    if PER_CALL.match(name):
+        return name
+    if depth == 0 or name in ("__init__", "<module>", "main") or any("seed" in one for one in scope.parameters):
+        return None  # whoever calls it says with which seed
+    sites = [site for site in project.callers(scope)[:4] if not site.scope.module.loops_around(site.call)]
+    found = (_called_often(site.scope, project, depth - 1) for site in sites)
+    return next((one for one in found if one and not one.endswith("_batch")), None)
+
+
+STARTS = (
+    "map",
+    "imap",
+    "imap_unordered",
+    "starmap",
+    "map_async",
+    "apply_async",
+    "apply",
+    "submit",
+    "spawn",
+    "Process",
+    "Thread",
+)
+
+
+def _same_in_every_process(module: Module, project: Project) -> Iterator[Place]:
+    """pool.map(make, ...), Process(target=make): a function that seeds with one number in every process it runs in."""
+    for scope in module.scopes:
+        for call in scope.calls:
+            if last_name(call.func) not in STARTS or isinstance(call.func, ast.Name) and call.func.id == "map":
+                continue
+            handed = keyword(call, "target") or (call.args[0] if call.args else None)
+            for function in functions_of(handed, scope, project)[:2] if handed is not None else ():
+                for inner in function.calls:
+                    seed = seed_of(inner, function)
+                    if seed is None or calls_something(seed) or names_in(seed) & set(function.parameters):
+                        continue
+                    if _is_constant(seed, function, project):
+                        yield Place(
+                            inner,
+                            f"every process that runs `{function.simple_name}` begins with the same seed",
+                            (f"started by {code_of(call, 50)} at {scope.module.path}:{call.lineno}",),
+                            scope=function,
+                        )
+                        break
 
 
 def _is_restored(scope: Scope, seeding: ast.Call) -> bool:
@@ -88,6 +141,10 @@ def _turn_of(call: ast.Call, seed: ast.expr, scope: Scope, project: Project) -> 
             if _seed_changes(seed, scope, frame, project):
                 break
             own = _is_own_stream(call, scope)
+            if own and frame.chain and _repeats_itself(frame):
+                way = Reached(call, scope, frame.chain).path()
+                turns = f"the loop at {frame.module.path}:{frame.loop.lineno}"
+                return turns, (f"the seed `{code_of(seed, 30)}` is the same at each turn, so is the result", way)
             if (frame.chain or _makes_stream(call, scope)) and not _is_hot(frame, project, own):
                 break
             way = Reached(call, scope, frame.chain).path()
@@ -99,6 +156,17 @@ def _turn_of(call: ast.Call, seed: ast.expr, scope: Scope, project: Project) -> 
             same = f"the seed `{code_of(seed, 30)}` does not change in the loop"
             return line, (same, *([way] if way else []))
     return None
+
+
+def _repeats_itself(frame: Frame) -> bool:
+    """[sample(model, ids, seed) for _ in range(k)]: a call that a loop makes with the same arguments at every turn."""
+    call = frame.chain[0].call
+    words = [*call.args, *(word.value for word in call.keywords)]
+    used = {name for word in words for name in names_in(word)}
+    changing = _changed_in(frame.loop)
+    target = _header(frame.loop)
+    counted = target.startswith("_ ") or "range(" in target
+    return counted and not used & changing and not any(calls_something(word) for word in words)
 
 
 def _comprehension(call: ast.Call, scope: Scope) -> tuple[str, set[str]] | None:

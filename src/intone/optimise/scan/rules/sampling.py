@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import called, code_of, keyword, last_name
+from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope
@@ -26,11 +26,11 @@ def copied_token(module: Module, project: Project) -> Iterator[Place]:
     """A value drawn from probabilities, then repeated: [t] * n, expand, repeat, full, [t for _ in range(n)]."""
     for scope in module.scopes:
         for node in scope.body:
-            copied = _copied(node, scope)
+            copied = _copied(node, scope) or _given_to_all(node, scope)
             if copied is None:
                 continue
             value, how = copied
-            if not _is_single(value, scope, project) or not is_chosen(value, scope, project):
+            if not _is_single(value, scope, project) or not _is_drawn(value, scope, project):
                 continue
             if isinstance(module.parents.get(node), ast.Subscript):
                 continue
@@ -47,12 +47,20 @@ def _copied(node: ast.AST, scope: Scope) -> tuple[ast.expr, str] | None:
         for one, count in ((node.left, node.right), (node.right, node.left)):
             if isinstance(one, ast.List) and len(one.elts) == 1 and not _is_one(count):
                 return one.elts[0], "list * n"
+            if isinstance(one, ast.Call) and last_name(one.func) in ("ones", "ones_like", "new_ones"):
+                return count, "ones * token"
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        for one, other in ((node.left, node.right), (node.right, node.left)):
+            if isinstance(one, ast.Call) and last_name(one.func) in ("zeros", "zeros_like", "new_zeros"):
+                return other, "zeros + token"
     if isinstance(node, ast.ListComp) and len(node.generators) == 1:
         loop = node.generators[0]
         names = {part.id for part in ast.walk(loop.target) if isinstance(part, ast.Name)}
         used = {part.id for part in ast.walk(node.elt) if isinstance(part, ast.Name)}
-        if last_name(getattr(loop.iter, "func", loop.iter)) == "range" and not names & used:
-            return node.elt, "one element for each of range(n)"
+        if not names & used:
+            return node.elt, f"one element for each of {code_of(loop.iter, 20)}"
+    if isinstance(node, ast.DictComp) and not names_in(node.value) & names_in(node.generators[0].target):
+        return node.value, f"one entry for each of {code_of(node.generators[0].iter, 20)}"
     if isinstance(node, ast.Call):
         return _copied_by_call(node, scope)
     return None
@@ -72,7 +80,78 @@ def _copied_by_call(node: ast.Call, scope: Scope) -> tuple[ast.expr, str] | None
         return node.func.value, f".{last}()"
     if isinstance(node.func, ast.Attribute) and last == "fill_" and node.args:
         return node.args[0], ".fill_()"
+    if isinstance(node.func, ast.Attribute) and last == "new_full" and len(node.args) > 1:
+        return node.args[1], ".new_full()"
+    if last in ("broadcast_to", "fromkeys") and node.args:
+        method = last == "broadcast_to" and not name.startswith(("torch.", "np.", "numpy."))
+        if method and isinstance(node.func, ast.Attribute):
+            return node.func.value, last
+        return (node.args[-1] if last == "fromkeys" else node.args[0]), last
     return None
+
+
+def _given_to_all(node: ast.AST, scope: Scope) -> tuple[ast.expr, str] | None:
+    """for row in rows: row.append(token); tokens[:, 0] = token.item(): one number goes to every row."""
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+        index = node.targets[0].slice
+        first = index.elts[0] if isinstance(index, ast.Tuple) and len(index.elts) > 1 else None
+        every = isinstance(first, ast.Slice) and first.lower is None and first.upper is None
+        if every:
+            return (node.value, "one number for a column") if _is_number(node.value, scope) else None
+        return _in_each_turn(node, node.targets[0].value, index, node.value, scope)
+    if not isinstance(node, ast.Call) or last_name(node.func) not in ("append", "extend") or not node.args:
+        return None
+    if not isinstance(node.func, ast.Attribute):
+        return None
+    return _in_each_turn(node, node.func.value, None, node.args[0], scope)
+
+
+def _in_each_turn(
+    node: ast.AST, holder: ast.expr, index: ast.expr | None, value: ast.expr, scope: Scope
+) -> tuple[ast.expr, str] | None:
+    """for i in range(n): rows[i].append(token), out[i, t] = token: with a token that does not change in the loop."""
+    loops = scope.module.loops_around(node)
+    if not loops or not isinstance(loops[0], ast.For):
+        return None
+    loop = loops[0]
+    turned = names_in(loop.target)
+    row = index.elts[0] if isinstance(index, ast.Tuple) and index.elts else index
+    to_row = bool({name.partition(".")[0] for name in names_in(holder)} & turned) or (
+        row is not None and bool(names_in(row) & turned)
+    )
+    named = names_in(value)
+    made_inside = any(
+        any(above is loop for above in scope.module.up(binding.node)) or binding.node is loop
+        for name in named for binding in scope.bindings.get(name, [])
+    )  # fmt: skip
+    if not to_row or named & turned or made_inside or not named:
+        return None
+    return value, f"the same for each of {code_of(loop.iter, 20)}"
+
+
+def _is_number(value: ast.expr, scope: Scope) -> bool:
+    """One number, not a column of them: token.item(), int(token), or a name for that."""
+    if isinstance(value, ast.Call):
+        return last_name(value.func) in ("item", "int")
+    if isinstance(value, ast.Name):
+        made = [binding.value for binding in scope.bindings.get(value.id, []) if binding.how == "="]
+        return bool(made) and all(isinstance(one, ast.Call) and _is_number(one, scope) for one in made)
+    return False
+
+
+def _is_drawn(value: ast.expr, scope: Scope, project: Project) -> bool:
+    """A token that was drawn, or a whole text that was."""
+    if isinstance(value, (ast.List, ast.Tuple)):  # [*prompt, token] for every row
+        return any(is_chosen(part, scope, project) for part in value.elts if not isinstance(part, ast.Starred))
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):  # prompt + [token]
+        return _is_drawn(value.right, scope, project)
+    if is_chosen(value, scope, project):
+        return True
+    return any(
+        isinstance(origin.node, ast.Call) and last_name(origin.node.func) == "generate"
+        and is_true(keyword(origin.node, "do_sample"))
+        for origin in project.origins(value, scope, token_passes, depth=3)
+    )  # fmt: skip
 
 
 def _is_one(node: ast.expr) -> bool:

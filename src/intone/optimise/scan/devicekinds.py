@@ -1,0 +1,80 @@
+"""Whether a value is a torch.device or the name of one, as far as the code shows."""
+
+import ast
+import re
+
+from intone.optimise.scan.expressions import called, last_name
+from intone.optimise.scan.origins import Origin
+from intone.optimise.scan.project import Project, owner_of
+from intone.optimise.scan.source import Scope
+from intone.optimise.scan.values import is_model_name
+
+# names that stand for a bag of settings: their .device is what somebody typed, not a torch.device
+BAGS = re.compile(r"^(args?|cfg|conf|config|opts?|options|hps?|hparams|params|settings|flags|FLAGS|parsed)$")
+
+
+def device_evidence(node: ast.expr, scope: Scope, project: Project) -> tuple[list[Origin], list[Origin]]:
+    """(where a value is a torch.device, where it is a string)."""
+    devices, strings = [], []
+    for origin in project.origins(node, scope):
+        kind = _device_kind(origin, project)
+        if kind == "device":
+            devices.append(origin)
+        elif kind == "string":
+            strings.append(origin)
+    return devices, strings
+
+
+def _device_kind(origin: Origin, project: Project) -> str:
+    node, scope = origin.node, origin.scope
+    if origin.is_annotation:
+        text = ast.unparse(node)
+        return "device" if re.search(r"\b(torch\.)?device\b", text) and "str" not in text else "unknown"
+    if isinstance(node, ast.Constant):
+        return "string" if isinstance(node.value, str) else "unknown"
+    if isinstance(node, ast.JoinedStr):
+        return "string"
+    if isinstance(node, ast.Call):
+        name = called(node, scope)
+        return (
+            "device"
+            if name in ("torch.device", "torch.get_default_device", "torch.accelerator.current_accelerator")
+            else "string"
+            if name.endswith(("environ.get", "str", "getenv"))
+            else "unknown"
+        )
+    if isinstance(node, ast.Attribute):
+        if node.attr == "type":
+            return "string"
+        if node.attr == "device" and _has_device(node.value, scope, project):
+            return "device"
+    return "unknown"
+
+
+TENSOR_NAME = re.compile(
+    r"^(x|y|q|k|v|t|t0|h|ids|idx|inputs?|input_ids|tokens?|tensor|logits|targets|labels|hidden(_states)?|weights?|mask|prompts?|"
+    r"param|p|loss|grad|emb|embeddings|probs|cache|fabric|accelerator)$"
+)
+
+
+def _has_device(base: ast.expr, scope: Scope, project: Project) -> bool:
+    """Whether x.device is a torch.device: x is a tensor, a model, or computed; a record's may be text."""
+    name = last_name(base)
+    if name is None:
+        return isinstance(base, (ast.Call, ast.BinOp))  # next(model.parameters()).device, (a + b).device
+    if name == "self" and (owner := owner_of(scope)) is not None:
+        bases = [last_name(part) or "" for part in owner.bases]  # these have a property of that name
+        return any(
+            part.endswith(("LightningModule", "PreTrainedModel", "ModelMixin", "DiffusionPipeline")) for part in bases
+        )
+    if BAGS.match(name) or name in ("self", "cls"):
+        return False
+    if TENSOR_NAME.match(name) or is_model_name(name):
+        return True
+    for origin in project.origins(base, scope, depth=3):
+        text = ast.unparse(origin.node)
+        if origin.is_annotation and re.search(r"\b(Tensor|Module)\b", text):
+            return True
+        if isinstance(origin.node, ast.Call) and called(origin.node, origin.scope).startswith("torch."):
+            return True
+    return False

@@ -1,0 +1,55 @@
+"""Who hands a value to the helper that uses it: a fault of the use is told where the value is made."""
+
+import ast
+import builtins
+
+from intone.optimise.scan.project import Project, owner_of
+from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.source import Scope, target_name
+
+DEPTH = 3  # names on the way from a use to the parameter in a helper; guess
+
+
+def handed_from(item: Reached, home: Scope, project: Project) -> Reached:
+    """The call that hands a helper what it uses at a node, up to where it is made; the node itself where that is there.
+
+    home: the function of the loop. A method of its class is no helper for anybody: what it does is told there.
+    """
+    while item.chain and _is_handed(item.node, item.scope) and not _is_of_class(item.scope, home):
+        site = item.chain[-1]
+        if (target_name(site.call.func) or "").partition(".")[0] in site.scope.parameters:
+            break  # a callback: whoever wrote it hands it over to the loop
+        if len(project.callees(site.call, site.scope)) > 1:
+            break  # a hook, one of several: the loop does not know which
+        item = Reached(site.call, site.scope, item.chain[:-1])
+    return item
+
+
+def _is_of_class(scope: Scope, home: Scope) -> bool:
+    owner = owner_of(scope)
+    return owner is not None and owner is owner_of(home)
+
+
+def _is_handed(node: ast.AST, scope: Scope, depth: int = DEPTH) -> bool:
+    """Whether all that a node uses comes in by parameters, and something does."""
+    known = set(scope.module.imports) | set(scope.module.top.bindings) | set(dir(builtins)) | {"self", "cls"}
+    found = False
+    for part in ast.walk(node):
+        if not isinstance(part, ast.Name) or part.id in scope.module.imports:
+            continue
+        if part.id in scope.parameters and part.id not in ("self", "cls") or part.id in scope.rest:
+            found = True
+        elif bindings := scope.bindings.get(part.id, []):
+            if depth == 0 or not all(_is_handed(binding.value, scope, depth - 1) for binding in bindings):
+                return False
+            found = True
+        elif part.id not in known and part.id not in scope.module.top.bindings and not _is_function(part.id, scope):
+            return False
+    return found
+
+
+def _is_function(name: str, scope: Scope) -> bool:
+    """Whether a name is that of a function or class of the file."""
+    return any(other.simple_name == name for other in scope.module.scopes) or any(
+        isinstance(node, ast.ClassDef) and node.name == name for node in scope.module.tree.body
+    )

@@ -1,0 +1,219 @@
+"""Which values lie on the device, as far as the code shows: losses, what a model gave, what was copied there."""
+
+import ast
+import re
+
+from intone.optimise.scan.classes import class_methods
+from intone.optimise.scan.expressions import called, keyword, last_name
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.source import Binding, Scope, target_name
+from intone.optimise.scan.values import LOSS_NAME, chooses_token, is_model_call, is_model_name
+
+DEPTH = 12  # names and calls on the way back to the model's output; guess
+# what reads a tensor's value
+READS = ("item", "tolist", "cpu", "numpy")
+# what gives a number or a copy on the host
+HOST = {
+    *READS, "len", "perf_counter", "time", "get_last_lr", "float", "int", "bool", "str", "size", "dim", "numel",
+    "nelement", "element_size", "stride", "data_ptr", "is_floating_point", "get_device", "is_contiguous", "keys",
+    "hash", "id", "isinstance", "hasattr", "type",
+}  # fmt: skip
+LOSSES = (
+    "torch.nn.functional.cross_entropy", "torch.nn.utils.clip_grad_norm_", "torch.nn.functional.nll_loss",
+    "torch.nn.functional.mse_loss", "torch.nn.functional.kl_div", "torch.nn.utils.get_total_norm",
+)  # fmt: skip
+DEVICE_NAME = re.compile(r"(^|[._])(device|dev|cuda|gpu)(_\w+)?$|^(local_)?rank$", re.I)
+WALKS = ("items", "values", "enumerate", "zip", "list", "tuple", "reversed", "iter")
+
+
+def on_device(node: ast.expr, scope: Scope, project: Project, depth: int = DEPTH, *, by_name: bool = True) -> bool:
+    """Whether a value is, as far as the code shows, a tensor of the device: a loss, or made from a model's output.
+
+    by_name: a computed value that is called a loss counts.
+    """
+    if depth == 0:
+        return False
+    known = project.known_device
+    if (node, by_name) not in known:
+        known[node, by_name] = False  # a value that is made of itself
+        found = _is_made_on_device(node, scope, project, depth, by_name)
+        if not found and depth < DEPTH // 2:
+            del known[node, by_name]  # perhaps only not deep enough
+            return False
+        known[node, by_name] = found
+    return known[node, by_name]
+
+
+def is_tensor(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """A tensor on the device by what it is made of, not only by a name like loss: that may be a number by now."""
+    if isinstance(node, (ast.Attribute, ast.Constant)):
+        return False
+    return on_device(node, scope, project, by_name=False)
+
+
+def has_read(node: ast.AST) -> bool:
+    """Whether a tensor's value is read somewhere in an expression."""
+    return any(isinstance(part, ast.Call) and last_name(part.func) in READS for part in ast.walk(node))
+
+
+def to_cpu(call: ast.Call) -> bool:
+    """x.to("cpu"), x.to(device=torch.device("cpu"))"""
+    if last_name(call.func) != "to":
+        return False
+    wanted = call.args[0] if call.args else keyword(call, "device")
+    return wanted is not None and "cpu" in ast.unparse(wanted).replace("torch.device", "")
+
+
+def _is_made_on_device(node: ast.expr, scope: Scope, project: Project, depth: int, by_name: bool) -> bool:
+    def again(part: ast.expr, left: int = depth) -> bool:
+        return on_device(part, scope, project, left, by_name=by_name)
+
+    if isinstance(node, ast.Call):
+        return _call_on_device(node, scope, project, depth, by_name)
+    if isinstance(node, ast.BinOp):
+        return again(node.left) or again(node.right)
+    if isinstance(node, ast.UnaryOp):
+        return again(node.operand)
+    if isinstance(node, ast.Compare):
+        return any(again(part) for part in [node.left, *node.comparators])
+    if isinstance(node, (ast.Tuple, ast.List)):
+        return any(again(part) for part in node.elts)
+    if isinstance(node, ast.Dict):
+        return any(again(part) for part in node.values)
+    if isinstance(node, (ast.ListComp, ast.GeneratorExp)):
+        return again(node.elt)
+    if isinstance(node, ast.DictComp):
+        return again(node.value)
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
+        return _entry_on_device(node, node.slice.value, scope, project, depth, by_name)
+    if isinstance(node, (ast.Subscript, ast.Starred, ast.NamedExpr)):
+        return again(node.value)
+    if isinstance(node, ast.IfExp):
+        return again(node.body) or again(node.orelse)
+    if isinstance(node, ast.Attribute) and node.attr in ("loss", "logits"):
+        return by_name
+    if isinstance(node, ast.Attribute) and node.attr == "grad":
+        return True
+    bound = target_name(node)
+    if bound is None:
+        return False
+    bindings = _bindings(bound, scope, project)
+    if any(_from_host(binding) for binding, _ in bindings if binding.how == "="):
+        return False
+    for binding, at in bindings:
+        value = _followed(binding)
+        if value is not None and on_device(value, at, project, depth - 1, by_name=by_name):
+            return True
+    if not bindings and _handed_over(bound, scope, project, depth, by_name):
+        return True
+    computed = any(isinstance(b.value, ast.Call) or b.how == "part" for b, _ in bindings)
+    return by_name and computed and bool(LOSS_NAME.search(bound))
+
+
+def _entry_on_device(node: ast.Subscript, key: str, scope: Scope, project: Project, depth: int, by_name: bool) -> bool:
+    """stats["loss"]: only what is put into the dict under this key counts, where the code shows its making."""
+    name = target_name(node.value)
+    bindings = _bindings(name, scope, project) if name is not None else []
+    if not bindings:
+        return on_device(node.value, scope, project, depth, by_name=by_name)
+    for binding, at in bindings:
+        values: list[ast.expr | None] = [_followed(binding)]
+        if isinstance(binding.value, ast.Dict) and binding.how == "=":
+            keys = zip(binding.value.keys, binding.value.values, strict=True)
+            values = [value for word, value in keys if isinstance(word, ast.Constant) and word.value == key]
+        elif binding.how == "add" and isinstance(binding.node, ast.Assign):
+            target = binding.node.targets[0]
+            same = isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant)
+            values = [binding.value] if same and target.slice.value == key else []  # type: ignore[attr-defined]
+        if any(v is not None and on_device(v, at, project, depth - 1, by_name=by_name) for v in values):
+            return True
+    return False
+
+
+def _followed(binding: Binding) -> ast.expr | None:
+    """The value that a name has by a binding, or the list, dict or tuple of which it is one part."""
+    if binding.how in ("=", "part", "op"):
+        return binding.value
+    if binding.how == "add":
+        return None if last_name(getattr(binding.node, "func", binding.value)) in ("fill_", "copy_") else binding.value
+    if binding.how != "iter":
+        return None
+    value = binding.value
+    while isinstance(value, ast.Call) and last_name(value.func) in WALKS:
+        if isinstance(value.func, ast.Attribute):
+            value = value.func.value
+        elif value.args:
+            value = value.args[0]
+        else:
+            return None
+    return value if isinstance(value, (ast.Name, ast.Attribute, ast.Dict, ast.List, ast.Tuple)) else None
+
+
+def _call_on_device(node: ast.Call, scope: Scope, project: Project, depth: int, by_name: bool) -> bool:
+    last = last_name(node.func)
+    if is_model_call(node, scope, project) or chooses_token(node, scope, greedy=True):
+        return True
+    cast = last in ("float", "int", "bool") and isinstance(node.func, ast.Attribute)  # x.float() stays where it is
+    if last in HOST and not cast or to_cpu(node):
+        return False
+    name = called(node, scope)
+    if name in LOSSES or _is_put_there(node, name):
+        return True
+    for function in project.callees(node, scope)[:2]:
+        if any(on_device(value, function, project, depth - 1, by_name=by_name) for value in function.returns[:4]):
+            return True
+    inside: list[ast.expr] = [node.func.value] if isinstance(node.func, ast.Attribute) else []
+    builtin = isinstance(node.func, ast.Name) and node.func.id in ("sum", "min", "max", "abs", "list", "tuple", "dict")
+    args = node.args if builtin or name.startswith("torch.") and not name.startswith("torch.tensor") else []
+    if builtin:
+        args = [*args, *(word.value for word in node.keywords if word.arg)]
+    return any(on_device(part, scope, project, depth, by_name=by_name) for part in [*inside, *args])
+
+
+def _is_put_there(node: ast.Call, name: str) -> bool:
+    """x.to(device), x.cuda(), torch.zeros((), device=device): not a model, which is put there too but is no tensor."""
+    if isinstance(node.func, ast.Attribute) and is_model_name(target_name(node.func.value) or ""):
+        return False
+    if isinstance(node.func, ast.Attribute) and node.func.attr == "cuda" and not name.startswith("torch."):
+        return True
+    wanted = keyword(node, "device")
+    if wanted is None and last_name(node.func) == "to" and node.args:
+        wanted = node.args[0]
+    if wanted is None or not (name.startswith("torch.") or last_name(node.func) == "to"):
+        return False
+    if isinstance(wanted, ast.Constant):
+        return isinstance(wanted.value, str) and wanted.value.startswith("cuda")
+    return bool(DEVICE_NAME.search(target_name(wanted) or ""))
+
+
+def _handed_over(name: str, scope: Scope, project: Project, depth: int, by_name: bool) -> bool:
+    """A parameter, or *args or **kwargs, for which callers hand over a device tensor."""
+    if name not in scope.parameters and name not in scope.rest:
+        return False
+    for site in project.callers(scope)[:4]:
+        for value in project.handed(site, scope, name):
+            if on_device(value, site.scope, project, depth - 1, by_name=by_name):
+                return True
+    return False
+
+
+def _bindings(name: str, scope: Scope, project: Project) -> list[tuple[Binding, Scope]]:
+    """What is bound to a name here, in the functions around, or to an attribute in the other methods of the class."""
+    at: Scope | None = scope
+    while at is not None:
+        if name in at.bindings:
+            return [(binding, at) for binding in at.bindings[name]]
+        if name in at.parameters or name in at.rest:
+            return []
+        at = at.outer
+    owner = project.owner_of(scope) if name.startswith("self.") else None
+    methods = class_methods(owner, project) if owner is not None else []
+    return [(binding, method) for method in methods for binding in method.bindings.get(name, [])]
+
+
+def _from_host(binding: Binding) -> bool:
+    """The name holds a Python number somewhere: it was read before."""
+    value = binding.value
+    if isinstance(value, ast.Call) and last_name(value.func) in ("float", "int", "len", "sum", "perf_counter", "time"):
+        return last_name(value.func) != "sum" or has_read(value)
+    return has_read(value)

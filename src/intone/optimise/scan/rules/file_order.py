@@ -1,0 +1,161 @@
+"""Rules on the order in which files and workers give rows: the same on every machine and at every start."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from intone.optimise.scan.expressions import called, code_of, last_name, names_in
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.data_order import targets_of
+from intone.optimise.scan.source import LOOPS, Module, Scope, target_name
+
+
+@rule(
+    "S76",
+    "order of files depends on the machine",
+    kind="data-order",
+    severity="medium",
+    why="listdir and glob give files in the order of the file system: another disk or copy trains in "
+    "another order, and a resumed "
+    "position means another place.",
+    fix="Sort the list.",
+    source="Python reference of os.listdir and glob",
+)
+def unsorted_files(module: Module, project: Project) -> Iterator[Place]:
+    """os.listdir or glob of data files, walked over or indexed without sorted()."""
+    for scope in module.scopes:
+        for call in scope.calls:
+            if (walked := _walks_set(call, scope)) is not None:
+                salted = ("texts in a set are ordered by their hash, which is salted anew in every process",)
+                yield Place(call, f"`{code_of(walked, 50)}` is used in the order of a set", salted)
+                continue
+            if not _lists_files(call, scope) or not _is_data(call, scope):
+                continue
+            if _is_sorted(call, scope) or not _order_matters(call, scope):
+                continue
+            yield Place(
+                call,
+                f"`{code_of(call, 50)}` is used in the order of the file system",
+                ("no sorted() and no .sort() on it",),
+            )
+
+
+DATA_NAMES = re.compile(r"(^|[._])(docs?|documents|files|paths|shards|urls|texts|rows|examples|names|prompts|lines)$")
+
+
+def _walks_set(call: ast.Call, scope: Scope) -> ast.expr | None:
+    """for path in set(paths), list(set(paths)): the call, where what is walked over reads like data."""
+    if not (isinstance(call.func, ast.Name) and call.func.id in ("set", "frozenset") and len(call.args) == 1):
+        return None
+    if not DATA_NAMES.search(target_name(call.args[0]) or ""):
+        return None
+    above = scope.module.parents.get(call)
+    if isinstance(above, ast.Call) and last_name(above.func) in ("list", "tuple", "enumerate", "iter"):
+        if _is_sorted(above, scope):
+            return None
+        return (
+            above
+            if last_name(above.func) in ("list", "tuple") or isinstance(scope.module.parents.get(above), ast.For)
+            else None
+        )
+    return call if isinstance(above, (ast.For, ast.comprehension)) and above.iter is call else None
+
+
+def _lists_files(call: ast.Call, scope: Scope) -> bool:
+    name = called(call, scope)
+    if name in ("os.listdir", "glob.glob", "glob.iglob", "os.scandir"):
+        return True
+    return (
+        isinstance(call.func, ast.Attribute)
+        and call.func.attr in ("glob", "rglob", "iterdir")
+        and not name.startswith("glob.")
+    )
+
+
+def _is_data(call: ast.Call, scope: Scope) -> bool:
+    """Files of data: by the pattern, the name of the folder, or the function."""
+    text = ast.unparse(call) + scope.name + " ".join(target_name(t) or "" for t in targets_of(call, scope))
+    return bool(
+        re.search(r"data|shard|parquet|jsonl|\.bin|train|corpus|token|\.arrow|\.npy|\.txt|documents|texts", text, re.I)
+    ) and not re.search(r"checkpoint|ckpt|model_|step_|\.pt['\"]|safetensors|\.lock|clean|delete|cache", text, re.I)
+
+
+def _is_sorted(call: ast.Call, scope: Scope) -> bool:
+    for above in scope.module.up(call):
+        if isinstance(above, ast.Call) and last_name(above.func) in (
+            "sorted",
+            "len",
+            "any",
+            "all",
+            "max",
+            "min",
+            "sum",
+            "set",
+            "natsorted",
+        ):
+            return True
+        if isinstance(above, ast.stmt):
+            break
+    names = [target_name(target) for target in targets_of(call, scope)]
+    for other in ast.walk(scope.node):
+        if (
+            isinstance(other, ast.Call)
+            and isinstance(other.func, ast.Attribute)
+            and other.func.attr in ("sort", "shuffle")
+        ) and (target_name(other.func.value) in names or (other.args and target_name(other.args[0]) in names)):
+            return True
+        sorts = isinstance(other, ast.Call) and last_name(other.func) in ("sorted", "natsorted") and bool(other.args)
+        if sorts and names_in(other.args[0]) & set(names):  # type: ignore[attr-defined]
+            return True
+    return False
+
+
+def _order_matters(call: ast.Call, scope: Scope) -> bool:
+    """Whether rows of the files are read one after the other: opened, read, yielded, appended or indexed."""
+    loop = next((above for above in scope.module.up(call) if isinstance(above, LOOPS)), None)
+    names = {target_name(target) for target in targets_of(call, scope)}
+    if loop is not None:
+        return bool(re.search(r"open|read|load|yield|append|extend|memmap|encode", ast.unparse(loop)))
+    above = scope.module.parents.get(call)
+    while isinstance(above, ast.Call) and last_name(above.func) in ("list", "tuple", "iter", "map"):
+        above = scope.module.parents.get(above)
+    if isinstance(above, (ast.Return, ast.Yield)):
+        return True
+    for node in scope.body:
+        if isinstance(node, (ast.For, ast.AsyncFor)) and target_name(node.iter) in names:
+            return bool(re.search(r"open|read|load|yield|append|extend|memmap|encode", ast.unparse(node)))
+        if isinstance(node, ast.Subscript) and target_name(node.value) in names:
+            return True
+        if isinstance(node, ast.Return) and node.value is not None and target_name(node.value) in names:
+            return True
+    return any((name or "").startswith("self.") for name in names)
+
+
+@rule(
+    "S79",
+    "rows in the order in which workers are done",
+    kind="data-order",
+    severity="medium",
+    why="imap_unordered and as_completed give results as they are ready: the order of rows depends on how busy the "
+    "machine was, so it cannot be made again, and a resumed position means another place.",
+    fix="Use map or imap, or sort the results by what they were made from.",
+    source="Python reference of multiprocessing and concurrent.futures",
+)
+def unordered_workers(module: Module, project: Project) -> Iterator[Place]:
+    """for ids in pool.imap_unordered(encode, files): written or kept in this order."""
+    for scope in module.scopes:
+        for call in scope.calls:
+            if last_name(call.func) not in ("imap_unordered", "as_completed"):
+                continue
+            loop = next((above for above in module.up(call) if isinstance(above, (*LOOPS, ast.ListComp))), None)
+            text = ast.unparse(loop) if loop is not None else ""
+            about = f"{text} {scope.name} {module.path}"
+            if not re.search(r"token|doc|text|shard|row|example|encode|ids|sample|record", about, re.I):
+                continue
+            kept = re.search(r"\.(append|extend|write|tofile|add|put)\(|yield ", text) or isinstance(loop, ast.ListComp)
+            by_key = re.search(r"\[\w+\]\s*=|sort|enumerate\(\w+\)\]|download|fetch|unlink", text)
+            if kept and not by_key:
+                yield Place(
+                    call, f"`{code_of(call, 50)}` decides the order of the rows", ("results are kept as they come",)
+                )

@@ -1,0 +1,192 @@
+"""Rules on streams of random numbers that an object keeps: who sets them back, and who begins with the same numbers."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from intone.optimise.scan.expressions import code_of, keyword, last_name, names_in
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import reached
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.randomness import stream_of
+from intone.optimise.scan.seeds import MAKERS, SEEDING, calls_something, chain_of, method_of, seed_of
+from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.values import chooses_token
+
+
+@rule(
+    "S07",
+    "one request sets back the stream of the others",
+    kind="rng",
+    severity="high",
+    why="The rows that are generated together draw from one stream; a request that joins seeds it anew, so the texts "
+    "that run already change, and the same request gives another text in other company.",
+    fix="Keep a generator per request, made from its seed when it joins, and draw each row's token from its own.",
+    source="optimiser.md D22; nanochat-facts.md 2.4",
+)
+def set_back_by_one(module: Module, project: Project) -> Iterator[Place]:
+    """A generator of an object that one method seeds for a request, and from which another draws for all rows."""
+    for scope in module.scopes[1:]:
+        owner = project.owner_of(scope)
+        if owner is None or scope.simple_name == "__init__" or RESETS.search(scope.simple_name):
+            continue
+        for call in scope.calls:
+            name = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
+            if name is None or not name.startswith("self.") or not SEEDING.search("." + method_of(call)):
+                continue
+            if not call.args or not names_in(call.args[0]) & _from_caller(scope):
+                continue
+            draws = [
+                (method, other) for method in project.class_scopes(owner[1]) for other in method.calls
+                if chooses_token(other, method) and target_name(stream_of(other, method) or call) == name
+            ]  # fmt: skip
+            if draws and not any(method is scope or _leads_to(scope, method, project) for method, _ in draws):
+                at, draw = draws[0]
+                yield Place(
+                    call,
+                    f"`{scope.simple_name}` seeds `{name}` for one request, and others draw from it",
+                    (f"drawn by {code_of(draw, 50)} in `{at.simple_name}` at {at.module.path}:{draw.lineno}",),
+                )
+
+
+RESETS = re.compile(r"(^|_)(seed|reseed|reset|set_seed|manual_seed|restart|clear|load_state_dict)($|_)")
+
+
+def _from_caller(scope: Scope) -> set[str]:
+    """The parameters of a function and what it reads of them: seed, request.seed."""
+    given = set(scope.parameters) - {"self", "cls"}
+    used = {name for node in scope.body if isinstance(node, ast.Attribute) for name in names_in(node)}
+    return given | {name for name in used if name.partition(".")[0] in given}
+
+
+def _leads_to(scope: Scope, method: Scope, project: Project) -> bool:
+    return any(item.scope is method for item in reached(scope.node, scope, project, 2))
+
+
+@rule(
+    "S08",
+    "every rank draws the same masks",
+    kind="rng",
+    severity="medium",
+    why="What is made for one rank begins with the same seed on all of them: the same masks, crops or noise on every "
+    "device, so more devices see no more variety.",
+    fix="Make the seed a function of (seed, rank).",
+    source="optimiser.md D22",
+)
+def same_draws_on_ranks(module: Module, project: Project) -> Iterator[Place]:
+    """A function or object that knows its rank and draws from a stream seeded without it."""
+    for scope in module.scopes[1:]:
+        ranks = [name for name in scope.parameters if RANK.search(name)]
+        if not ranks or isinstance(scope.node, ast.Lambda):
+            continue
+        for call in scope.calls:
+            seed = seed_of(call, scope)
+            if seed is None or calls_something(seed) or any("rank" in name.lower() for name in names_in(seed)):
+                continue
+            held = _held_as(call, scope)
+            spelled = {n for name in names_in(seed) for b in scope.bindings.get(name, []) for n in names_in(b.value)}
+            if held is None or any("rank" in name.lower() for name in spelled):
+                continue
+            draw = _draws_from(held, scope, project)
+            if draw is not None:
+                at, drawn = draw
+                yield Place(
+                    call,
+                    f"`{held}` begins alike on every rank: `{ranks[0]}` is known here and is no part of the seed",
+                    (f"drawn from by {code_of(drawn, 50)} at {at.module.path}:{drawn.lineno}",),
+                )
+                break
+
+
+@rule(
+    "S09",
+    "each rank cuts its share out of another order",
+    kind="rng",
+    severity="high",
+    why="The order from which every rank takes its part is drawn with the rank in the seed, so the parts overlap: some "
+    "rows are seen on several devices, others on none.",
+    fix="Draw one order from (seed, epoch) on all ranks, then let each rank take its part.",
+    source="optimiser.md D22; PyTorch reference of DistributedSampler",
+)
+def other_order_on_ranks(module: Module, project: Project) -> Iterator[Place]:
+    """DistributedSampler(seed=seed + rank); a shuffle seeded with the rank, then files[rank::world]."""
+    for scope in module.scopes:
+        for call in scope.calls:
+            seed = keyword(call, "seed")
+            if last_name(call.func) == "DistributedSampler" and seed is not None and _has_rank(seed, scope):
+                yield Place(call, "the sampler's seed differs from rank to rank", (f"seed={code_of(seed, 40)}",))
+                continue
+            seed = seed_of(call, scope)
+            if seed is None or not _has_rank(seed, scope):
+                continue
+            held = _held_as(call, scope)
+            shuffles = [
+                other for other in scope.calls
+                if last_name(other.func) in ("shuffle", "permutation", "randperm") and other.lineno >= call.lineno
+                and (held is None or held in names_in(other) or any(part is call for part in ast.walk(other)))
+            ]  # fmt: skip
+            cut = next((node for node in scope.body if isinstance(node, ast.Subscript) and _is_share(node)), None)
+            if shuffles and cut is not None:
+                yield Place(
+                    call,
+                    "the order that ranks share is seeded with the rank",
+                    (f"shuffled at line {shuffles[0].lineno}, cut by `{code_of(cut, 40)}` at line {cut.lineno}",),
+                )
+
+
+def _has_rank(seed: ast.expr, scope: Scope) -> bool:
+    names = names_in(seed) | {
+        n for name in names_in(seed) for b in scope.bindings.get(name, []) for n in names_in(b.value)
+    }
+    return any(re.search(r"(^|[._])(local_)?rank$", name) for name in names)
+
+
+def _is_share(node: ast.Subscript) -> bool:
+    """rows[rank::world]"""
+    part = node.slice
+    return (
+        isinstance(part, ast.Slice) and part.lower is not None and part.step is not None and "rank" in ast.unparse(part)
+    )
+
+
+RANK = re.compile(r"(^|_)(rank|local_rank|worker_id|worker|shard_id|process_index|replica)$")
+
+
+def _held_as(call: ast.Call, scope: Scope) -> str | None:
+    """The name under which a stream of its own is kept: g = torch.Generator().manual_seed(1), or g.manual_seed(1)."""
+    if isinstance(call.func, ast.Attribute) and SEEDING.search("." + call.func.attr):
+        name = target_name(call.func.value)
+        if name is not None:
+            made = scope.bindings.get(name, [])
+            return name if any("Generator" in ast.unparse(b.value) for b in made) else None
+    for above in scope.module.up(call):
+        if isinstance(above, ast.Assign):
+            return (
+                target_name(above.targets[0])
+                if any(maker in chain_of(above.value, scope) for maker in MAKERS)
+                else None
+            )
+        if isinstance(above, ast.stmt):
+            return None
+    return None
+
+
+def _draws_from(held: str, scope: Scope, project: Project) -> tuple[Scope, ast.Call] | None:
+    """A draw from a stream that no rank has a part in, here or in the object's methods; a permutation is no draw."""
+    owner = project.owner_of(scope) if held.startswith("self.") else None
+    for method in project.class_scopes(owner[1]) if owner is not None else [scope]:
+        for call in method.calls:
+            stream = keyword(call, "generator")
+            own = isinstance(call.func, ast.Attribute) and target_name(call.func.value) == held
+            if not (
+                own and not SEEDING.search("." + method_of(call)) or stream is not None and target_name(stream) == held
+            ):
+                continue
+            if (
+                re.search(r"perm|shuffle", method_of(call))
+                or "rank" in ast.unparse(method.node).lower()
+                and method is not scope
+            ):
+                continue
+            return method, call
+    return None
