@@ -7,7 +7,10 @@ import re
 
 import pytest
 
-from intone import cli
+from intone import cli, tuning
+from intone.config import model_config
+from intone.tune.memory import worker_bytes
+from intone.tune.trace import Worst
 from intone.tuning import parse_size
 
 GIB = 2**30
@@ -69,6 +72,27 @@ def test_a_dry_run_says_what_fits_without_running_anything(home, capsys):
     assert needs == sorted(needs)
     assert cli.main([*words[:3], "48", *words[4:]]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["result"]["fits"] is False
+
+
+def test_on_this_cpu_a_dry_run_traces_the_step_of_our_kernels(home, capsys, monkeypatch):
+    asked = []
+
+    def traced(config, rows, **how):
+        asked.append((rows, how))
+        return [Worst(100 * 2**20 + 2**20 * number, 50 * 2**20) for number in rows]
+
+    monkeypatch.setattr(tuning, "traced", traced)
+    monkeypatch.setattr(tuning, "kernels_obstacle", lambda *_: None)
+    words = ["tune", "base", "--depth", "2", "--vocab-size", "300", "--context", "256", "--device", "cpu", "--dry-run"]
+    assert cli.main([*words, "--batch-tokens", "4096", "--memory", "1GiB", "--dtype", "fp32", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])["result"]
+    assert asked == [([4, 8], {"dtype": "fp32", "kernels": "native"})] and "by a trace" in result["model"]
+    config = model_config("modern", depth=2, vocab_size=300, context=256)
+    needs = {row["device_batch"]: row["bytes"] for row in result["curve"]}
+    assert needs[16] == sum(worker_bytes(config, 116 * 2**20))
+    monkeypatch.setattr(tuning, "kernels_obstacle", lambda *_: "no compiler")
+    assert cli.main([*words, "--dtype", "fp32", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["result"]["model"] == "by arithmetic"
 
 
 @pytest.mark.parametrize(("text", "size"), [("24GiB", 24 * GIB), ("80 GB", 80 * 10**9), ("512mib", GIB // 2)])

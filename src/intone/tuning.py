@@ -2,24 +2,28 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from intone.config import model_config
+from intone.child import ChildFailed
+from intone.config import ModelConfig, model_config
 from intone.errors import UserError
 from intone.ground import Settled
-from intone.hardware import load_facts
-from intone.log import human_bytes, table
+from intone.hardware import Facts, load_facts
+from intone.log import human_bytes, say, table
 from intone.planning import stage_choices, stage_ground
 from intone.records import Answer, choice
 from intone.settings import Resolved, TrainSettings, TuneSettings
 from intone.tune.batch import candidates, passes_of
 from intone.tune.curve import curve_text
 from intone.tune.facts import facts_json, facts_text
-from intone.tune.memory import training_bytes
+from intone.tune.kernels import kernels_obstacle
+from intone.tune.memory import training_bytes, worker_bytes
 from intone.tune.settle import MARGIN, fallbacks
+from intone.tune.trace import traced
 
 SIZES = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+LINE_TOKENS = 1024  # of a pass, from which what is alive is a line in the rows: logits exist for 512 tokens at a time
 SHOWN = (
     "device", "devices", "threads", "dtype", "kernels", "compile", "compile_by_block", "attention", "head_pieces",
     "allocator", "loader_workers", "batch_tokens", "device_batch", "memory_margin_bytes",
@@ -75,7 +79,7 @@ def as_train(settings: TuneSettings) -> TrainSettings:
 
 
 def dry_run(settings: TuneSettings) -> Answer:
-    """What a training step of this model needs by micro-batch, from its shape alone, and which fit in the memory."""
+    """What a worker that trains this model needs by micro-batch, from its shape alone, and which fit in the memory."""
     facts = load_facts()
     device = settings.device if settings.device != "auto" else (facts.device or "cpu")
     budget, source = dry_budget(settings, facts.gpu_memory_free_bytes, facts.memory_available_bytes, device)
@@ -88,7 +92,8 @@ def dry_run(settings: TuneSettings) -> Answer:
     batch_tokens = settings.batch_tokens if settings.batch_tokens != "auto" else 524_288
     rows_per_step = max(1, batch_tokens // context)
     sizes = [rows for rows in candidates(rows_per_step) if rows & (rows - 1) == 0]
-    needs = {rows: training_bytes(config, rows, dtype=dtype, compiled=compiled) for rows in candidates(rows_per_step)}
+    on_cpu = device == "cpu" and (settings.memory is None or settings.device == "cpu")
+    needs, how = dry_needs(facts, settings, config, candidates(rows_per_step), dtype, compiled, on_cpu=on_cpu)
     fitting = [rows for rows, need in needs.items() if budget is None or need <= budget * (1 - MARGIN)]
     largest = max(fitting, default=None)
     shown = sorted({*sizes, *([largest] if largest else [])})
@@ -103,13 +108,35 @@ def dry_run(settings: TuneSettings) -> Answer:
         lines.append(f"it does not fit: one row needs about {human_bytes(needs[min(needs)])}")
     else:
         lines.append(f"it fits: up to {largest:,} rows at once, with {MARGIN:.0%} of memory left alone")
-    lines.append("by the memory model, not measured: intone tune measures on the device itself")
+    lines.append(f"{how}, not measured: intone tune measures on the device itself")
     result = {
         "dry_run": True, "depth": config.depth, "context": context, "vocab_size": config.vocab_size, "dtype": dtype,
-        "compiled": compiled, "memory_bytes": budget, "fits": largest is not None, "largest_device_batch": largest,
+        "compiled": compiled, "model": how, "memory_bytes": budget, "fits": largest is not None,
+        "largest_device_batch": largest,
         "curve": [{"device_batch": rows, "bytes": needs[rows], "fits": rows in fitting} for rows in shown],
     }  # fmt: skip
     return Answer(result, "\n".join(lines))
+
+
+def dry_needs(
+    facts: Facts, settings: TuneSettings, config: ModelConfig, sizes: Sequence[int], dtype: str, compiled: bool, *,
+    on_cpu: bool,
+) -> tuple[dict[int, int], str]:  # fmt: skip
+    """(bytes of a worker by micro-batch, where they come from). On this CPU, where our kernels can run, by a trace."""
+    can_trace = on_cpu and settings.kernels != "torch" and settings.compile != "on" and dtype == "fp32"
+    if can_trace and kernels_obstacle(facts, config, dtype, "off") is None:
+        try:
+            least = -(-LINE_TOKENS // config.context)
+            one, two = traced(config, [least, 2 * least], dtype=dtype, kernels="native")
+        except ChildFailed as error:
+            say(f"the step could not be traced ({error}): by arithmetic instead")
+        else:
+            needs = {}
+            for rows in sizes:
+                in_pass = one.pass_bytes + (rows - least) * (two.pass_bytes - one.pass_bytes) // least
+                needs[rows] = sum(worker_bytes(config, max(in_pass, one.update_bytes)))
+            return needs, "by a trace of the step's tensors for our CPU kernels"
+    return {rows: training_bytes(config, rows, dtype=dtype, compiled=compiled) for rows in sizes}, "by arithmetic"
 
 
 def dry_budget(

@@ -1,7 +1,8 @@
 """Estimates what a training step needs, from the shape alone: enough to avoid what cannot fit.
 
-The numbers come from the growth of resident memory over one forward and backward pass on a 2-core CPU with
-torch 2.13 (preset modern, packed rows; tests/tune/test_memory.py holds the points and how far off this is).
+training_bytes() is arithmetic, for PyTorch's operations: growth of resident memory over one forward and backward pass
+on a 2-core CPU with torch 2.13 (preset modern, packed rows). worker_bytes() starts from a trace of the step's tensors
+(trace.py), for our CPU kernels. tests/tune/test_memory.py holds the points of both and how far off they are.
 """
 
 from intone.config import ModelConfig
@@ -14,6 +15,24 @@ BYTES_PER_LOGIT = {("fp32", False): 38, ("bf16", False): 38, ("fp32", True): 7, 
 OUTER_BLOCKS = 1.2  # embedding, first and middle streams and final norm, counted in blocks
 MASK_BYTES = 8  # per query and key of a row: boolean masks of two window sizes and the kernel's float copy
 STACK_BYTES = 8  # per matrix parameter: the optimizer stacks weights and gradients of one shape
+
+
+# of a worker on our CPU kernels in fp32 with freed memory kept (allocator heap): fitted to shapes on an EPYC 7003 that
+# tests/tune/test_memory.py names, beside others
+PROCESS_BYTES = 384 * 2**20  # interpreter, torch and our kernels, before the model
+STATE_HOLES = 1.06  # resident bytes over those of weights and moments
+CODE_BYTES = 8 * 2**20  # pages of libraries that the first step touches
+HOLES = 1.7  # the same of what a pass makes and frees: slivers of aligned pieces keep freed neighbours apart (LOG.md)
+
+
+def worker_bytes(config: ModelConfig, live_bytes: int) -> tuple[int, int]:
+    """(resident bytes of a worker before its first step, growth at the worst moment of steps of two passes or more).
+
+    live_bytes: of all tensors alive at that moment beside weights and moments, gradients included (trace.Worst).
+    """
+    grads = 4 * num_parameters(config)["total"]
+    start = PROCESS_BYTES + int(STATE_HOLES * (training_state_bytes(config) - grads))
+    return start, CODE_BYTES + grads + int(HOLES * (live_bytes - grads))
 
 
 def training_bytes(config: ModelConfig, device_batch: int, *, dtype: str, compiled: bool) -> int:
