@@ -9,6 +9,7 @@ import pytest
 
 from intone import cli, tuning
 from intone.config import model_config
+from intone.hardware import Facts
 from intone.tune.memory import worker_bytes
 from intone.tune.trace import Worst
 from intone.tuning import parse_size
@@ -61,7 +62,13 @@ def test_the_second_time_people_read_the_same_curve_and_that_it_was_remembered(a
     assert re.search(r"device_batch +\d+ .*\(measured .* ago\)", text)
 
 
-def test_a_dry_run_says_what_fits_without_running_anything(home, capsys):
+@pytest.fixture
+def known_machine(home, monkeypatch):
+    """A machine that needs not be measured."""
+    monkeypatch.setattr(tuning, "load_facts", lambda: Facts("ab" * 8, device="cpu", memory_available_bytes=7 * GIB))
+
+
+def test_a_dry_run_says_what_fits_without_running_anything(known_machine, capsys):
     words = ["tune", "base", "--depth", "12", "--dry-run", "--memory", "24GiB", "--json"]
     assert cli.main(words) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])["result"]
@@ -74,7 +81,7 @@ def test_a_dry_run_says_what_fits_without_running_anything(home, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["result"]["fits"] is False
 
 
-def test_on_this_cpu_a_dry_run_traces_the_step_of_our_kernels(home, capsys, monkeypatch):
+def test_on_this_cpu_a_dry_run_traces_the_step_of_our_kernels(known_machine, capsys, monkeypatch):
     asked = []
 
     def traced(config, rows, **how):
@@ -101,7 +108,7 @@ def test_sizes_are_read_with_their_units(text, size):
 
 
 @pytest.mark.parametrize("words", [["--memory", "lots", "--dry-run"], ["--memory", "24GiB"], ["--dry-run"]])
-def test_a_dry_run_that_cannot_be_says_what_to_write(words, home, capsys):
+def test_a_dry_run_that_cannot_be_says_what_to_write(words, known_machine, capsys):
     depth = ["--depth", "4"] if "--memory" in words else []
     assert cli.main(["tune", "base", *depth, *words]) == 2
     assert "fix:" in capsys.readouterr().err
