@@ -46,8 +46,9 @@ class Pace:
         num_steps = steps(count)
         seconds = (self._clock() - begin) / (num_tokens * num_steps)
         before = self._seconds.get((size, count))
-        if before is not None:
-            # one step that was interrupted says little
+        if before is not None and seconds > before:
+            # one step that was interrupted says little; one that was faster says what is possible
             seconds = before + NEWEST * (min(seconds, MOST_SLOWER * before) - before)
-        self._seconds[size, count] = seconds
+        if size in self._num_steps:  # the first of a size meets cold memory, whatever its threads
+            self._seconds[size, count] = seconds
         self._num_steps[size] = self._num_steps.get(size, 0) + 1
