@@ -79,10 +79,11 @@ def test_slow_and_fast_spells_of_the_machine_do_not_choose():
         def __call__(self, rows, passes, steps):
             sample = super().__call__(rows, passes, steps)
             pace = {4: 0.75, 16: 1.3}.get(rows, 1.0) if self.asked.count(rows) == 1 else 1.0
-            return Sample(sample.pass_s * pace, sample.update_s * pace, sample.growth_bytes)
+            return Sample(sample.pass_s * pace, sample.update_s, sample.growth_bytes)
 
-    machine = Shared(lambda rows: 0.05 + 0.06 * rows, update_s=0.1)
-    assert machine.share_of_best(32, machine.search(32, 2**40)) > 0.98
+    machine = Shared(lambda rows: 0.005 + 0.012 * rows, update_s=0.02)
+    found = machine.search(32, 2**40)
+    assert machine.asked.count(found.rows) > 2 and machine.share_of_best(32, found) > 0.95
 
 
 def test_a_choice_that_only_the_line_knows_is_looked_at_for_its_memory():

@@ -7,10 +7,8 @@ grow with B along a line, which two or three small probes show:
 1. steps of two passes with one row each: seconds of a pass and of the update, and the memory of both;
 2. four times the rows, then up to sixteen: lines through what was seen say what every other size needs;
 3. of the sizes whose memory fits below a margin, the smallest whose step is within 1 % of the best;
-4. that size and its neighbours are measured in turns, and the measured winner is taken.
-
-A machine that others use has slow spells and fast ones. Every probe also times an update, which is the same work at
-every size: where it took much longer or shorter than usual, so did the pass beside it, and the pass is corrected.
+4. that size, its neighbours and its best rival are measured in turns, and the measured winner is taken: a machine that
+   others use has slow spells and fast ones, and a single look at a size may fall into either.
 
 So the search never aims at running out of memory. Where a probe is not on the line (caches, tiles), sizes are doubled
 and measured until they stop getting faster: the bisection below, which can also be asked for. That is the published
@@ -39,7 +37,6 @@ VERIFY_S = 5.0  # of SEARCH_S, for measuring the neighbours in turns
 ROUNDS = 3
 MAX_LOOKS = 3  # at where the line says the best is, each time with what was measured before
 OVERTIME = 1.4  # of the budget, for one look at a choice that only the line knows: its memory is what is promised
-SPELL = 0.1  # of an update: beyond this it was the machine that was slower or faster; updates differ by less (guess)
 MIN_BLOCK_S = 0.15  # a sample is at least this long: several steps of a small model
 
 
@@ -147,8 +144,7 @@ class Search:
     free_bytes: int | None
     budget_s: float = SEARCH_S
     clock: Callable[[], float] = time.monotonic
-    # rows -> seconds of a pass and of the update beside it
-    samples: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    samples: dict[int, list[float]] = field(default_factory=dict)  # rows -> seconds of a pass
     growth: dict[int, int] = field(default_factory=dict)
     line_growth: dict[int, int] = field(default_factory=dict)  # what the line said of a size before it was measured
     failed: set[int] = field(default_factory=set)  # ran out of memory
@@ -178,7 +174,7 @@ class Search:
             self.failed.add(rows)
             self.num_failed += 1
             return False
-        self.samples.setdefault(rows, []).append((sample.pass_s, sample.update_s))
+        self.samples.setdefault(rows, []).append(sample.pass_s)
         self.updates.append(sample.update_s)
         growth = sample.growth_bytes
         if growth is not None and rows > max(self.growth, default=0):  # a smaller one sees what a larger left behind
@@ -194,13 +190,8 @@ class Search:
         return statistics.median(self.updates)
 
     def pass_s(self, rows: int) -> float:
-        """The lower median of what was seen of a measured size, corrected for spells of the machine."""
-        usual = self.update_s()
-        times = []
-        for pass_s, update_s in self.samples[rows]:
-            pace = update_s / usual if usual > 0 else 1.0
-            times.append(pass_s / pace if abs(pace - 1) > SPELL else pass_s)
-        return sorted(times)[(len(times) - 1) // 2]
+        """The median of what was seen of a measured size."""
+        return statistics.median(self.samples[rows])
 
     def points(self) -> list[tuple[int, float]]:
         return [(rows, self.pass_s(rows)) for rows in sorted(self.samples)]
@@ -403,13 +394,15 @@ def largest_by_bisection(search: Search) -> int:
 
 
 def verified(search: Search, rows: int, verify_s: float) -> None:
-    """Measures this size, its neighbours and the best measured, in alternating rounds while time is left.
+    """Measures this size, its neighbours and the best of the other measured ones, in alternating rounds, while there
+    is time.
 
     A size that was not measured yet comes first: it is what the line promises.
     """
     place = search.sizes.index(rows)
-    near = [*search.sizes[max(0, place - 1) : place + 2], search.best(list(search.samples))]
-    chosen = sorted({size for size in near if search.fits(size)} | {rows})
+    near = search.sizes[max(0, place - 1) : place + 2]
+    rivals = [size for size in search.samples if size not in near and search.fits(size)]
+    chosen = list({size for size in near if search.fits(size)} | {rows} | ({search.best(rivals)} if rivals else set()))
     end_s = search.clock() + min(verify_s, max(search.left_s(), 0.0))
     chosen.sort(key=lambda size: (size in search.samples, size != rows, size))
     for number in range(ROUNDS):
