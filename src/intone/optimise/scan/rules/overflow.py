@@ -63,7 +63,6 @@ def cache_overflow(module: Module, project: Project) -> Iterator[Place]:
 
 def _drops_oldest(scope: Scope, project: Project) -> Place | None:
     """self.k = cat([self.k, k])[:, :, -limit:]: the first tokens fall out of a cache that says nothing of a window."""
-    around = ast.unparse(scope.owner or scope.node)
     for node in scope.body:
         if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Subscript):
             continue
@@ -75,7 +74,9 @@ def _drops_oldest(scope: Scope, project: Project) -> Place | None:
             and not isinstance(part.lower.operand, ast.Constant)
             for part in parts
         )  # fmt: skip
-        if joined and tail and is_cache(node.targets[0], scope, project) and not WINDOW.search(around):
+        if joined and tail and is_cache(node.targets[0], scope, project):
+            if WINDOW.search(ast.unparse(scope.owner or scope.node)):
+                return None
             return Place(
                 node,
                 "past the cache's length its oldest tokens fall out without a word",

@@ -29,6 +29,13 @@ COLLATORS = re.compile(r"^DataCollator(ForSeq2Seq|ForTokenClassification|ForComp
 )
 def padded_rows(module: Module, project: Project) -> Iterator[Place]:
     """A collate of training rows with labels that fills up to the longest row, or to a fixed length."""
+    key = ("padded", module.path)
+    if key not in project.remembered:  # the rule on changing shapes asks too
+        project.remembered[key] = list(_padded_rows(module, project))
+    yield from project.remembered[key]
+
+
+def _padded_rows(module: Module, project: Project) -> Iterator[Place]:
     for scope in module.scopes:
         if scope.simple_name == "<lambda>" or _packs(scope):
             continue
@@ -92,7 +99,9 @@ def _makes_labels(scope: Scope) -> bool:
 
 
 def _fills_ignored(scope: Scope) -> bool:
-    """A tensor or row that begins full of -1 or -100, as only labels do, whatever they are called."""
+    """A row that begins full of -100, or in a file with a loss of -1, as only labels do, whatever their name."""
+    trains = re.search(r"ignore_index|cross_entropy|backward\(", scope.module.text)
+    numbers = (1, 100) if trains else (100,)
     for node in scope.body:
         if isinstance(node, ast.Call) and last_name(node.func) in (
             "full", "new_full", "full_like", "fill_", "masked_fill", "masked_fill_", "pad_sequence", "pad",
@@ -100,7 +109,7 @@ def _fills_ignored(scope: Scope) -> bool:
         ):  # fmt: skip
             values = [*node.args[1:], *(word.value for word in node.keywords)]
             values += node.args[:1] if last_name(node.func) == "fill_" else []
-            if any(_is_ignored(value) for value in values):
+            if any(_is_ignored(value, numbers) for value in values):
                 return True
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
             lists = [side for side in (node.left, node.right) if isinstance(side, ast.List) and len(side.elts) == 1]
@@ -109,7 +118,7 @@ def _fills_ignored(scope: Scope) -> bool:
     return False
 
 
-def _is_ignored(node: ast.expr, numbers: tuple[int, ...] = (1, 100)) -> bool:
+def _is_ignored(node: ast.expr, numbers: tuple[int, ...]) -> bool:
     """-1, -100, or a name that says ignore."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
         return node.operand.value in numbers

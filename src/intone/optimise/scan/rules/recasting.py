@@ -145,7 +145,9 @@ def weight_recast(module: Module, project: Project) -> Iterator[Place]:
         inside = owner is not None and is_module_class(owner) and scope.simple_name != "__init__"
         if not inside and not _runs_for_forward(scope, project):
             continue
-        if scope.simple_name in LOADING or (owner is not None and _is_quantised(owner)):
+        if scope.simple_name in LOADING or not any(last_name(call.func) in CASTS for call in scope.calls):
+            continue
+        if owner is not None and _is_quantised(owner):
             continue
         for call in scope.calls:
             if last_name(call.func) not in PRODUCTS:
