@@ -1208,6 +1208,19 @@ right("S79", """
         return [rows[name] for name in files]
 """)  # fmt: skip
 
+# --- S80 -------------------------------------------------------------------------------------------------------------
+ORDERED = """
+    import os, random
+    class Stream:
+        def __iter__(self):
+            dice = random.Random(SEED)
+            files = list(self.files)
+            dice.shuffle(files)
+            yield from files
+"""
+fault("S80", ORDERED.replace("SEED", "os.urandom(8)"))
+right("S80", ORDERED.replace("SEED", "self.seed + self.epoch"))
+
 
 def cases(table: dict[str, list[str]]) -> list[object]:
     return [pytest.param(rule, code, id=f"{rule}-{n}") for rule, codes in table.items() for n, code in enumerate(codes)]

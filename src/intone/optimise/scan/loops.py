@@ -272,6 +272,10 @@ def is_periodic(item: Reached, loop: ast.AST | None, project: Project) -> bool:
             return False
         if isinstance(above, ast.ExceptHandler):
             return True
+        if isinstance(above, ast.BoolOp) and below in above.values:
+            before = above.values[: above.values.index(below)]
+            if goes_on_seldom(above, before, module.scope_of.get(above, module.top), project):
+                return True
         if (
             isinstance(above, ast.IfExp)
             and below is not above.test
@@ -281,6 +285,35 @@ def is_periodic(item: Reached, loop: ast.AST | None, project: Project) -> bool:
         if isinstance(above, ast.If) and below in above.body and isinstance(above.body[-1], ENDS):
             return not _ends_a_turn(above, loop, module)
     return False
+
+
+def goes_on_seldom(node: ast.BoolOp, before: list[ast.expr], scope: Scope, project: Project) -> bool:
+    """i % 32 == 31 and done.all(): whether what stands behind some parts of an and, or of an or, runs only seldom."""
+    goes_on = isinstance(node.op, ast.And)
+    return any(_is_seldom(part, goes_on, scope, project) for part in before)
+
+
+def _is_seldom(test: ast.expr, wanted: bool, scope: Scope, project: Project, depth: int = 1) -> bool:
+    """Whether a test gives what is wanted only every few turns: i % 32 == 0 is seldom true, i % 32 seldom false."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        return _is_seldom(test.operand, not wanted, scope, project, depth)
+    if _is_remainder(test, scope, project):
+        return not wanted
+    if isinstance(test, ast.Compare) and len(test.ops) == 1:
+        if not any(_is_remainder(side, scope, project) for side in (test.left, test.comparators[0])):
+            return False
+        return (
+            wanted if isinstance(test.ops[0], ast.Eq) else not wanted and isinstance(test.ops[0], (ast.NotEq, ast.Gt))
+        )
+    if depth == 0:
+        return False
+    if isinstance(test, ast.Name):
+        values = [(b.value, scope) for b in scope.bindings.get(test.id, []) if b.how == "="]
+    elif isinstance(test, ast.Call):
+        values = [(value, f) for f in project.callees(test, scope)[:2] for value in f.returns]
+    else:
+        return False
+    return bool(values) and all(_is_seldom(value, wanted, at, project, depth - 1) for value, at in values)
 
 
 def interval_of_one(item: Reached, loop: ast.AST, project: Project) -> str | None:

@@ -55,7 +55,7 @@ def not_compiled(module: Module, project: Project) -> Iterator[Place]:
             return
         if any(is_compiled(run.node.func, run.scope, project) is not None for run in runs):  # type: ignore[attr-defined]
             return
-        yield _uncompiled(loop, module, compiles)
+        yield _uncompiled(loop, module, compiles, runs[0])
         return  # one finding a file: its loops are the same model's
     yield from _library_uncompiled(module, project)
 
@@ -90,7 +90,21 @@ def _is_lightning(call: ast.Call, scope: Scope, files: list[Module]) -> bool:
     return trainer and any(re.search(r"\(\s*(\w+\.)?LightningModule\s*\)", file.text) for file in files)
 
 
-def _uncompiled(loop: TrainLoop, module: Module, compiles: list[Compile]) -> Place:
+def _made(run: Reached) -> tuple[ast.AST, Scope] | None:
+    """Where a model is made that a loop runs: the assignment in its function or at the top of its file."""
+    assert isinstance(run.node, ast.Call)
+    name, at = target_name(run.node.func), run.scope
+    while name is not None and name not in at.parameters:
+        for binding in at.bindings.get(name, []):
+            if binding.how == "=" and isinstance(binding.value, ast.Call):
+                return binding.node, at
+        if at.outer is None:
+            return None
+        at = at.outer
+    return None
+
+
+def _uncompiled(loop: TrainLoop, module: Module, compiles: list[Compile], run: Reached) -> Place:
     if compiles:
         one = compiles[0]
         return Place(
@@ -101,12 +115,16 @@ def _uncompiled(loop: TrainLoop, module: Module, compiles: list[Compile]) -> Pla
         )
     off = [line for line, text in module.comments.items() if re.search(r"\btorch\.compile\(|\.compile\(", text)]
     told = [f"commented out at line {line}: {module.lines[line - 1].strip()[:70]}" for line in off[:1]]
+    made = _made(run)
+    if made is not None:
+        told.append(f"the model is made at {made[1].module.path}:{getattr(made[0], 'lineno', 0)}")
     return Place(
         loop.around,
         "the training loop runs the model uncompiled",
         ("no torch.compile in this file or on the way to it", *told),
         confidence="high" if off else "medium",
         scope=loop.outer_scope,
+        also=(made,) if made is not None else (),
     )
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.constants import only_value
 from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
-from intone.optimise.scan.loops import train_loops
+from intone.optimise.scan.loops import TrainLoop, is_inside, train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.values import is_optimizer
@@ -52,6 +53,8 @@ def order_not_restored(module: Module, project: Project) -> Iterator[Place]:
     if not restores or any(RESTORES_ORDER.search(other.text) or _skips(other) for other in files):
         return
     node, how = draws[0]
+    if how.startswith("goes on with") and not any(_takes_up_progress(scope) for scope, _ in restores):
+        return  # a warm start from another training's optimizer: this one begins anew, rows included
     at, restore = restores[0]
     where = f"line {restore.lineno}" if at.module is module else f"{at.module.path}:{restore.lineno}"
     yield Place(
@@ -75,6 +78,67 @@ def _from_the_beginning(module: Module, project: Project) -> Iterator[tuple[ast.
             for part in ast.walk(node.iter):
                 if isinstance(part, ast.Call) and any(f.is_generator for f in project.callees(part, loop.scope)[:2]):
                     yield node.iter, f"begins anew with `{code_of(part, 40)}`"
+        for item in loop.step_turn(project):
+            made = _made_iterator(item, loop, project)
+            if made is not None:
+                yield made, f"goes on with `{code_of(made, 40)}` from its beginning"
+
+
+PROGRESS = re.compile(r"(^|[._])(step|epoch|iter|iteration|iter_num|progress)(s|_num)?$")
+
+
+def _takes_up_progress(scope: Scope) -> bool:
+    """Whether a function that restores reads how far the training was: state["step"], progress = json.load(file)."""
+    for node in scope.body:
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and isinstance(node.slice, ast.Constant):
+            if PROGRESS.search(str(node.slice.value)):
+                return True
+        elif isinstance(node, ast.Call) and last_name(node.func) == "get" and node.args:
+            if isinstance(node.args[0], ast.Constant) and PROGRESS.search(str(node.args[0].value)):
+                return True
+        elif isinstance(node, ast.Assign) and PROGRESS.search(target_name(node.targets[0]) or ""):
+            calls = [part for part in ast.walk(node.value) if isinstance(part, ast.Call)]
+            if any("load" in (last_name(call.func) or "") for call in calls):
+                return True
+    return False
+
+
+POSITION = re.compile(
+    r"start|step|skip|resume|epoch|offset|position|state|seek|range\(|\bval|valid|eval|test|dev\b", re.I
+)
+GIVES_ROWS = re.compile(r"load|batch|stream|iter|data|feed|reader|shard|source|cycle", re.I)
+
+
+def _made_iterator(item: Reached, loop: TrainLoop, project: Project) -> ast.expr | None:
+    """batches = iter(make_loader(seed=0)) of a loop with next(batches): the call, where it is told no position."""
+    call, scope = item.node, item.scope
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "next" and call.args):
+        return None
+    value, follow = call.args[0], 3
+    while not isinstance(value, ast.Call) or last_name(value.func) in ("iter", "cycle", "enumerate", "tqdm"):
+        if isinstance(value, ast.Call) and value.args:
+            value = value.args[0]
+            continue
+        name = target_name(value)
+        owner = project.owner_of(scope) if name is not None and name.startswith("self.") else None
+        places = project.class_scopes(owner[1]) if owner is not None else [scope]
+        if scope.outer is not None and owner is None and name not in scope.bindings:
+            places = [scope.outer]
+        before = [
+            b.value for place in places for b in place.bindings.get(name or "", [])
+            if b.how == "=" and not is_inside(b.node, loop.around, place.module)
+        ]  # fmt: skip
+        if len(before) != 1 or follow == 0 or POSITION.search(name or ""):
+            return None
+        value, follow = before[0], follow - 1
+    known = any(f.is_generator for f in project.callees(value, scope)[:2]) or any(
+        method.simple_name in ("__iter__", "__next__")
+        for _, node in project.classes.get(last_name(value.func) or "", [])
+        for method in project.class_scopes(node)
+    )
+    if POSITION.search(ast.unparse(value)) or not (known or GIVES_ROWS.search(last_name(value.func) or "")):
+        return None
+    return value
 
 
 def _restores(module: Module, project: Project) -> list[tuple[Scope, ast.Call]]:

@@ -208,11 +208,11 @@ def not_in_eval_mode(module: Module, project: Project) -> Iterator[Place]:
     drops = any(DROPS.search(other.text) for other in neighbours(module, project))
     for scope, run in _evaluations(module, project):
         assert isinstance(run.node, ast.Call)
-        if not drops and not _is_handed_in(run, project):
+        if not drops and not _is_handed_in(run, module, project):
             continue
         if target_name(run.node.func) in ("self", "self.forward") or not _trains(module, project, scope):
             continue
-        if _in_eval_mode(scope, project, 3):
+        if _in_eval_mode(scope, project, 3, _name_of_model(run)):
             continue
         if scope.owner is not None and any(_sets_eval(m, project) for m in project.class_scopes(scope.owner)):
             continue
@@ -247,15 +247,23 @@ def _named_only(module: Module, project: Project) -> Iterator[Place]:
                     yield Place(node, f"`{code_of(node, 40)}` sets the mode of the outermost module only", told)
 
 
-def _is_handed_in(run: Reached, project: Project) -> bool:
+def _is_handed_in(run: Reached, module: Module, project: Project) -> bool:
     """Whether nothing in the code base says what the model is: whether it has dropout is for its maker to know."""
     assert isinstance(run.node, ast.Call)
     if classes_of(run.node.func, run.scope, project):
         return False
     root = (target_name(run.node.func) or "").partition(".")[0]
+    files = neighbours(module, project)
     return root in run.scope.parameters and not any(
-        is_module_class(node) for places in project.classes.values() for _, node in places
+        is_module_class(node) for places in project.classes.values() for file, node in places if file in files
     )
+
+
+def _name_of_model(run: Reached) -> str | None:
+    """The name of the model that a function runs, where it runs it itself and was handed it."""
+    assert isinstance(run.node, ast.Call)
+    root = (target_name(run.node.func) or "").partition(".")[0]
+    return root if not run.chain and root in run.scope.parameters else None
 
 
 def _where(run: Reached) -> list[str]:
@@ -271,24 +279,39 @@ def _trains(module: Module, project: Project, scope: Scope) -> bool:
     return any(any(True for _ in train_loops(other, project)) for other in around.values())
 
 
-def _in_eval_mode(scope: Scope, project: Project, depth: int) -> bool:
-    """Whether the mode is set by a function, or by one that leads to it."""
-    if _sets_eval(scope, project):
+def _in_eval_mode(scope: Scope, project: Project, depth: int, model: str | None = None) -> bool:
+    """Whether the mode is set by a function, or by one that leads to it. model: its name there, if known."""
+    if _sets_eval(scope, project, model):
         return True
-    sites = project.callers(scope) if depth else []
-    return any(_in_eval_mode(site.scope, project, depth - 1) for site in sites[:10])
+    for site in project.callers(scope)[:10] if depth else ():
+        handed = project.argument(site, scope, model) if model in scope.parameters else None
+        name = target_name(handed) if handed is not None else None
+        if _in_eval_mode(site.scope, project, depth - 1, name):
+            return True
+    return False
 
 
-def _sets_eval(scope: Scope, project: Project) -> bool:
-    """Whether a function sets the evaluation mode, itself or in what it calls."""
+def _sets_eval(scope: Scope, project: Project, model: str | None = None) -> bool:
+    """Whether a function, or what it calls, sets the evaluation mode of the model or of one that may be it."""
     for item in reached(scope.node, scope, project):
         if isinstance(item.node, ast.Call) and len(item.chain) <= 2:
-            if mode_of(item.node, item.scope, project) == "eval":
-                return True
             func = item.node.func
-            if isinstance(func, ast.Attribute) and func.attr == "eval" and not item.node.args:
+            named = isinstance(func, ast.Attribute) and func.attr == "eval" and not item.node.args
+            if named and model is not None and not item.chain and _is_another(func.value, model, scope):  # type: ignore[attr-defined]
+                continue
+            if named or mode_of(item.node, item.scope, project) == "eval":
                 return True
     return False
+
+
+def _is_another(base: ast.expr, model: str, scope: Scope) -> bool:
+    """Whether teacher.to(device).eval() is about another model than `student`: both are handed in, each by its name."""
+    while isinstance(base, ast.Call) and isinstance(base.func, ast.Attribute):
+        base = base.func.value
+    name = target_name(base)
+    if name is None or name in model or model in name:
+        return False
+    return {name, model} <= set(scope.parameters) or bool(re.search(r"teacher|reference|reward|critic|judge", name))
 
 
 @rule(

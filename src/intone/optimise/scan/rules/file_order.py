@@ -25,6 +25,7 @@ from intone.optimise.scan.source import LOOPS, Module, Scope, target_name
 def unsorted_files(module: Module, project: Project) -> Iterator[Place]:
     """os.listdir or glob of data files, walked over or indexed without sorted()."""
     for scope in module.scopes:
+        yield from _named_sets(scope)
         for call in scope.calls:
             if (walked := _walks_set(call, scope)) is not None:
                 salted = ("texts in a set are ordered by their hash, which is salted anew in every process",)
@@ -60,6 +61,71 @@ def _walks_set(call: ast.Call, scope: Scope) -> ast.expr | None:
             else None
         )
     return call if isinstance(above, (ast.For, ast.comprehension)) and above.iter is call else None
+
+
+SET_MAKERS = ("set", "frozenset")
+OF_TEXTS = re.compile(
+    r"str\(|\bname\b|\.stem|path|file|line|text|doc|url|key|prompt|shard|glob|listdir|strip\(|splitlines|json|['\"]id['\"]",
+    re.I,
+)
+OF_DATA = re.compile(
+    r"data|shard|parquet|jsonl|\.bin|train|corpus|token|\.arrow|\.npy|\.txt|doc|text|prompt|example|rows", re.I
+)
+READS_ROWS = re.compile(r"open|read|load|yield|append|extend|memmap|encode|write|put\(")
+
+
+def _named_sets(scope: Scope) -> Iterator[Place]:
+    """names = {path.name for path in files}, then list(names) or `for name in names`: the order of a set of texts."""
+    for name, bindings in scope.bindings.items():
+        values = [b.value for b in bindings if b.how in ("=", "op")]
+        if len(values) != len(bindings) or not values or not all(_is_set(value) for value in values):
+            continue
+        code = " ".join(ast.unparse(value) for value in values)
+        if not OF_TEXTS.search(f"{code} {name}") or not OF_DATA.search(f"{code} {name} {scope.name}"):
+            continue
+        for node in scope.body:
+            used = _in_order_of(node, name, scope)
+            if used is not None:
+                salted = (
+                    f"`{name}` is a set, made at line {getattr(bindings[0].node, 'lineno', 0)}",
+                    "texts in a set are ordered by their hash, which is salted anew in every process",
+                )
+                yield Place(used, f"`{code_of(used, 50)}` is used in the order of a set", salted)
+                break
+
+
+def _is_set(value: ast.expr) -> bool:
+    """A set written out, made by set() or a comprehension, or joined of those."""
+    if isinstance(value, ast.BinOp) and isinstance(value.op, (ast.BitOr, ast.BitAnd, ast.Sub)):
+        return _is_set(value.left)
+    if isinstance(value, ast.Call):
+        made = isinstance(value.func, ast.Name) and value.func.id in SET_MAKERS
+        joined = isinstance(value.func, ast.Attribute) and value.func.attr in ("union", "intersection", "difference")
+        return made or joined and _is_set(value.func.value)  # type: ignore[attr-defined]
+    return isinstance(value, (ast.SetComp, ast.Set))
+
+
+def _in_order_of(node: ast.AST, name: str, scope: Scope) -> ast.expr | None:
+    """What makes an order of a set: list(names) that is walked over or handed back, a loop that reads or keeps rows."""
+    if isinstance(node, ast.Call) and last_name(node.func) in ("list", "tuple") and len(node.args) == 1:
+        if target_name(node.args[0]) != name or _is_sorted(node, scope):
+            return None
+        return node if _order_matters(node, scope) else None
+    if isinstance(node, (ast.For, ast.AsyncFor)):
+        walked = node.iter
+        if isinstance(walked, ast.Call) and last_name(walked.func) in ("enumerate", "tqdm") and walked.args:
+            walked = walked.args[0]
+        rows = READS_ROWS.search(" ".join(ast.unparse(statement) for statement in node.body))
+        return node.iter if target_name(walked) == name and rows else None
+    if isinstance(node, ast.ListComp) and target_name(node.generators[0].iter) == name:
+        kept = re.search(r"open|read|load|encode|tokeni", ast.unparse(node.elt)) and not _is_sorted_around(node, scope)
+        return node.generators[0].iter if kept else None
+    return None
+
+
+def _is_sorted_around(node: ast.expr, scope: Scope) -> bool:
+    above = scope.module.parents.get(node)
+    return isinstance(above, ast.Call) and last_name(above.func) in ("sorted", "set", "sum", "len", "any", "all", "max")
 
 
 def _lists_files(call: ast.Call, scope: Scope) -> bool:

@@ -47,7 +47,7 @@ def shared_generator(module: Module, project: Project) -> Iterator[Place]:
                 continue
             made, at = maker
             seeded = _seeding_of(made, at, project)
-            if seeded is None:
+            if seeded is None or _is_new_each_call(seeded, at, project) and not re.match(r"prompts|requests", rows):
                 continue
             yield Place(
                 made,
@@ -59,6 +59,25 @@ def shared_generator(module: Module, project: Project) -> Iterator[Place]:
                 scope=at,
             )
             break
+
+
+def _is_new_each_call(seeding: ast.Call, scope: Scope, project: Project) -> bool:
+    """A seed that is counted on or drawn, so that no caller asks for the same numbers twice: base + next(counter)."""
+    seed = seed_of(seeding, scope)
+    if seed is None:
+        return False
+    values = [b.value for name in names_in(seed) for b in scope.bindings.get(name, []) if b.how == "="]
+    parts = [seed, *(value for value in values if isinstance(value, (ast.Call, ast.BinOp)))]
+    owner = project.owner_of(scope)
+    methods = project.class_scopes(owner[1]) if owner is not None else []
+    names = {name for part in parts for name in names_in(part) if name.startswith("self.")}
+    counted = any(
+        isinstance(b.node, ast.AugAssign) for m in methods for name in names for b in m.bindings.get(name, [])
+    )
+    return counted or any(
+        isinstance(node, ast.Call) and last_name(node.func) in ("next", "time", "time_ns", "urandom", "randbits")
+        for part in parts for node in ast.walk(part)
+    )  # fmt: skip
 
 
 def _rows_here(scope: Scope) -> str | None:

@@ -4,12 +4,13 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import code_of, keyword, last_name, names_in
+from intone.optimise.scan.calls import functions_of
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.randomness import stream_of
-from intone.optimise.scan.seeds import MAKERS, SEEDING, calls_something, chain_of, method_of, seed_of
+from intone.optimise.scan.seeds import MAKERS, SEEDERS, SEEDING, calls_something, chain_of, method_of, seed_of
 from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.values import chooses_token
 
@@ -48,7 +49,75 @@ def set_back_by_one(module: Module, project: Project) -> Iterator[Place]:
                     (f"drawn by {code_of(draw, 50)} in `{at.simple_name}` at {at.module.path}:{draw.lineno}",),
                 )
 
+    yield from _global_by_one(module, project)
 
+
+def _global_by_one(module: Module, project: Project) -> Iterator[Place]:
+    """torch.manual_seed(request.seed) on the way of a handler that threads run: all of them draw from this stream."""
+    for scope in module.scopes[1:]:
+        for call in scope.calls:
+            name = called(call, scope)
+            root = (target_name(call.func) or "").partition(".")[0]
+            if not (SEEDING.search("." + name.rpartition(".")[2]) or name in SEEDERS) or root not in module.imports:
+                continue
+            if not call.args or not names_in(call.args[0]) & _from_caller(scope) or project.callees(call, scope):
+                continue
+            served = _served_by_threads(call, scope, project)
+            if served is not None:
+                handler, how = served
+                yield Place(
+                    call,
+                    f"`{scope.simple_name}` seeds the stream of the whole process for one request",
+                    (f"{how}, so others that run at the same time draw from the same stream",),
+                    "high" if handler is scope else "medium",
+                )
+                break
+
+
+def _served_by_threads(call: ast.Call, scope: Scope, project: Project, depth: int = 3) -> tuple[Scope, str] | None:
+    """(the handler that leads to a call, why threads run it), or None; also where a lock stands around."""
+    if any(
+        isinstance(above, (ast.With, ast.AsyncWith))
+        and re.search(r"lock|mutex|semaphore", " ".join(ast.unparse(item.context_expr) for item in above.items), re.I)
+        for above in scope.module.up(call)
+    ):
+        return None
+    how = _threads_run(scope, project)
+    if how is not None:
+        draws = any(
+            isinstance(item.node, ast.Call)
+            and (last_name(item.node.func) == "generate" or chooses_token(item.node, item.scope))
+            for item in reached(scope.node, scope, project)
+        )
+        return (scope, how) if draws else None
+    for site in project.callers(scope)[:6] if depth else ():
+        found = _served_by_threads(site.call, site.scope, project, depth - 1)
+        if found is not None:
+            return found
+    return None
+
+
+def _threads_run(scope: Scope, project: Project) -> str | None:
+    """Why several threads may run a function at once, in words: a handler of a web server, or handed to a pool."""
+    node, text = scope.node, scope.module.text
+    if isinstance(node, ast.FunctionDef):
+        routed = [item for item in node.decorator_list if ROUTE.search(ast.unparse(item))]
+        if routed:
+            return f"`{scope.simple_name}` is a handler (@{code_of(routed[0], 40)}) that a pool of threads runs"
+        if scope.owner is not None and re.match(r"do_(GET|POST|PUT)$", scope.simple_name) and "Threading" in text:
+            return f"a thread runs `{scope.name}` for each request"
+    for starter in ("submit", "to_thread", "run_in_executor", "run_in_threadpool", "Thread"):
+        for site in project.sites.get(starter, [])[:20]:
+            if "ProcessPool" in site.scope.module.text:
+                continue
+            words = [*site.call.args, *(word.value for word in site.call.keywords if word.arg == "target")]
+            named = (arg for arg in words[:2] if last_name(arg) == scope.simple_name)
+            if any(scope in functions_of(arg, site.scope, project) for arg in named):
+                return f"`{scope.simple_name}` is handed to threads at {site.scope.module.path}:{site.call.lineno}"
+    return None
+
+
+ROUTE = re.compile(r"^\w+(\.\w+)*\.(get|post|put|route|api_route)\(")
 RESETS = re.compile(r"(^|_)(seed|reseed|reset|set_seed|manual_seed|restart|clear|load_state_dict)($|_)")
 
 

@@ -7,7 +7,14 @@ from collections.abc import Iterator, Sequence
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import called, code_of, last_name
 from intone.optimise.scan.handing import handed_from
-from intone.optimise.scan.loops import backward_calls, interval_of_one, is_periodic, step_events, train_loops
+from intone.optimise.scan.loops import (
+    backward_calls,
+    goes_on_seldom,
+    interval_of_one,
+    is_periodic,
+    step_events,
+    train_loops,
+)
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.ondevice import READS, has_read, is_tensor, on_device, to_cpu
 from intone.optimise.scan.project import Project
@@ -230,7 +237,12 @@ def tested(test: ast.expr, scope: Scope, project: Project) -> str | None:
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         return tested(test.operand, scope, project)
     if isinstance(test, ast.BoolOp):
-        return next((what for part in test.values if (what := tested(part, scope, project))), None)
+        for number, part in enumerate(test.values):
+            if goes_on_seldom(test, test.values[:number], scope, project):
+                return None
+            if (what := tested(part, scope, project)) is not None:
+                return what
+        return None
     if isinstance(test, ast.Compare):
         if any(isinstance(op, (ast.Is, ast.IsNot, ast.In, ast.NotIn)) for op in test.ops):
             return None

@@ -1,0 +1,136 @@
+"""A rule on where an order of the data is drawn from: a seed that can be given again, not entropy or the clock."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.data_order import ELSEWHERE
+from intone.optimise.scan.seeds import SEEDED, SEEDERS, SEEDING
+from intone.optimise.scan.source import Module, Scope, target_name
+
+ENTROPY = re.compile(
+    r"\burandom\b|\btime\.|\btime\(|time_ns|perf_counter|monotonic|\bnow\(|uuid[14]|\bsecrets\.|getpid|token_bytes|randbits|"
+    r"SystemRandom"
+)
+ORDERS = ("shuffle", "permutation", "permuted", "randperm", "sample", "RandomSampler", "DataLoader")
+DATA = re.compile(
+    r"file|path|shard|doc|row|example|record|order|idx|index|indices|perm|data|corpus|corpora|url|batch|pack|token|todo",
+    re.I,
+)
+DATA_CLASS = re.compile(r"Dataset|Sampler|Stream|Loader|Reader|Shard|Corpus|Feed", re.I)
+# a state or seed that is written down can be given back
+KEEPS_STATE = re.compile(r"getstate|get_state|bit_generator\.state|get_rng_state|def state_dict|initial_seed")
+
+
+@rule(
+    "S80",
+    "the order of the data comes from entropy",
+    kind="data-order",
+    severity="medium",
+    why="A stream seeded by the clock or the system's entropy gives another order at every start, and nobody knows "
+    "which: a run cannot be repeated, and a resumed one sees some rows twice and others never.",
+    fix="Seed it from the run's seed and the epoch (and the worker, where each has its own share).",
+    source="optimiser.md G6; Python reference of random.seed",
+)
+def order_from_entropy(module: Module, project: Project) -> Iterator[Place]:
+    """random.Random(os.urandom(8)), default_rng() or random.seed(time.time()) whose stream puts rows in order."""
+    if ELSEWHERE.search(module.path) or KEEPS_STATE.search(module.text):
+        return
+    for scope in module.scopes:
+        for call in scope.calls:
+            how = _entropy(call, scope)
+            draw = _orders(call, scope, project) if how is not None else None
+            if how is None or draw is None:
+                continue
+            yield Place(
+                call,
+                f"`{code_of(draw, 40)}` puts the data in an order that {how} decides",
+                (f"the stream is made by {code_of(call, 50)}", f"drawn from at line {draw.lineno}"),
+            )
+
+
+def _entropy(call: ast.Call, scope: Scope) -> str | None:
+    """What seeds a stream where it is nothing that can be given again, in words."""
+    name = called(call, scope)
+    last = name.rpartition(".")[2]
+    if last == "SystemRandom":
+        return "the system's entropy"
+    if name in SEEDED or name in SEEDERS or name == "torch.seed":
+        values = [*call.args, *(word.value for word in call.keywords)]
+        if not values or isinstance(values[0], ast.Constant) and values[0].value is None:
+            return "the system's entropy"
+        return _of_seed(values[0], scope)
+    if SEEDING.search("." + last) and call.args:
+        return _of_seed(call.args[0], scope)
+    made = scope.bindings.get(target_name(call.func.value) or "", []) if isinstance(call.func, ast.Attribute) else []
+    if last == "seed" and not call.args and any("Generator" in ast.unparse(b.value) for b in made):
+        return "the system's entropy"
+    return None
+
+
+def _of_seed(seed: ast.expr, scope: Scope) -> str | None:
+    if ENTROPY.search(ast.unparse(seed)):
+        return f"`{code_of(seed, 30)}`"
+    if not isinstance(seed, ast.Name):
+        return None
+    bindings = scope.bindings.get(seed.id, [])
+    if len(bindings) != 1 or bindings[0].how != "=" or not ENTROPY.search(ast.unparse(bindings[0].value)):
+        return None
+    reads = [n for n in ast.walk(scope.node) if isinstance(n, ast.Name) and n.id == seed.id and n is not seed]
+    if any(isinstance(node.ctx, ast.Load) for node in reads):
+        return None  # printed or saved: it can be given again
+    return f"`{code_of(bindings[0].value, 30)}`"
+
+
+def _orders(call: ast.Call, scope: Scope, project: Project) -> ast.Call | None:
+    """The call that puts data in order from the stream that a call makes or seeds."""
+    module = scope.module
+    held = _held(call, scope)
+    if held is None:
+        above = module.parents.get(call)
+        outer = module.parents.get(above) if isinstance(above, ast.Attribute) else None
+        chained = isinstance(outer, ast.Call) and last_name(outer.func) in ORDERS and _is_of_data(outer, scope)
+        return outer if chained and isinstance(outer, ast.Call) else None
+    owner = project.owner_of(scope)
+    methods = project.class_scopes(owner[1]) if owner is not None and held.startswith("self.") else [scope]
+    for method in methods:
+        for draw in method.calls:
+            if last_name(draw.func) not in ORDERS or draw is call or not _is_of_data(draw, method):
+                continue
+            base = target_name(draw.func.value) if isinstance(draw.func, ast.Attribute) else None
+            stream = keyword(draw, "generator")
+            if held == base or stream is not None and target_name(stream) == held:
+                return draw
+    return None
+
+
+def _held(call: ast.Call, scope: Scope) -> str | None:
+    """The name of the stream that a call makes or seeds; that of the package for its own stream: random, np.random."""
+    if isinstance(call.func, ast.Attribute) and (
+        called(call, scope) in SEEDERS or call.func.attr in ("seed", "manual_seed")
+    ):
+        base = call.func.value
+        if not isinstance(base, ast.Call):
+            return target_name(base)
+    for above in scope.module.up(call):
+        if isinstance(above, (ast.Assign, ast.AnnAssign)):
+            target = above.targets[0] if isinstance(above, ast.Assign) else above.target
+            whole = above.value is call or isinstance(call.func, ast.Attribute) and call.func.attr == "manual_seed"
+            return target_name(target) if whole else None
+        if isinstance(above, ast.stmt):
+            return None
+    return None
+
+
+def _is_of_data(draw: ast.Call, scope: Scope) -> bool:
+    """Whether rows, files or their places are put in order: by what is shuffled, the class, or the name it gets."""
+    owner = scope.owner
+    if owner is not None and DATA_CLASS.search(" ".join([owner.name, *(ast.unparse(base) for base in owner.bases)])):
+        return True
+    above = scope.module.parents.get(draw)
+    targets = above.targets if isinstance(above, ast.Assign) else []
+    words = {name for part in [*draw.args, *targets] for name in names_in(part)}
+    return last_name(draw.func) in ("DataLoader", "RandomSampler") or any(DATA.search(word) for word in words)
