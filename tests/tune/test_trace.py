@@ -8,8 +8,8 @@ import torch
 from intone.config import OptimConfig, model_config
 from intone.model.gpt import GPT
 from intone.model.native.build import obstacle
-from intone.model.optim import Optimizer, StepScale
-from intone.tune.trace import live_bytes, trace, traced
+from intone.model.optim import Optimizer
+from intone.tune.trace import live_bytes, trace, traced, worst_of
 
 CONFIG = replace(model_config("modern", depth=2, vocab_size=331, context=48), width=64, num_heads=2, num_kv_heads=2)
 CONFIG = replace(CONFIG, head_width=32)
@@ -22,19 +22,8 @@ def really(config, rows, dtype, head_pieces=1, kernels="torch"):
     model.compute_dtype, model.head_pieces = dtype, head_pieces
     optimizer = Optimizer(model, OptimConfig())
     model.kernels = optimizer.kernels = kernels
-    ids = torch.zeros(rows, config.context, dtype=torch.int32)
-    there = [*model.parameters(), *model.buffers(), *optimizer.state_tensors().values(), ids]
-    with live_bytes(there) as live:
-        for _ in range(2):
-            live.forget_peak()
-            for _ in range(2):
-                loss, _ = model(ids, ids, ids)
-                loss.backward()
-                del loss
-            in_pass = live.peak_bytes
-            live.forget_peak()
-            optimizer.step(StepScale(1.0, 0.9, 1.0))
-    return in_pass, live.peak_bytes
+    worst = worst_of(model, optimizer, torch.zeros(rows, config.context, dtype=torch.int32))
+    return worst.pass_bytes, worst.update_bytes
 
 
 @pytest.mark.parametrize("pieces", [pytest.param(1, marks=pytest.mark.long), 4])

@@ -18,6 +18,9 @@ from intone.config import ModelConfig, OptimConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from intone.model.gpt import GPT
+    from intone.model.optim import Optimizer
+
 TIMEOUT_S = 120.0  # depth 24 takes a tenth of it on one core
 
 
@@ -56,7 +59,7 @@ def trace(config: ModelConfig, rows: int, *, dtype: str, head_pieces: int = 1, k
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from intone.model.gpt import GPT
-    from intone.model.optim import Optimizer, StepScale
+    from intone.model.optim import Optimizer
 
     with not_called(), FakeTensorMode(allow_non_fake_inputs=True):
         model = GPT(config)
@@ -64,19 +67,25 @@ def trace(config: ModelConfig, rows: int, *, dtype: str, head_pieces: int = 1, k
         model.head_pieces = head_pieces
         optimizer = Optimizer(model, OptimConfig())
         model.kernels = optimizer.kernels = kernels  # type: ignore[assignment]
-        ids = torch.zeros(rows, config.context, dtype=torch.int32)
-        there = [*model.parameters(), *model.buffers(), *optimizer.state_tensors().values(), ids]
-        with live_bytes(there) as live:
+        return worst_of(model, optimizer, torch.zeros(rows, config.context, dtype=torch.int32))
+
+
+def worst_of(model: "GPT", optimizer: "Optimizer", ids: "Tensor") -> Worst:
+    """Two steps of two passes over ids (B, T), with or without contents -> the worst moments of the second."""
+    from intone.model.optim import StepScale
+
+    there = [*model.parameters(), *model.buffers(), *optimizer.state_tensors().values(), ids]
+    with live_bytes(there) as live:
+        for _ in range(2):
+            live.forget_peak()
             for _ in range(2):
-                live.forget_peak()
-                for _ in range(2):
-                    loss, _ = model(ids, ids, ids)
-                    loss.backward()
-                    del loss
-                pass_bytes = live.peak_bytes
-                live.forget_peak()
-                optimizer.step(StepScale(1.0, 0.9, 1.0))
-                update_bytes = live.peak_bytes
+                loss, _ = model(ids, ids, ids)
+                loss.backward()
+                del loss
+            pass_bytes = live.peak_bytes
+            live.forget_peak()
+            optimizer.step(StepScale(1.0, 0.9, 1.0))
+            update_bytes = live.peak_bytes
     return Worst(pass_bytes, update_bytes)
 
 
