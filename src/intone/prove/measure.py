@@ -22,7 +22,9 @@ from intone.prove.noise import Disturbance, Signals, Watch, disturbances, most_l
 from intone.prove.verdict import MIN_PAIRS, Comparison, Pair, judge, percent, rejected, unproven
 from intone.records import Outcome
 
-BLOCK_S = 0.5  # two per side and round: a pair compares 1 s with 1 s; shorter ones hit the 10 ms ticks of /proc/stat
+# Two per side and round: a pair compares 2 s with 2 s. On a shared machine pairs of half a second blocks spread by 6 %,
+# processes by half of that: longer rounds, and so fewer of them in each process, find more in the same time.
+BLOCK_S = 1.0
 MAX_PAIRS = 10
 MIN_REPLICATES = 3
 QUICK_REPLICATES = 2
