@@ -3,50 +3,22 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from intone.config import Preset
 from intone.errors import UserError
 from intone.fields import setting
-from intone.settings import Auto, Checked, Stage
+from intone.optimise.settings import StageSettings
+from intone.settings import Checked, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchSettings(Checked):
+class BenchSettings(StageSettings):
     """`intone bench [STAGE] A-settings -- B-settings`: is B faster than A?
 
     B has the settings of A but for what stands behind the --. Settings marked aside are about the comparison and
     stand before it.
     """
 
-    # stage whose training is compared: base (text), mid (text and conversations) or sft (conversations)
+    # stage whose training is compared: base (text), mid (text and conversations) or sft; those two need --from
     stage: Stage = setting("base", positional=True)
-    # run whose weights and model settings it starts from; mid and sft need one
-    from_run: str | None = setting(None, flag="from")
-    # text or conversations: starter, or files and folders
-    data: tuple[str, ...] = ("starter",)
-    # number of blocks
-    depth: int | Auto = setting("auto", least=1, inherit=True)
-    # longest row in tokens
-    context: int | Auto = setting("auto", least=16, inherit=True)
-    # entries of the tokenizer
-    vocab_size: int | Auto = setting("auto", least=265, inherit=True)
-    # architecture: modern or classic
-    preset: Preset = setting("modern", inherit=True)
-    # order of the data and starting weights
-    seed: int = setting(1337, least=0, inherit=True)
-    # where to compute
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    # number format of the matrix products
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    # CPU threads
-    threads: int | Auto = setting("auto", least=1)
-    # operations of a training step: PyTorch's or our own for CPUs
-    kernels: Literal["auto", "torch", "native"] = "auto"
-    # compile the training step
-    compile: Literal["auto", "on", "off"] = "auto"
-    # rows that go through the model at once
-    device_batch: int | Auto = setting("auto", least=1)
-    # tokens per optimizer step, a power of two
-    batch_tokens: int | Auto = setting("auto", least=1)
     # bitwise repeatable on a GPU too
     deterministic: bool = False
     # two replicates instead of three and more: proves large differences only

@@ -6,21 +6,59 @@ from typing import Literal, get_args
 from intone.config import Preset
 from intone.errors import UserError
 from intone.fields import setting
-from intone.settings import Auto, Checked, Stage
+from intone.settings import Auto, Checked, Stage, named_fields
 
 Word = Literal["base", "mid", "sft", "infer", "serve", "pipeline"]
 TRAINED = get_args(Stage)
+@dataclass(frozen=True, kw_only=True)
+class StageSettings(Checked):
+    """A stage that is looked at or compared, and not trained to its end: its data, its model, and how it computes."""
+
+    # run whose weights and model settings it starts from
+    from_run: str | None = setting(None, flag="from")
+    # text (sft: conversations): starter, files and folders
+    data: tuple[str, ...] = ("starter",)
+    # number of blocks
+    depth: int | Auto = setting("auto", least=1, inherit=True)
+    # longest row in tokens
+    context: int | Auto = setting("auto", least=16, inherit=True)
+    # entries of the tokenizer
+    vocab_size: int | Auto = setting("auto", least=265, inherit=True)
+    # architecture: modern or classic
+    preset: Preset = setting("modern", inherit=True)
+    # order of the data and starting weights
+    seed: int = setting(1337, least=0, inherit=True)
+    # where to compute
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    # number format of the matrix products
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # CPU threads
+    threads: int | Auto = setting("auto", least=1)
+    # operations of a training step: PyTorch's or our own for CPUs
+    kernels: Literal["auto", "torch", "native"] = "auto"
+    # compile the training step
+    compile: Literal["auto", "on", "off"] = "auto"
+    # rows that go through the model at once
+    device_batch: int | Auto = setting("auto", least=1)
+    # tokens per optimizer step, a power of two
+    batch_tokens: int | Auto = setting("auto", least=1)
+
+
 # what describes a stage of ours; behind -- stands another program, which has settings of its own
 OF_STAGES = (
-    "like", "from_run", "data", "depth", "context", "vocab_size", "preset", "seed", "device", "dtype", "threads",
-    "kernels", "compile", "device_batch", "batch_tokens", "worker", "rows", "prompt_tokens", "new_tokens", "num_slots",
+    *(name for name in named_fields(StageSettings) if name not in named_fields(Checked)),
+    "like", "worker", "rows", "prompt_tokens", "new_tokens", "num_slots",
 )  # fmt: skip
 OF_PROGRAMS = ("apply", "folder")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimiseSettings(Checked):
-    """`intone optimise STAGE` or `-- PROGRAM`: find what makes it slow or wrong, change it, and prove each change."""
+class OptimiseSettings(StageSettings):
+    """`intone optimise STAGE` or `-- PROGRAM`: find what makes it slow or wrong, change it, and prove each change.
+
+    What a stage's settings say is where the round starts; --from also names the run that generates. Tokens per
+    optimizer step are never changed.
+    """
 
     # our stage: base, mid, sft; infer (generation), serve (that over HTTP); pipeline (both, of --like)
     stage: Word | None = setting(None, positional=True)
@@ -44,34 +82,6 @@ class OptimiseSettings(Checked):
     undo: bool = False
     # run whose stage is looked at exactly as it was settled there
     like: str | None = None
-    # run whose weights the stage starts from, or that generates
-    from_run: str | None = setting(None, flag="from")
-    # text (sft: conversations): starter, files, folders
-    data: tuple[str, ...] = ("starter",)
-    # number of blocks
-    depth: int | Auto = setting("auto", least=1, inherit=True)
-    # longest row in tokens
-    context: int | Auto = setting("auto", least=16, inherit=True)
-    # entries of the tokenizer
-    vocab_size: int | Auto = setting("auto", least=265, inherit=True)
-    # architecture: modern or classic
-    preset: Preset = setting("modern", inherit=True)
-    # order of the data and starting weights
-    seed: int = setting(1337, least=0, inherit=True)
-    # where to compute
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    # number format of the matrix products it starts with
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    # CPU threads it starts with
-    threads: int | Auto = setting("auto", least=1)
-    # operations of a training step it starts with: PyTorch's or our own for CPUs
-    kernels: Literal["auto", "torch", "native"] = "auto"
-    # whether it starts with compiled steps
-    compile: Literal["auto", "on", "off"] = "auto"
-    # rows at once it starts with
-    device_batch: int | Auto = setting("auto", least=1)
-    # tokens per optimizer step, a power of two; never changed
-    batch_tokens: int | Auto = setting("auto", least=1)
     # Python module that runs the jobs in place of ours, and may have switches of its own: docs/optimise.md
     worker: str = "intone.worker"
     # texts that infer and serve generate
