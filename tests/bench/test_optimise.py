@@ -1,11 +1,23 @@
 """`intone bench optimise`: the starting point as a target, and what is said of a round on it."""
 
+import dataclasses
+import json
+
 import pytest
 from tests.bench.test_casestudy import FACTS, FAST
 
 from intone.bench import optimise
 from intone.bench.casestudy_infer import Texts
-from intone.bench.casestudy_round import FAULTS, begin_round, faults_text, found_of, start_target, totals_of
+from intone.bench.casestudy_round import (
+    FAULTS,
+    begin_round,
+    faults_text,
+    found_of,
+    measured_words,
+    start_target,
+    totals_of,
+)
+from intone.bench.casestudy_settings import OptimiseSettings
 from intone.bench.casestudy_start import SWITCHES, Faults
 from intone.bench.casestudy_train import Kit
 from intone.bench.optimise import fault_json, rows_of
@@ -13,6 +25,9 @@ from intone.bench.targets import meaning
 from intone.optimise.detect.catalogue import DETECTORS
 from intone.optimise.items import Item
 from intone.optimise.ledger import Try
+from intone.optimise.rounds import new_folder
+from intone.optimise.signals import Signals
+from intone.optimise.stages.round import StageRound
 from intone.paths import read_json
 from intone.records import Choice, Choices, read_choices
 
@@ -43,32 +58,88 @@ def test_every_switch_is_a_fault_that_the_worker_knows_and_answers_a_detector():
     assert {name for _, detectors in FAULTS.values() for name in detectors} <= set(DETECTORS)
 
 
+def comparison(ratio, verdict="faster"):
+    return {"ratio": ratio, "low": ratio - 0.1, "high": ratio + 0.1, "num_pairs": 6, "noise_low": 0.99,
+            "noise_high": 1.01, "verdict": verdict, "reason": "", "more_pairs": None}  # fmt: skip
+
+
+def whole(round_, *, passed=True):
+    without = [{"name": "train-padded-rows", "comparison": comparison(1.3)},
+               {"name": "train-kernels", "comparison": comparison(1.2, "rejected")}]  # fmt: skip
+    round_.ledger.note("whole", part="train", kept=["train-padded-rows"], comparison=comparison(1.6), without=without,
+                       gates={"passed": passed}, faults=[])  # fmt: skip
+
+
 def test_what_was_found_and_what_was_mended_are_told_apart(target, tmp_path):
     round_ = begin_round(tmp_path / "round", target, FACTS)
     finding = {"detector": "D16", "evidence": ["45% padding"]}
     round_.ledger.note("finding", part="train", kept=[], finding=finding)
     round_.ledger.note("finding", part="generate", kept=[], finding=finding | {"detector": "D8"})
+    looked = Signals(device_batch=4, ladder={"4": 1.0, "8": 0.98}, kernels_gain=1.01)
+    round_.ledger.note("signals", part="train", kept=[], signals=looked.as_json())
     item = Item("train-padded-rows", "Pack", "D16", "h", (), (1.0, 2.0), "settings", {"part": "train"}, "", "", "")
     kept = Try(item, "faster", "", True, None, {"passed": True}, None, 1.0)
     round_.ledger.note("try", after=[], **{"try": kept.as_json()})
-    comparison = {"ratio": 1.6, "low": 1.5, "high": 1.7, "num_pairs": 6, "noise_low": 0.99, "noise_high": 1.01,
-                  "verdict": "faster", "reason": "", "more_pairs": None}  # fmt: skip
-    round_.ledger.note("whole", part="train", kept=["train-padded-rows"], comparison=comparison, without=[])
     found = found_of(round_, ["train", "generate"])
     state = {entry.name: (entry.evidence is not None, entry.entry is not None) for entry in found}
     assert state == {
         "batch of 4": (False, False), "no fast code": (False, False), "padded rows": (True, True),
         "no cache": (True, False), "copied first token": (False, False),
     }  # fmt: skip
-    assert "padded rows" in faults_text(found) and "not found" in faults_text(found)
+    text = faults_text(found)
+    assert "not found" in text and "batch of 4: tokens/s over those of 4 rows: 8 rows 0.98" in text
+    assert "our kernels 1.01" in text and "no cache: it was not looked at" in text and "padded rows:" not in text
     assert fault_json(found[2])["kept"] == "train-padded-rows"
-    assert [(name, interval.value, pairs) for name, interval, pairs in totals_of(round_)] == [("sft", 1.6, 6)]
+
+
+@pytest.mark.parametrize(
+    ("detector", "signals", "words"),
+    [
+        ("D16", Signals(pad_share=0.07), "7.0% of the positions"),
+        ("D8", Signals(kind="generate", late_over_early=1.4), "1.40 times"),
+        ("D22", Signals(kind="generate", num_samples=64, distinct_first=9, expected_distinct=9.5), "9 different"),
+    ],
+)
+def test_what_was_measured_of_a_fault_that_was_not_found_is_said(detector, signals, words):
+    assert words in measured_words(detector, signals)
+
+
+def test_a_whole_is_a_row_with_what_each_change_is_worth_in_it_unless_a_gate_rejected_it(target, tmp_path):
+    round_ = begin_round(tmp_path / "round", target, FACTS)
+    whole(round_)
+    assert [(name, interval.value, pairs) for name, interval, pairs in totals_of(round_)] == [
+        ("sft", 1.6, 6), ("sft.without_padded_rows", 1.3, 6)
+    ]  # fmt: skip
+    other = begin_round(tmp_path / "other", target, FACTS)
+    whole(other, passed=False)
+    assert totals_of(other) == []
 
 
 def test_rows_say_how_many_faults_were_mended_and_what_that_brings(target, tmp_path, monkeypatch):
-    monkeypatch.setattr(optimise, "totals_of", lambda _: [("sft", optimise.proportion(1, 2), 6)])
     monkeypatch.setattr("intone.bench.rows.load_facts", lambda: FACTS)
-    found = found_of(begin_round(tmp_path / "round", target, FACTS), ["train"])
-    rows = rows_of(begin_round(tmp_path / "other", target, FACTS), found, prefix="cpu", command="c")
-    assert [row.id for row in rows] == ["cpu.optimise.mended", "cpu.optimise.sft"]
-    assert rows[0].value == 0 and rows[0].n == 3 and all(meaning(row.id) for row in rows)
+    round_ = begin_round(tmp_path / "round", target, FACTS)
+    whole(round_)
+    found = found_of(round_, ["train"])
+    rows = rows_of(round_, found, prefix="cpu", command="c")
+    assert [row.id for row in rows] == [
+        "cpu.optimise.sft.mended", "cpu.optimise.sft", "cpu.optimise.sft.without_padded_rows"
+    ]  # fmt: skip
+    assert rows[0].value == 0 and rows[0].n == 3 and len({meaning(row.id) for row in rows}) == 3
+    round_.ledger.note("left", part="train", item="train-kernels", title="Kernels")
+    assert "cpu.optimise.sft.mended" not in [row.id for row in rows_of(round_, found, prefix="cpu", command="c")]
+
+
+def test_a_second_call_goes_on_with_an_unfinished_round_whatever_its_minutes(home, target, monkeypatch):
+    def prepared(settings, facts):
+        raise AssertionError("everything was prepared already")
+
+    monkeypatch.setattr(optimise, "prepared", prepared)
+    folder = new_folder("casestudy")
+    asked = json.loads(json.dumps(dataclasses.asdict(OptimiseSettings())))
+    for name in ("out", "minutes"):
+        del asked[name]
+    begun = StageRound.begin(folder, target, FACTS, words=["bench", "optimise"], asked={"bench": asked})
+    again = optimise.opened(OptimiseSettings(minutes=5.0, out="x.jsonl"), FACTS)
+    assert (again.folder, again.minutes) == (begun.folder, 5.0)
+    with pytest.raises(AssertionError, match="prepared already"):
+        optimise.opened(OptimiseSettings(depth=2), FACTS)

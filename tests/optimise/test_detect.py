@@ -80,6 +80,13 @@ def test_slow_kernels_are_found_where_faster_ones_were_measured():
     assert detect(replace(GOOD, compiled=False, kernels_gain=1.04)) == []
 
 
+def test_rows_that_bring_little_each_time_they_are_doubled_are_found_by_what_they_bring_together():
+    few = replace(GOOD, device_batch=4, elasticity=1.04, ladder={"4": 1.0, "8": 1.04, "16": 1.09, "32": 1.08})
+    (found,) = detect(few)
+    assert found.detector == "D1" and "with 16 rows at once 1.09 times" in found.evidence[0]
+    assert detect(replace(few, ladder={"2": 1.2, "4": 1.0, "8": 1.04})) == [], "fewer rows are another matter"
+
+
 def test_time_spent_on_data_is_no_finding_where_one_batch_again_is_no_faster():
     stalled = replace(GOOD, parts={"data": 0.3, "forward": 0.7})
     assert [entry.detector for entry in detect(replace(stalled, replay=0.99))] == []

@@ -13,6 +13,7 @@ from intone.evals.intervals import Interval
 from intone.hardware import Facts
 from intone.log import table
 from intone.optimise.ledger import Try
+from intone.optimise.signals import Signals
 from intone.optimise.stages.plan import part_of
 from intone.optimise.stages.round import StageRound, interval_of
 from intone.optimise.stages.target import Target, with_worker
@@ -39,6 +40,7 @@ class Found:
     part: str
     evidence: str | None  # of the finding; None: it was not found
     entry: Try | None  # the change that was kept for it
+    measured: str = ""  # what the last look says about it
 
 
 def start_target(folder: Path, kit: Kit, texts: Texts, parts: Sequence[str]) -> Target:
@@ -62,6 +64,7 @@ def start_target(folder: Path, kit: Kit, texts: Texts, parts: Sequence[str]) -> 
 def found_of(round_: StageRound, parts: Sequence[str]) -> list[Found]:
     """The faults of these parts, with what the round found and kept."""
     lines, tries = round_.ledger.lines("finding"), round_.ledger.tries()
+    looks = {line["part"]: Signals.from_json(line["signals"]) for line in round_.ledger.lines("signals")}
     found = []
     for name, (part, detectors) in FAULTS.items():
         if part not in parts:
@@ -70,8 +73,30 @@ def found_of(round_: StageRound, parts: Sequence[str]) -> list[Found]:
         kept = [entry for entry in tries
                 if entry.kept and part_of(entry.item) == part and entry.item.finding in detectors]  # fmt: skip
         evidence = "; ".join(seen[0]["evidence"]) if seen else None
-        found.append(Found(name, part, evidence, kept[0] if kept else None))
+        measured = measured_words(detectors[-1], looks[part]) if part in looks else "it was not looked at"
+        found.append(Found(name, part, evidence, kept[0] if kept else None, measured))
     return found
+
+
+def measured_words(detector: str, signals: Signals) -> str:
+    """What a look measured of a detector's question, below its threshold or above: why a fault may be none here."""
+    if detector == "D1":
+        now = signals.device_batch
+        rungs = [f"{rows} rows {gain:.2f}" for rows, gain in signals.ladder.items() if int(rows) != now]
+        return f"tokens/s over those of {now} rows: {', '.join(rungs) or 'no more rows could be tried'}"
+    if detector == "D3":
+        gains = (("our kernels", signals.kernels_gain), ("compiled", signals.compiled_gain))
+        tried = [f"{words} {gain:.2f}" for words, gain in gains if gain is not None]
+        return f"steps/s over those now: {', '.join(tried) or 'nothing else could be tried'}"
+    if detector == "D16":
+        share = signals.pad_share
+        return "padding unknown" if share is None else f"{share:.1%} of the positions are padding"
+    if detector == "D8":
+        grown = signals.late_over_early
+        return "times of tokens unknown" if grown is None else f"a late token takes {grown:.2f} times an early one"
+    assert detector == "D22", f"{detector} is no planted fault's"
+    wanted = "unknown" if signals.expected_distinct is None else f"{signals.expected_distinct:.1f}"
+    return f"{signals.distinct_first} different first tokens of {signals.num_samples}; independent draws: {wanted}"
 
 
 def faults_text(found: Sequence[Found]) -> str:
@@ -81,19 +106,35 @@ def faults_text(found: Sequence[Found]) -> str:
          entry.entry.item.title if entry.entry else "", entry.entry.verdict if entry.entry else ""]
         for entry in found
     ]  # fmt: skip
-    return table(rows, header=["planted", "", "mended by", "speed"], left=4)
+    text = table(rows, header=["planted", "", "mended by", "speed"], left=4)
+    return text + "".join(f"\n{entry.name}: {entry.measured}" for entry in found if entry.entry is None)
 
 
 def totals_of(round_: StageRound) -> list[tuple[str, Interval, int]]:
-    """(part, interval of the whole over the start, pairs) of every part of which something was kept."""
+    """(name, measured ratio, pairs): PART is all that was kept over the start, PART.without_CHANGE all over that.
+
+    A part of which nothing was kept, or whose whole a gate rejected, has none.
+    """
     words = {part: name for name, part in NAMES.items()}
     found = []
     for line in round_.ledger.lines("whole"):
-        comparison = Comparison(**line["comparison"])
-        interval = interval_of(comparison)
-        if interval is not None:
-            found.append((words[line["part"]], interval, comparison.num_pairs))
+        if line["gates"]["passed"] is not True:
+            continue
+        part = words[line["part"]]
+        sums = {part: line["comparison"]} | {
+            f"{part}.without_{short_of(entry['name'])}": entry["comparison"] for entry in line["without"]
+        }
+        for name, value in sums.items():
+            comparison = Comparison(**value)
+            interval = interval_of(comparison)
+            if interval is not None and comparison.verdict != "rejected":
+                found.append((name, interval, comparison.num_pairs))
     return found
+
+
+def short_of(name: str) -> str:
+    """train-padded-rows -> padded_rows"""
+    return name.partition("-")[2].replace("-", "_")
 
 
 def begin_round(folder: Path, target: Target, facts: Facts, **options: Any) -> StageRound:

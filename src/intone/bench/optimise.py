@@ -13,59 +13,81 @@ from intone.bench.gpu import short_name
 from intone.bench.rows import new_row, row_path
 from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE
 from intone.evals.intervals import proportion
-from intone.hardware import load_facts
+from intone.hardware import Facts, load_facts
+from intone.log import say
 from intone.optimise.rounds import new_folder, unfinished
 from intone.optimise.stages.round import StageRound
 from intone.optimise.stages.verb import finished
 from intone.records import Answer, ResultRow, append_result
 from intone.settings import Resolved
 
+# its memory settings are this machine's, unlike those of the table of `intone bench casestudy`
+START = "the case study's starting point, with this machine's settings of memory"
+
 
 def bench_optimise(settings: OptimiseSettings, _origins: Mapping[str, Resolved]) -> Answer:
-    """The verb: prepares the starting point as `intone bench casestudy` does, and hands it to a round."""
+    """The verb: prepares the starting point as `intone bench casestudy` does, and hands it to a round.
+
+    A call that was stopped goes on with the same settings, whatever --minutes say then.
+    """
     facts = load_facts()
-    values = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ("out", "json")}
-    asked = json.loads(json.dumps(values))
-    same = {"kind": "stage", "asked": {"bench": asked}}
-    options: dict[str, Any] = {"minutes": settings.minutes, "measure": {"quick": settings.quick}}
-    folder = unfinished(same)
-    if folder is None:
-        with prepared(settings, facts) as ready:
-            folder = new_folder("casestudy")
-            texts = texts_of(ready, settings)
-            target = start_target(folder / "start", ready.kit, texts, settings.parts)
-            words = command_line("optimise", settings).removeprefix("intone ").split()
-            round_ = StageRound.begin(folder, target, facts, words=words, asked={"bench": asked}, **options)
-    else:
-        round_ = StageRound(folder, facts, **options)
+    round_ = opened(settings, facts)
     round_.run()
-    answer = finished(round_)
     found = found_of(round_, [NAMES[part] for part in settings.parts])
-    text = f"{faults_text(found)}\n\n{answer.text}"
-    if not settings.quick:
+    rows: list[ResultRow] = []
+    if not settings.quick:  # before anything else can fail: this took an hour
         prefix = "cpu" if (facts.device or "cpu") == "cpu" else short_name(facts, facts.device or "cpu")
         path = Path(settings.out).absolute() if settings.out else row_path("optimise")
-        for row in rows_of(round_, found, prefix=prefix, command=command_line("optimise", settings)):
+        rows = rows_of(round_, found, prefix=prefix, command=command_line("optimise", settings))
+        for row in rows:
             append_result(path, row)
-        text += f"\n\nrows are in {path}"
+    answer = finished(round_)
+    text = f"{faults_text(found)}\n\n{answer.text}"
+    text += f"\n\n{len(rows)} rows are in {path}" if rows else "\n\nquick: no row is kept" if settings.quick else ""
     code = EXIT_DONE if all(entry.entry is not None for entry in found) else EXIT_CHECK_FAILED
     result = {**answer.result, "faults": [fault_json(entry) for entry in found]}
-    return Answer(result, text, path=str(folder), exit=code)
+    return Answer(result, text, path=str(round_.folder), exit=code)
+
+
+def opened(settings: OptimiseSettings, facts: Facts) -> StageRound:
+    """The unfinished round of these settings, or a new one with its starting point prepared."""
+    aside = ("out", "json", "minutes")
+    values = {name: value for name, value in dataclasses.asdict(settings).items() if name not in aside}
+    asked = {"bench": json.loads(json.dumps(values))}
+    options: dict[str, Any] = {"minutes": settings.minutes, "measure": {"quick": settings.quick}}
+    folder = unfinished({"kind": "stage", "asked": asked})
+    if folder is not None:
+        return StageRound(folder, facts, **options)
+    with prepared(settings, facts) as ready:
+        say(ready.words)
+        folder = new_folder("casestudy")
+        target = start_target(folder / "start", ready.kit, texts_of(ready, settings), settings.parts)
+        words = command_line("optimise", settings).removeprefix("intone ").split()
+        return StageRound.begin(folder, target, facts, words=words, asked=asked, **options)
 
 
 def fault_json(found: Found) -> dict[str, Any]:
     return {
-        "fault": found.name, "part": found.part, "evidence": found.evidence,
+        "fault": found.name, "part": found.part, "evidence": found.evidence, "measured": found.measured,
         "kept": found.entry.item.name if found.entry else None,
     }  # fmt: skip
 
 
 def rows_of(round_: StageRound, found: Sequence[Found], *, prefix: str, command: str) -> list[ResultRow]:
-    """The share of faults that were mended, and what the changes bring together, measured."""
-    mended = sum(entry.entry is not None for entry in found)
-    rows = [new_row(f"{prefix}.optimise.mended", proportion(mended, len(found)), "share", n=len(found),
-                    baseline="the case study's starting point", command=command)]  # fmt: skip
+    """The share of a part's faults that were mended, what the changes bring together, and each within the whole.
+
+    A part of which something was left when the minutes were over has no share: it would count what was not tried.
+    """
+    rows = []
+    left = {line["part"] for line in round_.ledger.lines("left")}
+    for name, part in NAMES.items():
+        faults = [entry for entry in found if entry.part == part]
+        if faults and part not in left:
+            mended = sum(entry.entry is not None for entry in faults)
+            rows.append(new_row(f"{prefix}.optimise.{name}.mended", proportion(mended, len(faults)), "share",
+                                n=len(faults), baseline=START, command=command))  # fmt: skip
     for name, interval, pairs in totals_of(round_):
-        rows.append(new_row(f"{prefix}.optimise.{name}", interval, "x", n=pairs,
-                            baseline="the case study's starting point", command=command))  # fmt: skip
+        of_all = ".without_" in name
+        rows.append(new_row(f"{prefix}.optimise.{name}", interval, "x", n=pairs, command=command,
+                            baseline="everything but this change" if of_all else START))  # fmt: skip
     return rows

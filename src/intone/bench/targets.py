@@ -167,6 +167,7 @@ TARGETS: tuple[Target, ...] = (
 # what measured values mean that have no target: pattern of ids -> words; the first that fits counts
 MEANINGS = (
     ("*.optimise.*mended", "faults of the case study's starting point that `optimise` found and mended"),
+    ("*.optimise.*.without_*", "case study's start: all that `optimise` kept, over all without this one change"),
     ("*.optimise.*", "case study's start: everything that `optimise` kept, measured together over the start"),
     ("*.smoke.checks", "checks of a first look at the machine that passed: training, resume, generation"),
     ("*.casestudy.*.without_*", "case study: everything over everything without this one change"),

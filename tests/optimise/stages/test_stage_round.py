@@ -4,12 +4,14 @@ import json
 
 import pytest
 
+from intone.errors import UserError
 from intone.optimise.signals import Signals
 from intone.optimise.stages import round as module
 from intone.optimise.stages.preset import preset_of
 from intone.optimise.stages.report import write_stage_report
 from intone.optimise.stages.round import StageRound
 from intone.optimise.stages.target import Target
+from intone.optimise.stages.words import round_text
 from intone.prove.gates.result import GateReport, GateResult, Threshold
 from intone.prove.measure import Measured, SideResult
 from intone.prove.verdict import Comparison
@@ -24,6 +26,7 @@ class World:
         self.asked = []
         self.stop_at = None
         self.rejects = set()
+        self.crashes = False
         world = self
         # a function, so that it is bound to the round
         self.compared_of = lambda round_, *words, **options: world.compared(round_, *words, **options)
@@ -46,14 +49,16 @@ class World:
         bad = any(name in self.rejects for values in after.values() for name in values)
         return GateReport((GateResult("parity", not bad, "other losses" if bad else "alike", RULE, fix="undo"),))
 
-    def compared(self, round_, part, states, *, against=None):
+    def compared(self, round_, part, states, *, against=None, max_pairs=None):
         self.asked.append(("measure", tuple(states)))
         last = list(states.values())[-1]
         packed = last.get("switches", {}).get("padded_rows") is False
         found = Comparison(1.5, 1.4, 1.6, 6, 0.99, 1.01, "faster" if packed else "same", "planted")
-        sides = tuple(SideResult(name, "supervised", 1.0, 1.0, 1.0, 1.0, None, None, {}) for name in states)
-        without = {name.removeprefix("without "): found for name in states if name.startswith("without ")}
-        return Measured(sides, (found,), (), 3, False, 1.0, ""), without
+        sides = [SideResult(name, "supervised", 1.0, 1.0, 1.0, 1.0, None, None, {}) for name in states]
+        if self.crashes:
+            sides[1], found = None, Comparison(None, None, None, 0, None, None, "rejected", "it died")
+        over = {name: found for name in states if against not in (None, name)}
+        return Measured(tuple(sides), (found,), (), 3, False, 1.0, ""), over
 
 
 @pytest.fixture
@@ -125,9 +130,24 @@ def test_a_round_that_was_stopped_goes_on_behind_its_last_try(world, round_, fac
     assert len(starts) == 1, "what was looked at is not looked at again"
 
 
-def test_no_further_change_is_begun_after_the_minutes(world, round_):
+def test_no_further_change_is_begun_after_the_minutes_and_what_was_left_is_said(world, round_):
     round_.minutes = 0.0
     assert round_.run() == [] and round_.ledger.lines("end")
+    assert [line["item"] for line in round_.ledger.lines("left")] == ["train-padded-rows"]
+    assert "left when the minutes were over, train: Pack" in round_text(round_.ledger)
+
+
+def test_a_change_that_dies_before_it_is_measured_is_a_crash_in_the_ledger(world, round_):
+    world.crashes = True
+    assert {(entry.verdict, entry.reason, entry.kept) for entry in round_.run()} == {("crashed", "it died", False)}
+
+
+def test_a_state_that_does_not_run_as_it_is_ends_the_round_without_a_word_on_the_change(start, facts, tmp_path):
+    (tmp_path / "round").mkdir()
+    dead, measure = Target(start.folder, "no_such_module"), {"lock": False}
+    made = StageRound.begin(tmp_path / "round", dead, facts, words=[], asked={}, measure=measure)
+    with pytest.raises(UserError, match="before could not be measured"):
+        made.compared("train", {"before": {}, "b": {}})
 
 
 def test_the_ledger_is_json_that_anybody_can_read(world, round_):

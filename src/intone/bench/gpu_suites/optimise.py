@@ -13,7 +13,7 @@ RESERVE_S = 90.0  # of the suite's time: measuring what was kept, once no furthe
 
 
 def optimise(bench: Bench) -> None:
-    """Rows optimise.mended, optimise.sft and optimise.inference; each part is a round of its own."""
+    """Rows optimise.PART, optimise.PART.mended and optimise.PART.without_CHANGE; each part is a round of its own."""
     shape = shape_of(bench)
     for part, of_ours, name in (("sft", "train", "optimise.sft"), ("inference", "generate", "optimise.inference")):
         if not bench.may(f"a round on the start's {part}", name, f"{name}.mended", seconds=170):
@@ -32,5 +32,5 @@ def optimise(bench: Bench) -> None:
             say(line)
         mended = sum(entry.entry is not None for entry in found)
         bench.row(f"{name}.mended", mended / len(found), "share", n=len(found))
-        for _, interval, pairs in totals_of(round_):
-            bench.row(name, interval.value, "x", low=interval.low, high=interval.high, n=pairs)
+        for what, interval, pairs in totals_of(round_):
+            bench.row(f"optimise.{what}", interval.value, "x", low=interval.low, high=interval.high, n=pairs)

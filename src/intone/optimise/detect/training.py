@@ -9,13 +9,18 @@ PERCENT = "{:.1%}"
 
 def under_batched(signals: Signals) -> Bottleneck | None:
     """D1: more rows at once would be faster, and there is memory for them."""
-    gain = signals.elasticity
-    used = ratio(signals.peak_bytes, signals.memory_bytes)
+    gain, used = signals.elasticity, ratio(signals.peak_bytes, signals.memory_bytes)
+    words, now = "twice the rows", signals.device_batch
+    if signals.ladder and now is not None:
+        more = {int(rows): found for rows, found in signals.ladder.items() if int(rows) > now}
+        rows = max(more, key=lambda count: more[count], default=None)
+        if rows is not None and (gain is None or more[rows] > gain):
+            gain, words = more[rows], f"{rows} rows"
     if signals.kind != "train" or gain is None or gain <= 1.05 or (used is not None and used >= 0.7):
         return None
-    evidence = [f"with twice the rows at once {gain:.2f} times the tokens/s"]
-    if signals.device_batch is not None:
-        evidence.append(f"{signals.device_batch} rows at once now")
+    evidence = [f"with {words} at once {gain:.2f} times the tokens/s"]
+    if now is not None:
+        evidence.append(f"{now} rows at once now")
     if signals.micro_steps is not None:
         evidence.append(f"{signals.micro_steps:.3g} backward passes per optimizer step")
     if used is not None:

@@ -135,7 +135,7 @@ def whole_blocks(whole: Mapping[str, Any]) -> list[Block]:
     found = [("all together", whole["comparison"])]
     found += [(f"over all without {entry['name']}", entry["comparison"]) for entry in whole["without"]]
     text = "Measured as a whole, and the whole against itself without each change. Factors are never multiplied."
-    faults = [entry["name"] for entry in whole["without"] if entry["reason"]]
+    faults = whole["faults"]
     blocks: list[Block] = [Prose(text), factors(found, "Everything that was kept")]
     if faults:
         blocks.append(Prose(f"Kept because results were wrong without it, whatever its speed: {', '.join(faults)}."))

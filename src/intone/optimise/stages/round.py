@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from intone import jobs
+from intone.errors import UserError
 from intone.evals.intervals import Interval
 from intone.hardware import Facts
 from intone.log import human_duration, say
@@ -29,11 +30,11 @@ from intone.optimise.stages.target import Part, State, Target, merged
 from intone.optimise.stages.training import MANY_STEPS, QUIET, look_at_training
 from intone.paths import read_json, write_json
 from intone.prove.gates import stack
-from intone.prove.measure import Measured, Side, SideFailed, measure_rounds, pairs_between
-from intone.prove.verdict import Comparison, judge
+from intone.prove.measure import MAX_PAIRS, Measured, Side, SideFailed, judge_rounds, measure_rounds
+from intone.prove.verdict import MIN_PAIRS, Comparison
 
 MAX_TRIES = 12  # of one part
-START, ALL = "as it was", "with all"
+START, ALL, WITHOUT = "as it was", "with all", "without "
 
 Look = Callable[[Target, State, Facts, Path], Signals]
 LOOKS: Mapping[Part, Look] = {"train": look_at_training, "generate": look_at_generation}
@@ -43,6 +44,7 @@ LOOKS: Mapping[Part, Look] = {"train": look_at_training, "generate": look_at_gen
 class StageRound:
     """A round in its folder. run() may be called again after a stop.
 
+    minutes: no try is begun after them; every part has its share, so that the last one is not left out.
     measure: options of measure_rounds, which every comparison of the round gets.
     """
 
@@ -75,23 +77,25 @@ class StageRound:
 
     def run(self) -> list[Try]:
         """Tries what the plans say, part by part, then measures everything that was kept -> all tries."""
-        for part in self.target.parts:
+        parts = self.target.parts
+        for number, part in enumerate(parts, 1):
+            end_s = None if self.minutes is None else 60 * self.minutes * number / len(parts)
             with StageGates.opened(self.target, self.facts, self.folder / "trials") as gates:
-                self.improve(part, gates)
+                self.improve(part, gates, end_s)
                 self.whole(part, gates)
         self.ledger.note("end", seconds=time.monotonic() - self.began_s)
         shutil.rmtree(self.folder / "trials", ignore_errors=True)
         say(f"the round took {human_duration(time.monotonic() - self.began_s)}")
         return self.ledger.tries()
 
-    def improve(self, part: Part, gates: StageGates) -> None:
-        """One change after the other, until nothing in the plan is left."""
+    def improve(self, part: Part, gates: StageGates, end_s: float | None) -> None:
+        """One change after the other, until nothing in the plan is left; none is begun end_s after the round began."""
         while True:
             signals, findings = self.analyse(part)
             plan = self.plan(part, signals, findings)
             left = [item for item in plan.items if item.name not in self.tried(part)]
             item = next((entry for entry in left if entry.how != "instruction"), None)
-            if item is None or len(self.tries(part)) >= MAX_TRIES or self.is_late(item):
+            if item is None or len(self.tries(part)) >= MAX_TRIES or self.is_late(part, item, end_s):
                 for entry in left:
                     if entry.how == "instruction":
                         words = str(entry.change["words"])
@@ -126,7 +130,10 @@ class StageRound:
         return plan
 
     def attempt(self, part: Part, item: Item, finding: Bottleneck, gates: StageGates) -> Try:
-        """One change: gates first, then its speed in turns. A fault's mending is kept whatever its speed."""
+        """One change: gates first, then its speed in turns. A fault's mending is kept whatever its speed.
+
+        Raises UserError where the part does not run as it is without the change: the round can go on later.
+        """
         begin_s = time.monotonic()
         before = self.state(part)
         after = merged(before, change_of(item))
@@ -135,10 +142,12 @@ class StageRound:
         if report.passed is not True:
             verdict = "rejected" if report.passed is False else "not proven"
             return Try(item, verdict, report.reason, False, None, seconds=time.monotonic() - begin_s, **made)
-        try:
-            comparison = self.compared(part, {"before": before, item.name: after})[0].comparisons[0]
-        except SideFailed as failure:
-            reason = failure.outcome.message
+        # what is kept in any case needs a number, not a verdict
+        pairs = MIN_PAIRS if finding.is_fault else MAX_PAIRS
+        measured, _ = self.compared(part, {"before": before, item.name: after}, max_pairs=pairs)
+        comparison = measured.comparisons[0]
+        if measured.sides[1] is None:
+            reason = comparison.reason
             return Try(item, "crashed", reason, False, None, seconds=time.monotonic() - begin_s, **made)
         kept = comparison.verdict == "faster" or (finding.is_fault and comparison.verdict != "rejected")
         reason = comparison.text()
@@ -148,7 +157,10 @@ class StageRound:
         return Try(item, comparison.verdict, reason, kept, comparison.as_json(), seconds=seconds, **made)
 
     def whole(self, part: Part, gates: StageGates) -> None:
-        """All that was kept of a part, measured against its start and without each change; all gates once more."""
+        """All that was kept of a part, measured against its start and without each change; all gates once more.
+
+        What mends a fault and is not faster is not taken out again: results would be wrong, and it claims no speed.
+        """
         kept = [entry for entry in self.tries(part) if entry.kept]
         names = [entry.item.name for entry in kept]
         if not kept or any(line["part"] == part and line["kept"] == names for line in self.ledger.lines("whole")):
@@ -156,39 +168,45 @@ class StageRound:
         say(f"measuring {len(kept)} changes together, and without each")
         state = self.state(part)
         report = gates.judge(part, {}, state, whole=True)
+        faster = [entry for entry in kept if entry.verdict == "faster"]
         others = {
-            f"without {entry.item.name}": state_of([other.item for other in kept if other is not entry])
-            for entry in kept if len(kept) > 1
+            f"{WITHOUT}{entry.item.name}": state_of([other.item for other in kept if other is not entry])
+            for entry in faster if len(kept) > 1
         }  # fmt: skip
-        measured, against = self.compared(part, {START: {}, ALL: state, **others}, against=ALL)
-        total = measured.comparisons[0]
-        faults = {entry.item.name for entry in kept if entry.verdict != "faster"}
-        speeds = {name: interval_of(found) for name, found in against.items() if name not in faults}
+        # all of it comes first: then the measuring goes on until each of the others is told apart from it
+        measured, against = self.compared(part, {ALL: state, START: {}, **others}, against=ALL)
+        total = against.pop(START)
+        alone = {name.removeprefix(WITHOUT): found for name, found in against.items()}
+        speeds = {name: interval_of(found) for name, found in alone.items()}
+        if len(kept) == 1:
+            speeds = {entry.item.name: interval_of(total) for entry in faster}
         sums = stack.judge(stack.Stack(interval_of(total), speeds))
         self.ledger.note(
             "whole", part=part, kept=names, comparison=total.as_json(), gates=report.as_json(), stack=sums.as_json(),
             sides=[dataclasses.asdict(side) if side else None for side in measured.sides],
-            without=[
-                {"name": name, "reason": "mends a fault" if name in faults else "", "comparison": found.as_json()}
-                for name, found in against.items()
-            ],
+            without=[{"name": name, "comparison": found.as_json()} for name, found in alone.items()],
+            faults=[entry.item.name for entry in kept if entry not in faster],
         )  # fmt: skip
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
     def compared(
-        self, part: Part, states: Mapping[str, State], *, against: str | None = None
+        self, part: Part, states: Mapping[str, State], *, against: str | None = None, max_pairs: int = MAX_PAIRS
     ) -> tuple[Measured, dict[str, Comparison]]:
-        """The states measured in turns, each against the first; and `against` over each "without NAME", by name."""
+        """The states measured in turns, each against the first; and the state `against` over each of the others.
+
+        Raises UserError where the first does not run.
+        """
         with jobs.trial_folder(self.folder / "trials") as scratch:
             sides = [self.side(part, name, state, scratch) for name, state in states.items()]
-            measured = measure_rounds(sides, **self.measure)
-        clean = [entry for entry in measured.rounds if not entry.disturbed] or list(measured.rounds)
-        found = {
-            name.removeprefix("without "): judge(pairs_between(clean, name, against))
-            for name in states if against is not None and name.startswith("without ")
+            try:
+                measured = measure_rounds(sides, **{"max_pairs": max_pairs, **self.measure})
+            except SideFailed as failure:
+                fix = failure.outcome.fix or "see why, then give the same command again: the round goes on"
+                raise UserError(f"{part}: {failure}", value=failure.side, fix=fix) from failure
+        return measured, {
+            name: judge_rounds(measured.rounds, name, against) for name in states if against not in (None, name)
         }  # fmt: skip
-        return measured, found
 
     def side(self, part: Part, name: str, state: State, scratch: Path) -> Side:
         """A part in a state as a side of a comparison; every start is a new job folder."""
@@ -223,10 +241,12 @@ class StageRound:
         if entry.verdict != "told":
             say(f"{entry.item.title}: {entry.reason}; {'kept' if entry.kept else 'not kept'}")
 
-    def is_late(self, item: Item) -> bool:
-        if self.minutes is None or time.monotonic() - self.began_s < 60 * self.minutes:
+    def is_late(self, part: Part, item: Item, end_s: float | None) -> bool:
+        """Whether no try may be begun any more; the ledger says what was left then."""
+        if end_s is None or time.monotonic() - self.began_s < end_s:
             return False
-        say(f"the {self.minutes:g} minutes are over: {item.title} is left for another round")
+        say(f"{human_duration(end_s)} are over: {item.title} is left for another round")
+        self.ledger.note("left", part=part, item=item.name, title=item.title)
         return True
 
 

@@ -31,6 +31,8 @@ from intone.tune.trial import attention_for
 STEPS = {"warm": 3, "plain": 9, "split": 5}  # nine: three thirds of three show a drift
 TIMEOUT_S = 600.0
 BLOCK_S = 0.4  # of a differential test: two a side are enough to see 5 %
+# two at least: padded batches differ in width from one step to the next. Steps of 10 s and more are taken one by one
+BLOCK_STEPS, LONG_S = 2, 10.0
 MANY_STEPS = 1_000_000  # of a job that is measured in blocks: more than any look needs
 WORTH = 1.02  # a rung of the ladder of rows that adds less is the last one
 MOST_MEMORY = 0.7  # share of the device's memory from which no larger micro-batch is looked at (detector D1)
@@ -161,7 +163,8 @@ def differences(signals: Signals, target: Target, state: State, facts: Facts, sc
     """The signals with what each other setting would do, each swapped in and out in one live worker."""
     segment = target.choices(state).segments[0]
     assert signals.step_s is not None, "steps were timed"
-    swap = Swap(target, state, scratch, block_steps=max(1, round(BLOCK_S / signals.step_s)))
+    least = BLOCK_STEPS if signals.step_s < LONG_S else 1
+    swap = Swap(target, state, scratch, block_steps=max(least, round(BLOCK_S / signals.step_s)))
     with swap:
         ladder = rows_ladder(swap, segment, most_rows(target, state), signals.memory_bytes)
         changes: dict[str, Any] = {"ladder": {str(rows): gain for rows, gain in ladder.items()}}

@@ -221,7 +221,7 @@ def command_of(settings: OptimiseSettings) -> list[str]:
 def result_of(round_: StageRound) -> dict[str, Any]:
     """The result for machines."""
     ledger = round_.ledger
-    keep = ("part", "kept", "comparison", "gates", "stack", "without")
+    keep = ("part", "kept", "comparison", "gates", "stack", "without", "faults")
     return {
         "id": round_.folder.name,
         "findings": [line["finding"] | {"part": line["part"]} for line in ledger.lines("finding")],

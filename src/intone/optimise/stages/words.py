@@ -60,8 +60,8 @@ def whole_text(line: Mapping[str, Any]) -> str:
         share = alone["reason"]
         if alone["ratio"]:
             share = f"{alone['ratio']:.2f}x [{alone['low']:.2f}, {alone['high']:.2f}]"
-        note = f" ({entry['reason']})" if entry["reason"] else ""
-        lines.append(f"  over the same without {entry['name']}: {share}{note}")
+        lines.append(f"  over the same without {entry['name']}: {share}")
+    lines += [f"  {name} is kept because results are wrong without it, whatever its speed" for name in line["faults"]]
     lines.append(f"  whole stack: {line['stack']['reason']}")
     return "\n".join(lines)
 
@@ -69,6 +69,7 @@ def whole_text(line: Mapping[str, Any]) -> str:
 def round_text(ledger: Ledger) -> str:
     """Everything that a finished round says, but for where its files are."""
     lines = [findings_text(ledger), tries_text(ledger.tries()), *map(whole_text, ledger.lines("whole"))]
+    lines += [f"left when the minutes were over, {line['part']}: {line['title']}" for line in ledger.lines("left")]
     if not ledger.lines("whole"):
         lines.append("nothing proven: no setting made it faster beyond doubt and passed the gates")
     return "\n\n".join(lines)
