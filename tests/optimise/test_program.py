@@ -1,16 +1,26 @@
 """Somebody else's program is looked at and measured without a change to it."""
 
+import ast
+import importlib.util
+import json
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from intone.errors import UserError
 from intone.optimise.detect.catalogue import detect
-from intone.optimise.program import check_program, look_at, program_side, token_times
-from intone.optimise.program_gates import judge_losses, judge_tokens
-from intone.optimise.trace import union
+from intone.optimise.program import PROBE, check_program, look_at, program_side, token_times
+from intone.optimise.program_gates import judge_losses, judge_times, judge_tokens
+from intone.optimise.trace import product_flops, union
 from intone.prove.live import LiveFailed
+from intone.prove.measure import Block, Measured, Round
+from intone.prove.noise import Signals as Noise
+from tests.bench.test_casestudy import FACTS
 
 # a wait of 6 ms per batch beside steps of about 2 ms: planted, in a function that the report must name
 TRAIN = """
@@ -50,13 +60,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_time_the_batches_and_the_waiting_line_are_found(folder: Path, tmp_path: Path):
     program = check_program([sys.executable, "train.py", "100000"], folder)
     program = type(program)(program.words, folder, {"PYTHONPATH": str(folder)})
-    signals, raw = look_at(program, tmp_path / "look", steps=25)
+    signals, raw = look_at(program, tmp_path / "look", steps=25, facts=FACTS)
     assert (folder / "theirs.txt").read_text() == "ran"
     assert (signals.kind, signals.device_batch, signals.micro_steps, signals.num_shapes) == ("train", 4, 2.0, 1)
     assert signals.pad_share == pytest.approx(4 / 12) and signals.masked_rows == 0
     assert signals.parts["data"] > 0.3 and sum(signals.parts.values()) == pytest.approx(1.0, abs=0.02)
     assert signals.matmul_dtypes == {"fp32": 1.0} and signals.threads == 1
     assert signals.logits_bytes == 4 * 12 * 64 * 4
+    weights = 4 * (64 * 16 + 64 * 16 + 64)
+    kinds = signals.memory_kinds
+    assert kinds["weights"] == kinds["gradients"] == weights
+    assert kinds["optimizer"] == 2 * weights + 3 * 4, "two moments, and a count of steps for each of three"
+    assert sum(kinds.values()) == signals.peak_bytes and kinds["code"] > 2**20
+    # per step two passes of 48 positions: forward, and backward to the weights and to the table's rows
+    flops = 2 * 3 * 2 * 48 * 16 * 64
+    assert signals.flop_share == pytest.approx(flops / signals.step_s / FACTS.fp32_flops_per_s)
     found = {entry.detector: entry for entry in detect(signals)}
     assert "D16" in found and found["D6"].place == "train.py:12"
     assert len(raw["losses"]) >= 2 * 25
@@ -172,6 +190,87 @@ def test_losses_are_compared_with_the_programs_own_spread():
     assert judge_losses([steps, far], [near]).passed is True
     assert judge_losses([steps], [{step + 100: 1.0 for step in range(5)}]).passed is None
     assert judge_losses([steps], [{**near, 3: float("nan")}]).passed is False
+
+
+def test_a_program_that_prints_answers_and_slows_its_clock_is_caught(tmp_path: Path):
+    cheat = "import time\nreal = time.perf_counter\nat = real()\ntime.perf_counter = lambda: at + (real() - at) / 20\n"
+    fake = "    print('{\"steps\": 4, \"seconds\": 1e-6, \"losses\": []}', flush=True)\n"
+    (tmp_path / "train.py").write_text(cheat + TRAIN + fake)
+    program = check_program([sys.executable, "train.py", "100000"], tmp_path)
+    with program_side("B", program, tmp_path / "blocks").start() as child:
+        child.wait_ready()
+        begin_s = time.monotonic()
+        answer = child.block(steps=9)
+        took_s = time.monotonic() - begin_s
+    assert answer["steps"] == 9 and answer["seconds"] > 1e-4, "what it prints is no answer"
+    before = Noise(0.0, 0.0, 0.0, 0.0, None, None, None, None, 0.001)
+    honest = Block("A", 1, 0, 9.0, took_s, {}, before, replace(before, at_s=took_s))
+    block = Block("B", 1, 0, 9.0, answer["seconds"], answer, before, replace(before, at_s=took_s))
+    measured = Measured((None, None), (), (Round(1, (honest, block), ()),), 1, False, took_s, "")
+    assert judge_times(measured, {"A": "baseline", "B": "candidate"}).passed is False
+
+
+# --- the probe ------------------------------------------------------------------------------------------------------
+
+
+def test_the_probe_needs_the_standard_library_alone_and_python_3_8():
+    for path in PROBE.glob("*.py"):
+        tree = ast.parse(path.read_text(), feature_version=(3, 8))
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert {name.split(".")[0] for name in names} <= {*sys.stdlib_module_names, "torch"}, path
+
+
+def test_a_process_that_saw_nothing_leaves_alone_what_those_that_it_started_wrote(tmp_path: Path):
+    spec = importlib.util.spec_from_file_location("intone_probe_look", PROBE / "intone_probe_look.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    out = tmp_path / "probe.json"
+    out.write_text(json.dumps({"num_steps": 30}))
+    launcher = SimpleNamespace(num_steps=0, rank=0, plan={"out": str(out)})
+    module.Job(launcher).finish()
+    assert json.loads(out.read_text()) == {"num_steps": 30}
+
+
+TEAM = """
+import os, sys, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+torch.set_num_threads(1)
+net = torch.nn.Linear(8, 8)
+opt = torch.optim.SGD(net.parameters(), lr=0.1)
+for step in range(100000):
+    net(torch.randn(4, 8)).square().mean().backward()
+    for weight in net.parameters():
+        dist.all_reduce(weight.grad)
+    opt.step(); opt.zero_grad()
+"""
+
+
+@pytest.mark.long
+def test_a_program_under_torchrun_is_looked_at_and_measured_and_leaves_no_process(tmp_path: Path):
+    (tmp_path / "team.py").write_text(TEAM)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "team.py"]
+    program = check_program(words, tmp_path)
+    signals, _ = look_at(program, tmp_path / "look", steps=20)
+    assert (signals.kind, signals.num_steps) == ("train", 20) and signals.memory_kinds["weights"] == 4 * 72
+    with program_side("A", program, tmp_path / "blocks").start() as child:
+        child.wait_ready()
+        assert child.block(steps=3)["steps"] == 3
+    left = [one.pid for one in psutil.process_iter(["cmdline"]) if "team.py" in (one.info["cmdline"] or [])]
+    assert left == []
+
+
+# --- a profile ------------------------------------------------------------------------------------------------------
+
+
+def test_products_are_counted_by_their_shapes():
+    def op(name, *shapes):
+        return {"name": name, "args": {"Input Dims": list(shapes)}}
+
+    assert product_flops([op("aten::mm", [2, 3], [3, 5]), op("aten::add", [9, 9], [9, 9])]) == 2 * 2 * 3 * 5
+    assert product_flops([op("aten::addmm", [5], [2, 3], [3, 5], [], [])]) == 2 * 2 * 3 * 5
+    assert product_flops([op("aten::bmm", [7, 2, 3], [7, 3, 5]), {"name": "aten::mm"}]) == 7 * 2 * 2 * 3 * 5
 
 
 def test_intervals_that_overlap_are_counted_once():

@@ -1,5 +1,6 @@
 """Somebody else's program as a target: run under the probe to look at it, or block by block to measure it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,10 +16,12 @@ from typing import Any
 
 from intone.child import PACKAGE_PARENT
 from intone.errors import UserError
+from intone.hardware import Facts
 from intone.log import human_duration, say
 from intone.optimise.signals import Kind, Line, Signals
 from intone.optimise.trace import Profile, read_profile
 from intone.paths import write_json
+from intone.prove.gates.physical import max_known
 from intone.prove.live import LineChild
 from intone.prove.measure import Side
 
@@ -26,6 +29,7 @@ PROBE = Path(__file__).parent / "probe"
 WARM_STEPS = 5  # guess: allocator, caches and compiling are over after them in every loop we have seen
 LOOKED_STEPS = 30  # 30 steps of 30 ms give the sampler 180 looks; of long steps fewer are needed, see enough_steps
 TIMEOUT_S = 600.0
+PROFILED_STEPS = 2  # by the probe
 MAX_LINES = 12  # of the program that a report names
 EARLY, LATE = 64, 512  # positions at which the time of a token is compared
 
@@ -76,11 +80,13 @@ def check_program(words: Sequence[str], folder: Path) -> Program:
 
 
 def look_at(
-    program: Program, scratch: Path, *, warm: int = WARM_STEPS, steps: int = LOOKED_STEPS, timeout_s: float = TIMEOUT_S
-) -> tuple[Signals, dict[str, Any]]:
+    program: Program, scratch: Path, *, warm: int = WARM_STEPS, steps: int = LOOKED_STEPS,
+    timeout_s: float = TIMEOUT_S, facts: Facts | None = None,
+) -> tuple[Signals, dict[str, Any]]:  # fmt: skip
     """(signals, everything that the probe wrote) of a short run. Raises UserError where nothing was learned.
 
-    The program is ended once enough steps were seen; what it prints goes to scratch/program.log.
+    The program is ended once enough steps were seen; what it prints goes to scratch/program.log. facts: of this
+    machine, without which nobody can say how near its limit the program is.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     out, plan, log = scratch / "probe.json", scratch / "plan.json", scratch / "program.log"
@@ -93,7 +99,7 @@ def look_at(
         raise nothing_learned(program, found, code, seconds, log, timeout_s)
     trace = Path(found["trace"]) if found.get("trace") else None
     profile = read_profile(trace) if trace is not None and trace.exists() else None
-    signals = signals_of(found, profile, program.folder)
+    signals = signals_of(found, profile, program.folder, facts)
     if signals.num_steps == 0 and signals.late_over_early is None:
         raise UserError(
             f"{program.words[0]} ran for {human_duration(seconds)} without an optimizer step of PyTorch and without a"
@@ -116,15 +122,23 @@ def run_to_log(program: Program, plan: Path, log: Path, timeout_s: float) -> tup
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            kill_group(process)
+            end_all(process)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it left behind when it ended by itself
     return code, time.monotonic() - begin_s
 
 
-def kill_group(process: "subprocess.Popen[bytes]") -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        process.poll()
+def end_all(process: "subprocess.Popen[bytes]") -> None:
+    """Ends a process and everything that it started, also what has a session of its own (torchrun's workers)."""
+    import psutil  # here: modules of a bare image import this one, and run no foreign program
+
+    started: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in started:
+        with contextlib.suppress(psutil.Error):
+            child.kill()
     process.wait()
 
 
@@ -152,7 +166,9 @@ def nothing_learned(
     )  # fmt: skip
 
 
-def signals_of(found: Mapping[str, Any], profile: Profile | None, folder: Path) -> Signals:
+def signals_of(
+    found: Mapping[str, Any], profile: Profile | None, folder: Path, facts: Facts | None = None
+) -> Signals:
     """The signals in what the probe wrote."""
     steady = found["ends_s"][found["warm"] - 1 : found["warm"] + found["steps"]]
     times = [b - a for a, b in zip(steady, steady[1:], strict=False)]
@@ -168,10 +184,11 @@ def signals_of(found: Mapping[str, Any], profile: Profile | None, folder: Path) 
     is_training = bool(times)
     # operators that a compiler made do not show up in a profile of a CPU: their time would look idle
     can_see = profile is not None and (profile.has_device_work or not compiled)
+    step_s = statistics.median(times) if times else call_s(found["calls"])
     return Signals(
         kind="train" if is_training else "generate",
         device=found["facts"]["device"],
-        step_s=statistics.median(times) if times else call_s(found["calls"]),
+        step_s=step_s,
         step_spread=spread(times),
         drift=drift(times),
         num_steps=len(times),
@@ -181,16 +198,18 @@ def signals_of(found: Mapping[str, Any], profile: Profile | None, folder: Path) 
         micro_steps=found["backwards"] / max(1, len(times)) if times else None,
         num_shapes=len({(look["rows"], look["tokens"]) for look in looks}) if looks else None,
         pad_share=sum(look["padded"] for look in looks) / positions if positions else None,
-        ops_per_step=profile.num_ops / 2 if profile is not None and can_see else None,
+        ops_per_step=profile.num_ops / PROFILED_STEPS if profile is not None and can_see else None,
         idle_share=profile.idle_share if profile is not None and can_see else None,
         median_op_s=profile.median_op_s if profile is not None and can_see else None,
         compiled=compiled,
         recompiles=max(0, found["graphs"] - found["graphs_at_warm"]) if compiled and is_training else None,
         syncs_per_step=sum(syncs.values()) / len(times) if times and on_device else None,
         sync_place=max(syncs, key=lambda place: syncs[place]) if syncs else None,
+        flop_share=flop_share(profile, step_s, facts) if can_see and is_training else None,
         matmul_dtypes=profile.product_dtypes if profile is not None else {},
         threads=found["threads"],
         peak_bytes=found["peak_bytes"],
+        memory_kinds=memory_kinds(found),
         memory_bytes=memory.get("total"),
         logits_bytes=found["logits_bytes"] or None,
         reserved_bytes=memory.get("reserved"),
@@ -204,6 +223,29 @@ def signals_of(found: Mapping[str, Any], profile: Profile | None, folder: Path) 
         nonfinite_losses=sum(loss is None for _, loss in found["losses"]) if found["losses"] else None,
         notes=tuple(found["notes"]),
     )
+
+
+def flop_share(profile: Profile | None, step_s: float | None, facts: Facts | None) -> float | None:
+    """Products a second over what this device is stated, or was measured, to do; None: unknown."""
+    if profile is None or facts is None or not profile.product_flops or not profile.product_dtypes or not step_s:
+        return None
+    dtype = max(profile.product_dtypes, key=lambda name: profile.product_dtypes[name])
+    most = facts.peak_flops_per_s if profile.has_device_work else max_known(facts, dtype)
+    return profile.product_flops / PROFILED_STEPS / step_s / most if most else None
+
+
+def memory_kinds(found: Mapping[str, Any]) -> dict[str, int]:
+    """The peak by kind: what the optimizers hold is known, the rest is what lies between; nothing without training.
+
+    On a CPU the process itself counts too: code is what it held when torch had been imported.
+    """
+    kinds: dict[str, int] = dict(found["memory_kinds"])
+    peak = found["peak_bytes"]
+    if not kinds.get("weights") or peak is None:
+        return {}
+    if found["facts"]["device"] == "cpu" and found["code_bytes"] is not None:
+        kinds["code"] = found["code_bytes"]
+    return {**kinds, "activations and the rest": max(0, peak - sum(kinds.values()))}
 
 
 def split_time(found: Mapping[str, Any], folder: Path) -> tuple[dict[str, float], tuple[Line, ...]]:

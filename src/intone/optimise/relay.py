@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from intone.optimise.program import Program
+from intone.optimise.program import Program, end_all
 from intone.paths import read_json, write_json
 
 POLL_S = 0.2
@@ -40,9 +40,8 @@ def main() -> int:
             return ended(process)
         return relay(channel, process)
     finally:
-        # it is in our process group: whoever ends us ends all that it started too
-        process.kill()
-        process.wait()
+        # it is in our process group: whoever ends us ends all that it started too, but for torchrun's workers
+        end_all(process)
         Path(place).unlink(missing_ok=True)
 
 

@@ -1,6 +1,7 @@
 """Reads a profile (Chrome trace of torch.profiler) into a few numbers: operators, idle time, dtypes of products."""
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ DTYPES = {
     "float": "fp32", "double": "fp64", "c10::BFloat16": "bf16", "c10::Half": "fp16", "signed char": "int8",
     "c10::Float8_e4m3fn": "fp8",
 }  # fmt: skip
+# which arguments of a product are its matrices (.., m, k) and (.., k, n)
+MATRICES = {"aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::bmm": (0, 1), "aten::baddbmm": (1, 2)}
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
@@ -26,6 +29,7 @@ class Profile:
     median_op_s: float | None
     product_dtypes: dict[str, float]  # dtype -> share of the time of products
     has_device_work: bool
+    product_flops: float  # of matrix products, by their shapes; attention and convolutions are not among them
 
 
 def read_profile(path: Path) -> Profile | None:
@@ -44,6 +48,7 @@ def read_profile(path: Path) -> Profile | None:
     return Profile(
         wall / 1e6, 1.0 - union([(event["ts"], event["ts"] + event["dur"]) for event in busy]) / wall if wall else 0.0,
         len(kernels or outer), statistics.median(lengths) if lengths else None, product_dtypes(ops), bool(kernels),
+        product_flops(ops),
     )  # fmt: skip
 
 
@@ -79,3 +84,14 @@ def product_dtypes(ops: Sequence[dict[str, Any]]) -> dict[str, float]:
             spent[types[-1]] = spent.get(types[-1], 0.0) + event["dur"]
     whole = sum(spent.values())
     return {name: seconds / whole for name, seconds in sorted(spent.items())} if whole else {}
+
+
+def product_flops(ops: Sequence[dict[str, Any]]) -> float:
+    """Two for each multiplication in the matrix products, by the shapes that the profile tells."""
+    total = 0.0
+    for event in ops:
+        places, shapes = MATRICES.get(event["name"]), event.get("args", {}).get("Input Dims", [])
+        if places is not None and len(shapes) > places[1]:
+            left, right = (shapes[place] for place in places)
+            total += 2.0 * math.prod(left) * right[-1] if left and right else 0.0
+    return total

@@ -1,1 +1,1 @@
-"""What runs inside somebody else's program: one file of the standard library, put in front of its PYTHONPATH"""
+"""What is put on the PYTHONPATH of a foreign program: three files of the standard library alone"""
