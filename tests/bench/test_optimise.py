@@ -136,7 +136,7 @@ def test_a_second_call_goes_on_with_an_unfinished_round_whatever_its_minutes(hom
     monkeypatch.setattr(optimise, "prepared", prepared)
     folder = new_folder("casestudy")
     asked = json.loads(json.dumps(dataclasses.asdict(OptimiseSettings())))
-    for name in ("out", "minutes"):
+    for name in ("out", "json", "minutes"):
         del asked[name]
     begun = StageRound.begin(folder, target, FACTS, words=["bench", "optimise"], asked={"bench": asked})
     again = optimise.opened(OptimiseSettings(minutes=5.0, out="x.jsonl"), FACTS)

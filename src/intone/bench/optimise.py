@@ -15,7 +15,8 @@ from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE
 from intone.evals.intervals import proportion
 from intone.hardware import Facts, load_facts
 from intone.log import say
-from intone.optimise.rounds import new_folder, unfinished
+from intone.optimise.rounds import known_at_a_stop, new_folder, unfinished
+from intone.optimise.stages.report import write_stage_report
 from intone.optimise.stages.round import StageRound
 from intone.optimise.stages.verb import finished
 from intone.records import Answer, ResultRow, append_result
@@ -32,7 +33,8 @@ def bench_optimise(settings: OptimiseSettings, _origins: Mapping[str, Resolved])
     """
     facts = load_facts()
     round_ = opened(settings, facts)
-    round_.run()
+    with known_at_a_stop(round_.ledger, lambda: write_stage_report(round_.folder)):
+        round_.run()
     found = found_of(round_, [NAMES[part] for part in settings.parts])
     rows: list[ResultRow] = []
     if not settings.quick:  # before anything else can fail: this took an hour

@@ -1,10 +1,10 @@
 """The report of a round: what was found, what was tried, what holds; from its ledger alone"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from intone.log import human_duration
+from intone.log import human_bytes, human_duration
 from intone.paths import read_json, read_lines
 from intone.report.charts import Axis, Ratio, Share, both, ratio_chart, share_chart
 from intone.report.document import Block, Commands, Document, Figure, KeyFigures, Prose, Section, Table
@@ -23,17 +23,20 @@ def round_document(folder: Path) -> Document:
     """The report of the round in a folder; a pure function of its files."""
     target, lines = read_json(folder / "target.json"), read_lines(folder / "ledger.jsonl")
     newest = {line["kind"]: line for line in lines}
-    signals = newest.get("signals", {}).get("signals", {})
+    looks = [line for line in lines if line["kind"] == "signals"]
+    signals = looks[0]["signals"] if looks else {}
     whole = newest.get("whole")
     findings = [line["finding"] for line in lines if line["kind"] == "finding"]
     items = newest.get("plan", {}).get("items", [])
     tries = [line["try"] for line in lines if line["kind"] == "try"]
     sections = [
-        Section("Where the time goes", "time", time_blocks(signals, (whole or {}).get("signals"))),
+        Section("Where the time goes", "time", [
+            *time_blocks(signals, (whole or {}).get("signals")), *memory_blocks(signals, (whole or {}).get("signals")),
+        ]),
         Section("Findings", "findings", findings_blocks(findings)),
         Section("Plan", "plan", plan_blocks(items)),
-        Section("Tries", "tries", tries_blocks(tries)),
-    ]
+        Section("Tries", "tries", [*tries_blocks(tries), *moved_blocks(tries, looks)]),
+    ]  # fmt: skip
     if whole:
         sections.append(Section("All together", "whole", whole_blocks(whole)))
     again = "intone optimise --new -- " + " ".join(target["words"])
@@ -81,8 +84,82 @@ def time_blocks(before: Mapping[str, Any], after: Mapping[str, Any] | None) -> l
     return blocks
 
 
+def memory_blocks(before: Mapping[str, Any], after: Mapping[str, Any] | None) -> list[Block]:
+    """The memory at the peak by kind."""
+    kinds, now = before.get("memory_kinds", {}), (after or {}).get("memory_kinds", {})
+    if not kinds:
+        return []
+    rows = [[kind, human_bytes(kinds.get(kind)), human_bytes(now.get(kind))] for kind in dict.fromkeys([*kinds, *now])]
+    return [Table(["at the peak", "before", "after"], rows, caption="Memory by kind")]
+
+
+# --- what a change moved ----------------------------------------------------------------------------------------------
+
+
+def moved_blocks(tries: Sequence[Mapping[str, Any]], looks: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """For every kept change its finding's own signal and the profile, as looked at right before and right after it."""
+    by_kept = {tuple(line["kept"]): line["signals"] for line in looks}
+    kept: list[str] = []
+    rows = []
+    for entry in tries:
+        if not entry["kept"]:
+            continue
+        before = by_kept.get(tuple(kept))
+        kept = [*kept, entry["item"]["name"]]
+        after = by_kept.get(tuple(kept))
+        if before is not None and after is not None:
+            rows += [[entry["item"]["title"], *row] for row in moved(before, after, entry["item"]["signal"])]
+    if not rows:
+        return []
+    return [Table(["change", "signal", "before", "after"], rows, left=2, caption="What each kept change moved")]
+
+
+def moved(before: Mapping[str, Any], after: Mapping[str, Any], signal: str | None) -> list[list[str]]:
+    """(words, before, after) of the finding's signal and of everything in the profile that either side knows."""
+    pairs: list[tuple[str, str, str]] = []
+    if signal and signal.partition(".")[0] not in ("parts", *PROFILE):
+        pairs.append((signal, shown(before.get(signal)), shown(after.get(signal))))
+    was, now = profile_of(before), profile_of(after)
+    pairs += [(name, was.get(name, UNKNOWN), now.get(name, UNKNOWN)) for name in dict.fromkeys([*was, *now])]
+    return [list(pair) for pair in pairs if set(pair[1:]) != {UNKNOWN}]
+
+
+def profile_of(signals: Mapping[str, Any]) -> dict[str, str]:
+    """The profile in words: seconds of a step by kind, busy share, operators per step, memory at the peak by kind."""
+    found = {words: put(signals[name]) for name, (words, put) in PROFILE.items() if signals.get(name) is not None}
+    step_s = signals.get("step_s")
+    if step_s is not None:
+        found |= {f"{part}, a step": human_duration(share * step_s) for part, share in signals.get("parts", {}).items()}
+    return found | {f"memory: {kind}": human_bytes(size) for kind, size in signals.get("memory_kinds", {}).items()}
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+UNKNOWN = "unknown"
+# signal -> its name in the table, and how it is shown
+PROFILE: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "step_s": ("time of a step", human_duration),
+    "idle_share": ("busy share", lambda idle: percent(1 - idle)),
+    "ops_per_step": ("operators a step", lambda count: f"{count:,.0f}"),
+    "flop_share": ("of the device's rate of products", percent),
+    "pad_share": ("positions that are padding", percent),
+    "late_over_early": ("a late token over an early one", lambda ratio: f"{ratio:.2f}x"),
+    "read_share": ("of the bandwidth, for weights", percent),
+    "peak_bytes": ("memory at the peak", human_bytes),
+}
+
+
 def shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    """A signal as people read it; a mapping part by part."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {shown(part)}" for name, part in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def findings_blocks(findings: Sequence[Mapping[str, Any]]) -> list[Block]:

@@ -82,22 +82,26 @@ class Round:
     # --- the round ------------------------------------------------------------------------------------------------
 
     def analyse(self) -> tuple[Signals, list[Bottleneck]]:
-        """Signals and findings of the program as it is; from the ledger where they are known."""
-        known = self.ledger.lines("signals")
-        if known:
-            signals = Signals.from_json(known[-1]["signals"])
-        else:
-            signals = self.look(State(self.folder / "code", self.target["env"]), "before")
-            self.ledger.note("signals", signals=signals.as_json())
+        """Signals and findings of the program as it was; from the ledger where they are known."""
+        is_new = not self.ledger.lines("signals")
+        signals = self.looked([])
         found = detect(signals)
-        if not known:
+        if is_new:
             for entry in found:
                 self.ledger.note("finding", finding=entry.as_json())
         return signals, found
 
-    def signals(self) -> Signals:
-        """Those of the program as it was, which analyse() has left in the ledger."""
-        return Signals.from_json(self.ledger.lines("signals")[-1]["signals"])
+    def looked(self, tries: Sequence[Try]) -> Signals:
+        """Signals of the program with what was kept of these tries; from the ledger where they are known."""
+        kept = [entry.item.name for entry in tries if entry.kept]
+        for line in self.ledger.lines("signals"):
+            if line["kept"] == kept:
+                return Signals.from_json(line["signals"])
+        state = State(self.folder / "code", self.kept_env(tries))
+        scratch = self.folder / f"look-{len(kept)}"
+        signals, _ = look_at(state.program(self.words, self.target["place"]), scratch, facts=load_facts())
+        self.ledger.note("signals", kept=kept, signals=signals.as_json())
+        return signals
 
     def plan(self, signals: Signals, findings: Sequence[Bottleneck]) -> Plan:
         """The plan; from the ledger where there is one."""
@@ -113,6 +117,7 @@ class Round:
         """Tries the items one after the other, each on top of what was kept; returns all tries of this round."""
         tries = self.ledger.tries()
         self.tree.reset(self.last_kept(tries))
+        self.looked(tries)  # where it was stopped between a change that was kept and the look behind it
         done = {entry.item.name for entry in tries}
         for item in plan.items[:MAX_TRIES]:
             if item.name in done:
@@ -125,10 +130,14 @@ class Round:
             self.ledger.note("try", **{"try": entry.as_json()})
             tries.append(entry)
             say(f"{item.title}: {entry.reason}; {'kept' if entry.kept else 'not kept'}")
+            self.looked(tries)
         return tries
 
     def attempt(self, item: Item, tries: Sequence[Try]) -> Try:
-        """One change, applied, measured against what was kept so far, and kept or taken back."""
+        """One change, applied, measured against what was kept so far, and kept or taken back.
+
+        Raises UserError where the program does not run without the change: the round can go on later.
+        """
         begin_s = time.monotonic()
         if item.how == "instruction":
             return Try(item, "told", str(item.change["words"]), False, None, None, None, 0.0)
@@ -139,14 +148,15 @@ class Round:
             commit = self.apply(item, tree)
             changed = {**env, **item.change} if item.how == "environment" else env
             measured, gates = self.compare(State(base, env), State(tree.path, changed), "before", item.name)
-        except SideFailed as failure:
-            tree.reset(before)
-            return Try(item, "crashed", failure.outcome.message, False, None, None, None, time.monotonic() - begin_s)
         except BaseException:
             tree.reset(before)
             raise
         comparison = measured.comparisons[0]
         verdict, reason = comparison.verdict, comparison.text()
+        if measured.sides[1] is None:
+            tree.reset(before)
+            seconds = time.monotonic() - begin_s
+            return Try(item, "crashed", comparison.reason, False, None, gates.as_json(), None, seconds)
         if verdict == "faster" and gates.passed is not True:
             verdict, reason = "rejected", gates.reason
         kept = verdict == "faster"
@@ -176,8 +186,7 @@ class Round:
         }  # fmt: skip
         if len(kept) > 1:
             result["without"] = [self.leave_out(entry, tries) for entry in kept]
-        after = self.look(State(tree.path, env), "after")
-        result["signals"] = after.as_json()
+        result["signals"] = self.looked(tries).as_json()
         self.ledger.note("whole", **result)
         return result
 
@@ -200,10 +209,6 @@ class Round:
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
-    def look(self, state: State, name: str) -> Signals:
-        signals, _ = look_at(state.program(self.words, self.target["place"]), self.folder / f"look-{name}")
-        return signals
-
     def apply(self, item: Item, tree: Worktree) -> str | None:
         """Makes the change in the worktree -> its commit; None where it changes no code."""
         if item.how != "code":
@@ -219,13 +224,17 @@ class Round:
         before = sealed.seal([*sealed.harness(), *Worktree(a.root, "", "", None).tracked()])
         scratch = self.folder / "blocks"
         place = self.target["place"]
-        signals = self.signals()
+        signals = self.looked([])
         options: dict[str, Any] = {"kind": signals.kind, "size": block_calls(signals)}
         sides = [
             program_side(name, state.program(self.words, place), scratch / str(time.monotonic_ns()), **options)
             for name, state in ((name_a, a), (name_b, b))
         ]  # fmt: skip
-        measured = measure_rounds(sides, quick=self.quick, max_pairs=WHOLE_PAIRS)
+        try:
+            measured = measure_rounds(sides, quick=self.quick, max_pairs=WHOLE_PAIRS)
+        except SideFailed as failure:
+            fix = failure.outcome.fix or "see why, then give the same command again: the round goes on"
+            raise UserError(str(failure), value=failure.side, fix=fix) from failure
         results: list[GateResult] = [
             judge_times(measured, {name_a: "baseline", name_b: "candidate"}),
             judge_tokens(texts_of(measured, name_a), texts_of(measured, name_b)) if signals.kind == "generate"

@@ -1,13 +1,16 @@
 """Rounds on disk: their folders, and the one that a second call goes on with"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from intone.errors import UserError
+from intone.log import say
 from intone.optimise.ledger import Ledger
 from intone.paths import home, read_json
+from intone.report.write import Written
 
 
 def rounds() -> Path:
@@ -33,6 +36,20 @@ def unfinished(target: Mapping[str, Any]) -> Path | None:
         if all(found.get(name) == value for name, value in target.items()) and not Ledger(path).lines("end"):
             return path
     return None
+
+
+@contextmanager
+def known_at_a_stop(ledger: Ledger, write_report: Callable[[], Written]) -> Iterator[None]:
+    """Where Ctrl-C ends what is inside, a report of what is known so far is written, and said where it is."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tries = ledger.tries()
+        kept = sum(entry.kept for entry in tries)
+        if ledger.lines("signals"):
+            say(f"{len(tries)} changes tried so far, {kept} kept; report: {write_report().html}")
+        say("the same command goes on where this one was stopped")
+        raise
 
 
 def named_round(name: str | None) -> Path:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from intone.config import Preset
-from intone.errors import UserError
+from intone.errors import UserError, unknown_name
 from intone.fields import setting
 from intone.settings import Auto, Checked, Stage, named_fields
 
-Word = Literal["base", "mid", "sft", "infer", "serve", "pipeline"]
 TRAINED = get_args(Stage)
+WORDS = (*TRAINED, "infer", "serve", "pipeline")
 @dataclass(frozen=True, kw_only=True)
 class StageSettings(Checked):
     """A stage that is looked at or compared, and not trained to its end: its data, its model, and how it computes."""
@@ -61,7 +61,7 @@ class OptimiseSettings(StageSettings):
     """
 
     # our stage: base, mid, sft; infer (generation), serve (that over HTTP); pipeline (both, of --like)
-    stage: Word | None = setting(None, positional=True)
+    stage: str | None = setting(None, positional=True)
     # stop after the findings and the plan; nothing is changed
     analyse_only: bool = False
     # two replicates instead of three and more: proves large differences only
@@ -95,6 +95,13 @@ class OptimiseSettings(StageSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.stage == "rl":
+            raise UserError(
+                "intone has no RL training yet, so there is none to optimise", value="rl",
+                fix="optimise sft; or infer, which writes what RL would learn from",
+            )  # fmt: skip
+        if self.stage is not None and self.stage not in WORDS:
+            raise unknown_name("stage", self.stage, WORDS)
         if self.stage in ("mid", "sft") and self.from_run is None and self.like is None:
             raise UserError(
                 f"optimise {self.stage} needs a run to start from", value=self.stage,

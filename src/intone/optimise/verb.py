@@ -16,7 +16,7 @@ from intone.optimise.ledger import Try
 from intone.optimise.program import check_program
 from intone.optimise.report import write_round_report
 from intone.optimise.round import Round
-from intone.optimise.rounds import named_round, new_folder, rounds, unfinished
+from intone.optimise.rounds import known_at_a_stop, named_round, new_folder, rounds, unfinished
 from intone.optimise.settings import OF_PROGRAMS, OF_STAGES, OptimiseSettings
 from intone.optimise.signals import Signals
 from intone.optimise.stages.verb import optimise_stage, undo_stage
@@ -56,8 +56,9 @@ def optimise_verb(
         report = write_round_report(folder)
         text = "\n\n".join([time_text(signals), findings_text(findings), plan_text(plan), f"report: {report.html}"])
         return Answer(result_of(folder, signals, findings, plan, [], None), text, path=str(folder))
-    tries = round_.run(plan)
-    whole = round_.whole(tries)
+    with known_at_a_stop(round_.ledger, lambda: write_round_report(folder)):
+        tries = round_.run(plan)
+        whole = round_.whole(tries)
     round_.finish()
     if settings.apply and whole is not None:
         round_.tree.apply()

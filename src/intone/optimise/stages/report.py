@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from intone.log import human_bytes
 from intone.optimise.ledger import Ledger
 from intone.optimise.report import (
     factors,
     findings_blocks,
+    memory_blocks,
+    moved_blocks,
     plan_blocks,
     ratio_words,
+    shown,
     time_blocks,
     tries_blocks,
 )
@@ -19,8 +21,6 @@ from intone.report.document import Block, Commands, Document, KeyFigures, Prose,
 from intone.report.write import Written, write_report
 
 TITLES = {"train": "Training", "generate": "Generation"}
-# signals that every kept change is shown by, before and after, beside the finding's own
-PROFILE = ("step_s", "idle_share", "ops_per_step", "flop_share", "peak_bytes", "pad_share", "read_share")
 
 
 def write_stage_report(folder: Path) -> Written:
@@ -84,51 +84,7 @@ def time_and_memory(before: Mapping[str, Any], after: Mapping[str, Any] | None) 
             "step_s", "late_over_early", "read_share", "distinct_first", "expected_distinct",
         )]  # fmt: skip
         blocks = [Table(["signal", "before", "after"], rows, caption="One token of one text, and first tokens")]
-    kinds = before.get("memory_kinds")
-    if kinds:
-        now = (after or {}).get("memory_kinds", {})
-        rows = [[kind, human_bytes(size), human_bytes(now.get(kind))] for kind, size in kinds.items()]
-        blocks.append(Table(["at the peak", "before", "after"], rows, caption="Memory by kind"))
-    return blocks
-
-
-def moved_blocks(tries: Sequence[Mapping[str, Any]], looks: Sequence[Mapping[str, Any]]) -> list[Block]:
-    """For every kept change its finding's own signal and the profile, before and after."""
-    by_kept = {tuple(line["kept"]): line["signals"] for line in looks}
-    kept: list[str] = []
-    rows = []
-    for entry in tries:
-        if not entry["kept"]:
-            continue
-        before = by_kept.get(tuple(kept))
-        kept = [*kept, entry["item"]["name"]]
-        after = by_kept.get(tuple(kept))
-        if before is None or after is None:
-            continue
-        for name in dict.fromkeys([entry["item"]["signal"] or "step_s", *PROFILE]):
-            a, b = value_of(before, name), value_of(after, name)
-            if a is not None or b is not None:
-                rows.append([entry["item"]["title"], name, shown(a), shown(b)])
-    if not rows:
-        return []
-    return [Table(["change", "signal", "before", "after"], rows, left=2, caption="What each kept change moved")]
-
-
-def value_of(signals: Mapping[str, Any], name: str) -> Any:
-    """A signal by its name; parts.data is that share."""
-    whole, _, part = name.partition(".")
-    value = signals.get(whole)
-    return value.get(part) if part and isinstance(value, Mapping) else value
-
-
-def shown(value: Any) -> str:
-    if value is None:
-        return "unknown"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {shown(part)}" for name, part in value.items())
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return [*blocks, *memory_blocks(before, after)]
 
 
 def whole_blocks(whole: Mapping[str, Any]) -> list[Block]:

@@ -20,7 +20,7 @@ from intone.hardware import environment, load_facts
 from intone.log import table
 from intone.optimise.against import against_stage
 from intone.optimise.ledger import Ledger
-from intone.optimise.rounds import new_folder, rounds, unfinished
+from intone.optimise.rounds import known_at_a_stop, new_folder, rounds, unfinished
 from intone.optimise.settings import OF_STAGES, TRAINED, OptimiseSettings
 from intone.optimise.stages import served
 from intone.optimise.stages.plan import described
@@ -49,7 +49,8 @@ def optimise_stage(settings: OptimiseSettings, origins: Mapping[str, Resolved]) 
         text, result = analysed(round_)
         report = write_stage_report(round_.folder)
         return Answer(result, f"{text}\n\nreport: {report.html}", path=str(round_.folder))
-    round_.run()
+    with known_at_a_stop(round_.ledger, lambda: write_stage_report(round_.folder)):
+        round_.run()
     return finished(round_)
 
 
