@@ -142,4 +142,4 @@ def test_a_second_call_goes_on_with_an_unfinished_round_whatever_its_minutes(hom
     again = optimise.opened(OptimiseSettings(minutes=5.0, out="x.jsonl"), FACTS)
     assert (again.folder, again.minutes) == (begun.folder, 5.0)
     with pytest.raises(AssertionError, match="prepared already"):
-        optimise.opened(OptimiseSettings(depth=2), FACTS)
+        optimise.opened(OptimiseSettings(depth=3), FACTS)

@@ -104,6 +104,10 @@ class OptimiseSettings(InferenceSettings):
     parts: tuple[Literal["sft", "inference"], ...] = ("sft", "inference")
     # begin no further change after this many minutes
     minutes: float | None = setting(None, least=0.1)
+    # number of blocks; in larger models 4 rows fill two cores, and are no fault there
+    depth: int | Auto = setting(2, least=1)
+    # longest row in tokens
+    context: int = setting(256, least=16)
     # texts that are generated together
     rows: int = setting(16, least=2)
 
