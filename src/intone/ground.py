@@ -17,7 +17,8 @@ from intone.settings import Resolved, TrainingSettings
 from intone.tune import compiling
 from intone.tune.allocator import settle_allocator, variables_of
 from intone.tune.attention import settle_attention
-from intone.tune.batch import Found, Method
+from intone.tune.batch import Method
+from intone.tune.found import Found
 from intone.tune.head import settle_head
 from intone.tune.kernels import settle_kernels
 from intone.tune.precision import NoTrial

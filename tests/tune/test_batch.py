@@ -2,16 +2,9 @@
 
 import pytest
 
-from intone.tune.batch import (
-    ProbeFailed,
-    Sample,
-    Search,
-    candidates,
-    fit,
-    passes_of,
-    search_batch,
-)
+from intone.tune.batch import Search, candidates, passes_of, search_batch
 from intone.tune.curve import curve_text
+from intone.tune.found import ProbeFailed, Sample
 
 MIB = 2**20
 
@@ -156,13 +149,6 @@ def test_the_update_counts_in_what_is_within_1_percent():
     assert slow.rows < quick.rows
 
 
-def test_a_line_knows_how_far_off_its_points_are():
-    line = fit([(1, 3.0), (4, 9.5), (11, 23.0)])
-    assert line.at(1) == pytest.approx(3.0) and line.at(11) == pytest.approx(23.0)
-    assert line.off == pytest.approx(0.5)
-    assert fit([(1, 3.0), (11, 23.0)]).off is None
-
-
 def test_the_curve_names_the_choice_and_what_was_left():
     machine = Machine(lambda rows: 0.05 + 0.004 * rows)
     found = machine.search(48, 2**33)
@@ -187,8 +173,3 @@ def test_memory_of_a_size_between_measured_ones_is_between_theirs():
         search.probe(rows)
     assert search.growth_at(2) == pytest.approx((40 + (158 - 40) / 3) * MIB, abs=2)
     assert 158 * MIB < search.growth_at(8) < 182 * MIB
-
-
-def test_a_search_comes_back_from_json_as_it_was():
-    found = Machine(lambda rows: 0.05 + 0.004 * rows).search(48, 2**33)
-    assert type(found).from_json(found.as_json()) == found

@@ -14,7 +14,7 @@ from torch import nn
 
 from intone.errors import UserError
 from intone.tune import find_batch, inplace
-from intone.tune.batch import ProbeFailed
+from intone.tune.found import ProbeFailed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MIB = 2**20

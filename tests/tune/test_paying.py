@@ -3,7 +3,8 @@
 import pytest
 
 from intone.records import Segment
-from intone.tune.batch import SEARCH_S, Found, Size
+from intone.tune.batch import SEARCH_S
+from intone.tune.found import Found, Size
 from intone.tune.paying import SAVES, START_S, expected, remember, saved, search_key
 from intone.tune.trials import Trials
 

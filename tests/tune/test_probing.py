@@ -6,7 +6,8 @@ import pytest
 from tests.tiny_jobs import ENVIRONMENT, SEGMENT
 
 from intone import jobs
-from intone.tune.batch import ProbeFailed, search_batch
+from intone.tune.batch import search_batch
+from intone.tune.found import ProbeFailed
 from intone.tune.probing import WorkerProbe
 
 MIB = 2**20

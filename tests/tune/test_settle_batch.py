@@ -8,7 +8,8 @@ from intone.config import OptimConfig, ScheduleConfig, TrainJob
 from intone.prove.live import Ready
 from intone.records import Choice, Segment
 from intone.settings import Resolved
-from intone.tune.batch import SEARCH_S, ProbeFailed, Sample, passes_of
+from intone.tune.batch import SEARCH_S, passes_of
+from intone.tune.found import ProbeFailed, Sample
 from intone.tune.paying import SAVES, START_S
 from intone.tune.settle_batch import BatchQuestion, batch_key, settle_batch
 from intone.tune.trials import Trials

@@ -24,8 +24,9 @@ from intone.prepare import short_hash
 from intone.recipe import RUN_OPTIM, TRIAL_SCHEDULE
 from intone.records import Answer, ResultRow, Segment, append_result
 from intone.settings import Resolved
-from intone.tune.batch import Found, Method, Sample, candidates, passes_of
+from intone.tune.batch import Method, candidates, passes_of
 from intone.tune.curve import curve_text
+from intone.tune.found import Found, Sample
 from intone.tune.probing import WorkerProbe
 from intone.tune.settle_batch import BatchQuestion, as_choice, batch_key, search, settle_batch
 from intone.tune.trial import attention_for

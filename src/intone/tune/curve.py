@@ -1,7 +1,7 @@
 """The curve of a batch search in words: what every micro-batch costs, why this one, what was left on the table."""
 
 from intone.log import human_bytes, human_duration, table
-from intone.tune.batch import Found
+from intone.tune.found import Found
 
 
 def describe(found_: Found, tokens_per_step: int) -> list[list[str]]:

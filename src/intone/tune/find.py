@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from intone.errors import UserError
 from intone.prove.live import LineChild, LiveFailed
-from intone.tune.batch import SEARCH_S, Found, Method, ProbeFailed, Sample, Size, passes_of, search_batch
+from intone.tune.batch import SEARCH_S, Method, passes_of, search_batch
 from intone.tune.curve import curve_text
+from intone.tune.found import Found, ProbeFailed, Sample, Size
 
 if TYPE_CHECKING:
     import torch

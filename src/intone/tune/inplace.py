@@ -24,7 +24,7 @@ from intone.errors import UserError
 from intone.rates import waiter
 from intone.records import Outcome
 from intone.train.memory import free_bytes, peak_bytes, reserved_bytes, reset_peak, resident_bytes
-from intone.tune.batch import Found, Measure, ProbeFailed, Sample
+from intone.tune.found import Found, Measure, ProbeFailed, Sample
 from intone.worker import is_out_of_memory, limit_memory, out_of_memory_message, short
 
 COMMAND = ("rows", "passes", "steps")

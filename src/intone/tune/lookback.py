@@ -5,7 +5,7 @@ from pathlib import Path
 from intone.hardware import Facts, load_facts
 from intone.log import human_bytes, say
 from intone.records import Choice, read_choices, read_log
-from intone.tune.batch import Found
+from intone.tune.found import Found
 from intone.tune.settle_batch import QUESTION, found_in
 from intone.tune.trials import Trials
 

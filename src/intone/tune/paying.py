@@ -6,7 +6,8 @@ from typing import Any
 from intone.hardware import Facts
 from intone.log import human_duration
 from intone.records import Choice, Segment
-from intone.tune.batch import SEARCH_S, Found
+from intone.tune.batch import SEARCH_S
+from intone.tune.found import Found
 from intone.tune.trials import Trials
 
 # share of a run that a searched micro-batch saves over the rule's, before this machine has seen a search. On a CPU

@@ -11,7 +11,7 @@ from intone.config import TrainJob
 from intone.paths import write_json
 from intone.prove.live import LiveFailed, Ready, WorkerChild
 from intone.records import Choice, Choices, Segment, write_choices
-from intone.tune.batch import ProbeFailed, Sample
+from intone.tune.found import ProbeFailed, Sample
 
 MANY_STEPS = 10**9  # of a probed job: it never comes to its end
 READY_S = 600.0  # a cold compile on a busy machine

@@ -11,7 +11,8 @@ from intone.hardware import Facts, quiet
 from intone.log import human_bytes, say
 from intone.records import Choice, Segment
 from intone.settings import Resolved
-from intone.tune.batch import Found, Method, ProbeFailed, Size, passes_of, search_batch
+from intone.tune.batch import Method, passes_of, search_batch
+from intone.tune.found import Found, ProbeFailed, Size
 from intone.tune.paying import expected, remember, search_key
 from intone.tune.probing import WorkerProbe
 from intone.tune.settle import available_bytes, settle_device_batch
@@ -202,5 +203,5 @@ def batch_key(facts: Facts, question: BatchQuestion, method: Method) -> dict[str
         "dtype": segment.dtype, "attention": segment.attention, "kernels": segment.kernels,
         "compiled": segment.compiled, "by_block": segment.by_block, "threads": segment.threads,
         "head_pieces": segment.head_pieces, "method": method,
-        "code": code_fingerprint("model", "train", "tune/batch.py", "tune/probing.py"),
+        "code": code_fingerprint("model", "train", "tune/batch.py", "tune/found.py", "tune/probing.py"),
     }  # fmt: skip
