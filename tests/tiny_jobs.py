@@ -12,6 +12,7 @@ import psutil
 from intone.config import OptimConfig, ScheduleConfig, TrainJob, model_config
 from intone.data.shards import ensure_token_set
 from intone.data.tokenizer import SPLIT_PATTERN, Tokenizer
+from intone.model.checkpoint import list_checkpoints, saved_step
 from intone.paths import write_json
 from intone.records import Choice, Choices, Segment, read_log, write_choices
 
@@ -55,6 +56,17 @@ def write_job(
 def losses(folder: Path) -> list[tuple[int, float]]:
     """(step, loss) of every step row of a job's log, in its order."""
     return [(row["step"], row["loss"]) for row in read_log(folder / "log.jsonl", "step")]
+
+
+def events(folder: Path) -> list[tuple[int, str]]:
+    """(step, event) of what happened to a job besides saving and going on."""
+    rows = read_log(folder / "log.jsonl", "event")
+    return [(row["step"], row["event"]) for row in rows if row["event"] not in ("save", "resumed")]
+
+
+def steps_saved(folder: Path) -> list[int]:
+    """The steps of a job's saves, ascending."""
+    return [saved_step(path) for path in list_checkpoints(folder)]
 
 
 def wait_for(happened: Callable[[], Any], what: str) -> Any:

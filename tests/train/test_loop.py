@@ -1,15 +1,14 @@
-"""The loop: however often it is stopped, killed or damaged, the steps are those of an undisturbed run."""
-
-import sys
+"""The loop: every step once, in the planned way, with its row in the log; and losses that are not finite."""
 
 import pytest
 import torch
+from tests.tiny_jobs import events, steps_saved
 
 from intone.config import OptimConfig, TrainJob
 from intone.data.loader import Rows
 from intone.data.shards import TokenSet
-from intone.errors import Damaged, UserError
-from intone.model.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint, save_checkpoint, saved_step
+from intone.errors import UserError
+from intone.model.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint, save_checkpoint
 from intone.model.gpt import GPT
 from intone.model.optim import StepScale
 from intone.paths import read_json, write_json
@@ -26,22 +25,6 @@ def losses(folder):
 
 def steps_logged(folder):
     return [row["step"] for row in read_log(folder / "log.jsonl", "step")]
-
-
-def events(folder):
-    """What happened besides saving and going on."""
-    rows = read_log(folder / "log.jsonl", "event")
-    return [(row["step"], row["event"]) for row in rows if row["event"] not in ("save", "resumed")]
-
-
-def steps_saved(folder):
-    return [saved_step(path) for path in list_checkpoints(folder)]
-
-
-def flip_last_byte(path):
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 def weights_at(folder, step):
@@ -119,6 +102,15 @@ def test_each_step_gets_the_next_rows(make_job, train, text_files, monkeypatch):
         assert (batch.ids == rows.rows(5 * step, 5).ids).all()
 
 
+def test_the_schedule_of_the_job_reaches_the_optimizer(make_job, train, monkeypatch):
+    scales = []
+    real = TrainStep.run
+    monkeypatch.setattr(TrainStep, "run", lambda self, batch, scale: scales.append(scale) or real(self, batch, scale))
+    train(make_job(steps=2))
+    assert scales[0] == StepScale(lr=1.0, momentum=0.85, weight_decay=1.0)
+    assert scales[1].weight_decay == 0.5
+
+
 def test_an_mfu_is_shown_where_the_machines_rate_is_known(make_job, train, capsys):
     train(make_job(steps=2, peak_flops=1e12))
     assert "%   peak" in capsys.readouterr().err
@@ -130,102 +122,16 @@ def test_a_trial_saves_and_evaluates_nothing(make_job, train, text_files):
     assert sorted(path.name for path in folder.iterdir()) == ["choices.json", "config.json", "log.jsonl"]
 
 
-# --- stopping and going on ------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
-def test_a_stopped_run_goes_on_bitwise(make_job, train, final_state, text_files, capsys):
-    settings = dict(val=str(text_files / "val"), eval_every=3, samples=("the cat",), steps=7, keep=2)
-    whole, parts = make_job("whole", **settings), make_job("parts", **settings)
-    train(whole)
-    outcome = train(parts, stop_after=2)
-    assert (outcome.outcome, outcome.step) == ("stopped", 2)
-    assert train(parts, stop_after=3).step == 5
-    assert train(parts) == Outcome("done", 7)
-    assert final_state(parts) == final_state(whole)
-    assert losses(parts) == losses(whole) and steps_logged(parts) == list(range(1, 8))
-    for name in ("samples.jsonl", "eval.json"):
-        assert (parts / name).read_text() == (whole / name).read_text()
-    assert "going on from the save at step 5" in capsys.readouterr().err
-    rows = [row for row in read_log(parts / "log.jsonl", "event") if row["event"] in ("save", "resumed")]
-    assert [(row["step"], row["event"], row["message"]) for row in rows] == [
-        (2, "save", "step_000002"), (2, "resumed", "from the save at step 2"), (3, "save", "step_000003"),
-        (5, "save", "step_000005"), (5, "resumed", "from the save at step 5"), (6, "save", "step_000006"),
-        (7, "save", "step_000007"),
-    ]  # fmt: skip
-    assert all((row["seconds"] > 0) == (row["event"] == "save") for row in rows if row["seconds"] is not None)
-    assert [row["event"] for row in rows if row["seconds"] is None] == ["resumed", "resumed"]
-
-
-def test_a_stop_in_the_last_step_leaves_the_evaluation_for_the_next_start(make_job, train, text_files):
-    folder = make_job(steps=4, val=str(text_files / "val"))
-    assert train(folder, stop_after=4) == Outcome("stopped", 4, "stopped before the last evaluation")
-    assert not (folder / "eval.json").exists()
-    assert train(folder) == Outcome("done", 4)
-    assert read_json(folder / "eval.json")["step"] == 4
-    assert steps_logged(folder) == [1, 2, 3, 4]
-
-
-def test_a_run_that_dies_in_a_step_goes_on_bitwise_and_logs_every_step_once(make_job, train, final_state, monkeypatch):
-    whole, killed = make_job("whole", steps=6), make_job("killed", steps=6)
-    train(whole)
-    train(killed, stop_after=2)
-    with monkeypatch.context() as patched:
-        real, left = TrainStep.run, iter([True, True])
-        patched.setattr(TrainStep, "run", lambda self, *args: real(self, *args) if next(left, False) else sys.exit(9))
-        with pytest.raises(SystemExit):
-            train(killed)
-    assert steps_logged(killed) == [1, 2, 3, 4] and steps_saved(killed) == [2]
-    with open(killed / "log.jsonl", "a") as log:
-        log.write('{"kind": "step", "st')  # a row that the end of the process tore
-    train(killed)
-    assert final_state(killed) == final_state(whole)
-    assert losses(killed) == losses(whole) and steps_logged(killed) == list(range(1, 7))
-
-
-# --- damage ---------------------------------------------------------------------------------------
-
-
-def test_a_damaged_newest_save_falls_back_and_is_written_anew(make_job, train, final_state, copied, capsys):
-    folder = make_job(steps=5, **ALL_STEPS)
-    train(folder)
-    damaged = copied(folder, "damaged")
-    for step in (4, 5):
-        flip_last_byte(damaged / "checkpoints" / f"step_{step:06d}" / "model.safetensors")
-    assert train(damaged) == Outcome("done", 5)
-    assert final_state(damaged) == final_state(folder)
-    assert losses(damaged) == losses(folder)
-    assert events(damaged) == [(3, "damaged save skipped")] * 2
-    assert "step_000005/model.safetensors does not have the checksum" in capsys.readouterr().err
-    assert all(read_checkpoint(path) for path in list_checkpoints(damaged))
-
-
-def test_damaged_saves_do_not_stay_to_push_out_good_ones(make_job, train):
-    folder = make_job(steps=7, save_every_s=0.0, keep=3)
-    train(folder, stop_after=5)
-    for step in (4, 5):
-        flip_last_byte(folder / "checkpoints" / f"step_{step:06d}" / "state.json")
-    assert train(folder, stop_after=1).step == 4
-    assert steps_saved(folder) == [3, 4]
-    assert newest_checkpoint(folder)[1] == []
-
-
-def test_saves_that_are_all_damaged_end_the_run_with_a_way_out(make_job, train):
-    folder = make_job(steps=2)
-    train(folder)
-    flip_last_byte(folder / "checkpoints" / "step_000002" / "model.safetensors")
-    with pytest.raises(Damaged, match="every save in .* is damaged"):
-        train(folder)
-
-
-def test_another_tokenizer_or_model_is_refused(make_job, train, tiny_config):
-    with pytest.raises(Damaged, match="is not the one this job was written for"):
-        train(make_job("tokenizer", tokenizer_hash="0" * 64))
-    folder = make_job("model", steps=2)
-    train(folder)
+def test_a_job_file_with_an_unknown_key_is_refused(make_job, train):
+    folder = make_job()
     job = read_json(folder / "config.json")
-    write_json(folder / "config.json", {**job, "model": {**tiny_config.as_json(), "softcap": 20.0}, "steps": 3})
-    with pytest.raises(UserError, match="has another model or tokenizer than this job"):
+    write_json(folder / "config.json", {**job, "stepz": 3})
+    with pytest.raises(UserError, match="unknown job setting 'stepz'"):
         train(folder)
+    assert TrainJob.from_json(job).optim == OptimConfig()
 
 
 @pytest.mark.parametrize(
@@ -382,78 +288,3 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(make_job, train, tex
     assert kinds[0] == kinds[1] and len(kinds[0]) == 3
     assert (killed / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
     assert steps_saved(killed) == steps_saved(whole)
-
-
-def test_the_best_step_is_known_after_a_restart(make_job, train, text_files, monkeypatch):
-    scores = iter([1.0, 2.0, 2.0])
-    real = evaluation.bits_per_byte
-    monkeypatch.setattr(
-        evaluation, "bits_per_byte", lambda *args, **kwargs: {**real(*args, **kwargs), "value": next(scores)}
-    )
-    folder = make_job(steps=6, val=str(text_files / "val"), eval_every=2, keep=1)
-    train(folder, stop_after=2)  # saved, then evaluated: the save does not know how good it is
-    train(folder)
-    assert steps_saved(folder) == [2, 6]
-
-
-# --- stages ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("keep_optimizer", [False, True])
-def test_a_stage_begins_with_the_weights_of_the_one_before(make_job, train, text_files, monkeypatch, keep_optimizer):
-    before = make_job("base", steps=3)
-    train(before)
-    start = newest_checkpoint(before)[0]
-    begun = {}
-    real = loop.Trainer.advance
-
-    def steps(self, batches, last_step):
-        begun.update({name: value.clone() for name, value in self.model.state_dict().items()})
-        begun.update({name: value.clone() for name, value in self.optimizer.state_tensors().items()})
-        return real(self, batches, last_step)
-
-    monkeypatch.setattr(loop.Trainer, "advance", steps)
-    after = make_job(
-        "sft", stage="sft", steps=2, data=(str(text_files / "talks"),), init_from=str(before),
-        keep_optimizer=keep_optimizer, samples=("the cat",),
-    )  # fmt: skip
-    assert train(after) == Outcome("done", 2)
-    assert all(torch.equal(begun[name], value) for name, value in start.weights.items())
-    moments = [torch.equal(begun[name], value) for name, value in start.optimizer.items()]
-    assert all(moments) if keep_optimizer else not any(moments)
-    assert steps_logged(after) == [1, 2]  # a stage counts its own steps
-    assert newest_checkpoint(after)[0].optimizer["num_steps"] == (5 if keep_optimizer else 2)
-
-
-def test_a_stage_that_starts_from_an_older_save_says_so(make_job, train, capsys):
-    before = make_job("base", steps=3, **ALL_STEPS)
-    train(before)
-    flip_last_byte(before / "checkpoints" / "step_000003" / "model.safetensors")
-    after = make_job("mid", steps=1, init_from=str(before))
-    train(after)
-    assert "damaged save skipped: " in capsys.readouterr().err
-    assert events(after) == [(0, "damaged save skipped")]
-    assert steps_saved(before) == [1, 2, 3]  # another job's folder is only read
-
-
-def test_a_stage_without_a_save_to_start_from_is_refused(make_job, train, tmp_path):
-    with pytest.raises(UserError, match="nothing has no save to start from"):
-        train(make_job(init_from=str(tmp_path / "nothing")))
-
-
-def test_a_job_file_with_an_unknown_key_is_refused(make_job, train):
-    folder = make_job()
-    job = read_json(folder / "config.json")
-    write_json(folder / "config.json", {**job, "stepz": 3})
-    with pytest.raises(UserError, match="unknown job setting 'stepz'"):
-        train(folder)
-    assert TrainJob.from_json(job).optim == OptimConfig()
-
-
-def test_the_schedule_of_the_job_reaches_the_optimizer(make_job, train, monkeypatch):
-    scales = []
-    real = TrainStep.run
-    monkeypatch.setattr(TrainStep, "run", lambda self, batch, scale: scales.append(scale) or real(self, batch, scale))
-    train(make_job(steps=2))
-    assert scales[0] == StepScale(lr=1.0, momentum=0.85, weight_decay=1.0)
-    assert scales[1].weight_decay == 0.5

@@ -2,67 +2,36 @@
 
 import contextlib
 import gc
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
 from intone.config import TrainJob
-from intone.data.loader import Prefetcher, Rows
-from intone.data.shards import TokenSet
-from intone.data.tokenizer import Tokenizer
+from intone.data.loader import Prefetcher
 from intone.dist import World
-from intone.errors import Damaged, UserError
-from intone.log import human_bytes, human_count, human_duration, say
+from intone.log import say
 from intone.model.attention import Backend
-from intone.model.checkpoint import (
-    Checkpoint,
-    agreed_checkpoint,
-    discard_after,
-    newest_checkpoint,
-    prune,
-    read_optimizer,
-    remove_leftovers,
-    save_checkpoint,
-)
-from intone.model.cost import train_flops_per_token
-from intone.model.gpt import GPT
+from intone.model.checkpoint import discard_after, prune, remove_leftovers
 from intone.model.optim import Optimizer
-from intone.paths import read_json, sync_file, write_json
-from intone.records import Choices, EventRow, Outcome, Segment, StepRow, cut_log, log_row, read_choices, read_log
+from intone.paths import read_json, write_json
+from intone.records import Choices, EventRow, Outcome, Segment, StepRow, log_row, read_choices
 from intone.team import ALONE, Team
 from intone.train.evaluation import evaluate_stage
 from intone.train.guard import MemoryGuard
 from intone.train.memory import peak_bytes, reset_peak
+from intone.train.opening import build_model, open_data
 from intone.train.plan import check_kernels, check_segments, pick_device
+from intone.train.progress_line import ProgressLine
+from intone.train.saves import Progress, Saves, restore_logs
 from intone.train.schedule import scale_at
 from intone.train.step import DTYPES, Pending, TrainStep, step_lag
 from intone.train.swap import waited_for_code
 
 MAX_NOT_FINITE = 3  # skipped steps in a row that end the run
-PROGRESS_EVERY_S = 5.0
-
-
-@dataclass
-class Progress:
-    """What a resumed loop must know besides weights and moments; state.json of a save."""
-
-    step: int = 0  # optimizer steps done
-    tokens: int = 0
-    num_skipped: int = 0
-    num_not_finite: int = 0  # in a row, up to now
-    elapsed_s: float = 0.0  # training time of all processes that worked on the stage
-    best_step: int | None = None
-    best_bpb: float | None = None
-    loss_scale: float = 1.0
-    good_steps: int = 0  # since the loss scale changed
-
-    def as_json(self) -> dict[str, Any]:
-        return dict(self.__dict__)
 
 
 def join_team(folder: Path, world: World) -> Team:
@@ -123,115 +92,37 @@ class Trainer:
         check_segments(self.choices)
         self.device = pick_device(self.choices, self.team.world)
         with self.team.all_or_none():
-            self._open_data()
-            self._build_model()
+            self.tokenizer, self.rows, self.val = open_data(self.job)
+            self.model = build_model(self.job, self.choices.segments[0], self.device)
         self.restore()
-
-    def _open_data(self) -> None:
-        job = self.job
-        self.tokenizer = Tokenizer.load(Path(job.tokenizer))
-        if self.tokenizer.hash != job.tokenizer_hash:
-            raise Damaged(
-                f"the tokenizer in {job.tokenizer} is not the one this job was written for",
-                value=job.tokenizer,
-                fix="restore the folder, or start a new run",
-            )
-        sets = [TokenSet.open(Path(folder)) for folder in job.data]
-        weights = list(job.weights) if job.weights else None
-        self.rows = Rows(sets, job.context, job.seed, weights=weights, learn_all=job.learn_all)
-        self.val = TokenSet.open(Path(job.val)) if job.val else None
-
-    def _build_model(self) -> None:
-        job = self.job
-        first = self.choices.segments[0]
-        if self.device.type == "cpu":
-            # compiled embedding gradients on two threads otherwise differ on every repeat; not slower (CONTRACTS)
-            torch.use_deterministic_algorithms(True)
-            # filling new memory hides bugs, not rounding, and takes 7 % of an eager step (LOG.md)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        elif job.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses every product on CUDA
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-        if first.threads:
-            torch.set_num_threads(first.threads)
-        self.model = GPT(job.model).to(self.device)
-        self.model.ensure_positions(max(job.context, job.model.context))
-        self.model.compute_dtype = DTYPES[first.dtype]
 
     def restore(self) -> None:
         """The newest good save of this job, else the weights it starts from, else the random start."""
         self.model.init_weights(self.job.seed)
         self.optimizer = Optimizer(self.model, self.job.optim, team=self.team)
+        self.saves = Saves(self.folder, self.job, self.model, self.optimizer, self.team)
         self.progress = Progress()
         self.runner: TrainStep | None = None
         self.segment: Segment | None = None  # of the runner
         if self.team.is_main:
             remove_leftovers(self.folder)
-        checkpoint, problems = self._newest(self.folder, optimizer=True)
+        checkpoint, problems = self.saves.resume()
         if checkpoint is not None:
-            self._take_over(checkpoint, optimizer=True)
             self.progress = Progress(**checkpoint.state)
             self.saved_step = checkpoint.step
             self._say(f"going on from the save at step {checkpoint.step:,}")
         elif self.job.init_from:
-            problems = self._start_from(Path(self.job.init_from))
+            problems = self.saves.start_from(Path(self.job.init_from))
         self.team.spread_([tensor.detach() for tensor in self.model.state_dict().values()])
         if not self.team.is_main:
             return
-        self._restore_logs()
+        self.evaluated_step = restore_logs(self.folder, self.progress)
         for problem in problems:
             self._event("damaged save skipped", problem)
         if checkpoint is not None:
             self._note("resumed", f"from the save at step {checkpoint.step:,}")
             if problems:
                 discard_after(self.folder, checkpoint.step)
-
-    def _newest(self, folder: Path, *, optimizer: bool) -> tuple[Checkpoint | None, list[str]]:
-        """The newest good save of a job and what was wrong with newer ones; in a team without the optimizer."""
-        if self.team.size == 1:
-            return newest_checkpoint(folder, optimizer=optimizer)
-        return agreed_checkpoint(folder, self.team)
-
-    def _take_over(self, checkpoint: Checkpoint, *, optimizer: bool) -> None:
-        """Weights, which in a team only the first process has, and where asked the moments that are ours."""
-        with self.team.all_or_none():
-            self._check(checkpoint)
-            if self.team.is_main:
-                self.model.load_state_dict(checkpoint.weights)
-            if optimizer and self.team.size == 1:
-                self.optimizer.load_state_tensors(checkpoint.optimizer)
-            elif optimizer:
-                self.optimizer.load_state_tensors(read_optimizer(checkpoint.folder, self.optimizer.parts()))
-
-    def _start_from(self, before: Path) -> list[str]:
-        """Takes over the weights of another job's newest good save; returns what was wrong with newer ones."""
-        start, problems = self._newest(before, optimizer=self.job.keep_optimizer)
-        if start is None:
-            raise UserError(f"{before} has no save to start from", value=str(before), fix="train that stage first")
-        self._take_over(start, optimizer=self.job.keep_optimizer)
-        return problems
-
-    def _restore_logs(self) -> None:
-        """Cuts what was written after the restored step, and recalls from the rest what was evaluated.
-
-        An evaluation comes after the save of its step: the log knows of it, the save does not.
-        """
-        progress, log = self.progress, self.folder / "log.jsonl"
-        cut_log(log, progress.step)
-        rows = read_log(log, "eval")
-        self.evaluated_step = rows[-1]["step"] if rows else 0
-        cut_log(self.folder / "samples.jsonl", self.evaluated_step)
-        scores = [(row["values"]["bpb"], row["step"]) for row in rows if "bpb" in row["values"]]
-        progress.best_bpb, progress.best_step = min(scores, default=(None, None))
-
-    def _check(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.model != self.job.model or checkpoint.tokenizer_hash != self.job.tokenizer_hash:
-            raise UserError(
-                f"the save {checkpoint.folder} has another model or tokenizer than this job",
-                value=str(checkpoint.folder),
-                fix="give the job the settings of the run it starts from",
-            )
 
     # --- steps ------------------------------------------------------------------------------------------------
 
@@ -240,9 +131,7 @@ class Trainer:
         """The batches of the steps that are left, made in the background, with clocks and peak memory set back."""
         self.started_s = self.last_save_s = time.monotonic()
         self.base_elapsed_s = self.progress.elapsed_s
-        self.last_line_s = 0.0
-        self.recent_step_s: float | None = None
-        self.num_timed = 0
+        self.line = ProgressLine(self.job)
         self.last_finish_s = 0.0
         gc.collect()
         gc.freeze()  # everything alive now stays: collections in the loop need not look at it
@@ -385,7 +274,7 @@ class Trainer:
         )
         if self.team.is_main:
             log_row(self.folder / "log.jsonl", row)  # also the sign of life that the supervisor looks for
-            self._progress_line(row)
+            self.line.show(row)
         if self.on_step is not None:
             self.on_step(row, result.num_supervised)
         return None if progress.num_not_finite < MAX_NOT_FINITE else self._not_finite()
@@ -433,19 +322,7 @@ class Trainer:
         if progress.step == self.saved_step:
             return  # nothing was trained since
         begin_s = time.monotonic()
-        if self.team.is_main:
-            for name in ("log.jsonl", "samples.jsonl"):  # a save must not outlive the rows that lead to it
-                sync_file(self.folder / name)
-        folder = save_checkpoint(
-            self.folder,
-            progress.step,
-            model=self.job.model,
-            weights=self.model.state_dict(),
-            optimizer=self.optimizer.state_tensors(),
-            state=progress.as_json(),
-            tokenizer_hash=self.job.tokenizer_hash,
-            team=self.team,
-        )
+        folder = self.saves.write(progress)
         self.saved_step, self.last_save_s = progress.step, time.monotonic()
         if self.team.is_main:
             prune(self.folder, keep=self.job.keep, best_step=progress.best_step)
@@ -464,29 +341,6 @@ class Trainer:
             self.progress.best_bpb, self.progress.best_step = bpb, self.progress.step
 
     # --- what people see --------------------------------------------------------------------------------------
-
-    def _progress_line(self, row: StepRow) -> None:
-        """One line at most every few seconds: loss, rate, MFU, memory, time left."""
-        recent = self.recent_step_s
-        # the first step of a process holds compiling and first touches of memory: it says nothing about the rest
-        self.recent_step_s = row.step_s if recent is None or self.num_timed == 1 else 0.9 * recent + 0.1 * row.step_s
-        self.num_timed += 1
-        now = time.monotonic()
-        if row.step not in (1, self.job.steps) and now - self.last_line_s < PROGRESS_EVERY_S:
-            return
-        self.last_line_s = now
-        rate = row.tokens / row.step / self.recent_step_s
-        mfu = "unknown"
-        if self.job.peak_flops:
-            share = rate * train_flops_per_token(self.job.model, self.job.context) / self.job.peak_flops
-            mfu = f"{100 * share:.1f}%"
-        loss = "not finite" if row.loss is None else f"{row.loss:.3f}"
-        left = human_duration((self.job.steps - row.step) * self.recent_step_s)
-        width = len(f"{self.job.steps:,}")
-        say(
-            f"{self.job.stage:<4} step {row.step:>{width},}/{self.job.steps:,}   loss {loss}   "
-            f"{human_count(rate)} tok/s   MFU {mfu}   peak {human_bytes(row.peak_bytes)}   left {left}"
-        )
 
     def _event(self, event: str, message: str) -> None:
         if self.team.is_main:

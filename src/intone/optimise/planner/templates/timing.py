@@ -31,7 +31,7 @@ def plan_of(text: str, root: Path) -> FeaturePlan:
         read=(
             place_of(root, STEP, "part, _ = self._model("), place_of(root, STEP, ".backward()"),
             place_of(root, STEP, "self._optimizer.step("), place_of(root, LOOP, "runner = TrainStep("),
-            place_of(root, LOOP, "self._progress_line(row)"), place_of(root, "src/intone/records.py", "class EventRow"),
+            place_of(root, LOOP, "self.line.show(row)"), place_of(root, "src/intone/records.py", "class EventRow"),
             place_of(root, PLANNING, "deterministic=settings.deterministic"),
         ),
         decided=(
@@ -113,8 +113,8 @@ def write(root: Path) -> Written:
         "        if segment.dtype == \"fp16\" and self.progress.loss_scale > 1.0:\n",
     )  # fmt: skip
     replace_once(
-        root, LOOP, "            self._progress_line(row)\n        if self.on_step",
-        "            self._progress_line(row)\n"
+        root, LOOP, "            self.line.show(row)\n        if self.on_step",
+        "            self.line.show(row)\n"
         "        found = runner.parts.finished() if runner.parts is not None else None\n"
         "        if found is not None and self.team.is_main:\n"
         '            self._note("parts", found.text, seconds=found.total_s)\n'
