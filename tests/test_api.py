@@ -139,7 +139,6 @@ def test_chat_in_a_terminal_cannot_end_in_json(run, terminal, capsys):
 
 def test_eval_measures_a_finished_run_in_a_worker(run, no_measuring, capsys, tmp_path):
     (tmp_path / "other.txt").write_text("Quite another text, to be predicted too. " * 20)
-    pytest.importorskip("intone.pipeline")
     assert cli.main(["eval", "tiny", "--tasks", "bpb", "--val", str(tmp_path / "other.txt"), "--json"]) == 0
     value = json.loads(capsys.readouterr().out.splitlines()[-1])
     bpb = value["result"]["bpb"]
@@ -152,7 +151,6 @@ def test_eval_measures_a_finished_run_in_a_worker(run, no_measuring, capsys, tmp
 def test_eval_says_that_a_run_has_no_validation_text(run, capsys):
     job = json.loads((run.folder / "base" / "config.json").read_text())
     write_json(run.folder / "base" / "config.json", {**job, "val": None})
-    pytest.importorskip("intone.pipeline")
     assert cli.main(["eval"]) == 2
     assert "this run has no validation text\n  fix: name one: --val PATH" in capsys.readouterr().err
 

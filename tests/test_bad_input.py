@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from intone import cli, ground, pipeline, planning
+from intone import cli, ground, planning
 from intone.errors import DiskFull
 from intone.hardware import Facts
 from intone.model.checkpoint import list_checkpoints, verify
-from intone.paths import append_line, read_lines
+from intone.paths import append_line, read_lines, write_json
+from intone.pipeline import claim
 from intone.records import read_outcome
 from intone.runs import create_run, find_run
 from intone.settings import Layer, TrainSettings, identity, resolve
@@ -79,7 +80,7 @@ def files(tmp_path_factory) -> Path:
 def known_machine(monkeypatch):
     """Facts without a measurement; tests that come as far as a trial are in processes of their own."""
     monkeypatch.setattr(planning, "load_facts", lambda: FACTS)
-    monkeypatch.setattr(pipeline, "load_facts", lambda: FACTS)
+    monkeypatch.setattr(claim, "load_facts", lambda: FACTS)
 
 
 def command(words: str, home: Path) -> tuple[int, dict, str]:
@@ -273,7 +274,7 @@ def test_a_full_disk_ends_the_run_keeps_its_saves_and_lets_it_go_on(small_disk, 
     settings, _ = resolve(TrainSettings, [Layer("flag", "test", {"stage": "base", "depth": 1})])
     run = create_run(identity(settings), verb="train", stages=("base",), name="full")
     stage = write_job(run.stage_folder("base"), tiny_job)
-    pipeline.write_json(run.folder / "forecast.json", {"format": 1, "minutes": 1.0})
+    write_json(run.folder / "forecast.json", {"format": 1, "minutes": 1.0})
     filler = small_disk / "filler"
     filler.write_bytes(bytes(5 * 2**20))
     words = "train base --depth 1 --name full"

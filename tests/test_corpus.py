@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from intone import cli, pipeline, planning
+from intone import cli, planning
+from intone.pipeline import claim
 from tests.hub_stand_in import COMMIT, all_sets, serve
 from tests.test_bad_input import FACTS
 
@@ -211,7 +212,7 @@ def test_a_run_on_a_public_set_without_a_network_leaves_no_run_behind(home, monk
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    for module in (planning, pipeline):
+    for module in (planning, claim):
         monkeypatch.setattr(module, "load_facts", lambda: FACTS)
     assert cli.main(f"run {SMALL} --data tinystories --json".split()) == 2
     error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]

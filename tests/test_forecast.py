@@ -6,6 +6,7 @@ from intone import forecast as module
 from intone import recipe
 from intone.forecast import forecast
 from intone.hardware import load_facts
+from intone.pipeline import claim
 from intone.settings import RunSettings
 
 RATES = {"device": "cpu", "fp32_flops_per_s": 1e11, "bf16_flops_per_s": 3e11}
@@ -31,13 +32,12 @@ def test_what_is_open_gets_a_value_and_a_reason():
 
 
 def test_the_depth_is_the_one_that_the_run_is_named_after():
-    pipeline = pytest.importorskip("intone.pipeline")
     facts = load_facts(measure=lambda _: RATES)
     for minutes in (1, 8, 90):
         settings = RunSettings(minutes=minutes)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "load_facts", lambda: facts)
-            assert forecast(settings, {})[1]["depth"] == pipeline.guess_depth(settings)
+            patch.setattr(claim, "load_facts", lambda: facts)
+            assert forecast(settings, {})[1]["depth"] == claim.guess_depth(settings)
 
 
 def test_a_deeper_model_needs_more_memory_and_disk():

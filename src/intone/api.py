@@ -94,7 +94,7 @@ def train(stage: str, **settings: Any) -> Answer:
 
     Raises UserError for an unknown setting (with the nearest name) and wherever training needs the person.
     """
-    from intone.pipeline import run_train
+    from intone.pipeline.verb import run_train
 
     layers = [Layer("flag", "intone.train", {"stage": stage, **settings})]
     if isinstance(settings.get("settings"), str):
@@ -179,7 +179,7 @@ def converse(partner: "Partner", prompt: str | None, settings: ChatSettings) -> 
 
 def evaluate(settings: EvalSettings, _origins: Mapping[str, Resolved]) -> Answer:
     """`intone eval RUN`: the evaluation job in a worker of its own -> bits per byte and skills as tables."""
-    from intone.pipeline import skills_table
+    from intone.pipeline.result import skills_table
 
     place = find_stage(settings.run)
     config = evaluation_asked(place, settings)

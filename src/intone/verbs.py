@@ -96,10 +96,10 @@ VERBS = {
     "run": Verb(
         "text -> tokenizer -> base -> mid -> SFT -> evaluation",
         "RunSettings",
-        "intone.pipeline:run_pipeline",
+        "intone.pipeline.verb:run_pipeline",
         "intone.forecast:forecast",
     ),
-    "train": Verb("one stage: base, mid or sft", "TrainSettings", "intone.pipeline:run_train"),
+    "train": Verb("one stage: base, mid or sft", "TrainSettings", "intone.pipeline.verb:run_train"),
     "chat": Verb("talk to a run, or to a server", "ChatSettings", "intone.api:chat"),
     "serve": Verb(
         "a run behind an HTTP address: OpenAI's API, metrics, a page to chat",
