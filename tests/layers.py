@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("serve",),
     ("optimise",),
     ("bench",),
-    ("pipeline", "forecast", "tuning"),
+    ("pipeline", "tuning"),
     ("api", "corpus"),
     ("cli",),
     ("__main__",),

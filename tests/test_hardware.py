@@ -228,3 +228,10 @@ def test_what_the_person_has_set_stays_except_the_chosen_threads():
     variables = environment(some_facts(), threads=2, already=already)
     assert "MALLOC_TOP_PAD_" not in variables
     assert variables["OMP_NUM_THREADS"].value == "2"
+
+
+def test_the_fastest_measured_rate_counts_and_an_unknown_one_is_unknown(still):
+    facts = load_facts(measure=Measurer())
+    assert facts.fastest_flops_per_s == 1.234e12
+    assert dataclasses.replace(facts, bf16_flops_per_s=None).fastest_flops_per_s == 100e9
+    assert dataclasses.replace(facts, bf16_flops_per_s=None, fp32_flops_per_s=None).fastest_flops_per_s is None

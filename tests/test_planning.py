@@ -103,11 +103,6 @@ def test_more_minutes_and_a_faster_machine_never_give_a_smaller_model():
     assert recipe.MIN_DEPTH == depths[0] < depths[-1] <= recipe.MAX_DEPTH
 
 
-def test_the_fastest_measured_rate_counts_and_an_unknown_one_is_unknown():
-    assert planning.fastest_rate(FACTS) == 50e9
-    assert planning.fastest_rate(planning.replace(FACTS, fp32_flops_per_s=None, bf16_flops_per_s=None)) is None
-
-
 @pytest.mark.parametrize(("context", "total"), [(96, 1e6), (512, 1e6), (512, 1e9), (4096, 1e5), (300, 1e6)])
 def test_an_automatic_step_holds_whole_rows(context, total):
     settled = planning.settle_batch_tokens(AUTO, context, total)

@@ -103,6 +103,12 @@ class Facts:
         """INTONE_HOME/machine/<fingerprint>: facts, trials, caches, locks."""
         return machine_folder(self.fingerprint)
 
+    @property
+    def fastest_flops_per_s(self) -> float | None:
+        """The rate of large matrix products in the fastest dtype; None where nothing was measured."""
+        rates = (self.fp32_flops_per_s, self.bf16_flops_per_s, self.fp16_flops_per_s)
+        return max((rate for rate in rates if rate), default=None)
+
     def as_json(self) -> dict[str, dict[str, Any]]:
         """{name: {value, source, unit}}, without what this machine does not have (GPU rows on a CPU)."""
         return {

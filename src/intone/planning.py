@@ -237,7 +237,7 @@ def settle_size(
     depth_asked, context_asked, vocab_asked = (origins[name] for name in ("depth", "context", "vocab_size"))
     depth = choice(depth_asked)
     if depth.value == "auto":
-        value, reason = recipe.auto_depth(fastest_rate(facts), 45 * minutes, is_starter=is_starter)
+        value, reason = recipe.auto_depth(facts.fastest_flops_per_s, minutes, is_starter=is_starter)
         depth = Choice(value, reason, "default")
     settled.put("depth", depth)
     context = choice(context_asked)
@@ -252,16 +252,11 @@ def settle_size(
     return depth.value, context.value, vocab.value
 
 
-def fastest_rate(facts: Facts) -> float | None:
-    """The fastest measured matrix-product rate, FLOP/s; None where nothing was measured."""
-    rates = (facts.fp32_flops_per_s, facts.bf16_flops_per_s, facts.fp16_flops_per_s)
-    return max((rate for rate in rates if rate), default=None)
-
-
 def expected_tokens(facts: Facts, config: ModelConfig, minutes: float) -> float:
     """Tokens that fit into the time by the machine's rate, before anything was timed."""
-    rate = fastest_rate(facts) or 5e10  # guess for a machine that could not be measured: one old core
-    return 60 * minutes * 0.75 * rate * recipe.USUAL_MFU / train_flops_per_token(config, config.context)
+    rate = facts.fastest_flops_per_s or 5e10  # guess for a machine that could not be measured: one old core
+    training_s = recipe.training_seconds(minutes)
+    return training_s * rate * recipe.USUAL_MFU / train_flops_per_token(config, config.context)
 
 
 def settle_steps(

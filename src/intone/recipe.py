@@ -17,6 +17,7 @@ MIN_DEPTH = 4
 MAX_STARTER_DEPTH = 8
 # share of the measured matrix-product rate that training a small model reaches: guess, before anything was timed
 USUAL_MFU = 0.4
+TRAINING_SHARE = 0.75  # of the minutes of a run goes into optimizer steps: guess, before anything was timed
 # tokens per parameter of matrices and head that a run should see before a deeper model pays; nanochat trains to 12,
 # time-boxed runs of minutes do better with wider models seen less often (reference: autoresearch)
 STARTER_RATIO = 0.6
@@ -55,14 +56,19 @@ def auto_context(*, is_starter: bool) -> int:
     return STARTER_CONTEXT if is_starter else TEXT_CONTEXT
 
 
-def auto_depth(flops_per_s: float | None, training_s: float, *, is_starter: bool) -> tuple[int, str]:
-    """The deepest model that sees enough tokens per parameter in this time -> (depth, reason).
+def training_seconds(minutes: float) -> float:
+    """Seconds of optimizer steps that are likely in a run of so many minutes."""
+    return TRAINING_SHARE * 60 * minutes
+
+
+def auto_depth(flops_per_s: float | None, minutes: float, *, is_starter: bool) -> tuple[int, str]:
+    """The deepest model that sees enough tokens per parameter in a run of so many minutes -> (depth, reason).
 
     flops_per_s None (rate unknown): the smallest depth.
     """
     if flops_per_s is None:
         return MIN_DEPTH, "the rate of this machine is unknown"
-    budget = flops_per_s * USUAL_MFU * training_s
+    budget = flops_per_s * USUAL_MFU * training_seconds(minutes)
     ratio = STARTER_RATIO if is_starter else TEXT_RATIO
     deepest = MIN_DEPTH
     for depth in range(MIN_DEPTH, (MAX_STARTER_DEPTH if is_starter else MAX_DEPTH) + 1):

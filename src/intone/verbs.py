@@ -97,7 +97,7 @@ VERBS = {
         "text -> tokenizer -> base -> mid -> SFT -> evaluation",
         "RunSettings",
         "intone.pipeline.verb:run_pipeline",
-        "intone.forecast:forecast",
+        "intone.pipeline.forecast:forecast",
     ),
     "train": Verb("one stage: base, mid or sft", "TrainSettings", "intone.pipeline.verb:run_train"),
     "chat": Verb("talk to a run, or to a server", "ChatSettings", "intone.api:chat"),

@@ -1,15 +1,19 @@
 """Which run a command goes on with, which it leaves alone, and when a new one is forgotten again."""
 
+from dataclasses import replace
+
 import pytest
 
+from intone import recipe
 from intone.errors import DiskFull, UserError
 from intone.paths import FolderLock
-from intone.pipeline import stages
+from intone.pipeline import claim, stages
 from intone.pipeline.claim import guess_depth
 from intone.records import Outcome
 from intone.runs import create_run, find_run, with_state
 from intone.settings import Layer, RunSettings, TrainSettings, identity, resolve
 from tests.pipeline.machine import names, run, train
+from tests.test_bad_input import FACTS
 
 
 def test_the_same_command_goes_on_with_the_unfinished_run_and_says_so(machine, capsys):
@@ -121,6 +125,13 @@ def test_a_run_with_saves_is_kept_even_where_a_part_of_its_plan_is_gone(machine,
     with pytest.raises(UserError):
         run()
     assert (folder / "base" / "checkpoints" / "step_000002").exists()
+
+
+def test_the_depth_in_a_name_is_the_one_that_planning_will_settle_on(machine, monkeypatch):
+    monkeypatch.setattr(claim, "load_facts", lambda: replace(FACTS, fp32_flops_per_s=2e12))
+    depth, _ = recipe.auto_depth(2e12, 90.0, is_starter=True)
+    assert depth > recipe.MIN_DEPTH
+    assert run(depth="auto", minutes=90.0).run == f"d{depth}-1"
 
 
 def test_the_depth_in_a_name_is_that_of_the_run_it_starts_from(machine, tiny_job):

@@ -4,22 +4,22 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
 
-from intone import recipe
 from intone.errors import DiskFull, UserError
 from intone.fields import flag_of, shown
 from intone.hardware import load_facts
-from intone.mixture import STARTER, parse_mixture
 from intone.paths import FolderLock
+from intone.pipeline.forecast import likely_depth
 from intone.pipeline.plan_files import depth_of, is_planned
-from intone.planning import fastest_rate
 from intone.prepare import find_source
 from intone.runs import UNFINISHED, Run, check_same, create_run, find_run, list_runs, unfinished_run, with_state
-from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings, identity, is_free, named_fields
+from intone.settings import Resolved, RunSettings, TrainSettings, identity, is_free, named_fields
+
+Asked = RunSettings | TrainSettings
 
 
 @contextlib.contextmanager
 def claimed_run(
-    verb: str, settings: TrainingSettings, origins: Mapping[str, Resolved], stages: tuple[str, ...]
+    verb: str, settings: Asked, origins: Mapping[str, Resolved], stages: tuple[str, ...]
 ) -> Iterator[Run]:
     """The run to work on, new or to be gone on with, locked against a second process.
 
@@ -40,7 +40,7 @@ def claimed_run(
             raise
 
 
-def choose_run(verb: str, settings: TrainingSettings, stages: tuple[str, ...]) -> Run:
+def choose_run(verb: str, settings: Asked, stages: tuple[str, ...]) -> Run:
     """--name: that run, if its settings are equal; else the newest unfinished equal one; else a new one."""
     asked = identity(settings)
     if settings.name is not None and any(run.name == settings.name for run in list_runs()[0]):
@@ -67,27 +67,24 @@ def choose_run(verb: str, settings: TrainingSettings, stages: tuple[str, ...]) -
     return create_run(asked, verb=verb, stages=stages, name=settings.name, depth=depth)
 
 
-def guess_depth(settings: TrainingSettings) -> int:
+def guess_depth(settings: Asked) -> int:
     """The depth that planning will settle on: the name of a run is given before."""
     if isinstance(settings, TrainSettings) and settings.from_run is not None:
         return depth_of(find_run(settings.from_run))
-    facts = load_facts()
-    minutes = recipe.default_minutes() if settings.minutes == "auto" else settings.minutes
-    is_starter = all(portion.name == STARTER for portion in parse_mixture(settings.data).portions)  # type: ignore[attr-defined]
-    return recipe.auto_depth(fastest_rate(facts), 45 * minutes, is_starter=is_starter)[0]
+    return likely_depth(settings, load_facts())[0]
 
 
-def check_sources(settings: TrainingSettings) -> None:
+def check_sources(settings: Asked) -> None:
     """Raises UserError for data that is not there, before a run is made and the machine measured."""
     if isinstance(settings, RunSettings):
         find_source("documents", settings.data, settings.val)
         find_source("conversations", settings.sft, settings.sft_val)
-    elif isinstance(settings, TrainSettings):
+    else:
         find_source("conversations" if settings.stage == "sft" else "documents", settings.data, settings.val)
         find_source("conversations", settings.sft, ())
 
 
-def check_like(settings: TrainingSettings, origins: Mapping[str, Resolved]) -> None:
+def check_like(settings: Asked, origins: Mapping[str, Resolved]) -> None:
     """Raises UserError for a setting that is asked for beside --like, which brings all of them."""
     if settings.like is None:
         return

@@ -2,12 +2,13 @@
 
 import pytest
 
-from intone import forecast as module
 from intone import recipe
-from intone.forecast import forecast
+from intone.ground import Settled
 from intone.hardware import load_facts
-from intone.pipeline import claim
-from intone.settings import RunSettings
+from intone.pipeline import forecast as module
+from intone.pipeline.forecast import forecast
+from intone.planning import settle_size
+from intone.settings import Layer, RunSettings, resolve
 
 RATES = {"device": "cpu", "fp32_flops_per_s": 1e11, "bf16_flops_per_s": 3e11}
 
@@ -31,13 +32,12 @@ def test_what_is_open_gets_a_value_and_a_reason():
     assert "tokens fit in the time" in text
 
 
-def test_the_depth_is_the_one_that_the_run_is_named_after():
+def test_the_depth_is_the_one_that_planning_settles_on():
     facts = load_facts(measure=lambda _: RATES)
-    for minutes in (1, 8, 90):
-        settings = RunSettings(minutes=minutes)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(claim, "load_facts", lambda: facts)
-            assert forecast(settings, {})[1]["depth"] == claim.guess_depth(settings)
+    for minutes in (1.0, 8.0, 90.0):
+        settings, origins = resolve(RunSettings, [Layer("flag", "--minutes", {"minutes": minutes})])
+        planned, _, _ = settle_size(Settled(facts, {}), origins, facts, minutes, is_starter=True)
+        assert forecast(settings, origins)[1]["depth"] == planned
 
 
 def test_a_deeper_model_needs_more_memory_and_disk():

@@ -9,12 +9,11 @@ from intone.hardware import Facts, load_facts
 from intone.log import human_bytes, three_digits
 from intone.mixture import STARTER, parse_mixture
 from intone.model.cost import training_state_bytes, weight_bytes
-from intone.settings import Resolved, RunSettings
+from intone.settings import Resolved, RunSettings, TrainSettings
 from intone.tune import memory
 
 NUM_STAGES = 3  # base, mid, sft
 PASS_TOKENS = 2048  # of a micro-batch on a CPU, where a larger one is no faster
-TRAINING_SHARE = 0.75  # of the minutes goes into optimizer steps; planning.py reckons with the same
 SUPERVISOR_BYTES = 2**29  # the command itself beside its worker (guess)
 TEXT_BYTES = 2**26  # token sets and tokenizer of starter: 20 to 60 MiB
 # a training and a validation file of each public set, see data/sources.py: more only for runs of many hours
@@ -68,14 +67,14 @@ def run_minutes(asked: float | str) -> float:
     return recipe.default_minutes() if isinstance(asked, str) else float(asked)
 
 
-def likely_depth(settings: RunSettings, facts: Facts) -> tuple[int, str]:
-    """The depth asked for, or the one that planning will settle on before it has measured a step, and why."""
+def likely_depth(settings: RunSettings | TrainSettings, facts: Facts) -> tuple[int, str]:
+    """The depth asked for, or the one that planning will settle on from the same facts, and why."""
     if settings.depth != "auto":
         return settings.depth, "asked for"
-    rates = [rate for rate in (facts.fp32_flops_per_s, facts.bf16_flops_per_s, facts.fp16_flops_per_s) if rate]
-    training_s = TRAINING_SHARE * 60 * run_minutes(settings.minutes)
-    return recipe.auto_depth(max(rates, default=None), training_s, is_starter=uses_starter(settings))
+    minutes = run_minutes(settings.minutes)
+    return recipe.auto_depth(facts.fastest_flops_per_s, minutes, is_starter=uses_starter(settings))
 
 
-def uses_starter(settings: RunSettings) -> bool:
+def uses_starter(settings: RunSettings | TrainSettings) -> bool:
+    """Whether all text comes from the generator, as planning will see it."""
     return all(portion.name == STARTER for portion in parse_mixture(settings.data).portions)
