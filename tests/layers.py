@@ -4,7 +4,7 @@
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
     ("errors", "paths", "log", "config", "verbs"),
-    ("fields", "mixture", "settings", "records", "runs", "recipe"),
+    ("fields", "mixture", "resolving", "settings", "records", "runs", "recipe"),
     ("report",),
     ("system", "child", "blocks", "pulse", "rates", "hardware", "dist", "team", "peak"),
     ("model", "data"),

@@ -23,8 +23,9 @@ from intone.model.checkpoint import list_checkpoints, newest_checkpoint
 from intone.paths import read_json, write_json
 from intone.prepare import ensure_mix, ensure_tokenizer, ensure_val, find_source
 from intone.records import Outcome, read_log, read_outcome, write_outcome
+from intone.resolving import Layer, identity, resolve
 from intone.runs import create_run
-from intone.settings import Layer, TrainSettings, identity, resolve
+from intone.settings import TrainSettings
 from intone.train.loop import Trainer
 from intone.worker import StopFlag, run_guarded
 from tests.conftest import REPOSITORY

@@ -17,8 +17,9 @@ from intone.model.checkpoint import save_checkpoint
 from intone.model.gpt import GPT
 from intone.paths import write_json
 from intone.records import Choices, Outcome, Segment, write_choices, write_outcome
+from intone.resolving import identity
 from intone.runs import create_run, find_run
-from intone.settings import RunSettings, identity
+from intone.settings import RunSettings
 
 CONTEXT = 192
 CONFIG = model_config("modern", depth=1, vocab_size=265, context=CONTEXT)

@@ -16,8 +16,9 @@ from intone.model.checkpoint import list_checkpoints, verify
 from intone.paths import append_line, read_lines, write_json
 from intone.pipeline import claim
 from intone.records import read_outcome
+from intone.resolving import Layer, identity, resolve
 from intone.runs import create_run, find_run
-from intone.settings import Layer, TrainSettings, identity, resolve
+from intone.settings import TrainSettings
 from intone.tune.trial import TrialResult
 from tests.tiny_jobs import losses, write_job
 

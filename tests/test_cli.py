@@ -15,6 +15,7 @@ from intone import cli
 from intone.errors import DiskFull, UserError
 from intone.paths import disk_errors
 from intone.records import Answer
+from intone.resolving import identity
 from intone.runs import create_run
 from intone.settings import (
     ChatSettings,
@@ -24,7 +25,6 @@ from intone.settings import (
     ImportSettings,
     RunSettings,
     TrainSettings,
-    identity,
 )
 from intone.verbs import VERBS
 from tests.tiny_jobs import write_job

@@ -10,7 +10,7 @@ import pytest
 import intone
 from intone.cli import main, settings_class
 from intone.fields import flag_of
-from intone.settings import named_fields
+from intone.resolving import named_fields
 from intone.verbs import VERBS
 
 HELP = """\

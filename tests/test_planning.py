@@ -18,8 +18,9 @@ from intone.model.checkpoint import save_checkpoint
 from intone.model.gpt import GPT
 from intone.paths import write_json
 from intone.records import Choice, Outcome, choice, write_outcome
+from intone.resolving import Layer, Resolved, identity, resolve
 from intone.runs import create_run
-from intone.settings import Layer, Resolved, RunSettings, TrainSettings, identity, resolve
+from intone.settings import RunSettings, TrainSettings
 from intone.tune import compiling
 from intone.tune.precision import NoTrial
 from intone.tune.settle import fallbacks, gate_key

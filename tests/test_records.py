@@ -29,7 +29,7 @@ from intone.records import (
     write_choices,
     write_outcome,
 )
-from intone.settings import Resolved
+from intone.resolving import Resolved
 
 FIRST = Segment(0, device_batch=11, compiled=False, dtype="fp32", attention="sdpa", reason="compile is under way")
 CHOICES = Choices(

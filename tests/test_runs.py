@@ -8,6 +8,7 @@ import pytest
 from intone.errors import Damaged, UserError
 from intone.paths import read_json, write_json
 from intone.records import Outcome, StepRow, log_row, write_outcome
+from intone.resolving import identity
 from intone.runs import (
     check_same,
     create_run,
@@ -20,7 +21,7 @@ from intone.runs import (
     unfinished_run,
     with_state,
 )
-from intone.settings import RunSettings, RunsSettings, identity
+from intone.settings import RunSettings, RunsSettings
 
 SETTINGS = identity(RunSettings(depth=3))
 STAGES = ("base", "mid", "sft")

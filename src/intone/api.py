@@ -18,8 +18,9 @@ from intone.evals.asking import evaluation_config
 from intone.model.native.build import build_to_generate
 from intone.paths import home, read_json, write_json
 from intone.records import Answer, read_choices, settings_layer
+from intone.resolving import Layer, Resolved, resolve
 from intone.runs import Place, find_stage
-from intone.settings import ChatSettings, EvalSettings, Layer, Resolved, TrainSettings, resolve
+from intone.settings import ChatSettings, EvalSettings, TrainSettings
 
 if TYPE_CHECKING:
     from intone.data.tokenizer import Tokenizer

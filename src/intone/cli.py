@@ -28,11 +28,11 @@ from intone.errors import (
     nearest,
     unknown_name,
 )
-from intone.fields import flag_of, help_of, kind, metavar, shown, words_of
+from intone.fields import Checked, flag_of, help_of, kind, metavar, shown, words_of
 from intone.log import say
 from intone.paths import home, write_atomic
 from intone.records import Answer, json_line, settings_layer
-from intone.settings import Checked, Layer, Resolved, inherited, named_fields, preset_rows, resolve, show_table
+from intone.resolving import Layer, Resolved, inherited, named_fields, preset_rows, resolve, show_table
 from intone.verbs import VERBS, Verb, static_answer
 
 

@@ -1,4 +1,4 @@
-"""How one setting is declared, checked, and put in words: its bounds, its flag, its help, its kind."""
+"""How settings are declared, checked, and put in words: their bounds, flags, help and kinds"""
 
 import ast
 import dataclasses
@@ -8,6 +8,7 @@ import textwrap
 import tokenize
 import types
 import typing
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from intone.errors import UserError, nearest
@@ -34,6 +35,20 @@ def setting(
         least=least, most=most, aside=aside, movable=movable, inherit=inherit, positional=positional, flag=flag
     )
     return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Every settings class checks its values, whichever way they came in. Raises UserError."""
+
+    # print the result as JSON on the last line
+    json: bool = setting(False, aside=True)
+    # print every value with its origin and reason, and the choices of a run that is named, and stop
+    show: bool = setting(False, aside=True)
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            check_value(entry, getattr(self, entry.name))
 
 
 def check_value(entry: dataclasses.Field[Any], value: Any) -> None:

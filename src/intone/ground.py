@@ -13,7 +13,8 @@ from intone.errors import UserError
 from intone.hardware import Facts, compile_obstacle, environment
 from intone.log import human_duration, say
 from intone.records import Choice, Segment
-from intone.settings import Resolved, TrainingSettings
+from intone.resolving import Resolved
+from intone.settings import TrainingSettings
 from intone.tune import compiling
 from intone.tune.allocator import settle_allocator, variables_of
 from intone.tune.attention import settle_attention

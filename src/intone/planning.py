@@ -27,8 +27,9 @@ from intone.prepare import (
     tokenise_ahead,
 )
 from intone.records import Choice, Choices, Segment, choice
+from intone.resolving import Resolved
 from intone.runs import find_stage
-from intone.settings import Resolved, RunSettings, TrainingSettings, TrainSettings
+from intone.settings import RunSettings, TrainingSettings, TrainSettings
 from intone.tune.settle import fallbacks, settle_device, settle_device_batch, settle_devices
 from intone.tune.trial import attention_for
 

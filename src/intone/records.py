@@ -15,8 +15,9 @@ from typing import Any, Literal, TypeVar
 
 from intone.config import fits, words_for
 from intone.errors import OUTCOMES, Damaged, UserError, unknown_name
+from intone.fields import Checked
 from intone.paths import append_line, read_json, read_lines, write_atomic, write_json
-from intone.settings import Checked, Layer, Origin, Resolved, named_fields
+from intone.resolving import Layer, Origin, Resolved, named_fields
 
 FORMAT = 1
 ORIGINS = ("default", "preset", "from", "flag", "measured", "cached")

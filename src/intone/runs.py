@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from intone.errors import OUTCOMES, Damaged, UserError, nearest
+from intone.fields import shown
 from intone.log import human_bytes, human_duration, table, three_digits
 from intone.paths import disk_errors, read_lines, runs_folder, write_json
 from intone.records import FORMAT, Answer, from_json, read_format, read_outcome
-from intone.settings import RunsSettings, shown
+from intone.settings import RunsSettings
 
 STAGES = ("base", "mid", "sft", "rl")
 UNFINISHED = "unfinished"  # no outcome yet: at work now, or cut off and ready to go on
@@ -33,7 +34,7 @@ class Run:
     stages: tuple[str, ...]  # planned, in the order of training
     state: str  # unfinished, or an outcome
     created: str  # ISO 8601, UTC
-    settings: Mapping[str, Any]  # what was asked, as settings.identity gives it
+    settings: Mapping[str, Any]  # what was asked, as resolving.identity gives it
     result: Mapping[str, Any] | None = None  # the result object of `--json`, once there is one
 
     @property
@@ -72,7 +73,7 @@ def create_run(
 ) -> Run:
     """A new run folder with its run.json. name None: d{depth}-{n} with the first free n.
 
-    settings is what settings.identity gives. Raises UserError for a name that is taken or cannot be a folder.
+    settings is what resolving.identity gives. Raises UserError for a name that is taken or cannot be a folder.
     """
     if name is not None:
         check_name(name)

@@ -13,7 +13,8 @@ from intone.hardware import Facts, load_facts
 from intone.log import human_bytes, say, table
 from intone.planning import stage_choices, stage_ground
 from intone.records import Answer, choice
-from intone.settings import Resolved, TrainSettings, TuneSettings
+from intone.resolving import Resolved
+from intone.settings import TrainSettings, TuneSettings
 from intone.tune.batch import candidates, passes_of
 from intone.tune.curve import curve_text
 from intone.tune.facts import facts_json, facts_text

@@ -17,7 +17,7 @@ from intone.paths import read_json
 from intone.prove.measure import Measured, SideFailed, SideResult
 from intone.prove.verdict import Comparison, rejected
 from intone.records import Outcome, read_choices
-from intone.settings import Layer, resolve
+from intone.resolving import Layer, resolve
 from intone.tune.trial import TrialResult
 
 FACTS = Facts(

@@ -13,8 +13,9 @@ from intone.bench.drills import Drill, differences, kill_drill
 from intone.model.checkpoint import list_checkpoints
 from intone.paths import read_json, write_json
 from intone.records import StepRow, cut_log, log_row
+from intone.resolving import Layer, identity, resolve
 from intone.runs import create_run
-from intone.settings import Layer, TrainSettings, identity, resolve
+from intone.settings import TrainSettings
 
 SEED = 8  # strikes the supervisor after a step, the group after a save, the worker after a step
 

@@ -21,8 +21,9 @@ from intone.model.checkpoint import load_weights, save_checkpoint
 from intone.model.gpt import GPT
 from intone.paths import write_json
 from intone.records import Choices, Outcome, Segment, write_choices, write_outcome
+from intone.resolving import identity
 from intone.runs import create_run, find_stage
-from intone.settings import RunSettings, identity
+from intone.settings import RunSettings
 
 CONTEXT = 96
 CHAT = [{"role": "user", "content": "What is the thing in the tin?"}]

@@ -32,8 +32,9 @@ from intone.exchange.importing import choose_dtype
 from intone.exchange.nanochat import find_save, read_nanochat
 from intone.paths import write_json
 from intone.records import read_choices, read_outcome, write_choices
+from intone.resolving import Layer, identity, resolve
 from intone.runs import create_run, find_run, list_runs
-from intone.settings import Layer, TrainSettings, identity, resolve
+from intone.settings import TrainSettings
 from intone.tune.trial import TrialResult
 
 TIMES = [name for name in CASES if name != "transformers"]

@@ -6,8 +6,9 @@ from intone.paths import write_json
 from intone.pipeline.verb import run_pipeline, run_train
 from intone.planning import Plan
 from intone.records import Choices, EvalRow, Outcome, StepRow, log_row, write_outcome
+from intone.resolving import Layer, resolve
 from intone.runs import list_runs
-from intone.settings import Layer, RunSettings, TrainSettings, resolve
+from intone.settings import RunSettings, TrainSettings
 from tests.tiny_jobs import ENVIRONMENT, SEGMENT
 
 SKILL = {"score": 0.95, "low": 0.9, "high": 0.98, "num_items": 200}

@@ -10,8 +10,9 @@ from intone.paths import FolderLock
 from intone.pipeline import claim, stages
 from intone.pipeline.claim import guess_depth
 from intone.records import Outcome
+from intone.resolving import Layer, identity, resolve
 from intone.runs import create_run, find_run, with_state
-from intone.settings import Layer, RunSettings, TrainSettings, identity, resolve
+from intone.settings import RunSettings, TrainSettings
 from tests.pipeline.machine import names, run, train
 from tests.test_bad_input import FACTS
 

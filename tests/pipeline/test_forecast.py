@@ -8,7 +8,8 @@ from intone.hardware import load_facts
 from intone.pipeline import forecast as module
 from intone.pipeline.forecast import forecast
 from intone.planning import settle_size
-from intone.settings import Layer, RunSettings, resolve
+from intone.resolving import Layer, resolve
+from intone.settings import RunSettings
 
 RATES = {"device": "cpu", "fp32_flops_per_s": 1e11, "bf16_flops_per_s": 3e11}
 

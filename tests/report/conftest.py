@@ -22,8 +22,9 @@ from intone.records import (
     write_choices,
     write_outcome,
 )
+from intone.resolving import Layer, identity, resolve
 from intone.runs import Run, create_run, with_state
-from intone.settings import Layer, RunSettings, identity, resolve
+from intone.settings import RunSettings
 
 JOB = TrainJob(
     stage="base", model=model_config("modern", depth=2, vocab_size=300, context=64), tokenizer="/t", tokenizer_hash="h",

@@ -7,8 +7,9 @@ from intone.records import Outcome, Segment, read_choices, write_choices, write_
 from intone.report.document import Commands, Figure, KeyFigures, Samples, Table
 from intone.report.record import read_record
 from intone.report.run_page import command_of, run_document
+from intone.resolving import Layer, identity, resolve
 from intone.runs import create_run, read_run, with_state
-from intone.settings import Layer, RunSettings, TrainSettings, identity, resolve
+from intone.settings import RunSettings, TrainSettings
 
 
 def page(reference="first_try"):

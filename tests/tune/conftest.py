@@ -4,7 +4,7 @@ import pytest
 
 from intone.config import ModelConfig, model_config
 from intone.hardware import Facts
-from intone.settings import Resolved
+from intone.resolving import Resolved
 from intone.tune.trials import Trials
 
 GIB = 2**30

@@ -6,7 +6,7 @@ import pytest
 
 from intone.config import model_config
 from intone.errors import UserError
-from intone.settings import Resolved
+from intone.resolving import Resolved
 from intone.tune import kernels
 from intone.tune.precision import NoTrial
 from intone.tune.trial import TrialResult

@@ -8,7 +8,7 @@ from intone.child import ChildFailed
 from intone.config import model_config
 from intone.errors import UserError
 from intone.records import Choice
-from intone.settings import Resolved
+from intone.resolving import Resolved
 from intone.tune import compiling, settle
 from intone.tune.precision import NoTrial
 

@@ -7,7 +7,7 @@ import pytest
 from intone.config import OptimConfig, ScheduleConfig, TrainJob
 from intone.prove.live import Ready
 from intone.records import Choice, Segment
-from intone.settings import Resolved
+from intone.resolving import Resolved
 from intone.tune.batch import SEARCH_S, passes_of
 from intone.tune.found import ProbeFailed, Sample
 from intone.tune.paying import SAVES, START_S

@@ -39,7 +39,8 @@ from intone.prepare import Mix, ensure_mix, ensure_tokenizer, fetched, find_sour
 from intone.prove.measure import SideFailed
 from intone.prove.trial import run_worker
 from intone.records import Answer, ResultRow, append_result, choice, write_choices
-from intone.settings import Layer, Resolved, TrainSettings, resolve
+from intone.resolving import Layer, Resolved, resolve
+from intone.settings import TrainSettings
 from intone.tune.settle import settle_device
 
 # steps of the trainings that the plan is settled for: long enough that compiling pays where it ever does

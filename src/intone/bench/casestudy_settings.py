@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from intone.config import Preset
-from intone.fields import flag_of, setting, shown
-from intone.settings import Auto, Checked, named_fields
+from intone.fields import Checked, flag_of, setting, shown
+from intone.resolving import named_fields
+from intone.settings import Auto
 
 Part = Literal["sft", "base", "inference"]
 SIZES = {"depth": (4, 2), "vocab_size": (4096, 2048), "batch_tokens": (4096, 2048)}  # by quick

@@ -19,7 +19,8 @@ from intone.prove.live import WorkerChild
 from intone.prove.measure import MAX_PAIRS, Measured, Round, Side, SideFailed, SideResult, measure_rounds
 from intone.prove.verdict import Comparison
 from intone.records import Answer, Choices, write_choices
-from intone.settings import Layer, Resolved, TrainSettings, named_fields, resolve
+from intone.resolving import Layer, Resolved, named_fields, resolve
+from intone.settings import TrainSettings
 
 NUM_STEPS = 1_000_000  # of the measured jobs: more than any block needs
 # enough text for this many steps: more would only make the preparing longer, speed does not depend on it

@@ -24,7 +24,7 @@ from intone.hardware import load_facts, quiet
 from intone.log import say, table, three_digits
 from intone.prove.live import LineChild
 from intone.records import Answer, ResultRow, append_result
-from intone.settings import Resolved, named_fields
+from intone.resolving import Resolved, named_fields
 
 FOREIGN = Path(__file__).parent / "foreign"
 ORDINARY = 9  # entries at the end of the vocabulary that no prompt contains: the special tokens

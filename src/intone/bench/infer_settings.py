@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from intone.fields import setting
-from intone.settings import Checked
+from intone.fields import Checked, setting
 
 Case = Literal["b1", "b16", "eval200", "transformers", "litgpt", "cold", "cache", "bpb", "grid"]
 

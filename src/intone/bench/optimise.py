@@ -20,7 +20,7 @@ from intone.optimise.stages.report import write_stage_report
 from intone.optimise.stages.round import StageRound
 from intone.optimise.stages.verb import finished
 from intone.records import Answer, ResultRow, append_result
-from intone.settings import Resolved
+from intone.resolving import Resolved
 
 # its memory settings are this machine's, unlike those of the table of `intone bench casestudy`
 START = "the case study's starting point, with this machine's settings of memory"

@@ -27,7 +27,7 @@ from intone.prove.measure import MAX_PAIRS, Measured, Side, halves, measure_roun
 from intone.prove.simulate import Noise, replicates, verdict_of
 from intone.prove.verdict import Comparison
 from intone.records import Answer, Choice, Choices, ResultRow, Segment, append_result, write_choices
-from intone.settings import Resolved
+from intone.resolving import Resolved
 
 COMMAND = "intone bench prove"
 SIMULATED = 1000

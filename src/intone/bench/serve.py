@@ -42,8 +42,8 @@ from intone.records import (
     write_choices,
     write_outcome,
 )
+from intone.resolving import Resolved
 from intone.runs import find_stage
-from intone.settings import Resolved
 
 COMMAND = "intone bench serve"
 # added to special tokens: they have no text, and an answer that must not end would fall into a call without an end

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from intone.errors import UserError
-from intone.fields import setting
-from intone.settings import Checked
+from intone.fields import Checked, setting
 
 
 @dataclass(frozen=True, kw_only=True)

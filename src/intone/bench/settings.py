@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from intone.errors import UserError
-from intone.fields import setting
+from intone.fields import Checked, setting
 from intone.optimise.settings import StageSettings
-from intone.settings import Checked, Stage
+from intone.settings import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from intone.errors import UserError
 from intone.log import say, table, three_digits
 from intone.prepare import find_source
 from intone.records import Answer, ResultRow, append_result, read_results
-from intone.settings import Resolved
+from intone.resolving import Resolved
 
 ROW_IDS = {"first50": LAUNCH_ROW, "bpb10": TIMED_ROW, "tokens": TOKEN_ROW}
 Case = Callable[[BenchTrainSettings, Checkout], list[ResultRow]]

@@ -25,7 +25,7 @@ from intone.log import say
 from intone.paths import home, read_json, write_json
 from intone.prepare import short_hash
 from intone.records import Choices, read_choices, read_log, write_choices
-from intone.settings import as_json
+from intone.resolving import as_json
 from intone.tune.trials import code_fingerprint
 
 CHUNK_ROWS = 1024

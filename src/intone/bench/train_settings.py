@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from intone.fields import flag_of, setting, shown
-from intone.settings import Auto, Checked, named_fields
+from intone.fields import Checked, flag_of, setting, shown
+from intone.resolving import named_fields
+from intone.settings import Auto
 
 # settings that a row's command does not repeat: paths of one machine, and what does not change the number
 LEFT_OUT = ("nanochat", "nanochat_python", "cases", "data", "val", "nice", "again", "fresh", "out", "json")

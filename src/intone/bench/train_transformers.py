@@ -25,7 +25,7 @@ from intone.prove.live import LineChild
 from intone.prove.measure import Measured, Side, SideFailed, measure_rounds
 from intone.prove.verdict import Comparison
 from intone.records import Answer, ResultRow, append_result
-from intone.settings import Resolved
+from intone.resolving import Resolved
 
 DRIVER = Path(__file__).parent / "foreign" / "transformers_train.py"
 NUM_STEPS = 64  # whose rows the other side gets; it begins again behind them

@@ -23,7 +23,7 @@ from intone.paths import home
 from intone.prepare import short_hash
 from intone.recipe import RUN_OPTIM, TRIAL_SCHEDULE
 from intone.records import Answer, ResultRow, Segment, append_result
-from intone.settings import Resolved
+from intone.resolving import Resolved
 from intone.tune.batch import Method, candidates, passes_of
 from intone.tune.curve import curve_text
 from intone.tune.found import Found, Sample

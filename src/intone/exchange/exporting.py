@@ -18,8 +18,9 @@ from intone.log import human_bytes, human_count, say
 from intone.model.checkpoint import load_weights
 from intone.paths import disk_errors, read_json, sync_folder, write_json
 from intone.records import Answer, read_choices
+from intone.resolving import Resolved
 from intone.runs import Place, find_stage, folder_bytes
-from intone.settings import ExportSettings, Resolved
+from intone.settings import ExportSettings
 
 # every name an export can write: a folder with other files in it is not ours to replace
 OURS = frozenset(

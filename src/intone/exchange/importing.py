@@ -24,8 +24,9 @@ from intone.log import human_count, say, three_digits
 from intone.model.checkpoint import save_checkpoint
 from intone.paths import disk_errors, runs_folder, sync_folder, write_json
 from intone.records import Answer, Choice, Choices, Outcome, Segment, utc_now, write_choices, write_outcome
+from intone.resolving import Resolved, identity
 from intone.runs import Run, check_name, free_names, save_run
-from intone.settings import ImportSettings, Resolved, identity
+from intone.settings import ImportSettings
 
 TOKENIZER = "tokenizer"  # folder of the tokenizer inside an imported run
 SEARCH_DEPTH = 3  # folders below PATH in which checkpoints are looked for, to name them: base, kind, tag

@@ -5,8 +5,9 @@ from typing import Literal, get_args
 
 from intone.config import Preset
 from intone.errors import UserError, unknown_name
-from intone.fields import setting
-from intone.settings import Auto, Checked, Stage, named_fields
+from intone.fields import Checked, setting
+from intone.resolving import named_fields
+from intone.settings import Auto, Stage
 
 TRAINED = get_args(Stage)
 WORDS = (*TRAINED, "infer", "serve", "pipeline")

@@ -23,7 +23,7 @@ from intone.optimise.stages.verb import optimise_stage, undo_stage
 from intone.optimise.worktree import run_git
 from intone.paths import disk_errors, read_json
 from intone.records import Answer
-from intone.settings import Resolved, named_fields
+from intone.resolving import Resolved, named_fields
 
 WIDTH = 56
 

@@ -11,8 +11,9 @@ from intone.paths import FolderLock
 from intone.pipeline.forecast import likely_depth
 from intone.pipeline.plan_files import depth_of, is_planned
 from intone.prepare import find_source
+from intone.resolving import Resolved, identity, is_free, named_fields
 from intone.runs import UNFINISHED, Run, check_same, create_run, find_run, list_runs, unfinished_run, with_state
-from intone.settings import Resolved, RunSettings, TrainSettings, identity, is_free, named_fields
+from intone.settings import RunSettings, TrainSettings
 
 Asked = RunSettings | TrainSettings
 

@@ -9,7 +9,8 @@ from intone.hardware import Facts, load_facts
 from intone.log import human_bytes, three_digits
 from intone.mixture import STARTER, parse_mixture
 from intone.model.cost import training_state_bytes, weight_bytes
-from intone.settings import Resolved, RunSettings, TrainSettings
+from intone.resolving import Resolved
+from intone.settings import RunSettings, TrainSettings
 from intone.tune import memory
 
 NUM_STAGES = 3  # base, mid, sft

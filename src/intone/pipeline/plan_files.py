@@ -13,8 +13,9 @@ from intone.log import say
 from intone.paths import read_json, write_json
 from intone.planning import Plan
 from intone.records import choice, read_choices, write_choices
+from intone.resolving import Resolved, named_fields
 from intone.runs import Run, find_run
-from intone.settings import Resolved, TrainingSettings, named_fields
+from intone.settings import TrainingSettings
 
 EVAL_FOLDER = "eval"
 FORECAST = "forecast.json"  # what was planned

@@ -11,8 +11,9 @@ from intone.pipeline.result import collect_result, run_text, stage_bpb, stage_su
 from intone.pipeline.stages import StageFailed, failed_answer, run_evaluation, run_stage, start_command
 from intone.planning import plan_run, plan_stage
 from intone.records import Answer
+from intone.resolving import Resolved
 from intone.runs import with_state
-from intone.settings import Resolved, RunSettings, TrainSettings
+from intone.settings import RunSettings, TrainSettings
 
 STAGES = ("base", "mid", "sft")
 SPENT = "spent.json"  # what the run cost so far

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from intone import settings as settings_module
-from intone.fields import flag_of
+from intone.fields import Checked, flag_of
 from intone.log import human_bytes, human_count, human_duration
 from intone.report import run_figures as figures
 from intone.report.account import time_account
@@ -14,8 +14,8 @@ from intone.report.curves import coarse
 from intone.report.document import Block, Commands, Document, KeyFigures, Prose, Sample, Samples, Section, Table
 from intone.report.record import RunRecord, StageRecord
 from intone.report.run_plan import UNDECIDED, decisions_section, fact, model_section, planned_job, segment_rows
+from intone.resolving import named_fields
 from intone.runs import UNFINISHED, Run
-from intone.settings import Checked, named_fields
 from intone.verbs import VERBS
 
 STAGE_WORDS = {

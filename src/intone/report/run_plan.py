@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from intone import settings as settings_module
 from intone.fields import shown
 from intone.log import human_bytes, human_count, three_digits
 from intone.records import Choice, Choices
 from intone.report.document import Block, Section, Table
 from intone.report.record import RunRecord
+from intone.resolving import OPEN_REASON
 
 UNDECIDED = ("name", "new", "show", "json", "like", "prepare")  # settings of the command, not of the run
 RECIPE_FIRST = ("minutes", "depth", "context", "vocab_size", "batch_tokens", "device", "dtype", "threads", "compile")
@@ -124,7 +124,7 @@ def ordered_choices(choices: Choices) -> list[tuple[str, Choice, bool]]:
     names = [name for name in RECIPE_FIRST if name in choices.settings]
     names += [name for name in choices.settings if name not in (*RECIPE_FIRST, *UNDECIDED)]
     found = [(name, choices.settings[name]) for name in names]
-    plain = ("default", settings_module.OPEN_REASON)
+    plain = ("default", OPEN_REASON)
     return [(name, choice, choice.origin == "default" and choice.reason in plain) for name, choice in found]
 
 

@@ -19,8 +19,8 @@ from intone.hardware import Facts, known_facts
 from intone.model.checkpoint import load_weights, step_folder, weights_hash
 from intone.paths import home, read_json, write_json
 from intone.records import read_choices
+from intone.resolving import Resolved
 from intone.runs import Place, find_stage
-from intone.settings import Resolved
 from intone.tune.settle import settle_device
 
 Device = Literal["auto", "cpu", "cuda", "mps"]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from intone.errors import UserError
-from intone.fields import setting
-from intone.settings import Auto, Checked
+from intone.fields import Checked, setting
+from intone.settings import Auto
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, UserError
 from intone.log import say
 from intone.model.native.build import build_to_generate
 from intone.records import Answer, json_line
+from intone.resolving import Resolved
 from intone.runs import find_stage
 from intone.serve.app import create_app
 from intone.serve.gate import is_loopback
@@ -18,7 +19,6 @@ from intone.serve.link import EngineGone
 from intone.serve.listening import bind, listener, url_of
 from intone.serve.models import Models, Served
 from intone.serve.settings import ServeSettings
-from intone.settings import Resolved
 
 
 def serve(settings: ServeSettings, _origins: Mapping[str, Resolved]) -> Answer:

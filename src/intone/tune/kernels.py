@@ -9,7 +9,7 @@ from intone.model.native import build
 from intone.model.native.shapes import shape_obstacle
 from intone.prove.gates.parity import trajectory_gate
 from intone.records import Choice, choice
-from intone.settings import Resolved
+from intone.resolving import Resolved
 from intone.tune.precision import GATE_STEPS, NoTrial
 from intone.tune.settle import shape_key
 from intone.tune.trials import Trials

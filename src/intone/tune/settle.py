@@ -14,7 +14,7 @@ from intone.errors import UserError
 from intone.hardware import BUSY_CORES, Facts
 from intone.log import human_bytes
 from intone.records import Choice, choice
-from intone.settings import Resolved
+from intone.resolving import Resolved
 from intone.tune import compiling, memory, precision, threads
 from intone.tune.precision import RunSteps
 from intone.tune.probe import Case, time_cases

@@ -10,7 +10,7 @@ from intone.config import TrainJob
 from intone.hardware import Facts, quiet
 from intone.log import human_bytes, say
 from intone.records import Choice, Segment
-from intone.settings import Resolved
+from intone.resolving import Resolved
 from intone.tune.batch import Method, passes_of, search_batch
 from intone.tune.found import Found, ProbeFailed, Size
 from intone.tune.paying import expected, remember, search_key

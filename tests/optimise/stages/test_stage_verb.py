@@ -14,7 +14,7 @@ from intone.optimise.stages.target import Target
 from intone.optimise.stages.verb import command_of, make_target, opened
 from intone.paths import write_json
 from intone.planning import Plan
-from intone.settings import Layer, resolve
+from intone.resolving import Layer, resolve
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from intone.log import say
 from intone.model.checkpoint import save_checkpoint
 from intone.model.gpt import GPT
 from intone.records import Choice, Choices, Segment
-from intone.settings import Resolved
+from intone.resolving import Resolved
 from intone.tune.settle import settle_device_batch
 
 TALK_TOKENS = 430  # estimate of the mean length in the study's SFT data (its mixture averages 400 to 450)

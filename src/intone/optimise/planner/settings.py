@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from intone.errors import UserError
-from intone.fields import setting
-from intone.settings import Checked
+from intone.fields import Checked, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,9 @@ from intone.optimise.stages.words import WIDTH, bottlenecks_text, round_text, ti
 from intone.paths import disk_errors, home, read_json, write_json
 from intone.planning import plan_stage
 from intone.records import Answer, choice, read_choices, write_choices
+from intone.resolving import Layer, Resolved, named_fields, resolve
 from intone.runs import find_stage
-from intone.settings import Layer, Resolved, TrainSettings, named_fields, resolve
+from intone.settings import TrainSettings
 from intone.tune.settle import settle_device
 
 DATA_STEPS = 50  # enough text for so many steps: speed does not depend on more
