@@ -210,6 +210,32 @@ def test_other_jobs_name_a_key_that_is_missing_or_that_nobody_reads(tmp_path, ki
     assert (outcome.message, outcome.fix) == (f"unknown {kind} job setting 'thread'", "did you mean 'threads'?")
 
 
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "words"),
+    [
+        ("evaluate", "context", "8", "a whole number"),
+        ("evaluate", "threads", "2", "a whole number or null"),
+        ("evaluate", "tasks", ["bpd"], "a list, of each one of bpb, starter"),
+        ("evaluate", "weights", "int4", "one of auto, fp32, bf16, int8"),
+        ("generate", "from", None, "a text"),
+        ("generate", "prompts", "Once", "a list"),
+        ("generate", "sampling", [1], "an object"),
+    ],
+)
+def test_other_jobs_name_a_value_of_another_kind(tmp_path, kind, key, value, words):
+    write_json(tmp_path / "config.json", {"job": kind, **KEYS[kind], key: value})
+    outcome = run_guarded(tmp_path, StopFlag())
+    message = f"{kind} job setting {key!r} is {value!r}, it must be {words}"
+    assert (outcome.outcome, outcome.message) == ("bad_input", message)
+
+
+def test_bits_per_byte_without_a_text_are_refused(tmp_path):
+    write_json(tmp_path / "config.json", {"job": "evaluate", **KEYS["evaluate"], "tasks": ["bpb"]})
+    outcome = run_guarded(tmp_path, StopFlag())
+    message = "evaluate job setting 'val' is missing, which task bpb needs"
+    assert (outcome.outcome, outcome.message) == ("bad_input", message)
+
+
 def test_an_unknown_way_to_sample_is_named(tmp_path):
     write_json(tmp_path / "config.json", {"job": "generate", **KEYS["generate"], "sampling": {"temprature": 1}})
     outcome = run_guarded(tmp_path, StopFlag())

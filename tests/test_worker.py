@@ -71,7 +71,7 @@ def test_a_tokenizer_that_is_gone_is_the_persons_input(tiny_job, tmp_path):
     ("content", "message", "fix"),
     [
         ({"job": "trian"}, "unknown job 'trian' in FOLDER/config.json", "train, evaluate or generate"),
-        ({}, "unknown job None in FOLDER/config.json", "train, evaluate or generate"),
+        ({}, "FOLDER/config.json names no job: key 'job' is missing", "train, evaluate or generate"),
         (None, "FOLDER/config.json does not exist", None),
     ],
 )

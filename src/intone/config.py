@@ -3,7 +3,7 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -263,19 +263,25 @@ def words_for(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, parts))
     if origin is tuple:
-        return f"a list, of each {words_for(parts[0])}"
+        return "a list" if parts[0] is Any else f"a list, of each {words_for(parts[0])}"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
     return words.get(hint, "an object")
 
 
-def check_keys(value: Any, what: str, *, needed: Sequence[str], other: Sequence[str]) -> None:
-    """Raises UserError for a config that is no object, has a key that nobody reads, or lacks one that is needed."""
+def check_keys(value: Any, what: str, *, needed: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Raises UserError for a config that is no object, has a key that nobody reads or a value of another kind, or
+    lacks a key that is needed. needed and other: types by key, as fits() knows them.
+    """
     if not isinstance(value, dict):
         raise UserError(f"{what} is {value!r}, it must be an object of names and values", value=value)
-    known = (*needed, *other)
+    known = {**needed, **other}
     for key in value:
         if key not in known:
             raise unknown_name(f"{what} setting", key, known)
     for key in needed:
         if key not in value:
             raise UserError(f"{what} setting {key!r} is missing", value=key)
+    for key, entry in value.items():
+        if not fits(known[key], entry):
+            words = words_for(known[key])
+            raise UserError(f"{what} setting {key!r} is {entry!r}, it must be {words}", value=entry)

@@ -32,6 +32,7 @@ from intone.records import Outcome, read_outcome, write_outcome
 # what PyTorch's CPU allocator, the system, CUDA and Python (which cannot map a thread's stack) say
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "can't start new thread")
 
+JOBS = "train, evaluate or generate"
 ECHO_S = 3.0  # a second Ctrl-C of a person comes later than the one that torchrun hands on
 
 
@@ -199,15 +200,18 @@ def run_job(folder: Path, stop: StopFlag, world: World) -> Outcome:
         from intone.engine.job import generate_job
 
         return generate_job(folder, config)
-    raise UserError(f"unknown job {kind!r} in {folder / 'config.json'}", value=kind, fix="train, evaluate or generate")
+    raise UserError(f"unknown job {kind!r} in {folder / 'config.json'}", value=kind, fix=JOBS)
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], Any]:
     """config.json of a folder and the job that it names. Raises UserError."""
-    config = read_json(folder / "config.json")
+    path = folder / "config.json"
+    config = read_json(path)
     if not isinstance(config, dict):
-        raise UserError(f"{folder / 'config.json'} is no object of names and values", value=str(folder))
-    return config, config.get("job")
+        raise UserError(f"{path} is no object of names and values", value=str(folder))
+    if "job" not in config:
+        raise UserError(f"{path} names no job: key 'job' is missing", value="job", fix=JOBS)
+    return config, config["job"]
 
 
 def run_live(folder: Path, stop: StopFlag, exchange: Exchange) -> Outcome:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ from intone.paths import append_line
 from intone.pulse import beat
 from intone.records import Outcome
 
-NEEDED = ("from", "tokenizer", "prompts")
-OTHER = ("format", "job", "dtype", "device", "threads", "sampling", "engine")
-OPTIONS = [name for name in inspect.signature(Engine).parameters if name not in ("model", "tokenizer")]
-SAMPLING = [entry.name for entry in dataclasses.fields(Request) if entry.name != "prompt"]
+NEEDED = {"from": str, "tokenizer": str, "prompts": tuple[Any, ...]}
+OTHER = {
+    "format": int, "job": str, "dtype": str, "device": str, "threads": int | None, "sampling": Mapping,
+    "engine": Mapping,
+}  # fmt: skip
+# values are looked at by the engine and by each request
+OPTIONS = {name: Any for name in inspect.signature(Engine).parameters if name not in ("model", "tokenizer")}
+SAMPLING = {entry.name: Any for entry in dataclasses.fields(Request) if entry.name != "prompt"}
 
 
 def generate_job(folder: Path, config: dict[str, Any]) -> Outcome:
@@ -53,12 +58,13 @@ def open_engine(config: dict[str, Any]) -> tuple[Engine, list[Request]]:
 def open_model(config: dict[str, Any]) -> tuple[GPT, Tokenizer, list[Request], dict[str, Any]]:
     """What a generate job works with: model, tokenizer, requests, and the options of its engine.
 
-    Sets the threads of this process where config says so. Raises UserError for a key that is missing or unknown.
+    Sets the threads of this process where config says so. Raises UserError for a key that is missing or unknown, and
+    for a value of another kind.
     """
     check_keys(config, "generate job", needed=NEEDED, other=OTHER)
     sampling, options = config.get("sampling", {}), config.get("engine", {})
-    check_keys(sampling, "sampling", needed=(), other=SAMPLING)
-    check_keys(options, "engine", needed=(), other=OPTIONS)
+    check_keys(sampling, "sampling", needed={}, other=SAMPLING)
+    check_keys(options, "engine", needed={}, other=OPTIONS)
     if config.get("threads"):
         torch.set_num_threads(config["threads"])
     device = torch.device(config.get("device", "cpu"))

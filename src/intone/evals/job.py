@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,6 +15,8 @@ from intone.data.tokenizer import Tokenizer
 from intone.engine.collector import spare_loaded
 from intone.engine.engine import Engine
 from intone.engine.load import load_newest
+from intone.engine.native_decoder import Weights
+from intone.errors import UserError
 from intone.evals.bpb import bits_per_byte
 from intone.evals.eight_bits import keep, measure_loss
 from intone.evals.skills import evaluate_skills
@@ -27,8 +29,12 @@ from intone.records import Outcome
 
 MAX_ANSWER_TOKENS = 160  # the longest held-out answer (ten weekdays counted) has about 90
 
-NEEDED = ("from", "tokenizer", "dtype", "tasks", "context", "val_tokens")
-OTHER = ("format", "job", "threads", "val", "num_items", "seed", "weights")
+Task = Literal["bpb", "starter"]
+NEEDED = {"from": str, "tokenizer": str, "dtype": str, "tasks": tuple[Task, ...], "context": int, "val_tokens": int}
+OTHER = {
+    "format": int, "job": str, "threads": int | None, "val": str | None, "num_items": int | None, "seed": int,
+    "weights": Weights,
+}  # fmt: skip
 
 
 def evaluate_job(folder: Path, config: dict[str, Any]) -> Outcome:
@@ -37,8 +43,11 @@ def evaluate_job(folder: Path, config: dict[str, Any]) -> Outcome:
     config: from (job folder of a training), tokenizer (folder), dtype, threads, tasks, val (folder of a token
     set or None), val_tokens, context, num_items (per skill, at most what there is), seed of the items, weights (of the
     engine that answers; int8 with bpb: what 8 bits cost is measured too, and kept beside the saves).
+    Raises UserError for a config that asks for something else.
     """
     check_keys(config, "evaluate job", needed=NEEDED, other=OTHER)
+    if "bpb" in config["tasks"] and not config.get("val"):
+        raise UserError("evaluate job setting 'val' is missing, which task bpb needs", value="val")
     if config.get("threads"):
         torch.set_num_threads(config["threads"])
     torch.use_deterministic_algorithms(True)
@@ -46,7 +55,7 @@ def evaluate_job(folder: Path, config: dict[str, Any]) -> Outcome:
     model, step = load_newest(job_folder, dtype=config["dtype"], device=torch.device("cpu"))
     tokenizer = Tokenizer.load(Path(config["tokenizer"]))
     result: dict[str, Any] = {"format": 1}
-    if "bpb" in config["tasks"] and config.get("val"):
+    if "bpb" in config["tasks"]:
         result["bpb"] = measure_bpb(folder, model, tokenizer, config)
         if config.get("weights") == "int8":
             checkpoint = weights_hash(step_folder(job_folder, step))
