@@ -52,7 +52,8 @@ class TrialRunner:
 
         attention None: the backend that the rule says.
 
-        Where memory runs out the next smaller micro-batch is tried, and device_batch is that one from then on.
+        Where memory runs out, or the worker is killed as where it does, the next smaller micro-batch is tried, and
+        device_batch is that one from then on.
         """
         key = (dtype, compiled, kernels, num_steps, attention, head_pieces)
         if key in self.known:
@@ -66,7 +67,7 @@ class TrialRunner:
         )  # fmt: skip
         found = self._run(segment, num_steps)
         for smaller in fallbacks(self.device_batch)[1:]:
-            if found.outcome.outcome != "out_of_memory":
+            if found.outcome.outcome != "out_of_memory" and not jobs.may_want_memory(found.outcome):
                 break
             say(f"device_batch {self.device_batch} -> {smaller}: {found.outcome.message}")
             self.device_batch, segment = smaller, replace(segment, device_batch=smaller)
