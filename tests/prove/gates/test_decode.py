@@ -57,6 +57,16 @@ def test_the_engine_passes_and_the_plain_models_view_is_that_of_plain_generation
     assert decode.compared(model, prompt, completion).behind == tuple([0.0] * len(naive))
 
 
+def test_tokens_that_a_text_may_not_have_are_not_the_plain_models_choice_either(model, generate):
+    prompt = list(range(9, 9 + 20))
+    likeliest = generate([Request(prompt, max_tokens=1, temperature=0.0)])[0][0].ids
+    request = Request(prompt, max_tokens=4, temperature=0.0, logit_bias={likeliest[0]: -100.0})
+    other = generate([request])[0][0]
+    assert likeliest[0] not in other.ids
+    assert max(decode.compared(model, prompt, other).behind) > 0
+    assert decode.compared(model, prompt, other, excluded=likeliest).behind == (0.0,) * 4
+
+
 @pytest.mark.parametrize("name", faults.MODELS)
 def test_an_engine_that_computes_something_else_is_rejected(model, jobs, name):
     with Engine(faults.MODELS[name](model), jobs.tokenizer, num_slots=3) as engine:

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from intone import jobs
+from intone.data.tokenizer import Tokenizer
 from intone.engine.requests import Completion, Usage
+from intone.engine.text import Specials
 from intone.hardware import Facts
 from intone.optimise.stages.generation import first_tokens, plain_model, random_prompts, written
 from intone.optimise.stages.target import State, Target
@@ -105,8 +107,12 @@ class StageGates:
 
 
 def greedy_texts(target: Target, state: State, folder: Path) -> list[decode.Text]:
-    """Greedy texts of the generation's worker against the plain model in fp32, over every boundary of a cache."""
+    """Greedy texts of the generation's worker against the plain model in fp32, over every boundary of a cache.
+
+    They may not end early, so that all have their length: what would end one is excluded on both sides.
+    """
     model = plain_model(target)
+    ends = Specials.of(Tokenizer.load(Path(target.generation({})["tokenizer"]))).ends
     context, new = model.config.context, decode.NEW_TOKENS
     lengths = [length for length in decode.prompt_lengths(model.config, context=context) if length + new <= context]
     prompts = random_prompts(target, lengths, seed=1)
@@ -115,7 +121,7 @@ def greedy_texts(target: Target, state: State, folder: Path) -> list[decode.Text
     return [
         decode.compared(model, prompt, Completion(
             0, ids, "", [None] * len(ids), "length", Usage(len(prompt), len(ids)), [], 0
-        ))
+        ), excluded=ends)
         for prompt, (ids,) in zip(prompts, answers, strict=True)
     ]  # fmt: skip
 

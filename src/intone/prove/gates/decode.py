@@ -1,7 +1,7 @@
 """The gate on generation: cached, batched decoding gives the tokens of the plain model, and samples are independent."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,13 +83,14 @@ def gather_texts(
 
 
 @torch.inference_mode()
-def compared(model: Any, prompt: list[int], completion: Completion) -> Text:
-    """One completion beside the plain model's view of it."""
+def compared(model: Any, prompt: list[int], completion: Completion, *, excluded: Collection[int] = ()) -> Text:
+    """One completion beside the plain model's view of it; excluded: tokens that it was not allowed to draw."""
     if completion.reason in ("error", "cancelled"):
         raise NotJudged(f"a request ended with {completion.reason}: {completion.error}", "make the engine answer first")
     device = next(model.parameters()).device
     ids = torch.tensor([[*prompt, *completion.ids]], device=device)
     logits = model.logits(ids)[0, len(prompt) - 1 : -1].double().cpu()
+    logits[:, list(excluded)] = -math.inf
     logprobs = logits.log_softmax(-1)
     best = logprobs.topk(2).values
     chosen = logprobs.gather(-1, ids[0, len(prompt) :, None].cpu())[:, 0]
