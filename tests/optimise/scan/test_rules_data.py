@@ -1,0 +1,233 @@
+"""Faults and near misses of the rules about data: padding, packing, order, and going on after a resume."""
+
+import pytest
+from tests.optimise.scan.cases import COLLATE, Cases, check_fault, check_right
+
+CASES = Cases()
+fault, right = CASES.fault, CASES.right
+
+# --- S23 -------------------------------------------------------------------------------------------------------------
+fault("S23", COLLATE)
+fault("S23", """
+    from torch.nn.utils.rnn import pad_sequence
+    def collate(rows):
+        ids = pad_sequence([r["input_ids"] for r in rows], batch_first=True)
+        labels = pad_sequence([r["labels"] for r in rows], batch_first=True, padding_value=-100)
+        return {"input_ids": ids, "labels": labels}
+""")  # fmt: skip
+fault("S23", """
+    def tokenize(rows, tokenizer):
+        enc = tokenizer(rows["text"], padding="max_length", truncation=True, max_length=2048)
+        enc["labels"] = [[t if t != 0 else -100 for t in row] for row in enc["input_ids"]]
+        return enc
+""")  # fmt: skip
+fault("S23", """
+    def collate(rows, pad, max_len):
+        ids = [row + [pad] * (max_len - len(row)) for row in rows]
+        targets = [row[1:] + [-1] * (max_len + 1 - len(row)) for row in rows]
+        return ids, targets
+""")  # fmt: skip
+right("S23", """
+    import torch
+    def stack(prompts, pad):
+        width = max(len(p) for p in prompts)
+        out = torch.full((len(prompts), width), pad)
+        return out
+""")  # fmt: skip
+right("S23", """
+    def pack(conversations, capacity, bos):
+        rows, targets = [], []
+        for _ in range(8):
+            row = []
+            while len(row) < capacity:
+                row.extend(conversations.pop())
+                if not conversations:
+                    row.extend([bos] * (capacity - len(row)))
+                    targets.append(-1)
+            rows.append(row)
+        return rows
+""")  # fmt: skip
+
+# --- S70 -------------------------------------------------------------------------------------------------------------
+fault("S70", """
+    def pack(buffer, capacity):
+        rows = []
+        while buffer:
+            room = capacity
+            row = []
+            while buffer:
+                best = -1
+                for i, doc in enumerate(buffer):
+                    if len(doc) <= room:
+                        best = i
+                if best < 0:
+                    break
+                doc = buffer.pop(best)
+                row += doc
+                room -= len(doc)
+            rows.append(row)
+        return rows
+""")  # fmt: skip
+fault("S70", """
+    def pack(docs, capacity):
+        bins = []
+        for doc in docs:
+            for b in bins:
+                if sum(map(len, b)) + len(doc) <= capacity:
+                    b.append(doc)
+                    break
+            else:
+                bins.append([doc])
+        return bins
+""")  # fmt: skip
+fault("S70", """
+    import torch
+    def concat(docs):
+        tokens = torch.empty(0)
+        for doc in docs:
+            tokens = torch.cat([tokens, doc])
+        return tokens
+""")  # fmt: skip
+fault("S70", """
+    def batches(docs):
+        queue = list(docs)
+        while queue:
+            yield queue.pop(0)
+""")  # fmt: skip
+right("S70", """
+    from collections import deque
+    import torch
+    def concat(docs):
+        queue, parts = deque(docs), []
+        while queue:
+            parts.append(queue.popleft())
+        return torch.cat(parts)
+""")  # fmt: skip
+right("S70", """
+    def encode(texts, bos):
+        out = []
+        for row in texts:
+            row.insert(0, bos)
+            out.append(row)
+        return out
+""")  # fmt: skip
+
+# --- S75 -------------------------------------------------------------------------------------------------------------
+fault("S75", """
+    import torch
+    from torch.utils.data import DataLoader
+    def main(model, optimizer, rows, resume):
+        loader = DataLoader(rows, shuffle=True)
+        start = 0
+        if resume:
+            state = torch.load(resume, weights_only=True)
+            optimizer.load_state_dict(state["optimizer"])
+            start = state["step"]
+        return loader, start
+""")  # fmt: skip
+right("S75", """
+    import torch
+    from torch.utils.data import DataLoader
+    def main(model, optimizer, rows, resume):
+        loader = DataLoader(rows, shuffle=True)
+        if resume:
+            state = torch.load(resume, weights_only=True)
+            optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["rng"])
+            iterator = iter(loader)
+            for _ in range(state["step"]):
+                next(iterator)
+        return loader
+""")  # fmt: skip
+
+# --- S76 -------------------------------------------------------------------------------------------------------------
+fault("S76", """
+    import os
+    def shards(data_dir):
+        for name in os.listdir(data_dir):
+            with open(os.path.join(data_dir, name)) as f:
+                yield f.read()
+""")  # fmt: skip
+fault("S76", """
+    from pathlib import Path
+    class TokenData:
+        def __init__(self, folder):
+            self.shards = list(Path(folder).glob("*.bin"))
+""")  # fmt: skip
+right("S76", """
+    import glob
+    def shards(data_dir):
+        files = glob.glob(data_dir + "/*.parquet")
+        files.sort()
+        return files
+""")  # fmt: skip
+right("S76", "import os\ndef shards(data_dir):\n    return sorted(os.listdir(data_dir))\n")
+
+# --- S77 -------------------------------------------------------------------------------------------------------------
+fault("S77", "def is_val(doc):\n    return hash(doc) % 100 == 0\n")
+fault("S77", "def rank_of(text, world):\n    return abs(hash(text)) % world\n")
+right("S77", "import zlib\ndef is_val(doc):\n    return zlib.crc32(doc.encode()) % 100 == 0\n")
+
+# --- S78 -------------------------------------------------------------------------------------------------------------
+fault("S78", """
+    from torch.utils.data import DataLoader, DistributedSampler
+    def train(rows, epochs):
+        loader = DataLoader(rows, sampler=DistributedSampler(rows))
+        for epoch in range(epochs):
+            for batch in loader:
+                pass
+""")  # fmt: skip
+right("S78", """
+    from torch.utils.data import DataLoader, DistributedSampler
+    def train(rows, epochs):
+        sampler = DistributedSampler(rows)
+        loader = DataLoader(rows, sampler=sampler)
+        for epoch in range(epochs):
+            sampler.set_epoch(epoch)
+            for batch in loader:
+                pass
+""")  # fmt: skip
+
+# --- S79 -------------------------------------------------------------------------------------------------------------
+fault("S79", """
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    def tokenise(files, encode):
+        rows = []
+        with ProcessPoolExecutor() as pool:
+            for done in as_completed([pool.submit(encode, name) for name in files]):
+                rows.extend(done.result())
+        return rows
+""")  # fmt: skip
+right("S79", """
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    def tokenise(files, encode):
+        rows = {}
+        with ProcessPoolExecutor() as pool:
+            jobs = {pool.submit(encode, name): name for name in files}
+            for done in as_completed(jobs):
+                rows[jobs[done]] = done.result()
+        return [rows[name] for name in files]
+""")  # fmt: skip
+
+# --- S80 -------------------------------------------------------------------------------------------------------------
+ORDERED = """
+    import os, random
+    class Stream:
+        def __iter__(self):
+            dice = random.Random(SEED)
+            files = list(self.files)
+            dice.shuffle(files)
+            yield from files
+"""
+fault("S80", ORDERED.replace("SEED", "os.urandom(8)"))
+right("S80", ORDERED.replace("SEED", "self.seed + self.epoch"))
+
+
+@pytest.mark.parametrize(("rule", "code"), CASES.faults())
+def test_a_planted_fault_is_found(rule, code):
+    check_fault(rule, code)
+
+
+@pytest.mark.parametrize(("rule", "code"), CASES.near_misses())
+def test_code_that_looks_alike_and_is_right_is_left_alone(rule, code):
+    check_right(rule, code)

@@ -1,0 +1,140 @@
+"""Faults and near misses of the rules about generation: the cache of keys, and waiting for every token."""
+
+import pytest
+from tests.optimise.scan.cases import Cases, check_fault, check_right
+
+CASES = Cases()
+fault, right = CASES.fault, CASES.right
+
+# --- S10 -------------------------------------------------------------------------------------------------------------
+fault("S10", """
+    import torch
+    def generate(model, idx, max_new_tokens, block_size):
+        for _ in range(max_new_tokens):
+            idx_cond = idx if idx.size(1) <= block_size else idx[:, -block_size:]
+            logits, _ = model(idx_cond)
+            nxt = torch.multinomial(logits[:, -1].softmax(-1), 1)
+            idx = torch.cat((idx, nxt), dim=1)
+        return idx
+""")  # fmt: skip
+fault("S10", """
+    import torch
+    class LM(torch.nn.Module):
+        def stream(self, tokens, n):
+            out = list(tokens)
+            while len(out) < n:
+                logits = self(torch.tensor([out]))
+                out.append(logits[0, -1].argmax().item())
+                yield out[-1]
+""")  # fmt: skip
+fault("S10", """
+    import torch
+    def decode(net, seq, start, end):
+        for t in range(start, end):
+            logits = net(seq[:, :t])
+            seq[:, t] = logits[:, -1].argmax(dim=-1)
+        return seq
+""")  # fmt: skip
+fault("S10", """
+    def answer(model, ids):
+        return model.generate(ids, max_new_tokens=64, use_cache=False)
+""")  # fmt: skip
+right("S10", """
+    import torch
+    def generate(model, idx, n):
+        past = None
+        for _ in range(n):
+            out = model(idx[:, -1:] if past is not None else idx, past_key_values=past)
+            past = out.past_key_values
+            nxt = out.logits[:, -1].argmax(-1, keepdim=True)
+            idx = torch.cat((idx, nxt), dim=1)
+        return idx
+""")  # fmt: skip
+right("S10", """
+    import torch
+    def decode(model, token, input_pos, n):
+        tokens = []
+        for _ in range(n):
+            logits = model(token, input_pos)
+            token = torch.multinomial(logits[:, -1].softmax(-1), 1)
+            input_pos += 1
+            tokens.append(token)
+        return torch.cat(tokens, dim=1)
+""")  # fmt: skip
+right("S10", """
+    def evaluate(model, batches):
+        right = 0
+        for x, y in batches:
+            right += (model(x).argmax(-1) == y).sum().item()
+        return right
+""")  # fmt: skip
+
+# --- S11 -------------------------------------------------------------------------------------------------------------
+fault("S11", """
+    def attend(q, k_cache, v_cache, k, v, pos):
+        k_cache[:, pos:pos + k.shape[1]] = k
+        v_cache[:, pos:pos + k.shape[1]] = v
+        return q @ k_cache.transpose(-1, -2)
+""")  # fmt: skip
+fault("S11", """
+    class Cache:
+        def update(self, k, v):
+            if self.pos >= self.max_len:
+                return
+            self.k_cache[:, :, self.pos] = k
+            self.v_cache[:, :, self.pos] = v
+            self.pos += 1
+""")  # fmt: skip
+fault("S11", """
+    class Cache:
+        def put(self, k, pos):
+            pos = min(pos, self.max_len - 1)
+            self.kv_cache[:, pos] = k
+""")  # fmt: skip
+right("S11", """
+    def attend(q, k_cache, k, pos):
+        end = pos + k.shape[1]
+        if end > k_cache.shape[1]:
+            raise ValueError(f"the cache holds {k_cache.shape[1]} positions, {end} are needed")
+        k_cache[:, pos:end] = k
+        return k_cache[:, :end]
+""")  # fmt: skip
+right("S11", """
+    class Cache:
+        def update(self, k, start):
+            assert start + k.size(2) <= self.max_seq_len, "full"
+            self.cache[:, :, start:start + k.size(2)] = k
+""")  # fmt: skip
+
+# --- S31 -------------------------------------------------------------------------------------------------------------
+fault("S31", """
+    import torch
+    def decode(model, token, pos, eos, n):
+        for _ in range(n):
+            logits = model(token, pos)
+            token = torch.multinomial(logits[:, -1].softmax(-1), 1)
+            pos += 1
+            if token.item() == eos:
+                break
+""")  # fmt: skip
+right("S31", """
+    import torch
+    def decode(model, token, pos, n):
+        out = []
+        for _ in range(n):
+            logits = model(token, pos)
+            token = torch.multinomial(logits[:, -1].softmax(-1), 1)
+            pos += 1
+            out.append(token)
+        return torch.cat(out, dim=1).tolist()
+""")  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "code"), CASES.faults())
+def test_a_planted_fault_is_found(rule, code):
+    check_fault(rule, code)
+
+
+@pytest.mark.parametrize(("rule", "code"), CASES.near_misses())
+def test_code_that_looks_alike_and_is_right_is_left_alone(rule, code):
+    check_right(rule, code)

@@ -1,0 +1,248 @@
+"""Faults and near misses of the rules about random streams, seeds and draws."""
+
+import pytest
+from tests.optimise.scan.cases import Cases, check_fault, check_right
+
+CASES = Cases()
+fault, right = CASES.fault, CASES.right
+
+# --- S01 -------------------------------------------------------------------------------------------------------------
+fault("S01", """
+    import torch
+    def generate(model, ids, num_samples):
+        probs = model(ids)[:, -1].softmax(-1)
+        first = torch.multinomial(probs, num_samples=1)
+        tokens = first[:, 0].tolist()
+        column = [tokens[0]] * num_samples
+        return column
+""")  # fmt: skip
+fault("S01", """
+    from torch import multinomial as draw_one
+    import torch
+    def rollouts(policy, prompt, n):
+        nxt = draw_one(policy(prompt)[:, -1].softmax(-1), 1)
+        ids = prompt.expand(n, -1)
+        return torch.cat([ids, nxt.expand(n, 1)], dim=1)
+""")  # fmt: skip
+fault("S01", """
+    import torch
+    def sample_token(logits):
+        probs = torch.softmax(logits, dim=-1)
+        return torch.multinomial(probs, 1)
+    class Sampler:
+        def start(self, logits, rows):
+            token = sample_token(logits).item()
+            return torch.full((rows, 1), token)
+""")  # fmt: skip
+fault("S01", """
+    from torch.distributions import Categorical
+    def start(logits, rows):
+        token = Categorical(logits=logits[0]).sample()
+        return [int(token) for _ in range(rows)]
+""")  # fmt: skip
+right("S01", """
+    import torch
+    def generate(model, ids, num_samples):
+        logits = model(ids)[:, -1].expand(num_samples, -1)
+        return torch.multinomial(logits.softmax(-1), num_samples=1)[:, 0].tolist()
+""")  # fmt: skip
+right("S01", """
+    import torch
+    def greedy(model, ids, num_samples):
+        token = model(ids)[:, -1].argmax(-1)
+        return token.expand(num_samples)
+""")  # fmt: skip
+right("S01", """
+    import random
+    def pick(rows, n):
+        sample = random.sample(rows, 1)
+        return [sample[0]] * n
+""")  # fmt: skip
+
+# --- S02 -------------------------------------------------------------------------------------------------------------
+fault("S02", """
+    import torch
+    def generate(model, ids, num_samples=4, seed=42):
+        rng = torch.Generator(device=ids.device)
+        rng.manual_seed(seed)
+        for _ in range(9):
+            probs = model(ids).softmax(-1)
+            nxt = torch.multinomial(probs, 1, generator=rng)
+        return nxt
+""")  # fmt: skip
+fault("S02", """
+    import torch as T
+    def complete(model, ids, batch_size, seed):
+        g = T.Generator().manual_seed(seed)
+        return T.multinomial(model(ids).softmax(-1), 1, generator=g)
+""")  # fmt: skip
+right("S02", """
+    import torch
+    def generate(model, ids, num_samples=4, seed=42):
+        streams = [torch.Generator().manual_seed(seed + row) for row in range(num_samples)]
+        return [torch.multinomial(model(ids).softmax(-1), 1, generator=g) for g in streams]
+""")  # fmt: skip
+right("S02", """
+    import torch
+    def generate(model, ids, max_tokens, seed=42):
+        rng = torch.Generator()
+        rng.manual_seed(seed)
+        return torch.multinomial(model(ids).softmax(-1), 1, generator=rng)
+""")  # fmt: skip
+
+# --- S03 -------------------------------------------------------------------------------------------------------------
+fault("S03", """
+    import torch
+    def train(model, opt, loader, seed):
+        for x, y in loader:
+            torch.manual_seed(seed)
+            loss = model(x, y)
+            loss.backward()
+            opt.step()
+""")  # fmt: skip
+fault("S03", """
+    import torch
+    def sample(logits, seed=1234):
+        torch.manual_seed(seed)
+        return torch.multinomial(logits.softmax(-1), 1)
+""")  # fmt: skip
+fault("S03", """
+    import numpy as np
+    class Rows:
+        def __getitem__(self, i):
+            np.random.seed(0)
+            return self.rows[i], np.random.rand()
+""")  # fmt: skip
+right("S03", """
+    import torch
+    torch.manual_seed(1337)
+    def train(model, loader, seed):
+        for step, batch in enumerate(loader):
+            torch.manual_seed(seed + step)
+            model(batch)
+""")  # fmt: skip
+right("S03", """
+    import torch
+    def study(seeds):
+        for seed in seeds:
+            torch.manual_seed(seed)
+            run()
+""")  # fmt: skip
+
+# --- S04 -------------------------------------------------------------------------------------------------------------
+fault("S04", """
+    import torch
+    from torch.distributed import init_process_group
+    init_process_group("nccl")
+    torch.manual_seed(1337)
+    def get_batch(data, n, t):
+        ix = torch.randint(len(data) - t, (n,))
+        return torch.stack([data[i:i + t] for i in ix])
+""")  # fmt: skip
+right("S04", """
+    import os, torch
+    from torch.distributed import init_process_group
+    init_process_group("nccl")
+    rank = int(os.environ["RANK"])
+    torch.manual_seed(1337 + rank)
+    def get_batch(data, n, t):
+        ix = torch.randint(len(data) - t, (n,))
+        return torch.stack([data[i:i + t] for i in ix])
+""")  # fmt: skip
+
+# --- S05 -------------------------------------------------------------------------------------------------------------
+fault("S05", """
+    import numpy as np
+    from torch.utils.data import DataLoader, Dataset
+    class Rows(Dataset):
+        def __init__(self, rows):
+            self.rows, self.rng = rows, np.random.default_rng(0)
+        def __getitem__(self, i):
+            return self.rows[i][self.rng.integers(4):]
+    loader = DataLoader(Rows([]), num_workers=4)
+""")  # fmt: skip
+right("S05", """
+    import numpy as np
+    from torch.utils.data import DataLoader, Dataset
+    class Rows(Dataset):
+        def __init__(self, rows):
+            self.rows, self.rng = rows, np.random.default_rng(0)
+        def __getitem__(self, i):
+            return self.rows[i][self.rng.integers(4):]
+    loader = DataLoader(Rows([]), num_workers=0)
+""")  # fmt: skip
+
+# --- S06 -------------------------------------------------------------------------------------------------------------
+fault("S06", """
+    import torch
+    from torch.utils.data import DataLoader
+    def run(rows, model, ids):
+        stream = torch.Generator().manual_seed(1)
+        loader = DataLoader(rows, shuffle=True, generator=stream)
+        for batch in loader:
+            model(batch)
+            print(torch.multinomial(model(ids).softmax(-1), 1, generator=stream))
+""")  # fmt: skip
+right("S06", """
+    import torch
+    from torch.utils.data import DataLoader
+    def run(rows, model, ids):
+        order, tokens = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+        loader = DataLoader(rows, shuffle=True, generator=order)
+        for batch in loader:
+            model(batch)
+            print(torch.multinomial(model(ids).softmax(-1), 1, generator=tokens))
+""")  # fmt: skip
+
+# --- S07 -------------------------------------------------------------------------------------------------------------
+BATCHER = """
+    import torch
+    class Batcher:
+        def __init__(self):
+            self.gen = torch.Generator()
+        def join(self, request):
+            self.gen.manual_seed(request.seed)
+            self.rows.append(request)
+        def step(self, logits):
+            return torch.multinomial(logits.softmax(-1), 1, generator=self.gen)
+"""
+fault("S07", BATCHER)
+right("S07", BATCHER.replace("def join", "def seed"))
+right("S07", BATCHER.replace("request.seed", "1"))
+
+# --- S08 -------------------------------------------------------------------------------------------------------------
+SPANS = """
+    import torch
+    class Spans:
+        def __init__(self, rank, seed=3):
+            self.gen = torch.Generator().manual_seed(seed)
+        def __call__(self, ids):
+            return torch.rand(ids.shape, generator=self.gen) < 0.15
+"""
+fault("S08", SPANS)
+right("S08", SPANS.replace("manual_seed(seed)", "manual_seed(seed + rank)"))
+right("S08", SPANS.replace("torch.rand(ids.shape, generator=self.gen)", "torch.randperm(len(ids), generator=self.gen)"))
+
+# --- S09 -------------------------------------------------------------------------------------------------------------
+fault("S09", """
+    import numpy as np
+    def mine(files, seed, rank, world):
+        order = np.random.default_rng(seed + rank).permutation(len(files))
+        return [files[i] for i in order[rank::world]]
+""")  # fmt: skip
+right("S09", """
+    import numpy as np
+    def mine(files, seed, rank, world):
+        order = np.random.default_rng(seed).permutation(len(files))
+        return [files[i] for i in order[rank::world]]
+""")  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "code"), CASES.faults())
+def test_a_planted_fault_is_found(rule, code):
+    check_fault(rule, code)
+
+
+@pytest.mark.parametrize(("rule", "code"), CASES.near_misses())
+def test_code_that_looks_alike_and_is_right_is_left_alone(rule, code):
+    check_right(rule, code)
