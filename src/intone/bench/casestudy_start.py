@@ -120,6 +120,7 @@ def padded_batches(batch: Batch, device_batch: int, *, padded: bool) -> list[Bat
         group = pieces[begin : begin + device_batch]
         width = batch.ids.shape[1] if padded else max(len(ids) for ids, _ in group)
         shape = (device_batch if padded else len(group), width)
+        # scan: ok[S23] the starting point of the case study is padded on purpose
         ids, targets = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
         for row, (piece_ids, piece_targets) in enumerate(group):
             ids[row, : len(piece_ids)] = piece_ids

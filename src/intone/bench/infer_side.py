@@ -101,6 +101,7 @@ def export(model: GPT, tokenizer: Tokenizer, folder: str) -> None:
     path = Path(folder)
     weights = transformers_folder.to_weights(dict(model.state_dict()), model.config.vocab_size)
     write_json(path / "config.json", transformers_folder.to_settings(model.config, tokenizer))
+    # scan: ok[S60] into a folder of this measurement alone, read after this function is done
     save_file({name: value.contiguous() for name, value in weights.items()}, path / transformers_folder.WEIGHTS,
               metadata={"format": "pt"})  # fmt: skip
 

@@ -164,6 +164,7 @@ class FixedSteps:
         for group, table in enumerate(self._tables):
             pages = np.array(row.table.pages[group], dtype=np.int64)
             pages[pages < 0] = self._trash[group]  # given back: no later token reads them
+            # scan: ok[S34] a few numbers: CUDA stages them at once, where a blocking copy would wait for the queue
             table[place, : len(pages)].copy_(torch.from_numpy(pages), non_blocking=True)
 
     def _prepared(self, shape: Shape) -> Callable[[], None]:

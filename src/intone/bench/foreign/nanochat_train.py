@@ -214,7 +214,7 @@ class Trainer:
                 group["momentum"], group["weight_decay"] = momentum, decay
         self.optimizer.step()
         self.model.zero_grad(set_to_none=True)
-        losses[-1].item()  # base_train waits for the device here
+        losses[-1].item()  # scan: ok[S30] base_train waits for the device here
         self.step += 1
         if self.step == 1:  # as base_train does: no collections from here on
             gc.collect()

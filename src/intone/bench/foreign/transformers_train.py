@@ -85,11 +85,11 @@ class Trainer:
         begin_s, losses = time.perf_counter(), []
         for _ in range(steps):
             first, learned = self.batch(self.step)
-            total = 0.0
+            total = torch.zeros((), dtype=torch.float64, device=self.asked.device)  # read when the block is over
             for part, count in self.parts():
                 loss = self.loss_sum(first + part, count, masked=False)
                 (loss / learned).backward()
-                total += float(loss.detach())
+                total += loss.detach()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
@@ -97,7 +97,7 @@ class Trainer:
         wait(self.asked.device)
         seconds = time.perf_counter() - begin_s
         tokens = steps * self.asked.rows_per_step * self.rows["ids"].shape[1]
-        return {"steps": steps, "seconds": seconds, "tokens": tokens, "losses": losses}
+        return {"steps": steps, "seconds": seconds, "tokens": tokens, "losses": [float(loss) for loss in losses]}
 
 
 def wait(device: str) -> None:
