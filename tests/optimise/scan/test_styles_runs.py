@@ -71,6 +71,39 @@ right("data-order", "a stream whose state is kept", """
         def state_dict(self):
             return {"dice": self.dice.getstate()}
 """)  # fmt: skip
+UNSEEDED = """
+    === data.py
+    import random
+    def epochs(docs):
+        while True:
+            random.shuffle(docs)  # <-
+            yield from docs
+    === train.py
+    import torch
+    from data import epochs
+    def main(model, opt, docs, path, steps):
+        START
+        batches = epochs(docs)
+        for step in range(steps):
+            loss = model(next(batches))
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+            if step % 500 == 0:
+                torch.save(model.state_dict(), path)
+"""
+fault("data-order", "nobody seeds the shuffle, and checkpoints are kept", UNSEEDED.replace(
+    "START", "model.load_state_dict(torch.load(path, weights_only=True))"))  # fmt: skip
+fault("data-order", "the seed is another package's", UNSEEDED.replace("START", "torch.manual_seed(1)"))
+right("data-order", "the shuffle's package is seeded", UNSEEDED.replace("  # <-", "").replace(
+    "import torch\n", "import random\n    import torch\n").replace("START", "random.seed(1)"))  # fmt: skip
+right("data-order", "a library seeds all packages", UNSEEDED.replace("  # <-", "").replace(
+    "import torch\n", "import torch\n    from transformers import set_seed\n").replace(
+    "START", "set_seed(1)"))  # fmt: skip
+right("data-order", "nothing is kept", UNSEEDED.replace("  # <-", "").replace("START", "print(steps)").replace(
+    "torch.save(model.state_dict(), path)", "print(loss)"))  # fmt: skip
+right("data-order", "a part of the rows for a look", UNSEEDED.replace("  # <-", "").replace(
+    "START", "print(steps)").replace("random.shuffle(docs)", "print(random.sample(docs, 4))"))  # fmt: skip
 right("data-order", "entropy for names and noise", """
     import os, random
     import numpy as np
@@ -237,6 +270,66 @@ fault("eval-mode", "the teacher's mode is set, the student's is not", DISTILLED.
 right("eval-mode", "both modes are set", DISTILLED.replace(" # <-", "").replace(
     "MODE", "student.eval(); print(held_out_loss(student, teacher, val)); student.train()"))  # fmt: skip
 
+AGREED = """
+    import torch
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.out = torch.nn.Dropout(0.1), torch.nn.Linear(64, 512)
+        def forward(self, x):
+            return self.out(self.drop(x))
+    @torch.no_grad()
+    def agreement(student, teacher, batches):
+        same = 0.0
+        for x in batches:
+            wanted = teacher(x).argmax(-1)
+            same += (student(x).argmax(-1) == wanted).float().mean().item()  # <-
+        return same / len(batches)
+    def distill(batches, held_out):
+        student, teacher = Net(), Net()
+        opt = torch.optim.AdamW(student.parameters())
+        teacher.eval()
+        for x in batches:
+            loss = torch.nn.functional.mse_loss(student(x), teacher(x).detach())
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+        MODE
+        return agreement(student, teacher, held_out)
+"""
+fault("eval-mode", "the model that is run second, and trained", AGREED.replace("MODE", "print(loss)"))
+right("eval-mode", "both, the second one later", AGREED.replace(" # <-", "").replace("MODE", "student.eval()"))
+right("eval-mode", "the second one is never trained", AGREED.replace(" # <-", "").replace(
+    "MODE", "student.eval()").replace("        teacher.eval()\n", "").replace(
+    "teacher(x).argmax(-1)", "student(x).argmax(-1)").replace(
+    "(student(x).argmax(-1) == wanted)", "(teacher(x).argmax(-1) == wanted)"))  # fmt: skip
+TWO_OF_ONE = """
+    import torch
+    class Judge:
+        def __init__(self, net, decoder):
+            self.net, self.decoder = net, decoder
+            self.opt = torch.optim.AdamW(list(self.net.parameters()) + list(self.decoder.parameters()))
+            self.drop = torch.nn.Dropout(0.1)
+        def fit(self, rows):
+            for x in rows:
+                loss = (self.net(x) - self.decoder(x)).square().mean()
+                loss.backward()
+                self.opt.step()
+                self.opt.zero_grad()
+        @torch.no_grad()
+        def evaluate(self, rows):
+            self.net.eval()
+            total = 0.0
+            for x in rows:
+                total += self.net(x).sum().item()
+                total += self.decoder(x).sum().item()  # <-
+            self.net.train()
+            return total
+"""
+fault("eval-mode", "one of two models of an object", TWO_OF_ONE)
+right("eval-mode", "both models of an object", TWO_OF_ONE.replace("  # <-", "").replace(
+    "self.net.eval()", "self.net.eval(); self.decoder.eval()"))  # fmt: skip
+
 # --- rng: one stream of the process, many requests --------------------------------------------------------------------
 fault("rng", "a handler of Flask seeds all", """
     import torch
@@ -260,6 +353,91 @@ fault("rng", "jobs of a pool of threads", """
         return torch.multinomial(probs, 1)
     def enqueue(job):
         return pool.submit(work, job)
+""")  # fmt: skip
+SOCKET = """
+    import asyncio
+    import torch
+    from fastapi import FastAPI, WebSocket
+    app = FastAPI()
+    lock = asyncio.Lock()
+    @app.websocket("/talk")
+    async def talk(socket: WebSocket):
+        asked = await socket.receive_json()
+        await answer(socket, asked["ids"], asked["seed"])
+    async def answer(socket, ids, seed):
+        torch.manual_seed(seed)  # <-
+        for _ in range(64):
+            token = torch.multinomial(model(ids)[:, -1].softmax(-1), 1)
+            SEND
+            ids = torch.cat([ids, token], 1)
+"""
+SENT = "await socket.send_text(decode(token))"
+fault("rng", "a coroutine that sends each token", SOCKET.replace("SEND", SENT))
+right("rng", "a coroutine that waits for nothing between seed and draw", SOCKET.replace("SEND", "print(token)").replace(
+    "  # <-", ""))  # fmt: skip
+right("rng", "a coroutine that holds a lock", SOCKET.replace("SEND", SENT).replace("  # <-", "").replace(
+    "        await answer(", "        async with lock:\n            await answer("))  # fmt: skip
+fault("rng", "an async handler that hands the drawing to a thread", """
+    import asyncio
+    import torch
+    from aiohttp import web
+    async def complete(request):
+        body = await request.json()
+        torch.manual_seed(body["seed"])  # <-
+        ids = await asyncio.to_thread(draw, body["ids"])
+        return web.json_response(ids)
+    def draw(ids):
+        return torch.multinomial(model(ids).softmax(-1), 1).tolist()
+    app = web.Application()
+    app.router.add_post("/complete", complete)
+""")  # fmt: skip
+fault("rng", "a stream that the server takes piece by piece", """
+    import torch
+    from fastapi import FastAPI
+    from fastapi.responses import StreamingResponse
+    app = FastAPI()
+    @app.post("/stream")
+    async def stream(req: dict):
+        return StreamingResponse(pieces(req["ids"], req["seed"]))
+    async def pieces(ids, seed):
+        torch.manual_seed(seed)  # <-
+        for _ in range(64):
+            token = torch.multinomial(model(ids)[:, -1].softmax(-1), 1)
+            ids = torch.cat([ids, token], 1)
+            yield decode(token)
+""")  # fmt: skip
+OWN_STREAM = """
+    import asyncio
+    import torch
+    class Writer:
+        def __init__(self, model):
+            self.model, self.dice = model, torch.Generator()
+        async def write(self, ids, seed):
+            self.dice.manual_seed(seed)  # <-
+            for _ in range(64):
+                token = torch.multinomial(self.model(ids)[:, -1].softmax(-1), 1, generator=self.dice)
+                await asyncio.sleep(0)
+                ids = torch.cat([ids, token], 1)
+            return ids
+    WRITERS
+        jobs = [asyncio.create_task(MINE.write(ids, seed)) for ids, seed in asked]
+        return await asyncio.gather(*jobs)
+"""
+fault("rng", "one object's stream under many tasks", OWN_STREAM.replace(
+    "WRITERS", "writer = Writer(model)\n    async def all_of(asked):").replace("MINE", "writer"))  # fmt: skip
+right("rng", "an object for each task", OWN_STREAM.replace("  # <-", "").replace(
+    "WRITERS", "async def all_of(asked):").replace("MINE", "Writer(model)"))  # fmt: skip
+right("rng", "an async handler that draws before it waits", """
+    import torch
+    from fastapi import FastAPI
+    app = FastAPI()
+    @app.post("/complete")
+    async def complete(req):
+        body = await req.json()
+        torch.manual_seed(body["seed"])
+        token = torch.multinomial(model(body["ids"]).softmax(-1), 1)
+        await log(token)
+        return token
 """)  # fmt: skip
 right("rng", "a generator for each request", """
     import torch

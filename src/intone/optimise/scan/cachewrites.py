@@ -4,10 +4,10 @@ import ast
 import re
 from dataclasses import dataclass
 
-from intone.optimise.scan.expressions import keyword, last_name, names_in
+from intone.optimise.scan.expressions import keyword, last_name, names_in, text_of
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project, owner_of
-from intone.optimise.scan.source import Scope, target_name
+from intone.optimise.scan.source import Scope, target_name, walk
 
 CACHE_NAME = re.compile(r"(^|_)(kv|k_buf|v_buf|past|keys?_mem)|cache", re.I)
 # names of stores that say nothing by themselves, in a class or function that is named after a cache
@@ -35,6 +35,16 @@ class Write:
     target: ast.expr
     value: ast.expr
     moves: bool
+
+
+def writes_of(scope: Scope, project: Project) -> list[Write]:
+    """The writes into a cache that stand in a function."""
+    key = ("writes", scope)
+    if key not in project.remembered:
+        nodes = scope.of(ast.Assign, ast.Call)
+        project.remembered[key] = [one for node in nodes if (one := written_to_cache(node, scope, project)) is not None]
+    found: list[Write] = project.remembered[key]
+    return found
 
 
 def written_to_cache(node: ast.AST, scope: Scope, project: Project) -> Write | None:
@@ -149,9 +159,9 @@ def _moves(index: ast.expr, scope: Scope) -> bool:
 
 def compares_size(test: ast.expr) -> bool:
     """A comparison in which a size, length or maximum appears; or a question whether something is full."""
-    for part in ast.walk(test):
+    for part in walk(test):
         if isinstance(part, ast.Compare):
-            names = names_in(part) | {last_name(c.func) or "" for c in ast.walk(part) if isinstance(c, ast.Call)}
+            names = names_in(part) | {last_name(c.func) or "" for c in walk(part) if isinstance(c, ast.Call)}
             ordered = any(isinstance(op, (ast.Gt, ast.GtE, ast.Lt, ast.LtE)) for op in part.ops)
             if ordered and SIZE_WORD.search(" ".join(names)):
                 return True
@@ -165,19 +175,19 @@ def compares_size(test: ast.expr) -> bool:
 
 def refuses_overflow(scope: Scope, project: Project) -> bool:
     """Whether a function raises, grows or answers where something is too long, itself or in a check that it calls."""
-    for node in scope.body:
+    for node in scope.of(ast.Assert, ast.If, ast.Call):
         if isinstance(node, ast.Assert) and compares_size(node.test):
             return True
         if isinstance(node, ast.If) and compares_size(node.test):
             for statement in [*node.body, *node.orelse]:
-                if any(_is_loud(part) for part in ast.walk(statement)):
+                if any(_is_loud(part) for part in walk(statement)):
                     return True
         if isinstance(node, ast.Call) and CHECKERS.search(last_name(node.func) or ""):
             return True
     return any(
         isinstance(node, ast.Raise) and any(isinstance(above, ast.If) for above in function.module.up(node))
-        for call in scope.calls for function in project.callees(call, scope)[:1] for node in function.body
-        if function is not scope and not any(True for part in function.body if isinstance(part, ast.Return))
+        for call in scope.calls for function in project.callees(call, scope)[:1] for node in function.of(ast.Raise)
+        if function is not scope and not function.of(ast.Return)
     )  # fmt: skip
 
 
@@ -203,13 +213,13 @@ def only_leaves(body: list[ast.stmt]) -> bool:
         return False
     only = body[0]
     if isinstance(only, ast.Return):
-        return not returns_answer(only) and not (isinstance(only.value, ast.Call) and "super" not in ast.unparse(only))
+        return not returns_answer(only) and not (isinstance(only.value, ast.Call) and "super" not in text_of(only))
     return isinstance(only, (ast.Pass, ast.Continue))
 
 
 def checks_end(scope: Scope) -> bool:
     """Whether a function compares something with a size: if, assert, while, min(), or modulo for a ring."""
-    for node in scope.body:
+    for node in scope.of(ast.If, ast.Assert, ast.While, ast.IfExp, ast.Call, ast.BinOp):
         if isinstance(node, (ast.If, ast.Assert, ast.While, ast.IfExp)) and compares_size(node.test):
             return True
         if isinstance(node, ast.Call) and last_name(node.func) == "min":
@@ -224,7 +234,7 @@ def checks_end(scope: Scope) -> bool:
 def clamps(call: ast.Call) -> bool:
     """min(end, self.max_len), position.clamp(max=limit), torch.clamp(position, max=limit), np.minimum."""
     name = last_name(call.func)
-    limits = " ".join(names_in(call)) + " " + " ".join(ast.unparse(arg) for arg in call.args)
+    limits = " ".join(names_in(call)) + " " + " ".join(text_of(arg) for arg in call.args)
     if name in ("min", "minimum") and len(call.args) > 1:
         return bool(LIMIT_WORD.search(limits))
     if name in ("clamp", "clamp_", "clip", "clamp_max", "clamp_max_"):

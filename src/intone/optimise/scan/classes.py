@@ -4,7 +4,7 @@ import ast
 import re
 from typing import TYPE_CHECKING
 
-from intone.optimise.scan.expressions import last_name
+from intone.optimise.scan.expressions import last_name, text_of
 from intone.optimise.scan.source import Module, Scope, target_name
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def named_classes(name: str, scope: Scope, project: "Project") -> list[ClassPlac
 
 def classes_of_annotation(node: ast.expr, scope: Scope, project: "Project") -> list[ClassPlace]:
     """The classes of the project that a type names: GPT, Optional[GPT], "GPT | None"."""
-    text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ast.unparse(node)
+    text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else text_of(node)
     words = re.findall(r"\w+", text)
     return [place for word in words if word in project.classes for place in named_classes(word, scope, project)]
 
@@ -61,16 +61,18 @@ def parents(place: ClassPlace, project: "Project") -> list[ClassPlace]:
     return found
 
 
+def fields_of(statement: ast.stmt) -> list[str]:
+    """The names of the fields that a statement in the body of a class is about."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    targets = [statement.target] if isinstance(statement, ast.AnnAssign) else targets
+    return [name for target in targets if (name := target_name(target)) is not None]
+
+
 def class_field(node: ast.ClassDef, name: str) -> ast.expr | None:
     """The value that a class gives a field in its body: `x = 1`, `x: int = 1`, `x: int = field(default=1)`."""
     for statement in node.body:
         value = None
-        if (
-            isinstance(statement, ast.AnnAssign)
-            and target_name(statement.target) == name
-            or isinstance(statement, ast.Assign)
-            and name in [target_name(target) for target in statement.targets]
-        ):
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)) and name in fields_of(statement):
             value = statement.value
         if isinstance(value, ast.Call) and last_name(value.func) in ("field", "Field"):
             words = {word.arg: word.value for word in value.keywords}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from intone.optimise.scan.calls import WRAPS
 from intone.optimise.scan.constants import is_never
-from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name
+from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, text_of
 from intone.optimise.scan.loops import TrainLoop
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import is_model_call
 
 OTHER_COMPILERS = re.compile(
@@ -34,6 +34,14 @@ class Compile:
 
 def compile_calls(module: Module, project: Project) -> list[Compile]:
     """The calls of a file that compile something: torch.compile(...), model.compile()."""
+    key = ("compile_calls", module)
+    if key not in project.remembered:
+        project.remembered[key] = _compile_calls(module, project)
+    found: list[Compile] = project.remembered[key]
+    return found
+
+
+def _compile_calls(module: Module, project: Project) -> list[Compile]:
     found = []
     for scope in module.scopes:
         for call in scope.calls:
@@ -89,22 +97,12 @@ def _why_idle(call: ast.Call, scope: Scope, project: Project) -> str | None:
 def _is_used(name: str, made: ast.Assign, scope: Scope, project: Project) -> bool:
     """Whether what a name holds is read anywhere but in its own making."""
     last = name.rpartition(".")[2]
-    inside = set(map(id, ast.walk(made)))
+    inside = set(walk(made))
     modules = project.modules if "." in name or scope.node is scope.module.tree else [scope.module]
     if scope.outer is not None and last in scope.globals:
         modules = project.modules
-    for module in modules:
-        for node in ast.walk(module.tree):
-            if id(node) in inside:
-                continue
-            read = isinstance(getattr(node, "ctx", None), ast.Load)
-            if "." in name and isinstance(node, ast.Attribute) and node.attr == last and read:
-                return True
-            if "." not in name and isinstance(node, ast.Name) and node.id == last and read:
-                return True
-            if isinstance(node, ast.ImportFrom) and any(alias.name == last for alias in node.names):
-                return True
-    return False
+    words = (f".{last}" if "." in name else last, f"import {last}")
+    return any(node not in inside for module in modules for word in words for node in module.reads.get(word, []))
 
 
 def is_compiled(node: ast.expr, scope: Scope, project: Project) -> ast.Call | None:
@@ -133,9 +131,11 @@ def _unwrapped(node: ast.expr) -> list[ast.expr]:
 
 def is_decorated(module: Module) -> bool:
     """Whether a function of a file is compiled by a decorator."""
+    if "compile" not in module.text:
+        return False
     for scope in module.scopes[1:]:
         for item in getattr(scope.node, "decorator_list", []):
-            if "torch.compile" in ast.unparse(item):
+            if "torch.compile" in text_of(item):
                 return True
     return False
 

@@ -202,7 +202,7 @@ def _by_field_name(name: str, scope: Scope, project: Project, depth: int, seen: 
             and action.value in ("store_true", "store_false")
         ):
             yield Known(action.value == "store_false", action, at)
-    places = [place for group in project.classes.values() for place in group if class_field(place[1], name) is not None]
+    places = project.fields.get(name, [])
     if len(places) == 1:
         value = class_field(places[0][1], name)
         assert value is not None

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from intone.optimise.scan.expressions import last_name
+from intone.optimise.scan.expressions import last_name, text_of
 from intone.optimise.scan.growth import grown_argument
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import COMPREHENSIONS, Loop, Reached, inner_loops, reached
@@ -44,7 +44,7 @@ def _runs_whole_texts(one: DecodeLoop, loops: set[Loop | FunctionNode], project:
 
 
 def _decode_loops(scope: Scope, project: Project) -> Iterator[DecodeLoop]:
-    loops: list[Loop | FunctionNode] = [node for node in scope.body if isinstance(node, (*LOOPS, *COMPREHENSIONS))]  # type: ignore[misc]
+    loops: list[Loop | FunctionNode] = list(scope.of(*LOOPS, *COMPREHENSIONS))  # type: ignore[arg-type]
     if isinstance(scope.node, FunctionNode) and any(scope in project.callees(call, scope) for call in scope.calls):
         loops.append(scope.node)
     for loop in loops:
@@ -117,7 +117,7 @@ def _runs_each_turn(item: Reached, loop: ast.AST) -> bool:
     walked = inner[0]
     if len(inner) > 1 or not isinstance(walked, ast.For) or not isinstance(loop, (ast.For, ast.While)):
         return False
-    text = f"{ast.unparse(walked.target)} {ast.unparse(walked.iter)}"
+    text = f"{text_of(walked.target)} {text_of(walked.iter)}"
     return bool(re.search(r"row|beam|seq|cand|hyp|batch|prompt|text|sample|enumerate|len\(", text)) and not re.search(
         r"max_|new_tokens|steps|length", text
     )

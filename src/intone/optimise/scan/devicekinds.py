@@ -3,7 +3,7 @@
 import ast
 import re
 
-from intone.optimise.scan.expressions import called, last_name
+from intone.optimise.scan.expressions import called, last_name, text_of
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.source import Scope
@@ -28,7 +28,7 @@ def device_evidence(node: ast.expr, scope: Scope, project: Project) -> tuple[lis
 def _device_kind(origin: Origin, project: Project) -> str:
     node, scope = origin.node, origin.scope
     if origin.is_annotation:
-        text = ast.unparse(node)
+        text = text_of(node)
         return "device" if re.search(r"\b(torch\.)?device\b", text) and "str" not in text else "unknown"
     if isinstance(node, ast.Constant):
         return "string" if isinstance(node.value, str) else "unknown"
@@ -72,7 +72,7 @@ def _has_device(base: ast.expr, scope: Scope, project: Project) -> bool:
     if TENSOR_NAME.match(name) or is_model_name(name):
         return True
     for origin in project.origins(base, scope, depth=3):
-        text = ast.unparse(origin.node)
+        text = text_of(origin.node)
         if origin.is_annotation and re.search(r"\b(Tensor|Module)\b", text):
             return True
         if isinstance(origin.node, ast.Call) and called(origin.node, origin.scope).startswith("torch."):

@@ -2,7 +2,7 @@
 
 import ast
 
-from intone.optimise.scan.source import Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 
 def last_name(node: ast.expr) -> str | None:
@@ -20,8 +20,10 @@ def dotted(node: ast.AST, scope: Scope) -> str:
     if isinstance(node, ast.Name):
         return scope.module.imports.get(node.id, node.id)
     if isinstance(node, ast.Attribute):
-        base = dotted(node.value, scope)
-        return f"{base}.{node.attr}"
+        known: tuple[Module, str] | None = node.__dict__.get("_dotted")
+        if known is None or known[0] is not scope.module:
+            known = node.__dict__["_dotted"] = (scope.module, f"{dotted(node.value, scope)}.{node.attr}")
+        return known[1]
     return ""
 
 
@@ -45,18 +47,24 @@ def is_false(node: ast.expr | None) -> bool:
     return isinstance(node, ast.Constant) and node.value is False
 
 
-def names_in(node: ast.AST) -> set[str]:
-    """The names and dotted names of names used in an expression."""
-    found = set()
-    for part in ast.walk(node):
-        if isinstance(part, (ast.Name, ast.Attribute)):
-            name = target_name(part)
-            if name:
-                found.add(name)
+def names_in(node: ast.AST) -> frozenset[str]:
+    """The names and dotted names of names used in an expression. Kept with the node, as trees do not change."""
+    found: frozenset[str] | None = node.__dict__.get("_names")
+    if found is None:
+        names = {target_name(part) for part in walk(node) if isinstance(part, (ast.Name, ast.Attribute))}
+        found = node.__dict__["_names"] = frozenset(name for name in names if name)
     return found
+
+
+def text_of(node: ast.AST) -> str:
+    """The code of a node. Kept with the node: rules ask for the same ones again and again, and writing them is slow."""
+    text: str | None = node.__dict__.get("_text")
+    if text is None:
+        text = node.__dict__["_text"] = ast.unparse(node)
+    return text
 
 
 def code_of(node: ast.AST, limit: int = 80) -> str:
     """An expression as one short line of code."""
-    text = " ".join(ast.unparse(node).split())
+    text = " ".join(text_of(node).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from intone.optimise.scan.expressions import code_of, last_name, names_in
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import Reached, reached
-from intone.optimise.scan.source import Binding, FunctionNode, Scope, own_nodes, target_name
+from intone.optimise.scan.source import Binding, FunctionNode, Scope, own_nodes, target_name, walk
 from intone.optimise.scan.values import is_chosen, is_model_name
 
 JOINS = ("cat", "concat", "concatenate", "hstack", "append", "column_stack", "pad", "vstack")
@@ -241,7 +241,7 @@ class _Finder:
         """Names that move on at every turn: the loop's own variable, and what is counted up."""
         moving: set[str] = set()
         if isinstance(self.loop, (ast.For, ast.AsyncFor)):
-            moving |= {part.id for part in ast.walk(self.loop.target) if isinstance(part, ast.Name)}
+            moving |= {part.id for part in walk(self.loop.target) if isinstance(part, ast.Name)}
         for item in self.turn:
             if isinstance(item.node, ast.AugAssign) and isinstance(item.node.op, ast.Add):
                 moving |= names_in(item.node.target)
@@ -296,7 +296,7 @@ def grown_by(
 
 
 def _holds(value: ast.BinOp, name: str) -> bool:
-    return any(isinstance(part, ast.BinOp) and target_name(part.left) == name for part in ast.walk(value))
+    return any(isinstance(part, ast.BinOp) and target_name(part.left) == name for part in walk(value))
 
 
 def _grown_by_function(

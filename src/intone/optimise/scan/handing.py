@@ -5,7 +5,7 @@ import builtins
 
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached
-from intone.optimise.scan.source import Scope, target_name
+from intone.optimise.scan.source import Scope, target_name, walk
 
 DEPTH = 3  # names on the way from a use to the parameter in a helper; guess
 
@@ -34,7 +34,7 @@ def _is_handed(node: ast.AST, scope: Scope, depth: int = DEPTH) -> bool:
     """Whether all that a node uses comes in by parameters, and something does."""
     known = set(scope.module.imports) | set(scope.module.top.bindings) | set(dir(builtins)) | {"self", "cls"}
     found = False
-    for part in ast.walk(node):
+    for part in walk(node):
         if not isinstance(part, ast.Name) or part.id in scope.module.imports:
             continue
         if part.id in scope.parameters and part.id not in ("self", "cls") or part.id in scope.rest:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from intone.optimise.scan.constants import only_value
-from intone.optimise.scan.expressions import names_in
+from intone.optimise.scan.expressions import names_in, text_of
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import Frame, Reached, loops_around, reached
-from intone.optimise.scan.source import FunctionNode, Module, Scope
+from intone.optimise.scan.source import FunctionNode, Module, Scope, walk
 from intone.optimise.scan.values import backward_loss, is_backward, steps_optimizer
 
 Loop = ast.For | ast.AsyncFor | ast.While
@@ -188,7 +188,7 @@ def _guards(item: Reached, loop: ast.AST) -> Iterator[tuple[ast.expr, ast.If, Sc
 
 def _counts(test: ast.expr, scope: Scope, project: Project, depth: int = 2) -> bool:
     """Whether a test is true only every few turns: a remainder, a counter that is set back, a name for it."""
-    if any(_is_remainder(part, scope, project) for part in ast.walk(test)):
+    if any(_is_remainder(part, scope, project) for part in walk(test)):
         return True
     names = names_in(test)
     words = " ".join(names)
@@ -196,7 +196,7 @@ def _counts(test: ast.expr, scope: Scope, project: Project, depth: int = 2) -> b
         return not _is_always(test, scope, project)
     if depth == 0:
         return False
-    for part in ast.walk(test):
+    for part in walk(test):
         if isinstance(part, ast.Call):
             for function in project.callees(part, scope)[:2]:
                 if any(_counts(value, function, project, depth - 1) for value in function.returns):
@@ -234,7 +234,7 @@ def _is_always(test: ast.expr, scope: Scope, project: Project) -> bool:
     return any(
         isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mod) and only_value(part.right, scope, project) == 1
         for value in [test, *values]
-        for part in ast.walk(value)
+        for part in walk(value)
     )
 
 
@@ -320,7 +320,7 @@ def interval_of_one(item: Reached, loop: ast.AST, project: Project) -> str | Non
     """The test around a node that looks like `every n steps` with an n that is 1, as code; None where there is none."""
     for test, _, scope, _ in _guards(item, loop):
         if _is_always(test, scope, project):
-            return ast.unparse(test)
+            return text_of(test)
     return None
 
 
@@ -331,7 +331,7 @@ def _ends_a_turn(holder: ast.If, loop: ast.AST, module: Module) -> bool:
 
 def _is_rare(test: ast.expr, scope: Scope, project: Project, *, words: bool = True) -> bool:
     """Whether a test holds only now and then, by a remainder, or (words) by a name such as log or verbose."""
-    if any(_is_remainder(part, scope, project) for part in ast.walk(test)):
+    if any(_is_remainder(part, scope, project) for part in walk(test)):
         return True
     if _is_always(test, scope, project):
         return False
@@ -339,10 +339,10 @@ def _is_rare(test: ast.expr, scope: Scope, project: Project, *, words: bool = Tr
     if words and any(PERIODIC.search(name.rpartition(".")[2]) for name in names):
         return True
     values = [b.value for name in names for b in scope.bindings.get(name, []) if b.how == "="]
-    calls = [part for part in ast.walk(test) if isinstance(part, ast.Call)]
+    calls = [part for part in walk(test) if isinstance(part, ast.Call)]
     inside = [(value, scope) for value in values]  # due = step % 50 == 0
     inside += [(value, f) for call in calls for f in project.callees(call, scope)[:2] for value in f.returns]
-    return any(_is_remainder(part, at, project) for value, at in inside for part in ast.walk(value))
+    return any(_is_remainder(part, at, project) for value, at in inside for part in walk(value))
 
 
 def _leaves(body: list[ast.stmt]) -> bool:

@@ -5,9 +5,9 @@ import re
 from typing import Literal
 
 from intone.optimise.scan.calls import classes_of, functions_of
-from intone.optimise.scan.expressions import last_name
-from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.expressions import last_name, text_of
+from intone.optimise.scan.project import Project, Site
+from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.source import Scope, target_name
 from intone.optimise.scan.values import is_model_name, is_module_class
 
@@ -35,14 +35,13 @@ def is_off(item: Reached, project: Project, depth: int = DEPTH) -> bool:
 def off_here(scope: Scope, node: ast.AST, project: Project) -> bool:
     """Whether gradients are off at a node by its own function: a decorator, a with block, a switch before it."""
     for item in getattr(scope.node, "decorator_list", []):
-        if NO_GRAD.search(ast.unparse(item)) or _switches_off(item, scope.outer or scope, project):
+        if NO_GRAD.search(text_of(item)) or _switches_off(item, scope.outer or scope, project):
             return True
     for above in scope.module.up(node):
         if above is scope.node:
             break
         if isinstance(above, (ast.With, ast.AsyncWith)) and any(
-            NO_GRAD.search(ast.unparse(item)) or _switches_off(item.context_expr, scope, project)
-            for item in above.items
+            NO_GRAD.search(text_of(item)) or _switches_off(item.context_expr, scope, project) for item in above.items
         ):
             return True
     for call in scope.calls:
@@ -50,10 +49,10 @@ def off_here(scope: Scope, node: ast.AST, project: Project) -> bool:
         if last_name(call.func) == "set_grad_enabled" and before and not isinstance(
             scope.module.parents.get(call), ast.withitem
         ):  # fmt: skip
-            return "False" in ast.unparse(call)
-        if last_name(call.func) == "requires_grad_" and "False" in ast.unparse(call) and before:
+            return "False" in text_of(call)
+        if last_name(call.func) == "requires_grad_" and "False" in text_of(call) and before:
             return True
-        if last_name(call.func) in ("enter_context", "__enter__") and before and NO_GRAD.search(ast.unparse(call)):
+        if last_name(call.func) in ("enter_context", "__enter__") and before and NO_GRAD.search(text_of(call)):
             return True
     return False
 
@@ -64,7 +63,7 @@ def _switches_off(node: ast.expr, scope: Scope, project: Project) -> bool:
     functions = functions_of(func, scope, project)
     for place in classes_of(node, scope, project) if isinstance(node, ast.Call) else ():
         functions += [method for method in project.class_scopes(place[1]) if method.simple_name == "__enter__"]
-    return any(NO_GRAD.search(ast.unparse(function.node)) for function in functions[:4])
+    return any(NO_GRAD.search(text_of(function.node)) for function in functions[:4])
 
 
 def mode_of(call: ast.Call, scope: Scope, project: Project) -> Mode | None:
@@ -76,8 +75,85 @@ def mode_of(call: ast.Call, scope: Scope, project: Project) -> Mode | None:
     base = call.func.value
     if not is_model_name(target_name(base) or "") and not _is_module(base, scope, project):
         return None
-    return "eval" if call.func.attr == "eval" or "False" in ast.unparse(call) else "train"
+    return "eval" if call.func.attr == "eval" or "False" in text_of(call) else "train"
 
 
 def _is_module(base: ast.expr, scope: Scope, project: Project) -> bool:
     return any(is_module_class(node) for _, node in classes_of(base, scope, project))
+
+
+# --- whose mode it is -------------------------------------------------------------------------------------------------
+
+
+def model_name(run: Reached, project: Project) -> str | None:
+    """The name of a model that runs, as the function that the way began in has it; None where it has none there."""
+    assert isinstance(run.node, ast.Call)
+    name, scope, chain = target_name(run.node.func), run.scope, run.chain
+    while name is not None and chain:
+        root, dot, rest = name.partition(".")
+        if root not in scope.parameters or root in ("self", "cls"):
+            return None
+        handed = project.argument(chain[-1], scope, root)
+        base = target_name(handed) if handed is not None else None
+        name = f"{base}{dot}{rest}" if base is not None else None
+        scope, chain = chain[-1].scope, chain[:-1]
+    return name
+
+
+def is_in_eval_mode(
+    scope: Scope, project: Project, *, model: str | None, others: frozenset[str] = frozenset(), depth: int = DEPTH
+) -> bool:
+    """Whether the mode is set by a function, or by one that leads to it.
+
+    model: its name in the function; None: that of any model counts. others: names there of models that it is not.
+    """
+    if sets_eval(scope, project, model, others):
+        return True
+    for site in project.callers(scope)[:10] if depth else ():
+        name = _handed_as(model, site, scope, project)
+        rest = {_handed_as(other, site, scope, project) for other in others} if name is not None else set()
+        known = frozenset(other for other in rest if other is not None)
+        if is_in_eval_mode(site.scope, project, model=name, others=known, depth=depth - 1):
+            return True
+    return False
+
+
+def _handed_as(name: str | None, site: Site, scope: Scope, project: Project) -> str | None:
+    """The name that a caller has for what it hands over as a parameter."""
+    root, dot, rest = (name or "").partition(".")
+    if root not in scope.parameters or root in ("self", "cls"):
+        return None
+    handed = project.argument(site, scope, root)
+    base = target_name(handed) if handed is not None else None
+    return f"{base}{dot}{rest}" if base is not None else None
+
+
+def sets_eval(
+    scope: Scope, project: Project, model: str | None = None, others: frozenset[str] = frozenset()
+) -> bool:  # fmt: skip
+    """Whether a function, or what it calls, sets the evaluation mode of a model or of one that may be it."""
+    for item in reached(scope.node, scope, project):
+        if isinstance(item.node, ast.Call) and len(item.chain) <= 2:
+            func = item.node.func
+            named = isinstance(func, ast.Attribute) and func.attr == "eval" and not item.node.args
+            if named and model is not None and not item.chain:
+                base = _base_of(func.value)  # type: ignore[attr-defined]
+                if base is not None and (base in others or _is_another(base, model, scope)):
+                    continue
+            if named or mode_of(item.node, item.scope, project) == "eval":
+                return True
+    return False
+
+
+def _base_of(node: ast.expr) -> str | None:
+    """teacher.to(device) -> "teacher"."""
+    while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        node = node.func.value
+    return target_name(node)
+
+
+def _is_another(name: str, model: str, scope: Scope) -> bool:
+    """Whether a name is of another model than `student`: both are handed in, or it is one that nobody trains."""
+    if name in model or model in name:
+        return False
+    return {name, model} <= set(scope.parameters) or bool(re.search(r"teacher|reference|reward|critic|judge", name))

@@ -20,6 +20,19 @@ def _imported_by(module: Module, project: Project) -> list[Module]:
     return list(found.values())
 
 
+def _users(project: Project) -> dict[Module, list[Module]]:
+    """File -> the files that import from it."""
+    key = ("users", None)
+    if key not in project.remembered:
+        found: dict[Module, list[Module]] = {}
+        for other in project.modules:
+            for one in imported_by(other, project):
+                found.setdefault(one, []).append(other)
+        project.remembered[key] = found
+    users: dict[Module, list[Module]] = project.remembered[key]
+    return users
+
+
 def neighbours(module: Module, project: Project) -> list[Module]:
     """The file, what it imports, what imports it, and what those import; the file first.
 
@@ -32,7 +45,7 @@ def neighbours(module: Module, project: Project) -> list[Module]:
 
 def _neighbours(module: Module, project: Project) -> list[Module]:
     found = {module.path: module}
-    users = [other for other in project.modules if module in imported_by(other, project)]
+    users = _users(project).get(module, [])
     todo = [(one, DEPTH) for one in [module, *users]]
     while todo:
         at, left = todo.pop(0)

@@ -3,10 +3,11 @@
 import ast
 import re
 
+from intone.optimise.scan.calls import classes_of
 from intone.optimise.scan.classes import class_methods
-from intone.optimise.scan.expressions import called, keyword, last_name
+from intone.optimise.scan.expressions import called, keyword, last_name, text_of
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.source import Binding, Scope, target_name
+from intone.optimise.scan.source import Binding, Scope, target_name, walk
 from intone.optimise.scan.values import LOSS_NAME, chooses_token, is_model_call, is_model_name
 
 DEPTH = 12  # names and calls on the way back to the model's output; guess
@@ -53,7 +54,7 @@ def is_tensor(node: ast.expr, scope: Scope, project: Project) -> bool:
 
 def has_read(node: ast.AST) -> bool:
     """Whether a tensor's value is read somewhere in an expression."""
-    return any(isinstance(part, ast.Call) and last_name(part.func) in READS for part in ast.walk(node))
+    return any(isinstance(part, ast.Call) and last_name(part.func) in READS for part in walk(node))
 
 
 def to_cpu(call: ast.Call) -> bool:
@@ -61,7 +62,7 @@ def to_cpu(call: ast.Call) -> bool:
     if last_name(call.func) != "to":
         return False
     wanted = call.args[0] if call.args else keyword(call, "device")
-    return wanted is not None and "cpu" in ast.unparse(wanted).replace("torch.device", "")
+    return wanted is not None and "cpu" in text_of(wanted).replace("torch.device", "")
 
 
 def _is_made_on_device(node: ast.expr, scope: Scope, project: Project, depth: int, by_name: bool) -> bool:
@@ -91,7 +92,7 @@ def _is_made_on_device(node: ast.expr, scope: Scope, project: Project, depth: in
     if isinstance(node, ast.IfExp):
         return again(node.body) or again(node.orelse)
     if isinstance(node, ast.Attribute) and node.attr in ("loss", "logits"):
-        return by_name
+        return by_name and not _is_plain_field(node, scope, project)
     if isinstance(node, ast.Attribute) and node.attr == "grad":
         return True
     bound = target_name(node)
@@ -101,6 +102,9 @@ def _is_made_on_device(node: ast.expr, scope: Scope, project: Project, depth: in
     if any(_from_host(binding) for binding, _ in bindings if binding.how == "="):
         return False
     for binding, at in bindings:
+        parts = returned_parts(binding, at, project)
+        if parts and all(_is_read(part) for part, _ in parts):
+            return False
         value = _followed(binding)
         if value is not None and on_device(value, at, project, depth - 1, by_name=by_name):
             return True
@@ -130,6 +134,39 @@ def _entry_on_device(node: ast.Subscript, key: str, scope: Scope, project: Proje
     return False
 
 
+def _is_plain_field(node: ast.Attribute, scope: Scope, project: Project) -> bool:
+    """row.loss of a class of the project that says that it is a number of Python's: loss: float | None."""
+    types = [
+        text_of(statement.annotation)
+        for _, owner in classes_of(node.value, scope, project)
+        for statement in owner.body
+        if isinstance(statement, ast.AnnAssign) and target_name(statement.target) == node.attr
+    ]
+    return bool(types) and all(PLAIN.fullmatch(written) for written in types)
+
+
+PLAIN = re.compile(r"(Optional\[)?(float|int|str|bool|None|[ |])+\]?")
+
+
+def returned_parts(binding: Binding, scope: Scope, project: Project) -> list[tuple[ast.expr, Scope]]:
+    """loss, count = step(): the parts of the tuples that a function of the project returns for a name, with it."""
+    if binding.how != "part" or not isinstance(binding.value, ast.Call) or binding.index is None:
+        return []
+    return [
+        (value.elts[binding.index], function)
+        for function in project.callees(binding.value, scope)[:2] for value in function.returns
+        if isinstance(value, ast.Tuple) and binding.index < len(value.elts)
+    ]  # fmt: skip
+
+
+def _is_read(node: ast.expr) -> bool:
+    """Whether a value was read from the device on the way: float(loss) / n."""
+    return has_read(node) or any(
+        isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in ("float", "int")
+        for part in walk(node)
+    )
+
+
 def _followed(binding: Binding) -> ast.expr | None:
     """The value that a name has by a binding, or the list, dict or tuple of which it is one part."""
     if binding.how in ("=", "part", "op"):
@@ -138,12 +175,16 @@ def _followed(binding: Binding) -> ast.expr | None:
         return None if last_name(getattr(binding.node, "func", binding.value)) in ("fill_", "copy_") else binding.value
     if binding.how != "iter":
         return None
-    value = binding.value
-    while isinstance(value, ast.Call) and last_name(value.func) in WALKS:
+    value, place = binding.value, binding.index
+    while isinstance(value, ast.Call) and (walks := last_name(value.func)) in WALKS:
+        if place == 0 and walks in ("enumerate", "items"):
+            return None  # a number, a key
         if isinstance(value.func, ast.Attribute):
             value = value.func.value
+        elif walks == "zip" and place is not None and place < len(value.args):
+            value, place = value.args[place], None
         elif value.args:
-            value = value.args[0]
+            value, place = value.args[0], None
         else:
             return None
     return value if isinstance(value, (ast.Name, ast.Attribute, ast.Dict, ast.List, ast.Tuple)) else None

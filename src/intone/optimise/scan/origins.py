@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from intone.optimise.scan.calls import classes_of
 from intone.optimise.scan.classes import class_field, class_methods
-from intone.optimise.scan.expressions import dotted, keyword
+from intone.optimise.scan.expressions import dotted, keyword, text_of
 from intone.optimise.scan.source import Binding, FunctionNode, Module, Scope, target_name
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _back_from_member(
             bound = True
             yield from _back_from_binding(project, binding, method)
         decorators = getattr(method.node, "decorator_list", [])
-        if method.simple_name == name and any("property" in ast.unparse(item) for item in decorators):
+        if method.simple_name == name and any("property" in text_of(item) for item in decorators):
             yield from (Origin(value, method) for value in method.returns)
     if (value := class_field(place[1], name)) is not None:
         yield Origin(value, place[0].top)

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from intone.optimise.scan.calls import WRAPS, functions_of
+from intone.optimise.scan.classes import class_field, fields_of
 from intone.optimise.scan.expressions import keyword, last_name
 from intone.optimise.scan.origins import DEPTH, Origin, Passes, is_static, origins
 from intone.optimise.scan.source import Module, Scope
@@ -41,9 +42,19 @@ class Project:
         """Name -> the classes called so."""
         found: dict[str, list[tuple[Module, ast.ClassDef]]] = {}
         for module in self.modules:
-            for node in ast.walk(module.tree):
-                if isinstance(node, ast.ClassDef):
+            for node in module.nodes:
+                if type(node) is ast.ClassDef:
                     found.setdefault(node.name, []).append((module, node))
+        return found
+
+    @cached_property
+    def fields(self) -> dict[str, list[tuple[Module, ast.ClassDef]]]:
+        """Name of a field -> the classes whose bodies give it a value."""
+        found: dict[str, list[tuple[Module, ast.ClassDef]]] = {}
+        for place in (place for places in self.classes.values() for place in places):
+            for name in dict.fromkeys(bound for part in place[1].body for bound in fields_of(part)):
+                if class_field(place[1], name) is not None:
+                    found.setdefault(name, []).append(place)
         return found
 
     @cached_property
@@ -103,7 +114,7 @@ class Project:
         name = last_name(call.func) or ""
         inits = [s for _, node in self.classes.get(name, []) for s in self.class_scopes(node)]
         for function in [*self.functions.get(name, []), *(s for s in inits if s.simple_name == "__init__")][:4]:
-            places = {p.position: n for n, p in function.parameters.items() if p.position is not None}
+            places = function.places
             skip = 1 if function.owner is not None and not is_static(function) else 0
             for number, arg in enumerate(call.args):
                 if number + skip in places:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from intone.optimise.scan.project import Project, Site
-from intone.optimise.scan.source import LOOPS, SCOPES, Module, Scope, own_nodes
+from intone.optimise.scan.source import LOOPS, SCOPES, Module, Scope, own_nodes, walk
 
 Loop = ast.For | ast.AsyncFor | ast.While
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)
@@ -14,7 +14,8 @@ DEPTH = 5  # calls deep; guess
 WIDTH = 3  # functions that one call may mean; where there are more, the name says nothing
 
 
-@dataclass(frozen=True, eq=False)
+# not frozen: hundreds of thousands are made, and a frozen one takes much longer to make
+@dataclass(eq=False, slots=True)
 class Reached:
     """A node that runs, its function, and the calls through which it is reached, the outermost first."""
 
@@ -73,7 +74,7 @@ def reached(start: ast.AST, scope: Scope, project: Project, depth: int = DEPTH) 
 def _reached(start: ast.AST, scope: Scope, project: Project, depth: int) -> list[Reached]:
     found: list[Reached] = []
     entered = {scope.node}
-    header = set(map(id, ast.walk(start.iter))) if isinstance(start, (ast.For, ast.AsyncFor)) else set()
+    header = set(map(id, walk(start.iter))) if isinstance(start, (ast.For, ast.AsyncFor)) else set()
     todo: list[tuple[Scope, tuple[Site, ...], Sequence[ast.AST]]] = [(scope, (), list(turn_nodes(start)))]
     later: list[tuple[Scope, tuple[Site, ...], Sequence[ast.AST]]] = []  # what is called behind a test
     while todo or later:
@@ -113,11 +114,11 @@ def _is_tested(node: ast.AST, scope: Scope, start: ast.AST) -> bool:
 def turn_nodes(start: ast.AST) -> Iterator[ast.AST]:
     """The nodes that run at every turn of a loop: what it walks over is made once, unless a generator makes it."""
     if isinstance(start, COMPREHENSIONS):
-        once = set(map(id, ast.walk(start.generators[0])))
+        once = set(map(id, walk(start.generators[0])))
         yield from (node for node in own_nodes(start) if id(node) not in once or isinstance(node, ast.Call))
         return
     if isinstance(start, (ast.For, ast.AsyncFor)):
-        walked = set(map(id, ast.walk(start.iter)))
+        walked = set(map(id, walk(start.iter)))
         for node in own_nodes(start):
             if id(node) not in walked or isinstance(node, ast.Call):
                 yield node

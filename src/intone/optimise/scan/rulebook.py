@@ -4,6 +4,7 @@ import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from intone.optimise.scan.expressions import text_of
 from intone.optimise.scan.finding import CLASSES, Confidence, Finding, Rule, Severity
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.source import Module, Scope
@@ -81,11 +82,11 @@ def _end_of(node: ast.AST, line: int) -> int:
 def _code(node: ast.AST) -> str:
     """The code that a finding is recognised by: of a block its head only, so that a change inside keeps the id."""
     if isinstance(node, (ast.For, ast.AsyncFor)):
-        return f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}"
+        return f"for {text_of(node.target)} in {text_of(node.iter)}"
     if isinstance(node, (ast.While, ast.If)):
-        return f"{type(node).__name__} {ast.unparse(node.test)}"
+        return f"{type(node).__name__} {text_of(node.test)}"
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
         return f"def {node.name}"
     if isinstance(node, ast.With):
-        return "with " + ", ".join(ast.unparse(item) for item in node.items)
-    return ast.unparse(node)
+        return "with " + ", ".join(text_of(item) for item in node.items)
+    return text_of(node)

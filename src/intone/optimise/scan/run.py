@@ -1,9 +1,11 @@
 """Scans a folder or file: reads its Python, applies every rule, leaves out what a comment in the code dismisses."""
 
 import ast
+import gc
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,14 +106,15 @@ def scan_texts(
         if number not in RULES:
             raise unknown_name("rule", number, RULES)
     modules, broken = [], list(unread)
-    for name, text in texts.items():
-        try:
-            modules.append(parse_module(name, text))
-        except (SyntaxError, ValueError, RecursionError) as error:
-            broken.append((name, f"is not Python of this version: {error}"))
-    project = Project(modules, notes or {})
-    seen: set[tuple[str, str, int]] = set()
-    found = [pair for module in modules for pair in _findings_in(module, project, wanted, seen)]
+    with _no_collection():
+        for name, text in texts.items():
+            try:
+                modules.append(parse_module(name, text))
+            except (SyntaxError, ValueError, RecursionError) as error:
+                broken.append((name, f"is not Python of this version: {error}"))
+        project = Project(modules, notes or {})
+        seen: set[tuple[str, str, int]] = set()
+        found = [pair for module in modules for pair in _findings_in(module, project, wanted, seen)]
     found.sort(key=lambda entry: (entry[0].path, entry[0].line, entry[0].rule))
     numbered = number_findings([finding for finding, _, _ in found], [code for _, code, _ in found])
     nodes = {finding.id: node for finding, (_, _, node) in zip(numbered, found, strict=True)}
@@ -120,6 +123,18 @@ def scan_texts(
     return Scan(
         root, len(modules), lines, tuple(kept), tuple(suppressed), tuple(broken), tuple(complaints), project, nodes
     )
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's collector of cycles rests: trees live to the end of a scan, and it would walk over them many times."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _findings_in(

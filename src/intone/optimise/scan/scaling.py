@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from intone.optimise.scan.constants import known_values
-from intone.optimise.scan.expressions import code_of, last_name, names_in
+from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import ACCUM, TrainLoop, counter_guard, is_inside
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import Reached
-from intone.optimise.scan.source import Binding, Scope, target_name
+from intone.optimise.scan.source import Binding, Scope, target_name, walk
 from intone.optimise.scan.values import backward_loss
 
 DIVIDES = ("div", "div_", "true_divide", "divide")
@@ -81,8 +81,8 @@ def _scaled_here(node: ast.expr, scope: Scope) -> Iterator[Scaling]:
         if factor is not None:  # loss * (1 / n)
             yield Scaling(node, factor.right, scope, True)
         else:
-            plain = next((side for side in sides if "loss" not in ast.unparse(side)), node.right)
-            yield Scaling(node, plain, scope, "inv" in ast.unparse(plain) or "scale" in ast.unparse(plain))
+            plain = next((side for side in sides if "loss" not in text_of(side)), node.right)
+            yield Scaling(node, plain, scope, "inv" in text_of(plain) or "scale" in text_of(plain))
     elif isinstance(node, ast.Call):
         if last_name(node.func) in (*DIVIDES, *TIMES) and node.args:
             yield Scaling(node, node.args[-1], scope, last_name(node.func) in DIVIDES)
@@ -103,8 +103,8 @@ def _back(node: ast.expr, scope: Scope, chain: tuple[Site, ...], left: int, proj
                 yield from ((value, function, (*chain, Site(node, scope)), left - 1) for value in function.returns[:4])
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
         yield node.left, scope, chain, left
-    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and "loss" in ast.unparse(node):
-        yield from ((side, scope, chain, left) for side in (node.left, node.right) if "loss" in ast.unparse(side))
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and "loss" in text_of(node):
+        yield from ((side, scope, chain, left) for side in (node.left, node.right) if "loss" in text_of(side))
     elif not isinstance(node, (ast.Lambda, ast.Attribute)):
         yield from ((child, scope, chain, left) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr))
 
@@ -151,7 +151,7 @@ def count_of(loop: TrainLoop, project: Project) -> tuple[ast.expr, Scope] | None
         if guard is None:
             continue
         scope = next((item.scope for item in loop.turn(project) if item.node is guard), loop.scope)
-        for part in ast.walk(guard.test):
+        for part in walk(guard.test):
             if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mod):
                 return part.right, scope
     return None
@@ -171,7 +171,7 @@ def is_count(node: ast.expr, scope: Scope, project: Project) -> bool:
 
 def same_number(one: ast.expr, one_scope: Scope, other: ast.expr, other_scope: Scope, project: Project) -> bool | None:
     """Whether two expressions are one number, as far as the code shows: None where it shows nothing."""
-    if ast.unparse(one) == ast.unparse(other) and (one_scope is other_scope or isinstance(one, ast.Constant)):
+    if text_of(one) == text_of(other) and (one_scope is other_scope or isinstance(one, ast.Constant)):
         return True
     ones = {known.value for known in known_values(one, one_scope, project)}
     others = {known.value for known in known_values(other, other_scope, project)}

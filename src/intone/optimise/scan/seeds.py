@@ -3,8 +3,8 @@
 import ast
 import re
 
-from intone.optimise.scan.expressions import called, last_name
-from intone.optimise.scan.source import Scope, target_name
+from intone.optimise.scan.expressions import called, last_name, text_of
+from intone.optimise.scan.source import Scope, target_name, walk
 
 SEEDING = re.compile(r"(^|\.)(manual_seed|manual_seed_all|seed_everything|set_seed|seed_all)$")
 SEEDERS = ("random.seed", "np.random.seed", "numpy.random.seed")
@@ -35,16 +35,16 @@ def seed_of(call: ast.Call, scope: Scope) -> ast.expr | None:
 def _is_saved(node: ast.expr, scope: Scope) -> bool:
     """A state that was taken from the stream before, and not one that was read with a checkpoint."""
     name = target_name(node)
-    return name is not None and not re.search(r"ckpt|checkpoint|state_dict|\[", ast.unparse(node))
+    return name is not None and not re.search(r"ckpt|checkpoint|state_dict|\[", text_of(node))
 
 
 def calls_something(seed: ast.expr) -> bool:
-    return any(isinstance(part, ast.Call) and last_name(part.func) not in ("int", "hash") for part in ast.walk(seed))
+    return any(isinstance(part, ast.Call) and last_name(part.func) not in ("int", "hash") for part in walk(seed))
 
 
 def chain_of(call: ast.expr, scope: Scope) -> str:
     """The names called along a chain: torch.Generator().manual_seed(0) -> "torch.Generator .manual_seed"."""
-    names = [called(part, scope) for part in ast.walk(call) if isinstance(part, ast.Call)]
+    names = [called(part, scope) for part in walk(call) if isinstance(part, ast.Call)]
     return " ".join(names)
 
 

@@ -2,16 +2,23 @@
 
 import ast
 import io
+import re
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
+Kind = TypeVar("Kind", bound=ast.AST)
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 LOOPS = (ast.For, ast.AsyncFor, ast.While)
 # one object each for all code that Python parses: they have no place in a tree, and their parents say it all
-SHARED = (ast.expr_context, ast.operator, ast.unaryop, ast.cmpop, ast.boolop)
+SHARED = {
+    kind
+    for group in (ast.expr_context, ast.operator, ast.unaryop, ast.cmpop, ast.boolop)
+    for kind in group.__subclasses__()
+}
 
 
 @dataclass(eq=False)
@@ -34,11 +41,22 @@ class Scope:
         """Every node of this scope, without those of functions inside it."""
         return list(own_nodes(self.node))
 
+    def of(self, *kinds: type[Kind]) -> list[Kind]:
+        """The nodes of the scope that are of some kinds, in the order of the text. Kept: many rules ask for them."""
+        kept = self._by_kinds
+        if kinds not in kept:
+            kept[kinds] = [node for node in self.body if type(node) in kinds]
+        return kept[kinds]  # type: ignore[return-value]
+
+    @cached_property
+    def _by_kinds(self) -> dict[tuple[type[ast.AST], ...], list[ast.AST]]:
+        return {}
+
     @cached_property
     def bindings(self) -> dict[str, list["Binding"]]:
         """Name (or self.name) -> what is bound to it here."""
         found: dict[str, list[Binding]] = {}
-        for node in self.body:
+        for node in self.of(*BINDERS):
             for name, binding in bound_by(node):
                 found.setdefault(name, []).append(binding)
         return found
@@ -49,6 +67,11 @@ class Scope:
         if not isinstance(self.node, FunctionNode):
             return {}
         return parameters_of(self.node.args)
+
+    @cached_property
+    def places(self) -> dict[int, str]:
+        """Place among the positional parameters -> its name."""
+        return {one.position: name for name, one in self.parameters.items() if one.position is not None}
 
     @cached_property
     def rest(self) -> tuple[str | None, str | None]:
@@ -63,22 +86,22 @@ class Scope:
         """The expressions it returns."""
         if isinstance(self.node, ast.Lambda):
             return [self.node.body]
-        return [node.value for node in self.body if isinstance(node, ast.Return) and node.value is not None]
+        return [node.value for node in self.of(ast.Return) if node.value is not None]
 
     @cached_property
     def yields(self) -> list[ast.expr]:
         """The expressions it yields, where it is a generator."""
-        return [node.value for node in self.body if isinstance(node, ast.Yield) and node.value is not None]
+        return [node.value for node in self.of(ast.Yield) if node.value is not None]
 
     @cached_property
     def is_generator(self) -> bool:
         """Whether it yields."""
-        return any(isinstance(node, (ast.Yield, ast.YieldFrom)) for node in self.body)
+        return bool(self.of(ast.Yield, ast.YieldFrom))
 
     @cached_property
     def calls(self) -> list[ast.Call]:
         """The calls in it."""
-        return [node for node in self.body if isinstance(node, ast.Call)]
+        return self.of(ast.Call)
 
     @cached_property
     def globals(self) -> set[str]:
@@ -116,12 +139,40 @@ class Module:
     parents: dict[ast.AST, ast.AST] = field(default_factory=dict)
     scopes: list[Scope] = field(default_factory=list)
     scope_of: dict[ast.AST, Scope] = field(default_factory=dict)  # for every node: the scope that it stands in
+    _mentioned: dict[re.Pattern[str], bool] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Every node of the tree, outer ones first."""
+        return walk(self.tree)
+
+    @cached_property
+    def reads(self) -> dict[str, list[ast.AST]]:
+        """What is read under a name: "x" as a name, ".x" as an attribute, "import x" from another file."""
+        found: dict[str, list[ast.AST]] = {}
+        for node in self.nodes:
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                found.setdefault(node.id, []).append(node)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                found.setdefault(f".{node.attr}", []).append(node)
+            elif isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    found.setdefault(f"import {alias.name}", []).append(node)
+        return found
+
+    def mentions(self, pattern: re.Pattern[str]) -> bool:
+        """Whether a pattern is found in the text. Searched once: many rules and neighbours ask the same."""
+        if pattern not in self._mentioned:
+            self._mentioned[pattern] = pattern.search(self.text) is not None
+        return self._mentioned[pattern]
 
     @cached_property
     def imports(self) -> dict[str, str]:
         """Local name -> what it names: {"F": "torch.nn.functional"}."""
         names: dict[str, str] = {}
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
+            if type(node) not in (ast.Import, ast.ImportFrom):
+                continue
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     names[alias.asname or alias.name.partition(".")[0]] = (
@@ -136,7 +187,7 @@ class Module:
     @cached_property
     def stars(self) -> list[str]:
         """The modules of which everything is imported: from settings import *."""
-        nodes = [node for node in ast.walk(self.tree) if isinstance(node, ast.ImportFrom)]
+        nodes = [node for node in self.nodes if type(node) is ast.ImportFrom]
         return [node.module for node in nodes if node.module and any(alias.name == "*" for alias in node.names)]
 
     @cached_property
@@ -230,14 +281,29 @@ def _visit_function(module: Module, node: FunctionNode, outside: Scope, inside: 
 
 
 def children(node: ast.AST) -> list[ast.AST]:
-    """The nodes right inside a node in the order of the text, without those that all trees share (Load, Add, Lt)."""
+    """The nodes right inside a node in the order of the text, without those that all trees share (Load, Add, Lt).
+
+    Kept with the node, as trees do not change; so nobody may change the list.
+    """
+    known: list[ast.AST] | None = node.__dict__.get("_inside")
+    if known is not None:
+        return known
     found: list[ast.AST] = []
+    node.__dict__["_inside"] = found
     for name in node._fields:
         value = getattr(node, name, None)
         if isinstance(value, list):
-            found += [item for item in value if isinstance(item, ast.AST) and not isinstance(item, SHARED)]
-        elif isinstance(value, ast.AST) and not isinstance(value, SHARED):
+            found += [item for item in value if isinstance(item, ast.AST) and type(item) not in SHARED]
+        elif isinstance(value, ast.AST) and type(value) not in SHARED:
             found.append(value)
+    return found
+
+
+def walk(node: ast.AST) -> list[ast.AST]:
+    """A node and every node inside it, outer ones first, without those that all trees share (Load, Add, Lt)."""
+    found = [node]
+    for one in found:  # grows while it is walked over
+        found += children(one)
     return found
 
 
@@ -280,6 +346,13 @@ def target_name(node: ast.AST) -> str | None:
         base = target_name(node.value)
         return f"{base}.{node.attr}" if base else None
     return None
+
+
+# what binds a name, as bound_by tells it
+BINDERS = (
+    ast.Assign, ast.AnnAssign, ast.NamedExpr, ast.AugAssign, ast.For, ast.AsyncFor, ast.comprehension, ast.withitem,
+    ast.Call,
+)  # fmt: skip
 
 
 def bound_by(node: ast.AST) -> Iterator[tuple[str, Binding]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from intone.optimise.scan.calls import KEEPS_OBJECT, classes_of
 from intone.optimise.scan.classes import class_methods
-from intone.optimise.scan.expressions import called, dotted, last_name
+from intone.optimise.scan.expressions import called, dotted, last_name, text_of
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.source import Scope, target_name
 
@@ -93,11 +93,20 @@ def _is_used_as_model(name: str, scope: Scope, project: Project) -> bool:
 
 
 def _runs_project_function(call: ast.Call, scope: Scope, project: Project) -> bool:
-    """Whether a name that reads like a model is a plain function of the project, as `model_step = make_step()` is."""
+    """Whether a name that reads like a model is a function of the project: `model_step = make_step()`, self.model()
+    where the class has a method `model`."""
     found = project.callees(call, scope)
-    return (
-        bool(found) and all(function.owner is None for function in found) and not isinstance(call.func, ast.Attribute)
-    )
+    if isinstance(call.func, ast.Attribute):
+        return bool(found) and all(
+            function.simple_name == call.func.attr and function.owner is not None and not is_property(function)
+            for function in found
+        )
+    return bool(found) and all(function.owner is None for function in found)
+
+
+def is_property(function: Scope) -> bool:
+    """Whether a method is read like a field: what is called then is what it returns."""
+    return any("property" in text_of(item) for item in getattr(function.node, "decorator_list", []))
 
 
 def _is_module_object(func: ast.expr, scope: Scope, project: Project) -> bool:
@@ -117,7 +126,7 @@ NO_MODEL = re.compile(r"Loss|Criterion|Norm|Metric|Optim|Sched|Dropout|Activatio
 
 
 def _is_whole_model(node: ast.ClassDef) -> bool:
-    text = ast.unparse(node)
+    text = text_of(node)
     return is_model_name(node.name) or "Embedding(" in text or bool(re.search(r"LM|GPT|Llama|Model|Net$", node.name))
 
 
@@ -163,7 +172,7 @@ def is_model_value(value: ast.Call, scope: Scope, project: Project) -> bool:
         return True
     if name in WRAPPERS:
         if name in ("from_pretrained", "load_model"):
-            return "tokenizer" not in ast.unparse(value.func).lower()
+            return "tokenizer" not in text_of(value.func).lower()
         return any(
             is_model_name(_without_forward(arg) or "")
             or isinstance(arg, ast.Call)
@@ -192,7 +201,7 @@ def is_optimizer(node: ast.expr, scope: Scope, project: Project) -> bool:
     for origin in project.origins(node, scope, depth=4):
         if isinstance(origin.node, ast.Call) and dotted(origin.node.func, origin.scope).startswith("torch.optim."):
             return "lr_scheduler" not in dotted(origin.node.func, origin.scope)
-        if origin.is_annotation and re.search(r"\bOptimizer\b", ast.unparse(origin.node)):
+        if origin.is_annotation and re.search(r"\bOptimizer\b", text_of(origin.node)):
             return True
     return name.rpartition(".")[2] in _cleared(project)
 
@@ -256,7 +265,7 @@ def chooses_token(call: ast.Call, scope: Scope, *, greedy: bool = False) -> bool
     last = name.rpartition(".")[2]
     if any(part in name for part in NOT_SAMPLERS):
         return False
-    if "sampler" in name and not re.search(r"logit|prob|score", ast.unparse(call)):
+    if "sampler" in name and not re.search(r"logit|prob|score", text_of(call)):
         return False  # of rows of a data set
     if last == "argmax":
         return greedy or _is_noisy(call)
@@ -265,7 +274,7 @@ def chooses_token(call: ast.Call, scope: Scope, *, greedy: bool = False) -> bool
     if last in ("max", "topk") and greedy and isinstance(call.func, ast.Attribute):
         return _is_likeliest(call, last, scope)
     if last == "searchsorted":  # the inverse of a cumulated distribution
-        return "cum" in ast.unparse(call) and "rand" in ast.unparse(call)
+        return "cum" in text_of(call) and "rand" in text_of(call)
     return bool(SAMPLERS.match(last))
 
 
@@ -280,7 +289,7 @@ def _keeps_places(call: ast.Call, scope: Scope) -> bool:
 
 def _is_likeliest(call: ast.Call, last: str, scope: Scope) -> bool:
     """logits.max(dim=-1), torch.topk(logits, 1): the likeliest token of each row."""
-    text = ast.unparse(call)
+    text = text_of(call)
     if not re.search(r"logit|prob|score|log_?p", text):
         return False
     if last == "max":
@@ -292,7 +301,7 @@ def _is_likeliest(call: ast.Call, last: str, scope: Scope) -> bool:
 
 def _is_noisy(call: ast.Call) -> bool:
     """argmax(probs / exponential noise) or argmax(logits + gumbel) draws."""
-    text = ast.unparse(call).lower()
+    text = text_of(call).lower()
     return "exponential" in text or "gumbel" in text
 
 

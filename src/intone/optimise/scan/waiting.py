@@ -1,15 +1,17 @@
 """Lists that a loop over data keeps: who holds them, whether they grow, are taken from, or are kept short."""
 
 import ast
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from intone.optimise.scan.constants import known_values
-from intone.optimise.scan.expressions import names_in
+from intone.optimise.scan.expressions import last_name, names_in, text_of
 from intone.optimise.scan.loops import is_inside
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Loop, Reached
-from intone.optimise.scan.source import Scope, target_name
+from intone.optimise.scan.source import Scope, target_name, walk
 
 
 @dataclass
@@ -21,6 +23,12 @@ class Work:
     items: Sequence[Reached]
     project: Project
     known: dict[str, set[tuple[Scope, str]]] = field(default_factory=dict)
+
+    @cached_property
+    def changes(self) -> list[Reached]:
+        """What may change a list among all that runs."""
+        kinds = (ast.Call, ast.Delete, ast.Assign, ast.AugAssign)
+        return [item for item in self.items if type(item.node) in kinds]
 
     def holders(self, name: str, item: Reached) -> list[tuple[Scope, str]]:
         """(function, name) of a list along the calls that hand it on, inner ones first."""
@@ -36,7 +44,7 @@ class Work:
 
     def is_touched(self, holders: Sequence[tuple[Scope, str]], methods: Sequence[str]) -> bool:
         """Whether a list is changed by one of these methods anywhere in the loop."""
-        for other in self.items:
+        for other in self.changes:
             node = other.node
             if (
                 isinstance(node, ast.Call)
@@ -86,27 +94,115 @@ class Work:
                 return True
         return False
 
+    def is_of_texts(self, holders: Sequence[tuple[Scope, str]], item: Reached) -> bool:
+        """Whether a list holds texts, rows or tokens: by its name, or by what is named around where one alone says
+        nothing, as `todo` and `left` do."""
+        words = {word for _, name in holders for word in words_of(name)}
+        if any(TEXTS.match(word) for word in words):
+            return True
+        if not any(ANYTHING.match(word) for word in words):
+            return False
+        loops = item.scope.module.loops_around(item.node)
+        around = {*names_in(loops[0] if loops else item.scope.node), item.scope.simple_name, self.scope.simple_name}
+        return any(TEXTS.match(word) for name in around for word in words_of(name))
+
+    def is_hashed(self, holders: Sequence[tuple[Scope, str]]) -> bool:
+        """Whether a name holds a set or dict wherever it is made: to look for one entry there costs no search."""
+        scope, name = holders[-1]
+        owner = self.project.owner_of(scope) if name.startswith("self.") else None
+        places = self.project.class_scopes(owner[1]) if owner is not None else [scope]
+        made = [one.value for place in places for one in place.bindings.get(name, []) if one.how == "="]
+        return bool(made) and all(_is_hashed(value) for value in made)
+
+    def is_window(self, item: Reached, name: str) -> bool:
+        """while len(recent) > lag: recent.pop(0), of a list to which single entries are added: it stays as short."""
+        loops = item.scope.module.loops_around(item.node)
+        test = loops[0].test if loops and isinstance(loops[0], ast.While) else None
+        if not isinstance(test, ast.Compare) or not isinstance(test.ops[0], (ast.Gt, ast.GtE)):
+            return False
+        bound = test.comparators[0]
+        if text_of(test.left) != f"len({name})" or isinstance(bound, ast.Constant) and bound.value in (0, 1):
+            return False
+        grown = [binding.node for binding in item.scope.bindings.get(name, []) if binding.how in ("add", "op")]
+        return all(isinstance(node, ast.Call) and last_name(node.func) == "append" for node in grown)
+
+    def is_after_error(self, item: Reached) -> bool:
+        """Whether something runs only where an error was caught inside the loop."""
+        for _, above, _ in item.up():
+            if above is self.loop:
+                return False
+            if isinstance(above, ast.ExceptHandler):
+                return True
+        return False
+
+    def is_of_slots(self, holders: Sequence[tuple[Scope, str]], item: Reached) -> bool:
+        """Whether a list is kept below a number of slots, workers or the like: as few as run at the same time."""
+        scopes = [scope for scope, _ in holders] + [site.scope for site in item.chain]
+        if holders[-1][1].startswith("self.") and (owner := self.project.owner_of(holders[-1][0])) is not None:
+            scopes += self.project.class_scopes(owner[1])
+        names = {name for _, name in holders}
+        bounds = (bound for scope in dict.fromkeys(scopes) for bound, _ in _bounds(scope, names, self.project))
+        return any(SLOTS.search(text_of(bound)) for bound in bounds)
+
     def is_few(self, holders: Sequence[tuple[Scope, str]]) -> str | None:
         """The bound of a buffer that is kept short: `while len(buffer) < buffer_size`; None where it has none."""
         names = {name for _, name in holders}
-        for scope in {scope for scope, _ in holders} | {self.scope}:
-            at: Scope | None = scope
-            while at is not None:
-                for node in ast.walk(at.node):
-                    if (
-                        isinstance(node, ast.Compare)
-                        and isinstance(node.ops[0], (ast.Lt, ast.LtE, ast.GtE, ast.Gt))
-                        and any(ast.unparse(node.left) == f"len({name})" for name in names)
-                    ):
-                        bound = node.comparators[0]
-                        if not (isinstance(bound, ast.Constant) and bound.value in (0, 1)):
-                            return self._bound(bound, at)
-                at = at.outer
+        for scope in dict.fromkeys([*(scope for scope, _ in holders), self.scope]):
+            for bound, at in _bounds(scope, names, self.project):
+                return self._bound(bound, at)
         return None
 
     def _bound(self, node: ast.expr, scope: Scope) -> str | None:
         numbers = [k.value for k in known_values(node, scope, self.project) if isinstance(k.value, (int, float))]
-        return f"{ast.unparse(node)}={max(numbers)}" if numbers else ast.unparse(node)
+        return f"{text_of(node)}={max(numbers)}" if numbers else text_of(node)
+
+
+def _bounds(scope: Scope, names: Container[str], project: Project) -> Iterator[tuple[ast.expr, Scope]]:
+    """What the length of a list is compared with in a function or around it, each with the function: not 0 and 1."""
+    at: Scope | None = scope
+    while at is not None:
+        yield from ((bound, at) for name, bound in _compared_lengths(at, project) if name in names)
+        at = at.outer
+
+
+def _compared_lengths(scope: Scope, project: Project) -> list[tuple[str | None, ast.expr]]:
+    """(list, bound) of every comparison of a length with more than 1 in a function, inner ones included."""
+    key = ("compared lengths", scope)
+    if key not in project.remembered:
+        project.remembered[key] = [
+            (target_name(node.left.args[0]), bound)
+            for node in walk(scope.node)
+            if isinstance(node, ast.Compare)
+            and isinstance(node.ops[0], (ast.Lt, ast.LtE, ast.GtE, ast.Gt))
+            and isinstance(node.left, ast.Call) and last_name(node.left.func) == "len" and node.left.args
+            and not (isinstance(bound := node.comparators[0], ast.Constant) and bound.value in (0, 1))
+        ]  # fmt: skip
+    found: list[tuple[str | None, ast.expr]] = project.remembered[key]
+    return found
+
+
+# words of names that say that a list holds texts, rows or tokens
+TEXTS = re.compile(
+    r"pack|bins?$|chunk|buf|concat|docs?$|document|conv|rows?$|tok|batch|collat|loader|sampl|text|exampl|seqs?$|sequence|"
+    r"bucket|stream|carry|piece|shard|ids$|flat|corpus|data|lines?$|blob|lens$|lengths?$|sizes?$|sent|dialog|string|crop"
+)
+# and those that say only that something waits there
+ANYTHING = re.compile(
+    r"fit|queue|pend|pool|wait|todo|left|remain|group|item|room|seen|open|used|placed|taken|order|all$|whole|joined|"
+    r"outs?$|result|content|rest|tail|long"
+)
+SLOTS = re.compile(r"slot|concurren|running|worker|in_flight", re.I)
+
+
+def words_of(name: str) -> list[str]:
+    """self.waitingRows_2 -> ["self", "waiting", "rows"]"""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+
+
+def _is_hashed(value: ast.expr) -> bool:
+    if isinstance(value, ast.Call):
+        return last_name(value.func) in ("set", "frozenset", "dict", "OrderedDict", "defaultdict", "Counter")
+    return isinstance(value, (ast.Set, ast.SetComp, ast.Dict, ast.DictComp))
 
 
 def _is_queue_take(call: ast.Call) -> bool:

@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.constants import only_value
-from intone.optimise.scan.expressions import code_of, last_name, names_in
+from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import ACCUM, Loop, TrainLoop, counter_guard, train_loops
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import COMPREHENSIONS, Reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.scaling import Scaling, count_of, is_count, same_number, scalings
-from intone.optimise.scan.source import Module, Scope
+from intone.optimise.scan.source import Module, Scope, walk
 
 SOURCE = "optimiser.md D19 and G3"
 
@@ -66,7 +66,7 @@ def over_micro_batches(loop: Loop, scope: Scope, project: Project) -> str | None
         return None
     if any(ACCUM.search(name) for name in names):
         return text
-    for part in ast.walk(walked):
+    for part in walk(walked):
         if isinstance(part, ast.Call) and last_name(part.func) in ("chunk", "split", "tensor_split", "array_split"):
             return text
         if isinstance(part, ast.Call) and ACCUM.search(last_name(part.func) or ""):
@@ -172,7 +172,7 @@ def unscaled_loss(module: Module, project: Project) -> Iterator[Place]:
         if _scales_elsewhere(loop, project):
             continue
         for item in loop.backwards:
-            if "gradient" in ast.unparse(item.node):
+            if "gradient" in text_of(item.node):
                 continue
             found = list(scalings(item, loop, project))
             before = [part for part in found if part.scope is not item.scope or part.line <= item.line]
@@ -204,7 +204,7 @@ def counts_micro_batches(loop: TrainLoop, project: Project) -> bool:
     walked, target = walk_of(inner)
     if walked is None or target is None:
         return False
-    text = ast.unparse(walked)
+    text = text_of(walked)
     if re.search(r"loader|dataset|epoch", text) and "range(" not in text:
         return False
     if re.search(r"epoch", " ".join(names_in(walked) | names_in(target))):
@@ -214,7 +214,7 @@ def counts_micro_batches(loop: TrainLoop, project: Project) -> bool:
 
 def _scales_elsewhere(loop: TrainLoop, project: Project) -> bool:
     """Gradients divided after the loop, a loss made as a sum, or a library that scales by itself."""
-    texts = [ast.unparse(loop.around), *(ast.unparse(item.scope.node) for item in _functions(loop, project))]
+    texts = [text_of(loop.around), *(text_of(item.scope.node) for item in _functions(loop, project))]
     text = "\n".join(texts)
     if re.search(
         r"\.grad\.(div_|mul_)|\.grad\s*(/=|\*=)|_foreach_(div|mul)|\.accumulate\(|accelerator\.backward|model_engine|scale_grad",
@@ -280,7 +280,7 @@ def _wrong_scaling(
         return None
     factor = every[0].factor
     if not counted and re.search(
-        r"len\(|size\(0\)|shape\[0\]|batch_size|world_size|epoch|num_batches", ast.unparse(factor)
+        r"len\(|size\(0\)|shape\[0\]|batch_size|world_size|epoch|num_batches", text_of(factor)
     ):
         told = f"micro-batches: `{code_of(count[0], 30)}` at {count[1].module.path}:{count[0].lineno}"
         return f"the loss is divided by `{code_of(factor, 30)}`, not by the number of micro-batches", (told,)
@@ -307,11 +307,11 @@ def mean_of_means(module: Module, project: Project) -> Iterator[Place]:
     """A loss divided by the number of micro-batches in a file that masks targets."""
     masks = [
         node
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Assign)
         and re.search(r"target|label", " ".join(names_in(node.targets[0])))
         and isinstance(node.targets[0], ast.Subscript)
-        and ast.unparse(node.value) in ("-1", "-100", "IGNORE_INDEX", "ignore_index")
+        and text_of(node.value) in ("-1", "-100", "IGNORE_INDEX", "ignore_index")
     ]
     if not masks:
         return

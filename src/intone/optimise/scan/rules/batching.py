@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.constants import known_values
+from intone.optimise.scan.constants import Known, known_values
 from intone.optimise.scan.expressions import code_of, keyword, last_name, names_in
 from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.neighbours import neighbours
@@ -12,7 +12,7 @@ from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.accumulation import counts_micro_batches, over_micro_batches
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 BATCH = re.compile(
     r"^(per_device_|device_|micro_|mini_|local_|train_|per_gpu_)*(train_)?(micro_)?"
@@ -25,6 +25,8 @@ ACCUMULATES = re.compile(
     r"tokens_per_update|(^|_)gas$",
     re.I,
 )
+# what a file says somewhere in which anything is called so
+SAYS_ACCUMULATES = re.compile(ACCUMULATES.pattern.replace("(^|_)gas$", r"gas\b").replace("_", "[-_]"), re.I)
 # functions that cut rows into pieces of so many: rows, number
 CUTTERS = ("batched", "chunked", "grouper", "minibatches", "micro_batches", "ichunked", "chunks", "iter_batches")
 WORLD = re.compile(r"world|rank|gpus|devices|nproc|dp_size", re.I)
@@ -157,7 +159,10 @@ def _find_accumulation(module: Module, project: Project) -> Where | None:
 
 
 def _named_values(module: Module) -> Iterator[tuple[ast.AST, Scope, list[str], ast.expr]]:
-    for node in ast.walk(module.tree):
+    """(node, function, names, value) of what is named in a file in which something may be called an accumulation."""
+    for node in module.nodes if module.mentions(SAYS_ACCUMULATES) else ():
+        if type(node) not in (ast.Assign, ast.AnnAssign, ast.keyword, ast.Call, ast.Dict):
+            continue
         scope = module.scope_of.get(node, module.top)
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             yield node, scope, [target_name(node.targets[0]) or ""], node.value
@@ -187,7 +192,10 @@ def _flag(call: ast.Call) -> list[str]:
 
 def _constants(module: Module, project: Project) -> Iterator[tuple[ast.AST, str, int]]:
     """(node, name, whole number) of every constant assignment, default of a parameter, argument and flag."""
-    for node in ast.walk(module.tree):
+    kinds = (ast.Assign, ast.AnnAssign, ast.Call, ast.FunctionDef, ast.AsyncFunctionDef, ast.Dict)
+    for node in module.nodes:
+        if type(node) not in kinds:
+            continue
         scope = module.scope_of.get(node, module.top)
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             yield from _assigned(node, node.targets[0], node.value, scope, project)
@@ -251,7 +259,7 @@ def _in_call(node: ast.Call, scope: Scope, project: Project) -> Iterator[tuple[a
             if isinstance(word.value, ast.Constant) or name.endswith(("DataLoader", "BatchSampler")):
                 yield from _number(word.value, word.arg, word.value, scope, project)
     for function in callees:
-        places = {p.position: n for n, p in function.parameters.items() if p.position is not None}
+        places = function.places
         skip = 1 if function.owner is not None else 0
         for number, arg in enumerate(node.args):
             if isinstance(arg, ast.Constant) and number + skip in places:
@@ -271,15 +279,23 @@ def _number(
         return
     if not BATCH.match(last) or not _is_simple(value):
         return
-    values = {known.value for known in known_values(value, scope, project)}
+    values = {known.value for known in _values_for(scope.module, value, scope, project)}
     if len(values) == 1 and type(number := values.pop()) is int:
         yield node, last, number
+
+
+def _values_for(module: Module, node: ast.expr, scope: Scope, project: Project) -> list[Known]:
+    """The values of an expression for a file that trains: what a measurement or a server hands over says nothing."""
+    return [
+        known for known in known_values(node, scope, project)
+        if ELSEWHERE.search(module.path) or not ELSEWHERE.search(known.scope.module.path)
+    ]  # fmt: skip
 
 
 def _is_simple(value: ast.expr) -> bool:
     """A name, a sum of constants, or a setting read with a default."""
     if isinstance(value, (ast.Name, ast.BinOp)):
-        return not any(isinstance(part, ast.Call) for part in ast.walk(value))
+        return not any(isinstance(part, ast.Call) for part in walk(value))
     return isinstance(value, ast.Call) and last_name(value.func) in ("int", "get", "getenv", "getattr")
 
 
@@ -288,7 +304,7 @@ def _cut_by_loop(loop: TrainLoop, project: Project) -> Iterator[Place]:
     module = loop.scope.module
     where = (module.path, loop.inner.lineno, module.line_of(loop.inner)[:60])
     for node, scope in _row_counts(loop, project):
-        for known in known_values(node, scope, project)[:4]:
+        for known in _values_for(module, node, scope, project)[:4]:
             if type(known.value) is int and 1 <= known.value <= SMALL:
                 name = target_name(node) or code_of(node, 20)
                 place = _place(known.node, name, known.value, where, known.scope.module)
@@ -299,7 +315,7 @@ def _cut_by_loop(loop: TrainLoop, project: Project) -> Iterator[Place]:
 def _row_counts(loop: TrainLoop, project: Project) -> Iterator[tuple[ast.expr, Scope]]:
     """The expressions that say how many rows go through the model at once."""
     if isinstance(loop.inner, (ast.For, ast.AsyncFor)):
-        for part in ast.walk(loop.inner.iter):
+        for part in walk(loop.inner.iter):
             if isinstance(part, ast.Call) and last_name(part.func) == "range" and len(part.args) == 3:
                 yield part.args[2], loop.scope
             if (

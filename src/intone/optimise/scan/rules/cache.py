@@ -55,7 +55,7 @@ def _switched_off(module: Module, project: Project) -> Iterator[Place]:
     """generate(..., use_cache=False), also among keywords that are handed on with **; generation_config.use_cache."""
     told: set[ast.AST] = set()
     for scope in module.scopes:
-        for node in scope.body:
+        for node in scope.of(ast.Assign, ast.Call):
             if isinstance(node, ast.Assign) and is_false(node.value) and _is_flag_of_settings(node.targets[0]):
                 yield Place(node, "the cache is switched off for generation", (code_of(node, 60),))
             if not isinstance(node, ast.Call) or last_name(node.func) not in ("generate", "GenerationConfig"):

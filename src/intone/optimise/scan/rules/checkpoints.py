@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import called, code_of, keyword, last_name
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name, text_of
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
@@ -52,7 +52,7 @@ def written_in_place(module: Module, project: Project) -> Iterator[Place]:
             what, where = written
             if not _is_state(what, scope, project) or _goes_elsewhere(where, scope):
                 continue
-            if MOVES.search(ast.unparse(scope.node)) and scope.name != "<module>" or _moved_near(call, scope):
+            if MOVES.search(text_of(scope.node)) and scope.name != "<module>" or _moved_near(call, scope):
                 continue
             same = _same_name(where) and _in_training(call, scope, project)
             yield Place(
@@ -117,9 +117,9 @@ def _opened(node: ast.expr, scope: Scope) -> ast.expr | None:
 
 def _is_state(node: ast.expr, scope: Scope, project: Project) -> bool:
     """Whether what is saved is a state: by its name, by what it is made of, or by the name of what saves it."""
-    if STATE.search(ast.unparse(node)):
+    if STATE.search(text_of(node)):
         return True
-    if any("state_dict" in ast.unparse(origin.node) for origin in project.origins(node, scope, depth=3)):
+    if any("state_dict" in text_of(origin.node) for origin in project.origins(node, scope, depth=3)):
         return True
     handed = (target_name(node) or "") in scope.parameters and not project.callers(scope)
     return handed and bool(re.search(r"checkpoint|ckpt|snapshot", scope.simple_name, re.I))
@@ -129,8 +129,8 @@ def _goes_elsewhere(target: ast.expr | None, scope: Scope) -> bool:
     """Into a buffer in memory, or to a name that says temporary."""
     if target is None:
         return False
-    text = ast.unparse(target)
-    made = [ast.unparse(b.value) for b in scope.bindings.get(target_name(target) or "", []) if b.how in ("=", "with")]
+    text = text_of(target)
+    made = [text_of(b.value) for b in scope.bindings.get(target_name(target) or "", []) if b.how in ("=", "with")]
     return bool(
         re.search(r"(^|[^a-z])(tmp|temp)|buffer|\bbuf\b|BytesIO|partial|\.part\b", " ".join([text, *made]), re.I)
     )
@@ -148,7 +148,7 @@ def _same_name(target: ast.expr | None) -> bool:
     """Whether the file's name holds nothing that changes."""
     if target is None:
         return False
-    text = ast.unparse(target)
+    text = text_of(target)
     return bool(re.search(r"['\"][\w./-]+\.(pt|pth|ckpt|bin|pkl|safetensors)['\"]", text)) and not re.search(
         r"\{|step|iter|epoch|format|%", text
     )
@@ -157,7 +157,7 @@ def _same_name(target: ast.expr | None) -> bool:
 def _keeps_training(module: Module, scope: Scope) -> bool:
     """Whether it is a training's state, which cannot be made again as a converted file can."""
     return bool(
-        re.search(r"optim|checkpoint|ckpt|epoch|train", scope.name + module.path + ast.unparse(scope.node)[:4000], re.I)
+        re.search(r"optim|checkpoint|ckpt|epoch|train", scope.name + module.path + text_of(scope.node)[:4000], re.I)
     )
 
 
@@ -165,5 +165,5 @@ def _in_training(call: ast.Call, scope: Scope, project: Project) -> bool:
     module = scope.module
     loops = [loop.around for loop in train_loops(module, project)]
     return any(around in loops for around in module.loops_around(call)) or any(
-        scope.simple_name in ast.unparse(loop) for loop in loops if loop
+        scope.simple_name in text_of(loop) for loop in loops if loop
     )

@@ -15,7 +15,7 @@ from intone.optimise.scan.compiled import (
 )
 from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
 from intone.optimise.scan.growth import grown_argument
 from intone.optimise.scan.loops import TrainLoop, is_periodic, train_loops
 from intone.optimise.scan.neighbours import neighbours
@@ -48,7 +48,7 @@ def not_compiled(module: Module, project: Project) -> Iterator[Place]:
         if not runs:
             continue
         files = files_of(loop, project)
-        if any(OTHER_COMPILERS.search(file.text) or is_decorated(file) for file in files):
+        if any(file.mentions(OTHER_COMPILERS) or is_decorated(file) for file in files):
             return
         compiles = [one for file in files for one in compile_calls(file, project)]
         if any(one.idle is None for one in compiles):
@@ -66,27 +66,29 @@ TRAINER_SETTINGS = re.compile(r"^(Seq2Seq)?TrainingArguments$|^(SFT|DPO|ORPO|KTO
 
 def _library_uncompiled(module: Module, project: Project) -> Iterator[Place]:
     """TrainingArguments without torch_compile=True; the fit() of a module of Lightning that nothing compiles."""
-    files = neighbours(module, project)
-    if any(OTHER_COMPILERS.search(file.text) or is_decorated(file) or compile_calls(file, project) for file in files):
+    trainers = [
+        (scope, call) for scope in module.scopes for call in scope.calls
+        if (name := last_name(call.func) or "") == "fit" or TRAINER_SETTINGS.match(name)
+    ]  # fmt: skip
+    files = neighbours(module, project) if trainers else []
+    if any(file.mentions(OTHER_COMPILERS) or is_decorated(file) or compile_calls(file, project) for file in files):
         return
-    for scope in module.scopes:
-        for call in scope.calls:
-            if TRAINER_SETTINGS.match(last_name(call.func) or "") and not any(
-                word.arg is None for word in call.keywords
-            ):
-                flag = keyword(call, "torch_compile")
-                if flag is None or is_never(flag, scope, project):
-                    told = "torch_compile is not set" if flag is None else f"torch_compile={code_of(flag, 30)}"
-                    yield Place(call, "the trainer runs the model uncompiled", (told,), "medium", "low")
-            elif last_name(call.func) == "fit" and _is_lightning(call, scope, files):
+    for scope, call in trainers:
+        if last_name(call.func) == "fit":
+            if _is_lightning(call, scope, files):
                 told = "a module of Lightning, and torch.compile nowhere in its program"
+                yield Place(call, "the trainer runs the model uncompiled", (told,), "medium", "low")
+        elif not any(word.arg is None for word in call.keywords):
+            flag = keyword(call, "torch_compile")
+            if flag is None or is_never(flag, scope, project):
+                told = "torch_compile is not set" if flag is None else f"torch_compile={code_of(flag, 30)}"
                 yield Place(call, "the trainer runs the model uncompiled", (told,), "medium", "low")
 
 
 def _is_lightning(call: ast.Call, scope: Scope, files: list[Module]) -> bool:
     """trainer.fit(module) of a program with a LightningModule."""
     base = call.func.value if isinstance(call.func, ast.Attribute) else None
-    trainer = base is not None and "trainer" in ast.unparse(base).lower()
+    trainer = base is not None and "trainer" in text_of(base).lower()
     return trainer and any(re.search(r"\(\s*(\w+\.)?LightningModule\s*\)", file.text) for file in files)
 
 
@@ -189,7 +191,7 @@ def _is_once(item: Reached, loop: ast.AST) -> bool:
         if (
             isinstance(above, ast.If)
             and below is not above.test
-            and re.search(r"is None|not |in ", ast.unparse(above.test))
+            and re.search(r"is None|not |in ", text_of(above.test))
         ):
             return True
     return False
@@ -272,7 +274,7 @@ def _follows_step(node: ast.expr, item: Reached, depth: int) -> bool:
 
 
 def _changes(node: ast.expr, scope: Scope, depth: int) -> bool:
-    text = ast.unparse(node)
+    text = text_of(node)
     if re.search(r"\.max\(\)|max\(|\.sum\(|random\.|randint|choice\(|longest|max_in_batch", text):
         return bool(re.search(r"len|mask|pad|random|randint|choice|longest|width|size", text))
     if depth == 0:
@@ -307,7 +309,7 @@ def _decorated(item: Reached) -> ast.expr | None:
     """The @torch.compile of a function on the way to where the model runs."""
     for scope in (item.scope, *(site.scope for site in item.chain[1:])):
         for decorator in getattr(scope.node, "decorator_list", []):
-            if item.chain and "torch.compile" in ast.unparse(decorator):
+            if item.chain and "torch.compile" in text_of(decorator):
                 found: ast.expr = decorator
                 return found
     return None

@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.constants import is_never, only_value
-from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in, text_of
 from intone.optimise.scan.ondevice import to_cpu
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 FACTORIES = (
     "tensor",
@@ -193,14 +193,14 @@ def read_too_early(module: Module, project: Project) -> Iterator[Place]:
 def _read_later(call: ast.Call, scope: Scope, project: Project) -> tuple[str, ast.Call, Scope] | None:
     """(name, the call that reads it, its function): here, or where the copy is handed back to."""
     assert isinstance(call.func, ast.Attribute)
-    holds = [n for n, bs in scope.bindings.items() for b in bs if call in list(ast.walk(b.value))]
+    holds = [n for n, bs in scope.bindings.items() for b in bs if call in list(walk(b.value))]
     if call.func.attr == "copy_":
         holds = [target_name(base_of(call.func.value)) or ""]
     for name in holds:
         if reader := _reader_after(name, call, scope):
             return name, reader, scope
-    returned = [value for value in scope.returns if call in list(ast.walk(value)) or names_in(value) & set(holds)]
-    if not returned or WAITS.search(ast.unparse(scope.node)):
+    returned = [value for value in scope.returns if call in list(walk(value)) or names_in(value) & set(holds)]
+    if not returned or WAITS.search(text_of(scope.node)):
         return None
     for site in project.callers(scope)[:6]:
         module = site.scope.module
@@ -213,7 +213,7 @@ def _read_later(call: ast.Call, scope: Scope, project: Project) -> tuple[str, as
         ):
             return code_of(site.call, 30), outer, site.scope
         for name, bindings in site.scope.bindings.items():
-            if any(site.call in list(ast.walk(b.value)) for b in bindings) and (
+            if any(site.call in list(walk(b.value)) for b in bindings) and (
                 reader := _reader_after(name, site.call, site.scope)
             ):
                 return name, reader, site.scope
@@ -249,7 +249,7 @@ def _reader_after(name: str, call: ast.Call, scope: Scope) -> ast.Call | None:
     for other in sorted(scope.calls, key=lambda node: (node.lineno, node.col_offset)):
         if (other.lineno, other.col_offset) <= (call.end_lineno or call.lineno, call.end_col_offset or 0):
             continue
-        if WAITS.search(ast.unparse(other)):
+        if WAITS.search(text_of(other)):
             return None
         if isinstance(other.func, ast.Attribute) and other.func.attr in READERS and name in names_in(other.func.value):
             return other
@@ -294,7 +294,7 @@ def _put_on_device(node: ast.expr, scope: Scope, project: Project) -> str | None
             if origin.is_annotation:
                 continue
             return None
-        text = ast.unparse(made).partition("(")[2]
+        text = text_of(made).partition("(")[2]
         there = last_name(made.func) == "cuda" or last_name(made.func) == "to" and not to_host(made) and bool(
             re.search(r"device|cuda|gpu", text)
         )  # fmt: skip

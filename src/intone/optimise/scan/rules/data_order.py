@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.constants import only_value
-from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import TrainLoop, is_inside, train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import is_optimizer
 
 TEXT = re.compile(r"doc|text|str|id|name|path|key|row|example|line|url|prompt|file", re.I)
@@ -42,7 +42,7 @@ def order_not_restored(module: Module, project: Project) -> Iterator[Place]:
         (call, f"comes from {how}")
         for scope in module.scopes
         for call in scope.calls
-        if (how := _random_order(call, scope, project)) and not _held_out(call, scope)
+        if (how := _random_order(call, scope, project)) and not held_out(call, scope)
     ] or list(_from_the_beginning(module, project))
     if not draws:
         return
@@ -72,10 +72,10 @@ def _from_the_beginning(module: Module, project: Project) -> Iterator[tuple[ast.
     for loop in train_loops(module, project):
         for node in [loop.inner, *module.loops_around(loop.inner)]:
             if not isinstance(node, ast.For) or re.search(
-                r"start|step|skip|resume|epoch|offset|range\(", ast.unparse(node.iter)
+                r"start|step|skip|resume|epoch|offset|range\(", text_of(node.iter)
             ):
                 continue
-            for part in ast.walk(node.iter):
+            for part in walk(node.iter):
                 if isinstance(part, ast.Call) and any(f.is_generator for f in project.callees(part, loop.scope)[:2]):
                     yield node.iter, f"begins anew with `{code_of(part, 40)}`"
         for item in loop.step_turn(project):
@@ -97,7 +97,7 @@ def _takes_up_progress(scope: Scope) -> bool:
             if isinstance(node.args[0], ast.Constant) and PROGRESS.search(str(node.args[0].value)):
                 return True
         elif isinstance(node, ast.Assign) and PROGRESS.search(target_name(node.targets[0]) or ""):
-            calls = [part for part in ast.walk(node.value) if isinstance(part, ast.Call)]
+            calls = [part for part in walk(node.value) if isinstance(part, ast.Call)]
             if any("load" in (last_name(call.func) or "") for call in calls):
                 return True
     return False
@@ -136,7 +136,7 @@ def _made_iterator(item: Reached, loop: TrainLoop, project: Project) -> ast.expr
         for _, node in project.classes.get(last_name(value.func) or "", [])
         for method in project.class_scopes(node)
     )
-    if POSITION.search(ast.unparse(value)) or not (known or GIVES_ROWS.search(last_name(value.func) or "")):
+    if POSITION.search(text_of(value)) or not (known or GIVES_ROWS.search(last_name(value.func) or "")):
         return None
     return value
 
@@ -150,7 +150,7 @@ def _restores(module: Module, project: Project) -> list[tuple[Scope, ast.Call]]:
         if last_name(call.func) == "load_state_dict"
         and isinstance(call.func, ast.Attribute)
         and (
-            re.search(r"opt", ast.unparse(call))
+            re.search(r"opt", text_of(call))
             or is_optimizer(call.func.value, scope, project)
             or _restores_step(call, scope)
         )
@@ -174,7 +174,7 @@ def _restores_step(call: ast.Call, scope: Scope) -> bool:
     )
 
 
-def _held_out(call: ast.Call, scope: Scope) -> bool:
+def held_out(call: ast.Call, scope: Scope) -> bool:
     """A loader of rows for evaluation: its order does not matter."""
     names = " ".join(target_name(target) or "" for target in targets_of(call, scope)) + " " + scope.simple_name
     return bool(re.search(r"(^|[_. ])(val|valid|validation|eval|test|dev)($|[_. ])", names))
@@ -212,7 +212,7 @@ def _random_order(call: ast.Call, scope: Scope, project: Project) -> str | None:
 
 def _picks_place(call: ast.Call) -> bool:
     """A number drawn below the length of the data: randint(0, len(tokens) - width), randrange(self.num_rows)."""
-    text = " ".join(ast.unparse(arg) for arg in call.args)
+    text = " ".join(text_of(arg) for arg in call.args)
     return bool(re.search(r"len\(|num_|\bn_|\.size|\.shape|total|count|\bhigh\b|last|limit|end\b", text)) or (
         last_name(call.func) == "choice" and bool(call.args) and bool(TEXT.search(text) or "data" in text)
     )
@@ -228,14 +228,14 @@ def _only_reads_on(statement: ast.stmt) -> bool:
 
 def _skips(module: Module) -> bool:
     """for _ in range(start_step): next(loader), or a seed that depends on the step or epoch."""
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if (
             isinstance(node, (ast.For, ast.While))
             and len(node.body) <= 2
             and all(_only_reads_on(statement) for statement in node.body)
             and re.search(
                 r"start|step|iter|resume|skip|done|seen",
-                ast.unparse(node.iter if isinstance(node, ast.For) else node.test),
+                text_of(node.iter if isinstance(node, ast.For) else node.test),
             )
         ):
             return True
@@ -248,7 +248,7 @@ def _skips(module: Module) -> bool:
             isinstance(node, ast.Call)
             and last_name(node.func) in ("manual_seed", "default_rng", "Random", "seed")
             and node.args
-        ) and re.search(r"step|iter|epoch", ast.unparse(node.args[0])):
+        ) and re.search(r"step|iter|epoch", text_of(node.args[0])):
             return True
     return False
 
@@ -267,8 +267,8 @@ def _skips(module: Module) -> bool:
 def salted_hash(module: Module, project: Project) -> Iterator[Place]:
     """hash(text) % n."""
     for scope in module.scopes:
-        for node in scope.body:
-            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod) and isinstance(node.left, ast.Call):
+        for node in scope.of(ast.BinOp):
+            if isinstance(node.op, ast.Mod) and isinstance(node.left, ast.Call):
                 inside = node.left
                 if (
                     isinstance(inside.func, ast.Name)
@@ -278,7 +278,7 @@ def salted_hash(module: Module, project: Project) -> Iterator[Place]:
                 ):
                     inside = inside.args[0]
                 hashed = isinstance(inside.func, ast.Name) and inside.func.id == "hash" and bool(inside.args)
-                if hashed and TEXT.search(ast.unparse(inside.args[0])):
+                if hashed and TEXT.search(text_of(inside.args[0])):
                     salted = ("hash() of a text is salted",)
                     yield Place(node, f"`{code_of(node, 40)}` differs in every process", salted)
 

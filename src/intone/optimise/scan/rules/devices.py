@@ -9,7 +9,7 @@ from intone.optimise.scan.expressions import code_of
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope
+from intone.optimise.scan.source import Module, Scope, walk
 
 DEVICE_WORD = re.compile(r"^(cpu|cuda|mps|xpu|hpu|npu|meta|xla)(:\d+)?$")
 
@@ -28,7 +28,7 @@ DEVICE_WORD = re.compile(r"^(cpu|cuda|mps|xpu|hpu|npu|meta|xla)(:\d+)?$")
 def device_string(module: Module, project: Project) -> Iterator[Place]:
     """device == "cuda", device in ("cuda", "cpu"), "cuda" in device, match device: where device is a torch.device."""
     for scope in module.scopes:
-        for node in scope.body:
+        for node in scope.of(ast.Compare, ast.Match, ast.Call, ast.Subscript):
             for value, words in _compared(node, scope):
                 devices, strings = device_evidence(value, scope, project)
                 if not devices:
@@ -59,7 +59,7 @@ def _compared(node: ast.AST, scope: Scope) -> Iterator[tuple[ast.expr, str]]:
         if any(
             isinstance(p, ast.MatchValue) and _is_device_word(p.value, scope)
             for case in node.cases
-            for p in ast.walk(case.pattern)
+            for p in walk(case.pattern)
         ):
             yield node.subject, "every case"
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:

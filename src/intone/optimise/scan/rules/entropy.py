@@ -4,12 +4,13 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
+from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.rules.data_order import ELSEWHERE
+from intone.optimise.scan.rules.data_order import ELSEWHERE, held_out, order_not_restored
 from intone.optimise.scan.seeds import SEEDED, SEEDERS, SEEDING
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 ENTROPY = re.compile(
     r"\burandom\b|\btime\.|\btime\(|time_ns|perf_counter|monotonic|\bnow\(|uuid[14]|\bsecrets\.|getpid|token_bytes|randbits|"
@@ -36,9 +37,10 @@ KEEPS_STATE = re.compile(r"getstate|get_state|bit_generator\.state|get_rng_state
     source="optimiser.md G6; Python reference of random.seed",
 )
 def order_from_entropy(module: Module, project: Project) -> Iterator[Place]:
-    """random.Random(os.urandom(8)), default_rng() or random.seed(time.time()) whose stream puts rows in order."""
-    if ELSEWHERE.search(module.path) or KEEPS_STATE.search(module.text):
+    """random.Random(os.urandom(8)), random.seed(time.time()) whose stream puts rows in order; a stream never seeded."""
+    if ELSEWHERE.search(module.path) or module.mentions(KEEPS_STATE):
         return
+    yield from _never_seeded(module, project)
     for scope in module.scopes:
         for call in scope.calls:
             how = _entropy(call, scope)
@@ -50,6 +52,73 @@ def order_from_entropy(module: Module, project: Project) -> Iterator[Place]:
                 f"`{code_of(draw, 40)}` puts the data in an order that {how} decides",
                 (f"the stream is made by {code_of(call, 50)}", f"drawn from at line {draw.lineno}"),
             )
+
+
+# streams of whole packages, what seeds each, and what puts rows in order from it
+SHARED = {
+    "random": (("random.seed",), ("random.shuffle", "random.sample")),
+    "numpy.random": (
+        ("np.random.seed", "numpy.random.seed"),
+        ("np.random.shuffle", "numpy.random.shuffle", "np.random.permutation", "numpy.random.permutation"),
+    ),
+    "torch": (("torch.manual_seed", "torch.random.manual_seed"), ("torch.randperm",)),
+}
+SAVES = re.compile(r"torch\.save\(|save_checkpoint\(|save_file\(|save_pretrained\(|save_model\(|checkpointer\.save")
+RESUMES = re.compile(r"load_state_dict\(|torch\.load\(|load_checkpoint\(|load_file\(|load_state\(")
+
+
+def _never_seeded(module: Module, project: Project) -> Iterator[Place]:
+    """random.shuffle(docs) of a program that keeps checkpoints and seeds this package's stream nowhere."""
+    draws = [
+        (package, scope, call) for scope in module.scopes for call in scope.calls
+        if (package := _package_of(call, scope)) is not None and not held_out(call, scope)
+    ]  # fmt: skip
+    if not draws:
+        return
+    files = neighbours(module, project)
+    own = [file for file in files if not ELSEWHERE.search(file.path)]
+    if not any(file.mentions(SAVES) for file in own) or any(file.mentions(KEEPS_STATE) for file in own):
+        return
+    if any(True for file in files for _ in order_not_restored(file, project)):
+        return  # told as what a resume leaves out
+    seeded = {package for file in files for package in _seeds_in(file, project)}
+    for package, _, call in draws:
+        if package in seeded:
+            continue
+        resumes = any(file.mentions(RESUMES) for file in own)
+        yield Place(
+            call,
+            f"`{code_of(call, 40)}` puts the data in an order that nobody can give again",
+            (
+                f"the stream of {package} is seeded nowhere in this program, so the system's entropy begins it",
+                "the program keeps checkpoints" + (" and goes on from them" if resumes else ""),
+            ),
+            confidence="high" if resumes else "medium",
+            severity=None if resumes else "low",
+        )
+        return
+
+
+def _package_of(call: ast.Call, scope: Scope) -> str | None:
+    """The package from whose own stream a call puts data in order; random.sample does where it takes all of it."""
+    name = called(call, scope)
+    for package, (_, orders) in SHARED.items():
+        if name in orders and keyword(call, "generator") is None and _is_of_data(call, scope):
+            partly = name == "random.sample" and not (len(call.args) == 2 and "len(" in text_of(call.args[1]))
+            return None if partly else package
+    return None
+
+
+def _seeds_in(module: Module, project: Project) -> set[str]:
+    """The packages whose streams a file seeds; set_seed() of a library seeds all of them."""
+    found: set[str] = set()
+    for scope in module.scopes:
+        for call in scope.calls:
+            name = called(call, scope)
+            found |= {package for package, (seeders, _) in SHARED.items() if name in seeders}
+            if SEEDING.search("." + name.rpartition(".")[2]) and "manual_seed" not in name:
+                found |= set(SHARED) if not project.callees(call, scope) else set()
+    return found
 
 
 def _entropy(call: ast.Call, scope: Scope) -> str | None:
@@ -66,20 +135,20 @@ def _entropy(call: ast.Call, scope: Scope) -> str | None:
     if SEEDING.search("." + last) and call.args:
         return _of_seed(call.args[0], scope)
     made = scope.bindings.get(target_name(call.func.value) or "", []) if isinstance(call.func, ast.Attribute) else []
-    if last == "seed" and not call.args and any("Generator" in ast.unparse(b.value) for b in made):
+    if last == "seed" and not call.args and any("Generator" in text_of(b.value) for b in made):
         return "the system's entropy"
     return None
 
 
 def _of_seed(seed: ast.expr, scope: Scope) -> str | None:
-    if ENTROPY.search(ast.unparse(seed)):
+    if ENTROPY.search(text_of(seed)):
         return f"`{code_of(seed, 30)}`"
     if not isinstance(seed, ast.Name):
         return None
     bindings = scope.bindings.get(seed.id, [])
-    if len(bindings) != 1 or bindings[0].how != "=" or not ENTROPY.search(ast.unparse(bindings[0].value)):
+    if len(bindings) != 1 or bindings[0].how != "=" or not ENTROPY.search(text_of(bindings[0].value)):
         return None
-    reads = [n for n in ast.walk(scope.node) if isinstance(n, ast.Name) and n.id == seed.id and n is not seed]
+    reads = [n for n in walk(scope.node) if isinstance(n, ast.Name) and n.id == seed.id and n is not seed]
     if any(isinstance(node.ctx, ast.Load) for node in reads):
         return None  # printed or saved: it can be given again
     return f"`{code_of(bindings[0].value, 30)}`"
@@ -128,7 +197,7 @@ def _held(call: ast.Call, scope: Scope) -> str | None:
 def _is_of_data(draw: ast.Call, scope: Scope) -> bool:
     """Whether rows, files or their places are put in order: by what is shuffled, the class, or the name it gets."""
     owner = scope.owner
-    if owner is not None and DATA_CLASS.search(" ".join([owner.name, *(ast.unparse(base) for base in owner.bases)])):
+    if owner is not None and DATA_CLASS.search(" ".join([owner.name, *(text_of(base) for base in owner.bases)])):
         return True
     above = scope.module.parents.get(draw)
     targets = above.targets if isinstance(above, ast.Assign) else []

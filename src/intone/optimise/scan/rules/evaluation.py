@@ -2,13 +2,13 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from intone.optimise.scan.calls import classes_of
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import code_of, names_in
+from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import TrainLoop, is_inside, is_periodic, train_loops
-from intone.optimise.scan.modes import Mode, is_off, mode_of
+from intone.optimise.scan.modes import Mode, is_in_eval_mode, is_off, mode_of, model_name, sets_eval
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.ondevice import READS, is_tensor, on_device
 from intone.optimise.scan.project import Project
@@ -41,7 +41,7 @@ DROPS = re.compile(r"Dropout|dropout|BatchNorm|drop_path|attn_pdrop")
 )
 def graph_in_evaluation(module: Module, project: Project) -> Iterator[Place]:
     """A function that evaluates or generates, runs a model, and neither it nor its callers switch gradients off."""
-    for scope, run in _evaluations(module, project):
+    for scope, (run, *_) in _evaluations(module, project):
         if is_off(run, project) or _may_train(scope):
             continue
         yield Place(
@@ -57,8 +57,8 @@ def graph_in_evaluation(module: Module, project: Project) -> Iterator[Place]:
     yield from _bare_evaluation(module, project)
 
 
-def _evaluations(module: Module, project: Project) -> Iterator[tuple[Scope, Reached]]:
-    """(function, where it runs a model) of the functions of a file that evaluate or generate and train nothing."""
+def _evaluations(module: Module, project: Project) -> Iterator[tuple[Scope, list[Reached]]]:
+    """(function, where it first runs each model) of the functions of a file that evaluate and train nothing."""
     trained = _on_the_way_to_loss(project)
     seldom = _now_and_then(project)
     decoding = {decode.scope: decode for decode in decode_loops(module, project)}
@@ -77,9 +77,12 @@ def _evaluations(module: Module, project: Project) -> Iterator[tuple[Scope, Reac
         items = [item for item in items if not item.chain] if top else items
         if any(is_backward(item.node) for item in items):  # type: ignore[arg-type]
             continue
-        run = next((item for item in items if _runs_model(item, project)), None)
-        if run is not None:
-            yield scope, run
+        runs: dict[str | None, Reached] = {}
+        for item in items:
+            if _runs_model(item, project):
+                runs.setdefault(model_name(item, project), item)
+        if runs:
+            yield scope, list(runs.values())
 
 
 def _only_reads(scope: Scope, project: Project) -> bool:
@@ -128,7 +131,7 @@ def _runs_model(item: Reached, project: Project) -> bool:
 
 def _held_out_loop(scope: Scope) -> ast.AST | None:
     """A loop over rows that are held out: for x, y in val_loader."""
-    for node in scope.body:
+    for node in scope.of(ast.For, ast.AsyncFor):
         if isinstance(node, (ast.For, ast.AsyncFor)) and any(HELD_OUT.search(name) for name in names_in(node.iter)):
             return node
     return None
@@ -158,7 +161,7 @@ def _feeds_loss(item: Reached, loop: TrainLoop, project: Project) -> bool:
 
 def _may_train(scope: Scope) -> bool:
     """A loss that is handed back may be trained on by whoever called; so may the forward of a module."""
-    if scope.owner is not None and "LightningModule" in " ".join(ast.unparse(base) for base in scope.owner.bases):
+    if scope.owner is not None and "LightningModule" in " ".join(text_of(base) for base in scope.owner.bases):
         return True  # its trainer switches gradients off around validation and prediction
     return scope.simple_name in ("forward", "training_step") or any("reward" in name for name in scope.parameters)
 
@@ -205,32 +208,78 @@ def _bare_evaluation(module: Module, project: Project) -> Iterator[Place]:
 def not_in_eval_mode(module: Module, project: Project) -> Iterator[Place]:
     """A function that evaluates a model of a program that trains it with dropout, and nobody calls .eval()."""
     yield from _named_only(module, project)
-    drops = any(DROPS.search(other.text) for other in neighbours(module, project))
-    for scope, run in _evaluations(module, project):
-        assert isinstance(run.node, ast.Call)
-        if not drops and not _is_handed_in(run, module, project):
-            continue
-        if target_name(run.node.func) in ("self", "self.forward") or not _trains(module, project, scope):
-            continue
-        if _in_eval_mode(scope, project, 3, _name_of_model(run)):
-            continue
-        if scope.owner is not None and any(_sets_eval(m, project) for m in project.class_scopes(scope.owner)):
-            continue
-        known = "the model has dropout, and this program trains it"
-        open_ = "the model is handed in, so it may have dropout, and this program trains it"
-        yield Place(
-            run.anchor,
-            f"`{scope.simple_name}` runs the model without .eval()",
-            (known if drops else open_, *_where(run)),
-            "high" if drops else "low",
-            scope=scope,
-        )
+    drops = any(other.mentions(DROPS) for other in neighbours(module, project))
+    for scope, runs in _evaluations(module, project):
+        for run in runs:
+            assert isinstance(run.node, ast.Call)
+            if not drops and not _is_handed_in(run, module, project):
+                continue
+            if target_name(run.node.func) in ("self", "self.forward") or not _trains(module, project, scope):
+                continue
+            if _is_set(run, runs, scope, project):
+                continue
+            name = f"`{model_name(run, project) or code_of(run.node.func, 30)}`" if len(runs) > 1 else "the model"
+            known = "the model has dropout, and this program trains it"
+            open_ = "the model is handed in, so it may have dropout, and this program trains it"
+            yield Place(
+                run.anchor,
+                f"`{scope.simple_name}` runs {name} without .eval()",
+                (known if drops else open_, *_where(run)),
+                "high" if drops else "low",
+                scope=scope,
+            )
+
+
+def _is_set(run: Reached, runs: Sequence[Reached], scope: Scope, project: Project) -> bool:
+    """Whether somebody sets the mode of the model of one of the runs of a function.
+
+    Of several models each is looked at by its name where its weights go to an optimizer: one that nobody trains has
+    the mode that it was loaded with.
+    """
+    name = model_name(run, project)
+    others = frozenset(other for one in runs if (other := model_name(one, project)) not in (None, name))
+    if run is runs[0]:
+        root = (name or "").partition(".")[0]
+        handed = root if not run.chain and root in scope.parameters else None
+        if not _is_set_for(handed, frozenset(), scope, project):
+            return False
+    if name is None or not others or not _is_optimised(name, project):
+        return True
+    others = frozenset(other for other in others if not _is_made_of(other, name, scope))
+    return _is_set_for(name, others, scope, project)
+
+
+def _is_set_for(model: str | None, others: frozenset[str], scope: Scope, project: Project) -> bool:
+    """Whether a function, what leads to it, or a method of its object calls .eval() for a model; None: for any."""
+    if is_in_eval_mode(scope, project, model=model, others=others):
+        return True
+    methods = project.class_scopes(scope.owner) if scope.owner is not None else []
+    held = model if model is not None and model.startswith("self.") else None
+    return any(sets_eval(method, project, held, others) for method in methods)
+
+
+def _is_optimised(name: str, project: Project) -> bool:
+    """Whether an optimizer gets a model's parameters, somewhere under this name: AdamW(student.parameters())."""
+    last = name.rpartition(".")[2]
+    sites = [*project.sites.get("parameters", []), *project.sites.get("named_parameters", [])]
+    return any(isinstance(site.call.func, ast.Attribute) and last_name(site.call.func.value) == last for site in sites)
+
+
+def _is_made_of(one: str, other: str, scope: Scope) -> bool:
+    """Whether one name wraps what the other is, as compiled = torch.compile(model) does."""
+    at: Scope | None = scope
+    while at is not None:
+        for name, inside in ((one, other), (other, one)):
+            if any(inside in names_in(binding.value) for binding in at.bindings.get(name, [])):
+                return True
+        at = at.outer
+    return False
 
 
 def _named_only(module: Module, project: Project) -> Iterator[Place]:
     """`model.eval` with no call behind it; model.training = False, which the layers inside do not see."""
     for scope in module.scopes:
-        for node in scope.body:
+        for node in scope.of(ast.Expr, ast.Assign):
             if (
                 isinstance(node, ast.Expr)
                 and isinstance(node.value, ast.Attribute)
@@ -259,13 +308,6 @@ def _is_handed_in(run: Reached, module: Module, project: Project) -> bool:
     )
 
 
-def _name_of_model(run: Reached) -> str | None:
-    """The name of the model that a function runs, where it runs it itself and was handed it."""
-    assert isinstance(run.node, ast.Call)
-    root = (target_name(run.node.func) or "").partition(".")[0]
-    return root if not run.chain and root in run.scope.parameters else None
-
-
 def _where(run: Reached) -> list[str]:
     """The place of a forward pass that another function runs."""
     return [f"the model runs at {run.scope.module.path}:{run.line}, {run.path()}"] if run.chain else []
@@ -277,41 +319,6 @@ def _trains(module: Module, project: Project, scope: Scope) -> bool:
     for site in project.callers(scope)[:6]:
         around |= {id(up.scope.module): up.scope.module for up in project.callers(site.scope)[:6]}
     return any(any(True for _ in train_loops(other, project)) for other in around.values())
-
-
-def _in_eval_mode(scope: Scope, project: Project, depth: int, model: str | None = None) -> bool:
-    """Whether the mode is set by a function, or by one that leads to it. model: its name there, if known."""
-    if _sets_eval(scope, project, model):
-        return True
-    for site in project.callers(scope)[:10] if depth else ():
-        handed = project.argument(site, scope, model) if model in scope.parameters else None
-        name = target_name(handed) if handed is not None else None
-        if _in_eval_mode(site.scope, project, depth - 1, name):
-            return True
-    return False
-
-
-def _sets_eval(scope: Scope, project: Project, model: str | None = None) -> bool:
-    """Whether a function, or what it calls, sets the evaluation mode of the model or of one that may be it."""
-    for item in reached(scope.node, scope, project):
-        if isinstance(item.node, ast.Call) and len(item.chain) <= 2:
-            func = item.node.func
-            named = isinstance(func, ast.Attribute) and func.attr == "eval" and not item.node.args
-            if named and model is not None and not item.chain and _is_another(func.value, model, scope):  # type: ignore[attr-defined]
-                continue
-            if named or mode_of(item.node, item.scope, project) == "eval":
-                return True
-    return False
-
-
-def _is_another(base: ast.expr, model: str, scope: Scope) -> bool:
-    """Whether teacher.to(device).eval() is about another model than `student`: both are handed in, each by its name."""
-    while isinstance(base, ast.Call) and isinstance(base.func, ast.Attribute):
-        base = base.func.value
-    name = target_name(base)
-    if name is None or name in model or model in name:
-        return False
-    return {name, model} <= set(scope.parameters) or bool(re.search(r"teacher|reference|reward|critic|judge", name))
 
 
 @rule(

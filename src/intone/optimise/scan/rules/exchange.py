@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import code_of, last_name
+from intone.optimise.scan.expressions import code_of, last_name, text_of
 from intone.optimise.scan.loops import TrainLoop, counter_guard, train_loops
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
@@ -65,7 +65,7 @@ def _wrapped_in(loop: TrainLoop, project: Project) -> str | None:
         files |= {site.scope.module.path: site.scope.module for site in sites}
         for call in scope.calls:  # model = wrap(model)
             files |= {function.module.path: function.module for function in project.callees(call, scope)[:2]}
-    if any(HANDLED.search(module.text) for module in files.values()):
+    if any(module.mentions(HANDLED) for module in files.values()):
         return None
     for module in files.values():
         for scope in module.scopes:
@@ -85,12 +85,12 @@ def _reduces_gradients(call: ast.Call, scope: Scope) -> bool:
         "sync_gradients",
     ):
         return False
-    if "grad" in ast.unparse(call):
+    if "grad" in text_of(call):
         return True
     # for p in params: g = p.grad; all_reduce(g)
     for arg in call.args[:1]:
         name = target_name(arg)
-        if name and any(".grad" in ast.unparse(b.value) for b in scope.bindings.get(name, [])):
+        if name and any(".grad" in text_of(b.value) for b in scope.bindings.get(name, [])):
             return True
     return False
 
@@ -137,7 +137,7 @@ def _scales(item: Reached) -> bool:
     node = item.node
     if not _named(item, "scale") or not isinstance(node, ast.Call):
         return False
-    return "scaler" in ast.unparse(node.func) or isinstance(item.scope.module.parents.get(node), ast.Attribute)
+    return "scaler" in text_of(node.func) or isinstance(item.scope.module.parents.get(node), ast.Attribute)
 
 
 @rule(
@@ -155,7 +155,7 @@ def stepped_without_scaler(module: Module, project: Project) -> Iterator[Place]:
     regions = [[Reached(call, scope) for call in scope.calls] for scope in module.scopes]
     regions += [_calls(loop.step_turn(project)) for loop in train_loops(module, project)]
     for items in regions:
-        scaled = [item for item in items if _named(item, "scale") and "scaler" in ast.unparse(item.node)]
+        scaled = [item for item in items if _named(item, "scale") and "scaler" in text_of(item.node)]
         steps = [item for item in items if steps_optimizer(item.node, item.scope, project)]  # type: ignore[arg-type]
         by_scaler = [item for item in items if _named(item, "step", "unscale_") and _takes_optimizer(item, project)]
         if scaled and steps and not by_scaler:

@@ -4,11 +4,11 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import called, code_of, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.data_order import targets_of
-from intone.optimise.scan.source import LOOPS, Module, Scope, target_name
+from intone.optimise.scan.source import LOOPS, Module, Scope, target_name, walk
 
 
 @rule(
@@ -80,7 +80,7 @@ def _named_sets(scope: Scope) -> Iterator[Place]:
         values = [b.value for b in bindings if b.how in ("=", "op")]
         if len(values) != len(bindings) or not values or not all(_is_set(value) for value in values):
             continue
-        code = " ".join(ast.unparse(value) for value in values)
+        code = " ".join(text_of(value) for value in values)
         if not OF_TEXTS.search(f"{code} {name}") or not OF_DATA.search(f"{code} {name} {scope.name}"):
             continue
         for node in scope.body:
@@ -115,10 +115,10 @@ def _in_order_of(node: ast.AST, name: str, scope: Scope) -> ast.expr | None:
         walked = node.iter
         if isinstance(walked, ast.Call) and last_name(walked.func) in ("enumerate", "tqdm") and walked.args:
             walked = walked.args[0]
-        rows = READS_ROWS.search(" ".join(ast.unparse(statement) for statement in node.body))
+        rows = READS_ROWS.search(" ".join(text_of(statement) for statement in node.body))
         return node.iter if target_name(walked) == name and rows else None
     if isinstance(node, ast.ListComp) and target_name(node.generators[0].iter) == name:
-        kept = re.search(r"open|read|load|encode|tokeni", ast.unparse(node.elt)) and not _is_sorted_around(node, scope)
+        kept = re.search(r"open|read|load|encode|tokeni", text_of(node.elt)) and not _is_sorted_around(node, scope)
         return node.generators[0].iter if kept else None
     return None
 
@@ -141,7 +141,7 @@ def _lists_files(call: ast.Call, scope: Scope) -> bool:
 
 def _is_data(call: ast.Call, scope: Scope) -> bool:
     """Files of data: by the pattern, the name of the folder, or the function."""
-    text = ast.unparse(call) + scope.name + " ".join(target_name(t) or "" for t in targets_of(call, scope))
+    text = text_of(call) + scope.name + " ".join(target_name(t) or "" for t in targets_of(call, scope))
     return bool(
         re.search(r"data|shard|parquet|jsonl|\.bin|train|corpus|token|\.arrow|\.npy|\.txt|documents|texts", text, re.I)
     ) and not re.search(r"checkpoint|ckpt|model_|step_|\.pt['\"]|safetensors|\.lock|clean|delete|cache", text, re.I)
@@ -164,7 +164,7 @@ def _is_sorted(call: ast.Call, scope: Scope) -> bool:
         if isinstance(above, ast.stmt):
             break
     names = [target_name(target) for target in targets_of(call, scope)]
-    for other in ast.walk(scope.node):
+    for other in walk(scope.node):
         if (
             isinstance(other, ast.Call)
             and isinstance(other.func, ast.Attribute)
@@ -182,7 +182,7 @@ def _order_matters(call: ast.Call, scope: Scope) -> bool:
     loop = next((above for above in scope.module.up(call) if isinstance(above, LOOPS)), None)
     names = {target_name(target) for target in targets_of(call, scope)}
     if loop is not None:
-        return bool(re.search(r"open|read|load|yield|append|extend|memmap|encode", ast.unparse(loop)))
+        return bool(re.search(r"open|read|load|yield|append|extend|memmap|encode", text_of(loop)))
     above = scope.module.parents.get(call)
     while isinstance(above, ast.Call) and last_name(above.func) in ("list", "tuple", "iter", "map"):
         above = scope.module.parents.get(above)
@@ -190,7 +190,7 @@ def _order_matters(call: ast.Call, scope: Scope) -> bool:
         return True
     for node in scope.body:
         if isinstance(node, (ast.For, ast.AsyncFor)) and target_name(node.iter) in names:
-            return bool(re.search(r"open|read|load|yield|append|extend|memmap|encode", ast.unparse(node)))
+            return bool(re.search(r"open|read|load|yield|append|extend|memmap|encode", text_of(node)))
         if isinstance(node, ast.Subscript) and target_name(node.value) in names:
             return True
         if isinstance(node, ast.Return) and node.value is not None and target_name(node.value) in names:
@@ -215,7 +215,7 @@ def unordered_workers(module: Module, project: Project) -> Iterator[Place]:
             if last_name(call.func) not in ("imap_unordered", "as_completed"):
                 continue
             loop = next((above for above in module.up(call) if isinstance(above, (*LOOPS, ast.ListComp))), None)
-            text = ast.unparse(loop) if loop is not None else ""
+            text = text_of(loop) if loop is not None else ""
             about = f"{text} {scope.name} {module.path}"
             if not re.search(r"token|doc|text|shard|row|example|encode|ids|sample|record", about, re.I):
                 continue

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 
 from intone.optimise.scan.constants import is_never
-from intone.optimise.scan.expressions import called, code_of, dotted, is_false, is_true, keyword, last_name
+from intone.optimise.scan.expressions import called, code_of, dotted, is_false, is_true, keyword, last_name, text_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope
@@ -22,8 +22,8 @@ from intone.optimise.scan.source import Module, Scope
 def unsafe_load(module: Module, project: Project) -> Iterator[Place]:
     """pickle.load and the like, torch.load with weights_only=False, or without it where an old torch is allowed."""
     for scope in module.scopes:
-        for node in scope.body:
-            if isinstance(node, (ast.Name, ast.Attribute)) and (name := _handed_on(node, scope)) is not None:
+        for node in scope.of(ast.Name, ast.Attribute):
+            if (name := _handed_on(node, scope)) is not None:
                 yield Place(node, f"`{name}` runs whatever the file says", ("it is kept under another name",))
         for call in scope.calls:
             name = _meant(call, scope)
@@ -36,7 +36,7 @@ def unsafe_load(module: Module, project: Project) -> Iterator[Place]:
                 yield from _torch_load(call, scope, project)
             elif name in ("np.load", "numpy.load") and is_true(keyword(call, "allow_pickle")):
                 yield Place(call, "numpy may unpickle this file", ("allow_pickle=True",))
-            elif name in ("yaml.load", "yaml.unsafe_load", "yaml.full_load") and "Safe" not in ast.unparse(call):
+            elif name in ("yaml.load", "yaml.unsafe_load", "yaml.full_load") and "Safe" not in text_of(call):
                 yield Place(call, "this YAML can make any object", (code_of(call, 60),))
             elif name == "torch.load" and not any(word.arg is None for word in call.keywords):
                 yield from _torch_load(call, scope, project)
@@ -61,14 +61,14 @@ def _meant(call: ast.Call, scope: Scope) -> str:
     return name
 
 
-def _handed_on(node: ast.Name | ast.Attribute, scope: Scope) -> str | None:
+def _handed_on(node: ast.expr, scope: Scope) -> str | None:
     """pickle.load in a table or as an argument: the function that reads, not called here."""
-    name = dotted(node, scope)
     above = scope.module.parents.get(node)
     used = isinstance(above, (ast.Dict, ast.List, ast.Tuple, ast.keyword)) or (
         isinstance(above, ast.Call) and above.func is not node
     )
-    return name if used and name in UNPICKLERS else None
+    name = dotted(node, scope) if used else ""
+    return name if name in UNPICKLERS else None
 
 
 def _torch_load(call: ast.Call, scope: Scope, project: Project) -> Iterator[Place]:
@@ -88,5 +88,5 @@ def _torch_load(call: ast.Call, scope: Scope, project: Project) -> Iterator[Plac
 def _from_memory(call: ast.Call, scope: Scope, project: Project) -> bool:
     """pickle.loads(pickle.dumps(x)): a copy, not a file."""
     return any(
-        "dumps" in ast.unparse(origin.node) for arg in call.args[:1] for origin in project.origins(arg, scope, depth=2)
+        "dumps" in text_of(origin.node) for arg in call.args[:1] for origin in project.origins(arg, scope, depth=2)
     )

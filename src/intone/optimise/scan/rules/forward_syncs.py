@@ -9,8 +9,8 @@ from intone.optimise.scan.loops import is_periodic
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope
-from intone.optimise.scan.values import is_module_class
+from intone.optimise.scan.source import Module, Scope, walk
+from intone.optimise.scan.values import is_module_class, is_property
 
 
 @rule(
@@ -36,19 +36,20 @@ def sync_in_forward(module: Module, project: Project) -> Iterator[Place]:
             yield Place(call, f"`{code_of(call, 40)}` is read in every forward pass", (_how_reached(scope, project),))
             break
         else:
-            test = next((test for node in scope.body if (test := _asked(node, scope, project)) is not None), None)
+            test = next((test for node in scope.of(*TESTS) if (test := _asked(node, scope, project)) is not None), None)
             if test is not None:
                 told = f"`if {code_of(test, 40)}` waits in every forward pass"
                 yield Place(test, told, (_how_reached(scope, project),))
 
 
+TESTS = (ast.If, ast.While, ast.Assert, ast.IfExp)
+
+
 def _asked(node: ast.AST, scope: Scope, project: Project) -> ast.expr | None:
     """if mask.any(), assert torch.isfinite(x).all(): a question about an input's values; None for any other node."""
-    if not isinstance(node, (ast.If, ast.While, ast.Assert, ast.IfExp)) or is_periodic(
-        Reached(node, scope), scope.node, project
-    ):
+    if not isinstance(node, TESTS) or is_periodic(Reached(node, scope), scope.node, project):
         return None
-    for part in ast.walk(node.test):
+    for part in walk(node.test):
         if not isinstance(part, ast.Call) or not isinstance(part.func, ast.Attribute):
             continue
         if part.func.attr not in ("any", "all", "isnan", "isfinite", "equal", "allclose"):
@@ -83,12 +84,20 @@ def _is_input(node: ast.expr, scope: Scope) -> bool:
 
 def _runs_in_forward(scope: Scope, project: Project, depth: int = 3) -> bool:
     """Whether a function is forward of a module, or is called from one (three calls deep)."""
+    key = ("in forward", (scope, depth))
+    if key not in project.remembered:
+        project.remembered[key] = _leads_from_forward(scope, project, depth)
+    found: bool = project.remembered[key]
+    return found
+
+
+def _leads_from_forward(scope: Scope, project: Project, depth: int) -> bool:
     owner = owner_of(scope)
     if scope.simple_name == "forward" and owner is not None and is_module_class(owner):
         return True
     if depth == 0 or scope.simple_name in ("<lambda>", "__init__", "generate") or scope.simple_name == "<module>":
         return False
-    if any("property" in ast.unparse(item) for item in getattr(scope.node, "decorator_list", [])):
+    if is_property(scope):
         return _property_in_forward(scope, project)
     callers = [site.scope for site in project.callers(scope)[:8] if site.scope is not scope]
     return any(_runs_in_forward(caller, project, depth - 1) for caller in callers)
@@ -96,17 +105,16 @@ def _runs_in_forward(scope: Scope, project: Project, depth: int = 3) -> bool:
 
 def _property_in_forward(scope: Scope, project: Project) -> bool:
     """A property that a module's forward reads: cache.length."""
-    for module in project.modules:
-        for other in module.scopes:
-            owner = owner_of(other)
-            if (
-                other.simple_name == "forward"
-                and owner is not None
-                and is_module_class(owner)
-                and any(isinstance(node, ast.Attribute) and node.attr == scope.simple_name for node in other.body)
-            ):
-                return True
-    return False
+    key = ("read in forward", None)
+    if key not in project.remembered:
+        forwards = [
+            other for other in project.functions.get("forward", [])
+            if (owner := owner_of(other)) is not None and is_module_class(owner)
+        ]  # fmt: skip
+        project.remembered[key] = {
+            node.attr for other in forwards for node in other.body if isinstance(node, ast.Attribute)
+        }
+    return scope.simple_name in project.remembered[key]
 
 
 def _how_reached(scope: Scope, project: Project) -> str:

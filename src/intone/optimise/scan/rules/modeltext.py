@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterator, Sequence
 
 from intone.optimise.scan.constants import only_value
-from intone.optimise.scan.expressions import called, code_of, dotted, is_true, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, dotted, is_true, keyword, last_name, names_in, text_of
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.texts import MODEL_TEXT, MODEL_WORD, text_passes
 
 
@@ -103,10 +103,10 @@ def _runs_file(call: ast.Call, scope: Scope, project: Project) -> tuple[str, ...
     """subprocess.run([sys.executable, path]) where a model's text was written to a file: evidence, or None."""
     name = called(call, scope)
     first = call.args[0] if call.args else None
-    words = [ast.unparse(word) for word in _lists(first, scope, project)]
     if not (name.startswith(("subprocess.", "os.spawn", "os.exec", "runpy.")) or name in ("os.system", "os.popen")):
         return None
-    if not INTERPRETER.search(" ".join([*words, ast.unparse(call), name])):
+    words = [text_of(word) for word in _lists(first, scope, project)]
+    if not INTERPRETER.search(" ".join([*words, text_of(call), name])):
         return None
     for item in reached(scope.node, scope, project, 2):
         node = item.node
@@ -154,7 +154,7 @@ def _model_text(text: ast.expr, scope: Scope, project: Project, where_run: str =
         where = _is_model_text(origin)
         if where:
             return where
-    names = {part.id for part in ast.walk(text) if isinstance(part, ast.Name)}
+    names = {part.id for part in walk(text) if isinstance(part, ast.Name)}
     for name in sorted(names):  # what was decoded into a list, or handed over under a name that says so
         for site in project.callers(scope)[:6] if name in scope.parameters else ():
             value = project.argument(site, scope, name)
@@ -216,7 +216,7 @@ def _is_model_text(origin: Origin) -> str | None:
         return f"the text is {code_of(node, 40)} at {where}"
     if isinstance(node, ast.Call):
         last = last_name(node.func) or ""
-        base = ast.unparse(node.func)
+        base = text_of(node.func)
         if MODEL_TEXT.search(last) and not re.search(
             r"base64|bytes|utf|codecs|json|b\.decode|stdout|data\.decode|response\.read", base
         ):
@@ -239,7 +239,7 @@ def _is_model_text(origin: Origin) -> str | None:
     if (
         isinstance(node, ast.Attribute)
         and node.attr in ("content", "text")
-        and re.search(r"choice|message|response|completion|output|\b(msg|reply|answer|llm|chat)\b", ast.unparse(node))
+        and re.search(r"choice|message|response|completion|output|\b(msg|reply|answer|llm|chat)\b", text_of(node))
     ):
         return f"the text is {code_of(node, 40)} at {where}"
     return None

@@ -14,12 +14,12 @@ from intone.optimise.scan.cachewrites import (
     is_cache,
     only_leaves,
     refuses_overflow,
-    written_to_cache,
+    writes_of,
 )
-from intone.optimise.scan.expressions import code_of, last_name, names_in
+from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 ROOM = re.compile(r"room|left|free|space|fit")
 
@@ -42,7 +42,7 @@ def cache_overflow(module: Module, project: Project) -> Iterator[Place]:
         if (dropped := _drops_oldest(scope, project)) is not None:
             yield dropped
             continue
-        writes = [write for node in scope.body if (write := written_to_cache(node, scope, project)) is not None]
+        writes = writes_of(scope, project)
         passes = [call for call in scope.calls if _hands_position_on(call, scope, project)]
         if not writes and not passes or refuses_overflow(scope, project):
             continue
@@ -63,8 +63,8 @@ def cache_overflow(module: Module, project: Project) -> Iterator[Place]:
 
 def _drops_oldest(scope: Scope, project: Project) -> Place | None:
     """self.k = cat([self.k, k])[:, :, -limit:]: the first tokens fall out of a cache that says nothing of a window."""
-    for node in scope.body:
-        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Subscript):
+    for node in scope.of(ast.Assign):
+        if not isinstance(node.value, ast.Subscript):
             continue
         value = node.value
         joined = isinstance(value.value, ast.Call) and last_name(value.value.func) in ("cat", "concat", "concatenate")
@@ -75,7 +75,7 @@ def _drops_oldest(scope: Scope, project: Project) -> Place | None:
             for part in parts
         )  # fmt: skip
         if joined and tail and is_cache(node.targets[0], scope, project):
-            if WINDOW.search(ast.unparse(scope.owner or scope.node)):
+            if WINDOW.search(text_of(scope.owner or scope.node)):
                 return None
             return Place(
                 node,
@@ -91,10 +91,7 @@ WINDOW = re.compile(r"window|ring|circular|roll|slid|wrap|evict|sink|stream", re
 
 def _hands_position_on(call: ast.Call, scope: Scope, project: Project) -> bool:
     """cache.write(position, keys): a call of a function that writes into a cache."""
-    for function in project.callees(call, scope)[:2]:
-        if any(written_to_cache(node, function, project) is not None for node in function.body):
-            return True
-    return False
+    return any(writes_of(function, project) for function in project.callees(call, scope)[:2])
 
 
 def _silent(write: Write, scope: Scope, project: Project) -> Place | None:
@@ -124,7 +121,7 @@ def _silent(write: Write, scope: Scope, project: Project) -> Place | None:
                     "an error of the full cache is caught and nothing is said",
                     (f"line {quiet[0].lineno}: {module.line_of(quiet[0])}",),
                 )
-        if isinstance(above, ast.With) and any("suppress(" in ast.unparse(item.context_expr) for item in above.items):
+        if isinstance(above, ast.With) and any("suppress(" in text_of(item.context_expr) for item in above.items):
             told = f"line {above.lineno}: {module.line_of(above)}"
             return Place(write.node, "an error of the full cache is caught and nothing is said", (told,))
         below = above
@@ -136,18 +133,18 @@ def _goes_on_loudly(holder: ast.If, module: Module) -> bool:
     above = module.parents.get(holder)
     block = next((b for n in ("body", "orelse") if isinstance(b := getattr(above, n, None), list) and holder in b), [])
     rest = block[block.index(holder) + 1 :] if block else []
-    return any(isinstance(part, ast.Raise) for statement in rest for part in ast.walk(statement))
+    return any(isinstance(part, ast.Raise) for statement in rest for part in walk(statement))
 
 
 def _is_quiet(handler: ast.ExceptHandler) -> bool:
-    text = ast.unparse(handler.type) if handler.type else "Exception"
+    text = text_of(handler.type) if handler.type else "Exception"
     return bool(re.search(r"Index|Runtime|Value|Exception", text)) and only_leaves(handler.body)
 
 
 def _masked(write: Write, scope: Scope) -> Place | None:
     """keep = positions < limit; cache[positions[keep]] = keys[keep]"""
-    names = {part.id for part in ast.walk(write.target) if isinstance(part, ast.Name)}
-    names &= {part.id for part in ast.walk(write.value) if isinstance(part, ast.Name)}
+    names = {part.id for part in walk(write.target) if isinstance(part, ast.Name)}
+    names &= {part.id for part in walk(write.value) if isinstance(part, ast.Name)}
     for name in sorted(names):
         for binding in scope.bindings.get(name, []):
             if compares_size(binding.value):
@@ -161,7 +158,7 @@ def _masked(write: Write, scope: Scope) -> Place | None:
 
 def _shortened(write: Write, scope: Scope, project: Project) -> Place | None:
     """cache[:, pos:end] = keys[:, : end - pos] with an end that is cut to the cache's length."""
-    inside = list(ast.walk(write.target)) + list(ast.walk(write.value))
+    inside = list(walk(write.target)) + list(walk(write.value))
     slices = [part for part in inside if isinstance(part, ast.Slice) and part.upper is not None]
     for part in slices:
         cut = _cut_to_size(part.upper, scope, project, 3)
@@ -178,7 +175,7 @@ def _cut_to_size(node: ast.expr | None, scope: Scope, project: Project, depth: i
     """min(end, self.max_len), or room = self.max_len - self.pos: the expression that cuts, through names and calls."""
     if node is None or depth == 0:
         return None
-    for part in ast.walk(node):
+    for part in walk(node):
         if isinstance(part, ast.Call):
             if clamps(part):
                 return part
@@ -210,8 +207,8 @@ def _only_when_full(node: ast.AST, scope: Scope) -> bool:
 
 
 def _leaves_when_full(scope: Scope, writes: bool) -> Place | None:
-    for node in scope.body:
-        if writes and isinstance(node, ast.If) and compares_size(node.test) and only_leaves(node.body):
+    for node in scope.of(ast.If):
+        if writes and compares_size(node.test) and only_leaves(node.body):
             return Place(
                 node,
                 "when the cache is full the new keys and values are left out without a word",
@@ -222,7 +219,7 @@ def _leaves_when_full(scope: Scope, writes: bool) -> Place | None:
 
 def _cut_position(scope: Scope, project: Project, writes: Sequence[Write], passes: Sequence[ast.Call]) -> Place | None:
     """pos = min(pos, limit - 1), also inside the index, in functions that write into a cache or call one that does."""
-    for node in scope.body:
+    for node in scope.of(ast.Assign, ast.Call):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and clamps(node.value):
             name = target_name(node.targets[0]) or ""
             if POSITION.search(name):
@@ -240,7 +237,7 @@ def _cut_position(scope: Scope, project: Project, writes: Sequence[Write], passe
         ):
             return Place(node, "the position is cut to the cache's end", (code_of(node, 60),))
     for place in [*(write.target for write in writes), *(arg for call in passes for arg in call.args)]:
-        for part in ast.walk(place):
+        for part in walk(place):
             if isinstance(part, ast.Call) and clamps(part):
                 return Place(
                     part,
@@ -249,9 +246,9 @@ def _cut_position(scope: Scope, project: Project, writes: Sequence[Write], passe
                 )
     for write in writes:
         behind = [b.value for name in names_in(write.target) for b in scope.bindings.get(name, []) if b.how == "="]
-        parts = [part for node in [write.target, *behind] for part in ast.walk(node)]
+        parts = [part for node in [write.target, *behind] for part in walk(node)]
         ring = next((p for p in parts if isinstance(p, ast.BinOp) and isinstance(p.op, ast.Mod)), None)
-        around = ast.unparse(scope.owner or scope.node)
+        around = text_of(scope.owner or scope.node)
         if ring is not None and not WINDOW.search(around):
             return Place(
                 write.node,

@@ -5,22 +5,18 @@ import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import code_of, last_name, names_in
+from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import is_inside, train_loops
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import LOOPS, Module, Scope, own_nodes, target_name
-from intone.optimise.scan.waiting import Work, remakes
+from intone.optimise.scan.waiting import ANYTHING, TEXTS, Work, remakes, words_of
 
 FEW = 256  # waiting texts: looking at so few costs less than making one of them into tokens; guess
-CONTEXT = re.compile(
-    r"pack|bin|chunk|buffer|concat|fit|doc|conv|row|token|batch|collate|loader|sample|queue|pend|text|example|seq|pool|"
-    r"wait|todo|left|remain|group|bucket|stream|carry|piece|shard|item|ids|room|seen|open|used|placed|taken|order|"
-    r"flat|all_|whole|joined|corpus|data|out|result|length|content|rest|tail|line|blob|long",
-    re.I,
-)
 PACKS = re.compile(r"pack|bin|fit|bucket|chunk|concat|fill|group|place|arrange|lay_out|build_rows", re.I)
+# what the four looks at a node are about
+LOOKED_AT = (ast.Call, ast.For, ast.AsyncFor, ast.ListComp, ast.Compare, ast.Delete, ast.Assign)
 TAKES = ("pop", "remove", "popleft", "__delitem__")
 GROWS = ("append", "extend", "insert", "add", "put")
 
@@ -45,14 +41,16 @@ def quadratic_packing(module: Module, project: Project) -> Iterator[Place]:
         loop.around for loop in train_loops(module, project)
     }
     for scope in module.scopes:
-        outermost = [node for node in scope.body if isinstance(node, LOOPS) and not module.loops_around(node)]
+        outermost = [node for node in scope.of(*LOOPS) if isinstance(node, LOOPS) and not module.loops_around(node)]
         for loop in outermost:
             if any(one is loop or is_inside(one, loop, module) for one in hot):
                 continue
             work = Work(loop, scope, reached(loop, scope, project, 2), project)
             for item in work.items:
+                if type(item.node) not in LOOKED_AT:
+                    continue
                 found = _prefix_sum(item) or _scanned(item, work) or _moved(item, work) or _grown_anew(item, work)
-                if found:
+                if found and not work.is_after_error(item):
                     message, evidence, severity = found
                     way = [item.path()] if item.chain else []
                     yield Place(item.node, message, (*evidence, *way), severity=severity, scope=item.scope)  # type: ignore[arg-type]
@@ -65,6 +63,9 @@ Found = tuple[str, tuple[str, ...], str | None]
 # --- searches ---------------------------------------------------------------------------------------------------------
 
 
+ONE_ENTRY = (".remove()", ".index()", ".count()", "in")
+
+
 def _scanned(item: Reached, work: Work) -> Found | None:
     """A search over all texts or rows for each one: a loop, min(), next(), in, index(), sorted()."""
     walked = _walked_by(item)
@@ -72,10 +73,12 @@ def _scanned(item: Reached, work: Work) -> Found | None:
         return None
     name, how = walked
     holders = work.holders(name, item)
-    if work.is_fresh(holders) or not any(CONTEXT.search(held) for _, held in holders):
+    if work.is_fresh(holders) or not work.is_of_texts(holders, item):
+        return None
+    if how in ONE_ENTRY and work.is_hashed(holders):
         return None
     takes, grows = work.is_touched(holders, TAKES) or _marks_taken(item, work), work.is_touched(holders, GROWS)
-    if not takes and not grows:
+    if not takes and not grows or work.is_of_slots(holders, item):
         return None
     if how in ("sum", "any", "all", "max", "min", "sorted") and not takes and not _is_packing(item, work):
         return None
@@ -129,7 +132,7 @@ def _prefix_sum(item: Reached) -> Found | None:
     if (
         walked.slice.lower is not None
         or not names_in(walked.slice.upper) & moving
-        or not re.search(r"len|size|" + CONTEXT.pattern, name)
+        or not any(TEXTS.match(word) or ANYTHING.match(word) or word == "len" for word in words_of(name))
     ):
         return None
     line = f"{item.scope.module.path}:{item.line}: {code_of(node, 60)}"
@@ -155,8 +158,7 @@ def _walked_by(item: Reached) -> tuple[str, str] | None:
         name = _list_name(node.iter)
         tests = [part for part in own_nodes(node) if isinstance(part, ast.Compare)]
         sized = any(
-            re.search(r"len|size|remain|space|room|cap|fit|left|free|used|tokens|width|<|>", ast.unparse(t))
-            for t in tests
+            re.search(r"len|size|remain|space|room|cap|fit|left|free|used|tokens|width|<|>", text_of(t)) for t in tests
         )
         return (name, "a loop") if name and sized else None
     if isinstance(node, ast.Call):
@@ -249,15 +251,17 @@ def _is_list(name: str, scope: Scope) -> bool:
 def _moved(item: Reached, work: Work) -> Found | None:
     """buffer.pop(0), buffer.insert(0, x), buffer = buffer[n:], del buffer[:n]: all the rest is moved each time."""
     node, scope = item.node, item.scope
+    if not isinstance(node, (ast.Call, ast.Delete, ast.Assign)):
+        return None
     if not item.chain and not scope.module.loops_around(node):
         return None
-    told = (f"{scope.module.path}:{item.line}: {code_of(node, 50)}",)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("pop", "insert"):
         name = target_name(node.func.value)
         first = node.args[0] if node.args else None
         zero = isinstance(first, ast.Constant) and first.value == 0
-        if name and zero and _is_kept(name, item, work) and not _is_deque(name, item, work):
-            return f"`{code_of(node, 40)}` moves the whole list at every turn", told, None
+        short = name is not None and work.is_window(item, name)
+        if name and zero and not short and _is_kept(name, item, work) and not _is_deque(name, item, work):
+            return f"`{code_of(node, 40)}` moves the whole list at every turn", _code_at(item, 50), None
     if isinstance(node, ast.Delete) and isinstance(node.targets[0], ast.Subscript):
         target = node.targets[0]
         name = target_name(target.value)
@@ -269,15 +273,19 @@ def _moved(item: Reached, work: Work) -> Found | None:
             and target.slice.upper is not None
         )
         if name and front and _is_kept(name, item, work):
-            return f"`{code_of(node, 40)}` moves the whole list at every turn", told, None
+            return f"`{code_of(node, 40)}` moves the whole list at every turn", _code_at(item, 50), None
     if isinstance(node, ast.Assign) and len(node.targets) == 1:
         for name, value in _assigned(node):
             cut = isinstance(value, ast.Subscript) and target_name(value.value) == name and _is_tail(value.slice)
             gone = value.args[0] if isinstance(value, ast.Call) and last_name(value.func) == "delete" else None
             taken = gone is not None and target_name(gone) == name
             if name and (cut or taken) and _is_kept(name, item, work) and (taken or _is_stream(name, item, work)):
-                return f"`{code_of(node, 50)}` copies all the rest at every turn", told, None
+                return f"`{code_of(node, 50)}` copies all the rest at every turn", _code_at(item, 50), None
     return None
+
+
+def _code_at(item: Reached, limit: int) -> tuple[str]:
+    return (f"{item.scope.module.path}:{item.line}: {code_of(item.node, limit)}",)
 
 
 def _assigned(node: ast.Assign) -> list[tuple[str | None, ast.expr]]:
@@ -295,7 +303,7 @@ def _is_tail(index: ast.expr) -> bool:
 def _is_kept(name: str, item: Reached, work: Work, *, named: bool = True) -> bool:
     """Whether a list lives longer than a turn of the loop. named: and reads like one of texts."""
     holders = work.holders(name, item)
-    if named and not any(CONTEXT.search(held) for _, held in holders):
+    if named and not work.is_of_texts(holders, item):
         return False
     if holders[-1][0] is work.scope and not name.startswith("self."):
         inner = work.scope.module.loops_around(item.anchor)[:1]
@@ -312,13 +320,13 @@ def _is_deque(name: str, item: Reached, work: Work) -> bool:
     for scope, held in work.holders(name, item):
         at: Scope | None = scope
         while at is not None:
-            if any("deque" in ast.unparse(b.value) for b in at.bindings.get(held, [])):
+            if any("deque" in text_of(b.value) for b in at.bindings.get(held, [])):
                 return True
             at = at.outer
         owner = work.project.owner_of(scope)
         if held.startswith("self.") and owner is not None:
             for method in work.project.class_scopes(owner[1]):
-                if any("deque" in ast.unparse(b.value) for b in method.bindings.get(held, [])):
+                if any("deque" in text_of(b.value) for b in method.bindings.get(held, [])):
                     return True
     return False
 
@@ -327,7 +335,7 @@ def _is_stream(name: str, item: Reached, work: Work) -> bool:
     """Whether a list is cut row by row in an inner loop, or by a function that is called again and again."""
     loops = item.scope.module.loops_around(item.node)
     if loops and isinstance(loops[0], ast.While):
-        return name in names_in(loops[0].test) or name.startswith("self.") or "True" in ast.unparse(loops[0].test)
+        return name in names_in(loops[0].test) or name.startswith("self.") or "True" in text_of(loops[0].test)
     return bool(item.chain)
 
 
@@ -341,7 +349,6 @@ def _grown_anew(item: Reached, work: Work) -> Found | None:
         return None
     if item.chain and not name.startswith("self."):
         return None
-    told = (f"{scope.module.path}:{item.line}: {code_of(node, 60)}",)
     message = f"`{name}` is copied as a whole for every piece that is added"
     if (
         isinstance(value, ast.Call)
@@ -350,7 +357,7 @@ def _grown_anew(item: Reached, work: Work) -> Found | None:
     ):
         parts = value.args[0].elts if isinstance(value.args[0], (ast.List, ast.Tuple)) else value.args
         if any(target_name(part) == name for part in parts) and not _starts_anew(name, item, work):
-            return message, told, None
+            return message, _code_at(item, 60), None
     if (
         isinstance(value, ast.BinOp)
         and isinstance(value.op, ast.Add)
@@ -358,7 +365,7 @@ def _grown_anew(item: Reached, work: Work) -> Found | None:
         and _is_list(name, scope)
         and not _starts_anew(name, item, work)
     ):
-        return message, told, None
+        return message, _code_at(item, 60), None
     return None
 
 
@@ -366,9 +373,7 @@ def _over_data(work: Work) -> bool:
     """Whether the loop walks over documents, files or batches."""
     loop = work.loop
     text = (
-        ast.unparse(loop.iter) + ast.unparse(loop.target)
-        if isinstance(loop, (ast.For, ast.AsyncFor))
-        else ast.unparse(loop.test)
+        text_of(loop.iter) + text_of(loop.target) if isinstance(loop, (ast.For, ast.AsyncFor)) else text_of(loop.test)
     )
     return bool(
         re.search(

@@ -4,10 +4,10 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import called, is_false, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, is_false, keyword, last_name, names_in, text_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 Found = tuple[ast.AST, str]
 # of a library, for rows with labels
@@ -87,8 +87,8 @@ def _labels_near(scope: Scope, project: Project) -> Scope | None:
 
 def _makes_labels(scope: Scope) -> bool:
     """Whether a function makes labels in which padding is left out (-1, -100), as only training does."""
-    text_names = {name for node in scope.body for name in ([node.id] if isinstance(node, ast.Name) else [])}
-    words = {part.value for part in scope.body if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+    text_names = {node.id for node in scope.of(ast.Name)}
+    words = {part.value for part in scope.of(ast.Constant) if isinstance(part.value, str)}
     words = {word for word in words if len(word) < 40}
     labelled = any(re.search(r"label|target|loss_mask", name) for name in text_names | words)
     return (
@@ -98,11 +98,14 @@ def _makes_labels(scope: Scope) -> bool:
     )
 
 
+TRAINS = re.compile(r"ignore_index|cross_entropy|backward\(")
+
+
 def _fills_ignored(scope: Scope) -> bool:
     """A row that begins full of -100, or in a file with a loss of -1, as only labels do, whatever their name."""
-    trains = re.search(r"ignore_index|cross_entropy|backward\(", scope.module.text)
+    trains = scope.module.mentions(TRAINS)
     numbers = (1, 100) if trains else (100,)
-    for node in scope.body:
+    for node in scope.of(ast.Call, ast.BinOp):
         if isinstance(node, ast.Call) and last_name(node.func) in (
             "full", "new_full", "full_like", "fill_", "masked_fill", "masked_fill_", "pad_sequence", "pad",
             "constant_pad_nd",
@@ -126,7 +129,7 @@ def _is_ignored(node: ast.expr, numbers: tuple[int, ...]) -> bool:
 
 
 def _has_ignored(scope: Scope) -> bool:
-    for node in scope.body:
+    for node in scope.of(ast.UnaryOp, ast.Name, ast.Attribute):
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
             above = scope.module.parents.get(node)
             if node.operand.value in (1, 100) and not isinstance(above, (ast.Subscript, ast.Slice, ast.Tuple)):
@@ -138,9 +141,12 @@ def _has_ignored(scope: Scope) -> bool:
     return False
 
 
+PACKED = re.compile(r"cu_seqlens|doc(ument)?_(ids|mask)|packed|seq_idx")
+
+
 def _packs(scope: Scope) -> bool:
     """Whether a function already lays several texts into one row."""
-    for node in scope.body:
+    for node in scope.of(ast.Call, ast.Name):
         if (
             isinstance(node, ast.Call)
             and last_name(node.func) in ("extend", "pack")
@@ -149,15 +155,15 @@ def _packs(scope: Scope) -> bool:
             inner = scope.module.loops_around(node)[0]
             if isinstance(inner, ast.While):
                 return True
-        if isinstance(node, ast.Name) and re.search(r"cu_seqlens|doc(ument)?_(ids|mask)|packed|seq_idx", node.id):
+        if isinstance(node, ast.Name) and PACKED.search(node.id):
             return True
     return False
 
 
 def _pads_to_longest(scope: Scope, project: Project) -> Found | None:
     """full((rows, max(len(x) ...)), pad), also where the width is handed over."""
-    for node in scope.body:
-        if not isinstance(node, ast.Call) or not node.args:
+    for node in scope.of(ast.Call):
+        if not node.args:
             continue
         if last_name(node.func) not in ("full", "zeros", "ones", "empty", "new_full", "new_zeros"):
             continue
@@ -188,14 +194,14 @@ def _is_filled(node: ast.Call, scope: Scope) -> bool:
 
 def _is_longest(node: ast.expr, scope: Scope, project: Project, depth: int) -> bool:
     """max(len(row) for row in batch), perhaps plus or minus something, behind a name, or handed over by a caller."""
-    for part in ast.walk(node):
+    for part in walk(node):
         if isinstance(part, ast.Call) and last_name(part.func) in ("max", "amax") and _is_of_lengths(part, scope):
             return True
         if (
             isinstance(part, ast.Subscript)
             and isinstance(part.value, ast.Call)
             and last_name(part.value.func) == "sorted"
-            and "len" in ast.unparse(part.value)
+            and "len" in text_of(part.value)
         ):
             return True
         if depth and isinstance(part, ast.Call):
@@ -215,10 +221,10 @@ def _is_longest(node: ast.expr, scope: Scope, project: Project, depth: int) -> b
 
 def _is_of_lengths(call: ast.Call, scope: Scope) -> bool:
     """max over len(...), sizes or lengths; not max(1, n)."""
-    if re.search(r"len|size|shape", ast.unparse(call)):
+    if re.search(r"len|size|shape", text_of(call)):
         return True
     return any(
-        "len(" in ast.unparse(binding.value)
+        "len(" in text_of(binding.value)
         for arg in call.args for name in names_in(arg) for binding in scope.bindings.get(name, [])
     )  # fmt: skip
 
@@ -242,7 +248,7 @@ def _pads_by_library(scope: Scope, project: Project) -> Found | None:
             return call, "to the longest of the batch"
         if name in ("torch.nn.functional.pad", "torch.constant_pad_nd", "np.pad", "numpy.pad") and len(call.args) > 1:
             amount = call.args[1]
-            if re.search(r"len|size|shape", ast.unparse(amount)) or _is_gap(amount, scope):
+            if re.search(r"len|size|shape", text_of(amount)) or _is_gap(amount, scope):
                 longest = _is_longest(amount, scope, project, 3)
                 return call, "to the longest of the batch" if longest else "one by one"
     return None
@@ -256,7 +262,7 @@ def _is_gap(node: ast.expr, scope: Scope) -> bool:
             if isinstance(value, ast.Call) and last_name(value.func) == "max" and value.args:
                 value = value.args[-1]
             if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Sub) and re.search(
-                r"len\(|\.size|shape|numel", ast.unparse(value)
+                r"len\(|\.size|shape|numel", text_of(value)
             ):  # fmt: skip
                 return True
     return False
@@ -264,13 +270,13 @@ def _is_gap(node: ast.expr, scope: Scope) -> bool:
 
 def _pads_lists(scope: Scope, project: Project) -> Found | None:
     """row + [pad] * (longest - len(row)), row.extend([pad] * gap)."""
-    for node in scope.body:
-        if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult)):
+    for node in scope.of(ast.BinOp):
+        if not isinstance(node.op, ast.Mult):
             continue
         one, count = (node.left, node.right) if isinstance(node.left, ast.List) else (node.right, node.left)
         if not isinstance(one, ast.List) or len(one.elts) != 1:
             continue
-        direct = isinstance(count, ast.BinOp) and isinstance(count.op, ast.Sub) and "len(" in ast.unparse(count)
+        direct = isinstance(count, ast.BinOp) and isinstance(count.op, ast.Sub) and "len(" in text_of(count)
         if not direct and not _is_gap(count, scope):
             continue
         if any(isinstance(loop, ast.While) for loop in scope.module.loops_around(node)):
@@ -285,8 +291,8 @@ def _pads_lists(scope: Scope, project: Project) -> Found | None:
 
 def _fills_in_part(scope: Scope) -> Found | None:
     """row = full(width, pad); row[: len(ids)] = ids"""
-    for node in scope.body:
-        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Subscript):
+    for node in scope.of(ast.Assign):
+        if not isinstance(node.targets[0], ast.Subscript):
             continue
         target = node.targets[0]
         index = target.slice.elts[-1] if isinstance(target.slice, ast.Tuple) and target.slice.elts else target.slice
@@ -302,26 +308,26 @@ def _fills_in_part(scope: Scope) -> Found | None:
 
 def _is_length(node: ast.expr, scope: Scope) -> bool:
     """len(row), row.size(0), or a name for one of them."""
-    if re.search(r"len\(|\.size\(|\.shape|numel", ast.unparse(node)):
+    if re.search(r"len\(|\.size\(|\.shape|numel", text_of(node)):
         return True
     values = [b.value for name in names_in(node) for b in scope.bindings.get(name, []) if b.how == "="]
-    return any(re.search(r"len\(|\.size\(|\.shape|numel", ast.unparse(value)) for value in values)
+    return any(re.search(r"len\(|\.size\(|\.shape|numel", text_of(value)) for value in values)
 
 
 def _is_filler(node: ast.expr) -> bool:
-    return isinstance(node, (ast.Constant, ast.UnaryOp)) or bool(re.search(r"pad|ignore|eos", ast.unparse(node), re.I))
+    return isinstance(node, (ast.Constant, ast.UnaryOp)) or bool(re.search(r"pad|ignore|eos", text_of(node), re.I))
 
 
 def _pads_step_by_step(scope: Scope, project: Project) -> Found | None:
     """while len(row) < width: row.append(pad)"""
-    for node in scope.body:
-        if not isinstance(node, ast.While) or len(node.body) > 3 or not isinstance(node.test, ast.Compare):
+    for node in scope.of(ast.While):
+        if len(node.body) > 3 or not isinstance(node.test, ast.Compare):
             continue
-        if not re.match(r"len\(", ast.unparse(node.test.left)) or not isinstance(node.test.ops[0], ast.Lt):
+        if not re.match(r"len\(", text_of(node.test.left)) or not isinstance(node.test.ops[0], ast.Lt):
             continue
         row = names_in(node.test.left)
         pads = [
-            call for statement in node.body for call in ast.walk(statement)
+            call for statement in node.body for call in walk(statement)
             if isinstance(call, ast.Call) and last_name(call.func) == "append" and call.args
             and _is_filler(call.args[0]) and names_in(call.func) & row
         ]  # fmt: skip

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 
 from intone.optimise.scan.constants import is_never
-from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import is_inside
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import reached
@@ -38,7 +38,7 @@ def reused_buffer(module: Module, project: Project) -> Iterator[Place]:
                 if not names_in(source) & _views(name, scope, None) or to_host(call):
                     continue
                 region = _again(call, binding, maker, scope)
-                if region is None or WAITS.search(ast.unparse(region)) or not _filled_in(name, region, scope, project):
+                if region is None or WAITS.search(text_of(region)) or not _filled_in(name, region, scope, project):
                     continue
                 maybe = () if is_true(flag) else (f"asynchronous where `{code_of(flag, 30)}` holds",)
                 yield Place(
@@ -150,10 +150,8 @@ def _filled_in(name: str, region: ast.AST, scope: Scope, project: Project) -> bo
 def unwaited_stream(module: Module, project: Project) -> Iterator[Place]:
     """with torch.cuda.stream(s): x = x.to(device, non_blocking=True), and nothing in the class or file waits for s."""
     for scope in module.scopes:
-        for node in scope.body:
-            if not isinstance(node, ast.With) or not any(
-                _enters_stream(item.context_expr, scope) for item in node.items
-            ):
+        for node in scope.of(ast.With):
+            if not any(_enters_stream(item.context_expr, scope) for item in node.items):
                 continue
             copies = [
                 call for call in own_nodes(node)
@@ -161,7 +159,7 @@ def unwaited_stream(module: Module, project: Project) -> Iterator[Place]:
                 and keyword(call, "non_blocking") is not None
             ]  # fmt: skip
             owner = project.owner_of(scope)
-            around = ast.unparse(owner[1]) if owner is not None else module.text
+            around = text_of(owner[1]) if owner is not None else module.text
             if copies and not WAITS.search(around):
                 yield Place(
                     copies[0],

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.constants import known_values
-from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.seeds import MAKERS, SEEDED, SEEDING, calls_something, chain_of, method_of, seed_of
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import chooses_token
 
 ROWS = re.compile(
@@ -76,7 +76,7 @@ def _is_new_each_call(seeding: ast.Call, scope: Scope, project: Project) -> bool
     )
     return counted or any(
         isinstance(node, ast.Call) and last_name(node.func) in ("next", "time", "time_ns", "urandom", "randbits")
-        for part in parts for node in ast.walk(part)
+        for part in parts for node in walk(part)
     )  # fmt: skip
 
 
@@ -88,8 +88,8 @@ def _rows_here(scope: Scope) -> str | None:
             if name and ROWS.match(name.rpartition(".")[2]):
                 return name
     for name, bindings in scope.bindings.items():
-        if ROWS.match(name) and any("shape[0]" in ast.unparse(b.value) or ".size(0)" in ast.unparse(b.value) or
-                                    ast.unparse(b.value).startswith("len(") for b in bindings):  # fmt: skip
+        if ROWS.match(name) and any("shape[0]" in text_of(b.value) or ".size(0)" in text_of(b.value) or
+                                    text_of(b.value).startswith("len(") for b in bindings):  # fmt: skip
             return name
     return None
 
@@ -232,7 +232,7 @@ def worker_generator(module: Module, project: Project) -> Iterator[Place]:
             for binding in bindings
             if isinstance(binding.value, ast.Call) and any(maker in chain_of(binding.value, method) for maker in MAKERS)
         }
-        if "get_worker_info" in ast.unparse(scope.node):
+        if "get_worker_info" in text_of(scope.node):
             continue
         for call in scope.calls:
             base = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None

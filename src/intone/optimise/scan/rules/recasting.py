@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import called, code_of, is_false, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, is_false, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import is_periodic, train_loops
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import is_model_call, is_model_name, is_module_class
 
 CASTS = ("to", "type", "type_as", "half", "bfloat16", "float")
@@ -38,7 +38,7 @@ def fp32_logits(module: Module, project: Project) -> Iterator[Place]:
             continue
         for call in scope.calls:
             value = _cast_to_fp32(call, scope)
-            value = value.value if isinstance(value, ast.Subscript) and "-1" not in ast.unparse(value.slice) else value
+            value = value.value if isinstance(value, ast.Subscript) and "-1" not in text_of(value.slice) else value
             name = target_name(value) if value is not None else None
             if name is None and isinstance(value, ast.Call) and _is_head(value, scope, project):
                 yield Place(call, "the logits of all positions are copied to fp32 for the loss", (code_of(call, 60),))
@@ -71,7 +71,7 @@ def _computes_loss(scope: Scope, project: Project) -> bool:
     return any(
         any(last_name(c.func) in LOSSES or re.search(r"loss", last_name(c.func) or "") for c in site.scope.calls)
         for site in project.callers(scope)[:4]
-        if any("logit" in ast.unparse(value) for value in scope.returns)
+        if any("logit" in text_of(value) for value in scope.returns)
     )
 
 
@@ -82,7 +82,7 @@ def _is_head(value: ast.Call, scope: Scope, project: Project) -> bool:
 
 
 def _cast_to_fp32(call: ast.Call, scope: Scope) -> ast.expr | None:
-    if last_name(call.func) in ("log_softmax", "softmax") and ast.unparse(keyword(call, "dtype") or call.func) in (
+    if last_name(call.func) in ("log_softmax", "softmax") and text_of(keyword(call, "dtype") or call.func) in (
         "torch.float32", "torch.float",
     ):  # fmt: skip
         method = isinstance(call.func, ast.Attribute) and not called(call, scope).startswith("torch.")
@@ -92,9 +92,7 @@ def _cast_to_fp32(call: ast.Call, scope: Scope) -> ast.expr | None:
     if call.func.attr == "float" and not call.args:
         return call.func.value
     words = [*call.args, *(word.value for word in call.keywords)]
-    if call.func.attr in ("to", "type") and any(
-        ast.unparse(word) in ("torch.float32", "torch.float") for word in words
-    ):
+    if call.func.attr in ("to", "type") and any(text_of(word) in ("torch.float32", "torch.float") for word in words):
         return call.func.value
     return None
 
@@ -106,9 +104,9 @@ def _from_head(name: str, scope: Scope, project: Project, seen: set[str]) -> boo
     seen.add(name)
     for binding in scope.bindings.get(name, []):
         value = binding.value
-        if isinstance(value, ast.Subscript) and re.search(r"-1", ast.unparse(value.slice)):
+        if isinstance(value, ast.Subscript) and re.search(r"-1", text_of(value.slice)):
             return False
-        for part in ast.walk(value):
+        for part in walk(value):
             if isinstance(part, ast.Call):
                 called_name = target_name(part.func) or ""
                 last = called_name.rpartition(".")[2]
@@ -187,8 +185,8 @@ LOADING = (
 
 def _product_by_operator(scope: Scope, project: Project) -> Iterator[Place]:
     """x @ self.weight.to(x.dtype).T"""
-    for node in scope.body:
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+    for node in scope.of(ast.BinOp):
+        if isinstance(node.op, ast.MatMult):
             cast = _cast_weight(node.right, scope, project) or _cast_weight(node.left, scope, project)
             if cast is not None:
                 yield _copied_weight(cast, node)
@@ -196,7 +194,7 @@ def _product_by_operator(scope: Scope, project: Project) -> Iterator[Place]:
 
 
 def _copied_weight(cast: ast.Call, user: ast.expr) -> Place:
-    up = last_name(cast.func) == "float" or "float32" in ast.unparse(cast)
+    up = last_name(cast.func) == "float" or "float32" in text_of(cast)
     told = f"used by {code_of(user, 60)}"
     more = ("to fp32, where a copy kept in that format would do",) if up else ()
     words = f"`{code_of(cast, 40)}` copies the weight in every forward pass"
@@ -223,7 +221,7 @@ def _cast_weight(arg: ast.expr, scope: Scope, project: Project) -> ast.Call | No
     """self.weight.to(...), also behind a local name, or a parameter that callers hand a weight."""
     values = [b.value for b in scope.bindings.get(arg.id, []) if b.how == "="] if isinstance(arg, ast.Name) else [arg]
     for value in values:
-        for call in [part for part in ast.walk(value) if isinstance(part, ast.Call)]:
+        for call in [part for part in walk(value) if isinstance(part, ast.Call)]:
             if isinstance(call.func, ast.Attribute) and call.func.attr in CASTS and _is_other_format(call):
                 inside = call.func.value
                 if _is_weight(inside, scope, project):
@@ -271,13 +269,13 @@ def _is_parameter(name: str, scope: Scope, project: Project) -> bool:
 
 def _is_other_format(call: ast.Call) -> bool:
     """A cast to another format, not a copy to a device."""
-    text = ast.unparse(call).rpartition("(")[2]
+    text = text_of(call).rpartition("(")[2]
     return "device" not in text and "cuda" not in text
 
 
 def _is_quantised(owner: ast.ClassDef) -> bool:
     """Weights kept in 8 bits or less are cast on purpose."""
-    return bool(re.search(r"int8|int4|uint8|float8|e4m3|quant|scales", ast.unparse(owner), re.I))
+    return bool(re.search(r"int8|int4|uint8|float8|e4m3|quant|scales", text_of(owner), re.I))
 
 
 def _model_cast_in_loop(module: Module, project: Project) -> Iterator[Place]:
@@ -318,11 +316,11 @@ def _casts_weights(call: ast.Call, item: Reached) -> bool:
     if re.search(r"(^|\.)(p|param|params|w|weight|weights|master\w*|fp32\w*|\w*_fp32|\w*_master)(\.data)?$", name):
         return True
     for binding in item.scope.bindings.get(name, []):  # for name, x in model.state_dict().items()
-        if re.search(r"state_dict\(\)|parameters\(\)|master", ast.unparse(binding.value)) and binding.how == "iter":
+        if re.search(r"state_dict\(\)|parameters\(\)|master", text_of(binding.value)) and binding.how == "iter":
             return True
     for above in item.scope.module.up(call):
         if isinstance(above, (ast.DictComp, ast.ListComp, ast.GeneratorExp)):
-            return bool(re.search(r"state_dict\(\)|parameters\(\)|master", ast.unparse(above.generators[0].iter)))
+            return bool(re.search(r"state_dict\(\)|parameters\(\)|master", text_of(above.generators[0].iter)))
     return False
 
 
@@ -330,7 +328,7 @@ def _is_cast(call: ast.Call) -> bool:
     """.half(), .to(dtype): a cast to another format, not a copy to a device."""
     if last_name(call.func) not in ("to", "type"):
         return not call.args
-    return bool(re.search(r"float|half|dtype", ast.unparse(call).partition("(")[2]))
+    return bool(re.search(r"float|half|dtype", text_of(call).partition("(")[2]))
 
 
 def _is_output(name: str, item: Reached) -> bool:

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.constants import known_values
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import is_inside, train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import COMPREHENSIONS, Frame, Reached, loops_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.seeds import SEEDED, calls_something, seed_of
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 PICKERS = (
     "random.sample", "random.choices", "random.shuffle", "random.randrange", "random.randint", "np.random.choice",
@@ -147,6 +147,8 @@ def _turn_of(call: ast.Call, seed: ast.expr, scope: Scope, project: Project) -> 
                 return turns, (f"the seed `{code_of(seed, 30)}` is the same at each turn, so is the result", way)
             if (frame.chain or _makes_stream(call, scope)) and not _is_hot(frame, project, own):
                 break
+            if _draws_other_sizes(call, scope, frame, project):
+                break
             way = Reached(call, scope, frame.chain).path()
             line = (
                 f"the loop at {frame.module.path}:{frame.loop.lineno}"
@@ -156,6 +158,24 @@ def _turn_of(call: ast.Call, seed: ast.expr, scope: Scope, project: Project) -> 
             same = f"the seed `{code_of(seed, 30)}` does not change in the loop"
             return line, (same, *([way] if way else []))
     return None
+
+
+def _draws_other_sizes(call: ast.Call, scope: Scope, frame: Frame, project: Project) -> bool:
+    """default_rng(0).integers(0, high, (rows, length)) with other rows at every turn: one experiment for each size."""
+    if not _makes_stream(call, scope):
+        return False
+    above = scope.module.parents.get(call)
+    draw = scope.module.parents.get(above) if isinstance(above, ast.Attribute) else None
+    target = target_name(above.targets[0]) if isinstance(above, ast.Assign) else None
+    draws = [draw] if isinstance(draw, ast.Call) else [
+        other for other in scope.calls
+        if target is not None and isinstance(other.func, ast.Attribute) and target_name(other.func.value) == target
+    ]  # fmt: skip
+    shapes = [keyword(one, "size") or (one.args[-1] if one.args else None) for one in draws]
+    return any(
+        isinstance(shape, ast.Tuple) and not calls_something(shape) and _seed_changes(shape, scope, frame, project)
+        for shape in shapes
+    )
 
 
 def _repeats_itself(frame: Frame) -> bool:
@@ -182,10 +202,10 @@ def _comprehension(call: ast.Call, scope: Scope) -> tuple[str, set[str]] | None:
 
 def _header(loop: ast.AST) -> str:
     if isinstance(loop, COMPREHENSIONS):
-        parts = [f"{ast.unparse(part.target)} {ast.unparse(part.iter)}" for part in loop.generators]
+        parts = [f"{text_of(part.target)} {text_of(part.iter)}" for part in loop.generators]
         return re.sub(r"\w+\.", "", " ".join(parts))
     if isinstance(loop, (ast.For, ast.AsyncFor)):
-        return re.sub(r"\w+\.", "", f"{ast.unparse(loop.target)} {ast.unparse(loop.iter)}")
+        return re.sub(r"\w+\.", "", f"{text_of(loop.target)} {text_of(loop.iter)}")
     return ""
 
 
@@ -231,7 +251,7 @@ def _is_own_stream(call: ast.Call, scope: Scope) -> bool:
     """A generator that the function makes for itself: each call begins a stream of its own, as a request may."""
     name = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
     made = scope.bindings.get(name or "", [])
-    return any(isinstance(b.value, ast.Call) and "Generator" in ast.unparse(b.value.func) for b in made)
+    return any(isinstance(b.value, ast.Call) and "Generator" in text_of(b.value.func) for b in made)
 
 
 def _is_hot(frame: Frame, project: Project, own: bool = False) -> bool:
@@ -256,7 +276,7 @@ def _changed_in(loop: ast.AST) -> set[str]:
     changed: set[str] = set()
     if isinstance(loop, COMPREHENSIONS):
         changed |= {name for part in loop.generators for name in names_in(part.target)}
-    for part in ast.walk(loop):
+    for part in walk(loop):
         if isinstance(part, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.For, ast.AsyncFor, ast.NamedExpr)):
             targets = part.targets if isinstance(part, ast.Assign) else [part.target]
             changed |= {name for target in targets for name in names_in(target)}
@@ -326,7 +346,7 @@ def same_batches_on_ranks(module: Module, project: Project) -> Iterator[Place]:
     )
 
 
-def _names_around(scope: Scope, call: ast.Call) -> set[str]:
+def _names_around(scope: Scope, call: ast.Call) -> frozenset[str]:
     """The names in a statement, and in what its names are bound to in the same function."""
     names = names_in(_statement(scope.module, call))
     return names | {n for name in names for b in scope.bindings.get(name, []) for n in names_in(b.value)}
@@ -336,7 +356,7 @@ def _picks_rows(call: ast.Call, scope: Scope) -> bool:
     name = called(call, scope)
     if name == "torch.randint" and call.args:
         return bool(
-            re.search(r"len\(|size|num_|\.shape|n_tokens|total", " ".join(ast.unparse(arg) for arg in call.args[:2]))
+            re.search(r"len\(|size|num_|\.shape|n_tokens|total", " ".join(text_of(arg) for arg in call.args[:2]))
         )
     if name in PICKERS or name.rpartition(".")[2] in ("integers", "permutation", "randperm") and "." in name:
         return True
@@ -345,10 +365,10 @@ def _picks_rows(call: ast.Call, scope: Scope) -> bool:
 
 def _spelled_out(seed: ast.expr, scope: Scope, project: Project) -> str:
     """A seed with the names in it followed back one step."""
-    parts = [ast.unparse(seed)]
-    for node in ast.walk(seed):
+    parts = [text_of(seed)]
+    for node in walk(seed):
         if isinstance(node, ast.Name):
-            parts += [ast.unparse(origin.node) for origin in project.origins(node, scope, depth=2)]
+            parts += [text_of(origin.node) for origin in project.origins(node, scope, depth=2)]
     return " ".join(parts)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope
+from intone.optimise.scan.source import Module, Scope, walk
 from intone.optimise.scan.values import chooses_token, is_chosen, token_passes
 
 
@@ -25,7 +25,7 @@ from intone.optimise.scan.values import chooses_token, is_chosen, token_passes
 def copied_token(module: Module, project: Project) -> Iterator[Place]:
     """A value drawn from probabilities, then repeated: [t] * n, expand, repeat, full, [t for _ in range(n)]."""
     for scope in module.scopes:
-        for node in scope.body:
+        for node in scope.of(ast.BinOp, ast.ListComp, ast.DictComp, ast.Call, ast.Assign):
             copied = _copied(node, scope) or _given_to_all(node, scope)
             if copied is None:
                 continue
@@ -55,8 +55,8 @@ def _copied(node: ast.AST, scope: Scope) -> tuple[ast.expr, str] | None:
                 return other, "zeros + token"
     if isinstance(node, ast.ListComp) and len(node.generators) == 1:
         loop = node.generators[0]
-        names = {part.id for part in ast.walk(loop.target) if isinstance(part, ast.Name)}
-        used = {part.id for part in ast.walk(node.elt) if isinstance(part, ast.Name)}
+        names = {part.id for part in walk(loop.target) if isinstance(part, ast.Name)}
+        used = {part.id for part in walk(node.elt) if isinstance(part, ast.Name)}
         if not names & used:
             return node.elt, f"one element for each of {code_of(loop.iter, 20)}"
     if isinstance(node, ast.DictComp) and not names_in(node.value) & names_in(node.generators[0].target):

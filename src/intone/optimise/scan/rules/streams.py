@@ -4,14 +4,14 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.calls import functions_of
-from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in
+from intone.optimise.scan.beside import beside_others
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.randomness import stream_of
 from intone.optimise.scan.seeds import MAKERS, SEEDERS, SEEDING, calls_something, chain_of, method_of, seed_of
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import chooses_token
 
 
@@ -41,19 +41,23 @@ def set_back_by_one(module: Module, project: Project) -> Iterator[Place]:
                 (method, other) for method in project.class_scopes(owner[1]) for other in method.calls
                 if chooses_token(other, method) and target_name(stream_of(other, method) or call) == name
             ]  # fmt: skip
-            if draws and not any(method is scope or _leads_to(scope, method, project) for method, _ in draws):
-                at, draw = draws[0]
-                yield Place(
-                    call,
-                    f"`{scope.simple_name}` seeds `{name}` for one request, and others draw from it",
-                    (f"drawn by {code_of(draw, 50)} in `{at.simple_name}` at {at.module.path}:{draw.lineno}",),
-                )
+            if not draws:
+                continue
+            at, draw = draws[0]
+            drawn = f"drawn by {code_of(draw, 50)} in `{at.simple_name}` at {at.module.path}:{draw.lineno}"
+            own = any(method is scope or _leads_to(scope, method, project) for method, _ in draws)
+            served = beside_others(call, scope, project) if own and _is_one_for_all(owner, project) else None
+            if own and served is None:
+                continue
+            who = "others that are under way draw" if own else "others draw"
+            told = f"`{scope.simple_name}` seeds `{name}` for one request, and {who} from it"
+            yield Place(call, told, (drawn, *(served or ())[1:]))
 
     yield from _global_by_one(module, project)
 
 
 def _global_by_one(module: Module, project: Project) -> Iterator[Place]:
-    """torch.manual_seed(request.seed) on the way of a handler that threads run: all of them draw from this stream."""
+    """torch.manual_seed(request.seed) on the way of a handler that runs beside others: all draw from this stream."""
     for scope in module.scopes[1:]:
         for call in scope.calls:
             name = called(call, scope)
@@ -62,7 +66,7 @@ def _global_by_one(module: Module, project: Project) -> Iterator[Place]:
                 continue
             if not call.args or not names_in(call.args[0]) & _from_caller(scope) or project.callees(call, scope):
                 continue
-            served = _served_by_threads(call, scope, project)
+            served = beside_others(call, scope, project)
             if served is not None:
                 handler, how = served
                 yield Place(
@@ -74,56 +78,23 @@ def _global_by_one(module: Module, project: Project) -> Iterator[Place]:
                 break
 
 
-def _served_by_threads(call: ast.Call, scope: Scope, project: Project, depth: int = 3) -> tuple[Scope, str] | None:
-    """(the handler that leads to a call, why threads run it), or None; also where a lock stands around."""
-    if any(
-        isinstance(above, (ast.With, ast.AsyncWith))
-        and re.search(r"lock|mutex|semaphore", " ".join(ast.unparse(item.context_expr) for item in above.items), re.I)
-        for above in scope.module.up(call)
-    ):
-        return None
-    how = _threads_run(scope, project)
-    if how is not None:
-        draws = any(
-            isinstance(item.node, ast.Call)
-            and (last_name(item.node.func) == "generate" or chooses_token(item.node, item.scope))
-            for item in reached(scope.node, scope, project)
-        )
-        return (scope, how) if draws else None
-    for site in project.callers(scope)[:6] if depth else ():
-        found = _served_by_threads(site.call, site.scope, project, depth - 1)
-        if found is not None:
-            return found
-    return None
+def _is_one_for_all(owner: tuple[Module, ast.ClassDef], project: Project) -> bool:
+    """Whether requests share an object of a class: it is made at the top of a file, and for no request."""
+    sites = project.sites.get(owner[1].name, [])
+    return any(site.scope is site.scope.module.top for site in sites) and not any(
+        isinstance(site.scope.node, ast.AsyncFunctionDef) for site in sites
+    )
 
 
-def _threads_run(scope: Scope, project: Project) -> str | None:
-    """Why several threads may run a function at once, in words: a handler of a web server, or handed to a pool."""
-    node, text = scope.node, scope.module.text
-    if isinstance(node, ast.FunctionDef):
-        routed = [item for item in node.decorator_list if ROUTE.search(ast.unparse(item))]
-        if routed:
-            return f"`{scope.simple_name}` is a handler (@{code_of(routed[0], 40)}) that a pool of threads runs"
-        if scope.owner is not None and re.match(r"do_(GET|POST|PUT)$", scope.simple_name) and "Threading" in text:
-            return f"a thread runs `{scope.name}` for each request"
-    for starter in ("submit", "to_thread", "run_in_executor", "run_in_threadpool", "Thread"):
-        for site in project.sites.get(starter, [])[:20]:
-            if "ProcessPool" in site.scope.module.text:
-                continue
-            words = [*site.call.args, *(word.value for word in site.call.keywords if word.arg == "target")]
-            named = (arg for arg in words[:2] if last_name(arg) == scope.simple_name)
-            if any(scope in functions_of(arg, site.scope, project) for arg in named):
-                return f"`{scope.simple_name}` is handed to threads at {site.scope.module.path}:{site.call.lineno}"
-    return None
-
-
-ROUTE = re.compile(r"^\w+(\.\w+)*\.(get|post|put|route|api_route)\(")
 RESETS = re.compile(r"(^|_)(seed|reseed|reset|set_seed|manual_seed|restart|clear|load_state_dict)($|_)")
 
 
 def _from_caller(scope: Scope) -> set[str]:
-    """The parameters of a function and what it reads of them: seed, request.seed."""
+    """The parameters of a function and what it reads of them: seed, request.seed, body = await request.json()."""
     given = set(scope.parameters) - {"self", "cls"}
+    for name, bindings in scope.bindings.items():
+        if any(binding.how == "=" and names_in(binding.value) & given for binding in bindings):
+            given.add(name)
     used = {name for node in scope.body if isinstance(node, ast.Attribute) for name in names_in(node)}
     return given | {name for name in used if name.partition(".")[0] in given}
 
@@ -192,7 +163,7 @@ def other_order_on_ranks(module: Module, project: Project) -> Iterator[Place]:
             shuffles = [
                 other for other in scope.calls
                 if last_name(other.func) in ("shuffle", "permutation", "randperm") and other.lineno >= call.lineno
-                and (held is None or held in names_in(other) or any(part is call for part in ast.walk(other)))
+                and (held is None or held in names_in(other) or any(part is call for part in walk(other)))
             ]  # fmt: skip
             cut = next((node for node in scope.body if isinstance(node, ast.Subscript) and _is_share(node)), None)
             if shuffles and cut is not None:
@@ -213,9 +184,7 @@ def _has_rank(seed: ast.expr, scope: Scope) -> bool:
 def _is_share(node: ast.Subscript) -> bool:
     """rows[rank::world]"""
     part = node.slice
-    return (
-        isinstance(part, ast.Slice) and part.lower is not None and part.step is not None and "rank" in ast.unparse(part)
-    )
+    return isinstance(part, ast.Slice) and part.lower is not None and part.step is not None and "rank" in text_of(part)
 
 
 RANK = re.compile(r"(^|_)(rank|local_rank|worker_id|worker|shard_id|process_index|replica)$")
@@ -227,7 +196,7 @@ def _held_as(call: ast.Call, scope: Scope) -> str | None:
         name = target_name(call.func.value)
         if name is not None:
             made = scope.bindings.get(name, [])
-            return name if any("Generator" in ast.unparse(b.value) for b in made) else None
+            return name if any("Generator" in text_of(b.value) for b in made) else None
     for above in scope.module.up(call):
         if isinstance(above, ast.Assign):
             return (
@@ -253,7 +222,7 @@ def _draws_from(held: str, scope: Scope, project: Project) -> tuple[Scope, ast.C
                 continue
             if (
                 re.search(r"perm|shuffle", method_of(call))
-                or "rank" in ast.unparse(method.node).lower()
+                or "rank" in text_of(method.node).lower()
                 and method is not scope
             ):
                 continue

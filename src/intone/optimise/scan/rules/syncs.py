@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import called, code_of, last_name
+from intone.optimise.scan.expressions import called, code_of, last_name, text_of
 from intone.optimise.scan.handing import handed_from
 from intone.optimise.scan.loops import (
     backward_calls,
@@ -126,8 +126,8 @@ def _is_cpu_only(module: Module, project: Project) -> bool:
     sets = any(
         isinstance(node, ast.Assign)
         and any((target_name(target) or "").endswith("device") for target in node.targets)
-        and re.fullmatch(r"(torch\.device\()?['\"]cpu['\"]\)?", ast.unparse(node.value))
-        for node in ast.walk(module.tree)
+        and re.fullmatch(r"(torch\.device\()?['\"]cpu['\"]\)?", text_of(node.value))
+        for node in module.nodes
     )
     return sets and not any("cuda" in other.text for other in neighbours(module, project))
 
@@ -136,12 +136,12 @@ def _in_evaluation(item: Reached, outer: ast.AST) -> bool:
     """Inside no_grad in the loop, by a block or a decorator: an evaluation, which comes only now and then."""
     for site_scope in (item.scope, *(site.scope for site in item.chain[1:])):
         decorators = getattr(site_scope.node, "decorator_list", [])
-        if item.chain and any(NO_GRAD.search(ast.unparse(decorator)) for decorator in decorators):
+        if item.chain and any(NO_GRAD.search(text_of(decorator)) for decorator in decorators):
             return True
     for _, above, _ in item.up():
         if above is outer:
             return False
-        if isinstance(above, ast.With) and NO_GRAD.search(" ".join(ast.unparse(i) for i in above.items)):
+        if isinstance(above, ast.With) and NO_GRAD.search(" ".join(text_of(i) for i in above.items)):
             return True
     return False
 
