@@ -222,6 +222,51 @@ ORDERED = """
 fault("S80", ORDERED.replace("SEED", "os.urandom(8)"))
 right("S80", ORDERED.replace("SEED", "self.seed + self.epoch"))
 
+# --- S71 -------------------------------------------------------------------------------------------------------------
+fault("S71", """
+    def flat(docs):
+        return sum(docs, [])
+""")  # fmt: skip
+right("S71", """
+    import itertools
+    def flat(docs):
+        return list(itertools.chain.from_iterable(docs)), sum(map(len, docs))
+""")  # fmt: skip
+
+# --- S81 -------------------------------------------------------------------------------------------------------------
+WITHIN_EPOCH = """
+    import torch
+    def fit(model, opt, loader, path):
+        state = torch.load(path, weights_only=True)
+        opt.load_state_dict(state["opt"])
+        for epoch in range(state["epoch"], 9):
+            for batch in loader:
+                model(batch).backward()
+                opt.step()
+                opt.zero_grad()
+                IN
+            AFTER
+"""
+SAVED = 'torch.save({"opt": opt.state_dict(), "epoch": epoch}, path)'
+fault("S81", WITHIN_EPOCH.replace("IN", SAVED).replace("AFTER", "pass"))
+right("S81", WITHIN_EPOCH.replace("IN", "pass").replace("AFTER", SAVED))
+
+# --- S82 -------------------------------------------------------------------------------------------------------------
+COUNTED = """
+    class Rows:
+        def __iter__(self):
+            for number, row in enumerate(self.rows):
+                TEST
+                self.given += 1
+                yield row
+        def state_dict(self):
+            return {"given": self.given}
+        def load_state_dict(self, state):
+            self.given = state["given"]
+"""
+fault("S82", COUNTED.replace("TEST", "pass"))
+right("S82", COUNTED.replace("TEST", "if number < self.given: continue"))
+
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())
 def test_a_planted_fault_is_found(rule, code):

@@ -129,6 +129,28 @@ right("S31", """
         return torch.cat(out, dim=1).tolist()
 """)  # fmt: skip
 
+# --- S12 -------------------------------------------------------------------------------------------------------------
+CUT = """
+    def answer(tokenizer, model, text, window):
+        ids = tokenizer.encode(text)
+        SAID
+        return model.generate(ids[-window:])
+"""
+fault("S12", CUT.replace("SAID", "pass"))
+right("S12", CUT.replace("SAID", "assert len(ids) <= window, len(ids)"))
+
+# --- S39 -------------------------------------------------------------------------------------------------------------
+fault("S39", """
+    import torch
+    def ends(mask):
+        return torch.tensor([row.sum().item() for row in mask], device=mask.device)
+""")  # fmt: skip
+right("S39", """
+    import torch
+    def ends(mask):
+        return torch.tensor([sum(row) for row in mask.tolist()], device=mask.device)
+""")  # fmt: skip
+
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())
 def test_a_planted_fault_is_found(rule, code):

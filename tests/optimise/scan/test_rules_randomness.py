@@ -237,6 +237,19 @@ right("S09", """
         return [files[i] for i in order[rank::world]]
 """)  # fmt: skip
 
+# --- S16 -------------------------------------------------------------------------------------------------------------
+ASKED = """
+    import torch
+    @app.post("/draw")
+    def draw(request, seed: int = SEED):
+        torch.manual_seed(seed)
+        return torch.multinomial(request.probs, 1).item()
+"""
+# one that other requests disturb is told by S07; of one behind a lock nothing is left but the number itself
+LOCKED = ASKED.replace("torch.manual_seed(seed)", "with lock: torch.manual_seed(seed)")
+fault("S16", LOCKED.replace("SEED", "0"))
+right("S16", LOCKED.replace("SEED", "None"))
+
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())
 def test_a_planted_fault_is_found(rule, code):

@@ -12,7 +12,7 @@ from intone.optimise.scan.values import is_chosen, is_model_name
 
 JOINS = ("cat", "concat", "concatenate", "hstack", "append", "column_stack", "pad", "vstack")
 FILLED = "writing into "
-DEPTH = 7  # names, arguments and slices between a model's input and what grows
+DEPTH = 9  # names, arguments and slices between a model's input and what grows
 
 
 @dataclass(frozen=True)

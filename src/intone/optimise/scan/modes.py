@@ -157,3 +157,63 @@ def _is_another(name: str, model: str, scope: Scope) -> bool:
     if name in model or model in name:
         return False
     return {name, model} <= set(scope.parameters) or bool(re.search(r"teacher|reference|reward|critic|judge", name))
+
+
+# --- modes that a helper sets -----------------------------------------------------------------------------------------
+
+
+def set_mode(item: Reached, project: Project) -> Mode | None:
+    """The mode that a reached node sets: model.eval(), a helper called with the mode, module.training = mode."""
+    node = item.node
+    if isinstance(node, ast.Assign):  # put back module by module
+        training = any(isinstance(target, ast.Attribute) and target.attr == "training" for target in node.targets)
+        return "train" if training and not isinstance(node.value, ast.Constant) else None
+    if not isinstance(node, ast.Call):
+        return None
+    if item.chain and _is_told_by_caller(node, item.scope):
+        return None  # the call that hands the mode over says which
+    return mode_of(node, item.scope, project) or _mode_by_helper(node, item.scope, project)
+
+
+def _is_told_by_caller(call: ast.Call, scope: Scope) -> bool:
+    """model.train(flag) with a flag that was handed in; model.eval() behind `if not flag`."""
+    if last_name(call.func) not in ("eval", "train"):
+        return False
+    return _flag_of(call, scope) is not None
+
+
+def _flag_of(call: ast.Call, scope: Scope) -> tuple[str, bool] | None:
+    """(parameter, the value of it with which a call of eval() or train() sets the mode for training), or None."""
+    handed = call.args[0] if call.args else next((word.value for word in call.keywords), None)
+    if last_name(call.func) == "train" and isinstance(handed, ast.Name) and handed.id in scope.parameters:
+        return handed.id, True
+    below: ast.AST = call
+    for above in scope.module.up(call):
+        if above is scope.node:
+            return None
+        if isinstance(above, (ast.If, ast.IfExp)) and below is not above.test:
+            test, otherwise = above.test, below in (above.orelse if isinstance(above, ast.If) else [above.orelse])
+            if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+                test, otherwise = test.operand, not otherwise
+            if isinstance(test, ast.Name) and test.id in scope.parameters:
+                return test.id, (last_name(call.func) == "train") != otherwise
+        below = above
+    return None
+
+
+def _mode_by_helper(call: ast.Call, scope: Scope, project: Project) -> Mode | None:
+    """set_training(model, False): a function that is told the mode; None where it is told no constant."""
+    for function in project.callees(call, scope)[:2]:
+        for inner in function.calls:
+            if last_name(inner.func) not in ("eval", "train") or mode_of(inner, function, project) is None:
+                continue
+            flag = _flag_of(inner, function)
+            if flag is None:
+                continue
+            value = project.argument(Site(call, scope), function, flag[0])
+            if value is None:
+                value = function.parameters[flag[0]].default
+            if isinstance(value, ast.Constant) and isinstance(value.value, bool):
+                return "train" if value.value == flag[1] else "eval"
+            return "train"  # what it was before: put back
+    return None

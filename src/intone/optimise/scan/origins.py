@@ -173,6 +173,12 @@ def _back_from_member(
         decorators = getattr(method.node, "decorator_list", [])
         if method.simple_name == name and any("property" in text_of(item) for item in decorators):
             yield from (Origin(value, method) for value in method.returns)
+    for binding, other in project.attribute_writes.get(name, [])[
+        :12
+    ]:  # state.last = token, by whoever holds the object
+        base = binding.node.targets[0].value if isinstance(binding.node, ast.Assign) else None  # type: ignore[attr-defined]
+        if base is not None and place in classes_of(base, other, project):
+            yield from _back_from_binding(project, binding, other)
     if (value := class_field(place[1], name)) is not None:
         yield Origin(value, place[0].top)
     for statement in place[1].body:

@@ -10,7 +10,7 @@ from intone.optimise.scan.calls import WRAPS, functions_of
 from intone.optimise.scan.classes import class_field, fields_of
 from intone.optimise.scan.expressions import keyword, last_name
 from intone.optimise.scan.origins import DEPTH, Origin, Passes, is_static, origins
-from intone.optimise.scan.source import Module, Scope
+from intone.optimise.scan.source import Binding, Module, Scope, target_name
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,21 @@ class Project:
                     name = last_name(call.func)
                     if name:
                         found.setdefault(name, []).append(Site(call, scope))
+        return found
+
+    @cached_property
+    def attribute_writes(self) -> dict[str, list[tuple[Binding, Scope]]]:
+        """Name of an attribute -> where it is set on an object other than self: state.last = token."""
+        found: dict[str, list[tuple[Binding, Scope]]] = {}
+        for module in self.modules:
+            for scope in module.scopes:
+                for name, bindings in scope.bindings.items():
+                    base, dot, last = name.rpartition(".")
+                    if not dot or base in ("self", "cls") or base in module.imports:
+                        continue
+                    plain = [b for b in bindings if b.how == "=" and isinstance(b.node, ast.Assign)]
+                    plain = [b for b in plain if target_name(b.node.targets[0]) == name]  # type: ignore[attr-defined]
+                    found.setdefault(last, []).extend((binding, scope) for binding in plain)
         return found
 
     @cached_property

@@ -71,6 +71,8 @@ def _is_model_call(call: ast.Call, scope: Scope, project: Project) -> bool:
         return owner_of(scope) is not None
     if name == "cls":
         return False  # makes a model
+    if isinstance(func, ast.Attribute) and is_model_name(_base_name(func)) and BODY.match(func.attr):
+        return True  # lm.trunk(ids), self.model.forward_cached(ids, cache)
     if isinstance(func, ast.Attribute) and not name.startswith("self."):
         if is_model_name(name) and func.attr not in dir(str) and name.count(".") == 1 and func.attr == "model":
             return True
@@ -84,6 +86,18 @@ def _is_model_call(call: ast.Call, scope: Scope, project: Project) -> bool:
     if _bound_to_model(name, scope, project) or _is_module_object(func, scope, project):
         return True
     return _is_used_as_model(name, scope, project)
+
+
+# the part of a model that its layers stand in, and methods that run them
+BODY = re.compile(
+    r"^(trunk|body|transformer|backbone|decoder|language_model|core|stack|forward_\w+|(predict_|next_)?logits)$"
+)
+
+
+def _base_name(func: ast.Attribute) -> str:
+    """The name of an attribute's object; of the object itself nothing, as a module may call its own parts."""
+    name = target_name(func.value) or ""
+    return "" if name in ("self", "cls") else name
 
 
 def _is_used_as_model(name: str, scope: Scope, project: Project) -> bool:

@@ -11,7 +11,7 @@ from intone.optimise.scan.expressions import last_name, names_in, text_of
 from intone.optimise.scan.loops import is_inside
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Loop, Reached
-from intone.optimise.scan.source import Scope, target_name, walk
+from intone.optimise.scan.source import Scope, own_nodes, target_name, walk
 
 
 @dataclass
@@ -70,6 +70,15 @@ class Work:
                 and self._is_same(node.target, other, holders)
                 and isinstance(node.value, (ast.List, ast.ListComp))
             ):
+                return True
+        return False
+
+    def is_filled(self, holders: Sequence[tuple[Scope, str]]) -> bool:
+        """Whether places of a list are counted down or up in the loop: free[r] -= n, used[r] += n."""
+        for other in self.changes:
+            node = other.node
+            counted = isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript)
+            if counted and self._is_same(node.target.value, other, holders):  # type: ignore[attr-defined]
                 return True
         return False
 
@@ -189,7 +198,7 @@ TEXTS = re.compile(
 # and those that say only that something waits there
 ANYTHING = re.compile(
     r"fit|queue|pend|pool|wait|todo|left|remain|group|item|room|seen|open|used|placed|taken|order|all$|whole|joined|"
-    r"outs?$|result|content|rest|tail|long"
+    r"outs?$|result|content|rest|tail|long|free$|space|gaps?$|fill"
 )
 SLOTS = re.compile(r"slot|concurren|running|worker|in_flight", re.I)
 
@@ -213,3 +222,87 @@ def _is_queue_take(call: ast.Call) -> bool:
 def remakes(value: ast.expr, name: str) -> bool:
     """bins = sorted(bins): the same list made anew."""
     return name in names_in(value)
+
+
+# --- searches for a place with room -----------------------------------------------------------------------------------
+
+OVER_DATA = re.compile(
+    r"doc|text|conv|example|file|shard|batch|data|line|row|sample|token|buffer|len\(|record|item|piece|path|url|glob|"
+    r"source|corpus|corpora|split\(|chunk|stream|reader|article|page|story|sentence|paragraph|message",
+    re.I,
+)
+ORDERS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+MASKS = ("nonzero", "flatnonzero", "where", "argwhere", "argmax", "argmin")
+
+
+def is_fitting(node: ast.AST) -> bool:
+    """for r in range(len(free)): if free[r] >= n: ...; break: the first place with room, whatever it is called."""
+    if not isinstance(node, ast.For):
+        return False
+    targets = names_in(node.target)
+    for part in own_nodes(node):
+        if isinstance(part, ast.If) and names_in(part.test) & targets:
+            sized = any(
+                isinstance(test, ast.Compare) and isinstance(test.ops[0], ORDERS) or asks_room(test)
+                for test in walk(part.test)
+            )
+            if sized and any(isinstance(inner, (ast.Break, ast.Return)) for inner in walk(part)):
+                return True
+    return False
+
+
+def asks_room(node: ast.AST) -> bool:
+    """row.fits(doc), row.has_room(n)"""
+    name = last_name(node.func) if isinstance(node, ast.Call) else None
+    return bool(re.search(r"fits?$|^can_(take|hold|add)|has_(room|space)|room_for", name or ""))
+
+
+def masked_by(node: ast.Call) -> str | None:
+    """np.flatnonzero(free >= n), (free >= n).nonzero(), argmin([r.used for r in rows]): what is walked."""
+    if last_name(node.func) not in MASKS:
+        return None
+    for part in [*node.args[:1], *([node.func.value] if isinstance(node.func, ast.Attribute) else [])]:
+        for test in walk(part):
+            if isinstance(test, ast.ListComp) and last_name(node.func) in ("argmax", "argmin"):
+                return target_name(test.generators[0].iter)
+            if isinstance(test, ast.Compare) and isinstance(test.ops[0], ORDERS):
+                return target_name(test.left.value if isinstance(test.left, ast.Subscript) else test.left)
+    return None
+
+
+def comprehended(arg: ast.expr, scope: Scope, depth: int = 2) -> str | None:
+    """The list that a generator, a comprehension, filter(), range(len(x)), enumerate(x), or a plain name goes over."""
+    if isinstance(arg, (ast.GeneratorExp, ast.ListComp)):
+        return list_name(arg.generators[0].iter)
+    if isinstance(arg, ast.Call) and last_name(arg.func) in ("filter", "map") and len(arg.args) > 1:
+        return list_name(arg.args[1])
+    if isinstance(arg, ast.Name) and depth:  # fitting = (row for row in rows if row.room >= n)
+        made = [b.value for b in scope.bindings.get(arg.id, []) if b.how == "="]
+        lazy = isinstance(made[0], (ast.GeneratorExp, ast.ListComp)) if len(made) == 1 else False
+        if lazy or len(made) == 1 and isinstance(made[0], ast.Call) and last_name(made[0].func) in ("filter", "map"):
+            return comprehended(made[0], scope, depth - 1)
+    return list_name(arg)
+
+
+def list_name(node: ast.expr) -> str | None:
+    """The list that is walked: buffer, enumerate(buffer), range(len(buffer)), list(buffer)."""
+    if isinstance(node, ast.Call) and last_name(node.func) in (
+        "enumerate",
+        "list",
+        "range",
+        "len",
+        "reversed",
+        "zip",
+        "sorted",
+    ):
+        last = (
+            node.args[1]
+            if last_name(node.func) == "range" and len(node.args) > 1
+            else node.args[-1]
+            if node.args
+            else None
+        )
+        return list_name(last) if last is not None else None
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("values", "items"):
+        return target_name(node.func.value)
+    return target_name(node)

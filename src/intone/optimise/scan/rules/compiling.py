@@ -23,8 +23,8 @@ from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, inner_loops, loops_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.padding import padded_rows
-from intone.optimise.scan.source import FunctionNode, Module, Scope, target_name
-from intone.optimise.scan.values import is_model_name, is_model_value
+from intone.optimise.scan.source import FunctionNode, Module, Scope, target_name, walk
+from intone.optimise.scan.values import is_model_call, is_model_name, is_model_value
 
 
 @rule(
@@ -201,6 +201,9 @@ def _is_model(one: Compile, project: Project) -> bool:
     if not one.call.args:
         return False
     value = one.call.args[0]
+    if isinstance(value, ast.Lambda):
+        inside = next((scope for scope in one.scope.module.scopes if scope.node is value), None)
+        return inside is not None and any(is_model_call(call, inside, project) for call in inside.calls)
     if isinstance(value, ast.Call):
         return is_model_value(value, one.scope, project)
     name = target_name(value)
@@ -210,7 +213,7 @@ def _is_model(one: Compile, project: Project) -> bool:
 
 def _varying(one: Compile, module: Module, project: Project) -> tuple[str, str] | None:
     """(what changes, where) for the batches of a program that compiles a model."""
-    files = neighbours(module, project)
+    files = list(neighbours(module, project))
     files += [other for other in project.modules if other not in files and module in neighbours(other, project)]
     for file in files:
         for place in padded_rows(file, project):
@@ -222,7 +225,7 @@ def _varying(one: Compile, module: Module, project: Project) -> tuple[str, str] 
     for file in files:
         for loop in train_loops(file, project):
             for item in loop.turn(project):
-                if found := _cut_to_width(item, project) or _drawn_width(item):
+                if found := _cut_to_width(item, project) or _drawn_width(item, project):
                     return "batches are cut to a width that changes", f"{item.scope.module.path}:{item.line}: {found}"
     return None
 
@@ -238,27 +241,74 @@ def _cut_to_width(item: Reached, project: Project) -> str | None:
         if (
             isinstance(part, ast.Slice)
             and part.upper is not None
-            and (_changes(part.upper, item.scope, 3) or _follows_step(part.upper, item, 2))
+            and (
+                _changes(part.upper, item.scope, 3)
+                or _follows_step(part.upper, item, 2)
+                or _is_drawn(part.upper, item.scope, project)
+            )
         ):
             return code_of(node, 50)
     return None
 
 
-def _drawn_width(item: Reached) -> str | None:
-    """width = random.choice(WIDTHS); x, y = get_batch(rows, width)"""
+WIDTH = re.compile(r"len|width|size|seq|ctx|context|block|height|side|resolution|crop|horizon|bucket|^[tThwHW]$|^res$")
+
+
+def _drawn_width(item: Reached, project: Project) -> str | None:
+    """width = random.choice(WIDTHS); x, y = get_batch(rows, width); also in a function, or by the step."""
     node = item.node
     if not isinstance(node, ast.Call) or item.is_in_forward:
         return None
     for arg in [*node.args, *(word.value for word in node.keywords)]:
         for name in names_in(arg):
-            if not re.search(r"len|width|size|seq|ctx|context|block|^t$|^T$", name):
+            if not WIDTH.search(name):
                 continue
-            values = [
-                b.value for b in item.scope.bindings.get(name, []) if b.how == "=" and isinstance(b.value, ast.Call)
-            ]
-            if any(re.search(r"(^|\.)(randint|choice|randrange)$", target_name(value.func) or "") for value in values):
+            values = [b.value for b in item.scope.bindings.get(name, []) if b.how in ("=", "part")]
+            if any(_is_drawn(value, item.scope, project) or _by_step(value, item, project) for value in values):
                 return code_of(node, 50)
     return None
+
+
+def _is_drawn(value: ast.expr, scope: Scope, project: Project, depth: int = 3) -> bool:
+    """Whether chance decides a number: by a call, through names and sums, or in a function that hands it back."""
+    for part in walk(value):
+        if isinstance(part, ast.Call):
+            if last_name(part.func) in ("randint", "randrange", "choice", "choices", "integers"):
+                return not _has_shape(part, scope)
+            if depth and any(
+                _is_drawn(result, function, project, depth - 1)
+                for function in project.callees(part, scope)[:2] for result in function.returns[:3]
+            ):  # fmt: skip
+                return True
+        elif isinstance(part, ast.Name) and depth:
+            made = [b.value for b in scope.bindings.get(part.id, []) if b.how == "="]
+            if len(made) == 1 and _is_drawn(made[0], scope, project, depth - 1):
+                return True
+    return False
+
+
+def _has_shape(draw: ast.Call, scope: Scope) -> bool:
+    """Whether a draw gives a tensor of numbers, which are no widths: randint(0, vocabulary, (rows, length))."""
+    shapes = [*draw.args, *(word.value for word in draw.keywords if word.arg == "size")]
+    shapes = [part for part in shapes if isinstance(part, (ast.Tuple, ast.List)) and part.elts]
+    above = scope.module.parents.get(draw)
+    read = isinstance(above, ast.Attribute) and above.attr in ("item", "tolist")
+    kept = last_name(draw.func) in ("choice", "choices", "integers")  # of a list; a size is its second argument
+    return bool(shapes[1:] if kept and draw.args and shapes and shapes[0] is draw.args[0] else shapes) and not read
+
+
+def _by_step(value: ast.expr, item: Reached, project: Project) -> bool:
+    """width = schedule(step): a number that a function of the project computes from the counter of the loop."""
+    if not isinstance(value, ast.Call) or not project.callees(value, item.scope):
+        return False
+    if not any(_follows_step(arg, item, 0) for arg in value.args):
+        return False
+    function = project.callees(value, item.scope)[0]
+    results = function.returns
+    return any(names_in(result) & set(function.parameters) for result in results) and not any(
+        isinstance(part, ast.Call) and last_name(part.func) not in ("min", "max", "int", "round", "len")
+        for result in results for part in walk(result)
+    )  # fmt: skip
 
 
 def _follows_step(node: ast.expr, item: Reached, depth: int) -> bool:

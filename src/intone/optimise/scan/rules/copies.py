@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from intone.optimise.scan.constants import is_never, only_value
 from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in, text_of
 from intone.optimise.scan.ondevice import to_cpu
+from intone.optimise.scan.options import hides_options, is_on, options
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, target_name, walk
+from intone.optimise.scan.source import Binding, Module, Scope, target_name, walk
 
 FACTORIES = (
     "tensor",
@@ -27,6 +28,8 @@ FACTORIES = (
     "LongTensor",
 )
 WAITS = re.compile(r"synchronize|wait_stream|wait_event|\.record\(|Event\(|\.query\(|\.wait\(")
+# what the host itself waits by; wait_stream and wait_event let only another stream of the device wait
+HOST_WAITS = re.compile(r"synchronize|\.query\(|\.wait\(|\.result\(")
 
 
 @rule(
@@ -45,7 +48,7 @@ def pageable_copy(module: Module, project: Project) -> Iterator[Place]:
     for scope in module.scopes:
         for call in scope.calls:
             source = _async_source(call, scope, project)
-            if source is None or to_host(call):
+            if source is None or _ends_on_host(call, scope, project):
                 continue
             made = _unpinned(source, call, scope, project)
             if made:
@@ -64,16 +67,29 @@ def _async_source(call: ast.Call, scope: Scope, project: Project) -> ast.expr | 
 
 
 def _is_async(call: ast.Call, scope: Scope, project: Project) -> bool:
-    """non_blocking=True, also behind a constant or setting, and as the second argument of copy_."""
+    """non_blocking=True, also behind a constant or setting, among keywords handed on with **, or second in copy_."""
     flag = keyword(call, "non_blocking")
     if flag is None and last_name(call.func) == "copy_" and len(call.args) > 1:
         flag = call.args[1]
-    return is_true(flag) or (flag is not None and only_value(flag, scope, project) is True)
+    if flag is None:
+        return is_on(call, "non_blocking", scope, project)
+    return is_true(flag) or only_value(flag, scope, project) is True
 
 
 def to_host(call: ast.Call) -> bool:
     """x.to("cpu", ...), x.to(device="cpu", ...)"""
     return to_cpu(call)
+
+
+def _ends_on_host(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """As to_host, also where a name, or a dict that is handed on with **, says which device."""
+    if last_name(call.func) != "to" or to_cpu(call):
+        return to_cpu(call)
+    wanted = [(call.args[0], scope)] if call.args else [
+        (option.value, option.scope) for option in options(call, "device", scope, project)
+    ]  # fmt: skip
+    ends = [origin.node for node, at in wanted for origin in project.origins(node, at, depth=3)]
+    return bool(ends) and all(re.fullmatch(r"(torch\.device\()?['\"]cpu['\"]\)?", text_of(node)) for node in ends)
 
 
 def _unpinned(node: ast.expr, call: ast.Call, scope: Scope, project: Project) -> str | None:
@@ -111,11 +127,12 @@ def _is_loop_variable(node: ast.expr, scope: Scope) -> bool:
 
 
 def _pageable_loader(made: ast.Call, scope: Scope, project: Project) -> str | None:
-    if any(word.arg is None for word in made.keywords):
+    if hides_options(made, scope, project):
         return None
-    pin = keyword(made, "pin_memory")
-    if pin is not None and not is_never(pin, scope, project):
+    said = options(made, "pin_memory", scope, project)
+    if any(not is_never(one.value, one.scope, project) for one in said):
         return None
+    pin = said[0].value if said else None
     why = "has no pin_memory=True" if pin is None else f"has pin_memory={code_of(pin, 30)}, which is off"
     return f"{code_of(made, 40)} at {scope.module.path}:{made.lineno} {why}"
 
@@ -168,7 +185,7 @@ def read_too_early(module: Module, project: Project) -> Iterator[Place]:
         for call in scope.calls:
             if not isinstance(call.func, ast.Attribute) or not _is_async(call, scope, project):
                 continue
-            if not to_host(call) and not (
+            if not _ends_on_host(call, scope, project) and not (
                 call.func.attr == "copy_" and _is_host_buffer(call.func.value, scope, project)
             ):
                 continue
@@ -191,16 +208,19 @@ def read_too_early(module: Module, project: Project) -> Iterator[Place]:
 
 
 def _read_later(call: ast.Call, scope: Scope, project: Project) -> tuple[str, ast.Call, Scope] | None:
-    """(name, the call that reads it, its function): here, or where the copy is handed back to."""
+    """(name, the call that reads it, its function): here, where the copy is handed back to, or in another method."""
     assert isinstance(call.func, ast.Attribute)
-    holds = [n for n, bs in scope.bindings.items() for b in bs if call in list(walk(b.value))]
+    holds = [n for n, bs in scope.bindings.items() for b in bs if _copies_in(call, b)]
     if call.func.attr == "copy_":
         holds = [target_name(base_of(call.func.value)) or ""]
     for name in holds:
-        if reader := _reader_after(name, call, scope):
+        if reader := _reader_after(name, call, scope, project):
             return name, reader, scope
+    for name in holds:
+        if name.startswith("self.") and (found := _read_by_method(name, scope, project)) is not None:
+            return name, *found
     returned = [value for value in scope.returns if call in list(walk(value)) or names_in(value) & set(holds)]
-    if not returned or WAITS.search(text_of(scope.node)):
+    if not returned or HOST_WAITS.search(text_of(scope.node)):
         return None
     for site in project.callers(scope)[:6]:
         module = site.scope.module
@@ -214,9 +234,27 @@ def _read_later(call: ast.Call, scope: Scope, project: Project) -> tuple[str, as
             return code_of(site.call, 30), outer, site.scope
         for name, bindings in site.scope.bindings.items():
             if any(site.call in list(walk(b.value)) for b in bindings) and (
-                reader := _reader_after(name, site.call, site.scope)
+                reader := _reader_after(name, site.call, site.scope, project)
             ):
                 return name, reader, site.scope
+    return None
+
+
+def _copies_in(call: ast.Call, binding: Binding) -> bool:
+    """Whether a name holds a copy, or a list or dict of such: not a number that was read of it."""
+    return binding.how != "op" and call in list(walk(binding.value))
+
+
+def _read_by_method(name: str, scope: Scope, project: Project) -> tuple[ast.Call, Scope] | None:
+    """Where another method reads what one copies into an attribute, in a file that waits for nothing."""
+    owner = project.owner_of(scope)
+    methods = project.class_scopes(owner[1]) if owner is not None else []
+    if owner is None or HOST_WAITS.search(owner[0].text):
+        return None
+    for method in methods:
+        for other in method.calls if method is not scope else ():
+            if _reads_bytes(other, {name}):
+                return other, method
     return None
 
 
@@ -244,20 +282,52 @@ READERS = (
 )  # fmt: skip
 
 
-def _reader_after(name: str, call: ast.Call, scope: Scope) -> ast.Call | None:
+def _reader_after(name: str, call: ast.Call, scope: Scope, project: Project) -> ast.Call | None:
     """The first call behind a copy that reads the name's bytes on the host, unless something waits before it."""
+    names = _also_called(name, scope)
     for other in sorted(scope.calls, key=lambda node: (node.lineno, node.col_offset)):
         if (other.lineno, other.col_offset) <= (call.end_lineno or call.lineno, call.end_col_offset or 0):
             continue
-        if WAITS.search(text_of(other)):
-            return None
-        if isinstance(other.func, ast.Attribute) and other.func.attr in READERS and name in names_in(other.func.value):
-            return other
-        if last_name(other.func) in ("print", "float", "int", "save", "write", "dump", "append") and any(
-            name in names_in(arg) for arg in other.args
+        if HOST_WAITS.search(text_of(other)) or any(
+            HOST_WAITS.search(text_of(function.node)) for function in project.callees(other, scope)[:2]
         ):
+            return None
+        if _reads_bytes(other, names):
             return other
     return None
+
+
+def _reads_bytes(call: ast.Call, names: set[str]) -> bool:
+    """x.numpy(), float(x), print(x) of a host tensor with one of these names."""
+    if isinstance(call.func, ast.Attribute) and call.func.attr in READERS and names & names_in(call.func.value):
+        return True
+    shows = last_name(call.func) in ("print", "float", "int", "save", "write", "dump", "append")
+    return shows and any(names & names_in(arg) for arg in call.args)
+
+
+def _also_called(name: str, scope: Scope) -> set[str]:
+    """A name and those of its parts: for one in host, a, b = host, first = host[0], for key, one in host.items()."""
+    names = {name}
+    for _ in range(2):
+        for other, bindings in scope.bindings.items():
+            if any(b.how in ("=", "part", "iter") and _is_part_of(b.value, names) for b in bindings):
+                names.add(other)
+    return names
+
+
+def _is_part_of(value: ast.expr, names: set[str]) -> bool:
+    while True:
+        if isinstance(value, ast.Subscript):
+            value = value.value
+        elif isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in VIEWS:
+            value = value.func.value
+        elif isinstance(value, ast.Call) and last_name(value.func) in ("zip", "enumerate", "list", "tuple", "iter"):
+            return any(_is_part_of(arg, names) for arg in value.args)
+        else:
+            return target_name(value) in names
+
+
+VIEWS = ("items", "values", "view", "reshape", "flatten", "squeeze", "unsqueeze", "get", "pop", "popleft", "unbind")
 
 
 @rule(

@@ -46,16 +46,16 @@ def order_not_restored(module: Module, project: Project) -> Iterator[Place]:
     ] or list(_from_the_beginning(module, project))
     if not draws:
         return
-    files = [module] if _restores(module, project) else [
+    files = [module] if restores(module, project) else [
         other for other in neighbours(module, project) if not ELSEWHERE.search(other.path)
     ]  # fmt: skip
-    restores = [pair for other in files for pair in _restores(other, project)]
-    if not restores or any(RESTORES_ORDER.search(other.text) or _skips(other) for other in files):
+    taken_up = [pair for other in files for pair in restores(other, project)]
+    if not taken_up or any(RESTORES_ORDER.search(other.text) or _skips(other) for other in files):
         return
     node, how = draws[0]
-    if how.startswith("goes on with") and not any(_takes_up_progress(scope) for scope, _ in restores):
+    if how.startswith("goes on with") and not any(takes_up_progress(scope) for scope, _ in taken_up):
         return  # a warm start from another training's optimizer: this one begins anew, rows included
-    at, restore = restores[0]
+    at, restore = taken_up[0]
     where = f"line {restore.lineno}" if at.module is module else f"{at.module.path}:{restore.lineno}"
     yield Place(
         node,
@@ -87,7 +87,7 @@ def _from_the_beginning(module: Module, project: Project) -> Iterator[tuple[ast.
 PROGRESS = re.compile(r"(^|[._])(step|epoch|iter|iteration|iter_num|progress)(s|_num)?$")
 
 
-def _takes_up_progress(scope: Scope) -> bool:
+def takes_up_progress(scope: Scope) -> bool:
     """Whether a function that restores reads how far the training was: state["step"], progress = json.load(file)."""
     for node in scope.body:
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and isinstance(node.slice, ast.Constant):
@@ -141,7 +141,7 @@ def _made_iterator(item: Reached, loop: TrainLoop, project: Project) -> ast.expr
     return value
 
 
-def _restores(module: Module, project: Project) -> list[tuple[Scope, ast.Call]]:
+def restores(module: Module, project: Project) -> list[tuple[Scope, ast.Call]]:
     """Where a file restores an optimizer: opt.load_state_dict(...), or in a loop over several objects' names."""
     return [
         (scope, call)
@@ -227,7 +227,18 @@ def _only_reads_on(statement: ast.stmt) -> bool:
 
 
 def _skips(module: Module) -> bool:
-    """for _ in range(start_step): next(loader), or a seed that depends on the step or epoch."""
+    """Batches that are passed over, or a seed that depends on the step or epoch."""
+    return passes_over(module) or any(
+        isinstance(node, ast.Call)
+        and last_name(node.func) in ("manual_seed", "default_rng", "Random", "seed")
+        and bool(node.args)
+        and bool(re.search(r"step|iter|epoch", text_of(node.args[0])))
+        for node in module.nodes
+    )
+
+
+def passes_over(module: Module) -> bool:
+    """for _ in range(start_step): next(loader), if step < start: continue."""
     for node in module.nodes:
         if (
             isinstance(node, (ast.For, ast.While))
@@ -244,12 +255,6 @@ def _skips(module: Module) -> bool:
             words = [name.rpartition(".")[2] for name in names_in(above.test)] if isinstance(above, ast.If) else []
             if any(re.fullmatch(r"(\w+_)?(start|resume|skip)(_\w+)?", word) for word in words):
                 return True
-        if (
-            isinstance(node, ast.Call)
-            and last_name(node.func) in ("manual_seed", "default_rng", "Random", "seed")
-            and node.args
-        ) and re.search(r"step|iter|epoch", text_of(node.args[0])):
-            return True
     return False
 
 

@@ -9,9 +9,10 @@ from intone.optimise.scan.expressions import code_of
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, walk
+from intone.optimise.scan.source import Binding, Module, Scope, walk
 
 DEVICE_WORD = re.compile(r"^(cpu|cuda|mps|xpu|hpu|npu|meta|xla)(:\d+)?$")
+NUMBERED = re.compile(r"^(cpu|cuda|mps|xpu|hpu|npu|xla)(:|$)")  # the beginning of a text that goes on with a number
 
 
 @rule(
@@ -63,38 +64,63 @@ def _compared(node: ast.AST, scope: Scope) -> Iterator[tuple[ast.expr, str]]:
         ):
             yield node.subject, "every case"
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-        if node.func.attr in ("startswith", "__eq__") and _is_device_word(node.args[0], scope):
+        if node.func.attr in ("startswith", "__eq__", "__ne__") and _is_device_word(node.args[0], scope):
             yield node.func.value, code_of(node.args[0], 20)
         elif node.func.attr == "get" and _are_device_words(node.func.value, scope):
             yield node.args[0], f"every key of `{code_of(node.func.value, 20)}`"
+        elif node.func.attr in ("eq", "ne") and len(node.args) == 2:  # of the package operator
+            for one, other in (node.args, node.args[::-1]):
+                if _is_device_word(one, scope):
+                    yield other, code_of(one, 20)
+        elif node.func.attr == "__contains__" and _are_device_words(node.func.value, scope):
+            yield node.args[0], code_of(node.func.value, 30)
     elif isinstance(node, ast.Subscript) and _are_device_words(node.value, scope) and isinstance(node.ctx, ast.Load):
         yield node.slice, f"every key of `{code_of(node.value, 20)}`"
 
 
 def _are_device_words(node: ast.expr, scope: Scope) -> bool:
-    """("cuda", "mps"), {"cuda": x}, or a name of the function or file that holds one of them."""
+    """("cuda", "mps"), {"cuda": x}, frozenset(...) of them, or a name here or in the file that holds such."""
     if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
         return bool(node.elts) and all(_is_device_word(part, scope) for part in node.elts)
     if isinstance(node, ast.Dict):
         return bool(node.keys) and all(key is not None and _is_device_word(key, scope) for key in node.keys)
+    if isinstance(node, ast.Call):
+        made = isinstance(node.func, ast.Name) and node.func.id in ("set", "frozenset", "tuple", "list")
+        return made and len(node.args) == 1 and _are_device_words(node.args[0], scope)
     if isinstance(node, ast.Name):
-        bindings = scope.bindings.get(node.id) or scope.module.top.bindings.get(node.id, [])
         return any(b.how == "=" and not isinstance(b.value, ast.Name) and _are_device_words(b.value, scope)
-                   for b in bindings)  # fmt: skip
+                   for b in _bindings(node.id, scope))  # fmt: skip
     return False
 
 
 def _is_device_word(node: ast.expr, scope: Scope) -> bool:
-    """A string that names a device; also a constant of the module that holds one."""
+    """A text that names a device, with its number too ("cuda", f"cuda:{rank}"), or a name that holds only such."""
     if isinstance(node, ast.Constant):
         return isinstance(node.value, str) and bool(DEVICE_WORD.match(node.value))
-    if isinstance(node, ast.Name) and node.id.isupper():
-        return any(
-            _is_device_word(b.value, scope)
-            for b in scope.module.top.bindings.get(node.id, [])
-            if isinstance(b.value, ast.Constant)
-        )
+    if isinstance(node, ast.JoinedStr):  # f"cuda:{rank}", f"cuda"
+        first = node.values[0] if node.values else None
+        return isinstance(first, ast.Constant) and bool(NUMBERED.match(str(first.value)))
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mod)):  # "cuda:" + str(rank)
+        return isinstance(node.left, ast.Constant) and bool(NUMBERED.match(str(node.left.value)))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
+        text = node.func.value
+        return isinstance(text, ast.Constant) and bool(NUMBERED.match(str(text.value)))
+    if isinstance(node, ast.Name):
+        bindings = _bindings(node.id, scope)
+        return bool(bindings) and all(
+            b.how == "=" and not isinstance(b.value, ast.Name) and _is_device_word(b.value, scope)
+            or b.how == "iter" and isinstance(b.value, (ast.Tuple, ast.List, ast.Set))
+            and _are_device_words(b.value, scope)
+            for b in bindings
+        )  # fmt: skip
     return False
+
+
+def _bindings(name: str, scope: Scope) -> list[Binding]:
+    """What is bound to a name in a function, or at the top of its file where the function knows no such name."""
+    if name in scope.bindings or name in scope.parameters:
+        return [] if name in scope.parameters else scope.bindings[name]
+    return scope.module.top.bindings.get(name, [])
 
 
 def _where(origin: Origin) -> str:

@@ -23,7 +23,7 @@ DATA = re.compile(
 )
 DATA_CLASS = re.compile(r"Dataset|Sampler|Stream|Loader|Reader|Shard|Corpus|Feed", re.I)
 # a state or seed that is written down can be given back
-KEEPS_STATE = re.compile(r"getstate|get_state|bit_generator\.state|get_rng_state|def state_dict|initial_seed")
+KEEPS_STATE = re.compile(r"getstate|get_state\b|bit_generator\.state|get_rng_state|def state_dict|initial_seed")
 
 
 @rule(
@@ -43,7 +43,7 @@ def order_from_entropy(module: Module, project: Project) -> Iterator[Place]:
     yield from _never_seeded(module, project)
     for scope in module.scopes:
         for call in scope.calls:
-            how = _entropy(call, scope)
+            how = _entropy(call, scope, project)
             draw = _orders(call, scope, project) if how is not None else None
             if how is None or draw is None:
                 continue
@@ -121,7 +121,7 @@ def _seeds_in(module: Module, project: Project) -> set[str]:
     return found
 
 
-def _entropy(call: ast.Call, scope: Scope) -> str | None:
+def _entropy(call: ast.Call, scope: Scope, project: Project) -> str | None:
     """What seeds a stream where it is nothing that can be given again, in words."""
     name = called(call, scope)
     last = name.rpartition(".")[2]
@@ -131,27 +131,61 @@ def _entropy(call: ast.Call, scope: Scope) -> str | None:
         values = [*call.args, *(word.value for word in call.keywords)]
         if not values or isinstance(values[0], ast.Constant) and values[0].value is None:
             return "the system's entropy"
-        return _of_seed(values[0], scope)
+        return _of_seed(values[0], scope, project)
     if SEEDING.search("." + last) and call.args:
-        return _of_seed(call.args[0], scope)
+        return _of_seed(call.args[0], scope, project)
     made = scope.bindings.get(target_name(call.func.value) or "", []) if isinstance(call.func, ast.Attribute) else []
     if last == "seed" and not call.args and any("Generator" in text_of(b.value) for b in made):
         return "the system's entropy"
     return None
 
 
-def _of_seed(seed: ast.expr, scope: Scope) -> str | None:
+def _of_seed(seed: ast.expr, scope: Scope, project: Project, depth: int = 3) -> str | None:
+    """The clock or entropy that a seed is made of, also behind names and functions; None where it is written down."""
     if ENTROPY.search(text_of(seed)):
         return f"`{code_of(seed, 30)}`"
-    if not isinstance(seed, ast.Name):
-        return None
-    bindings = scope.bindings.get(seed.id, [])
-    if len(bindings) != 1 or bindings[0].how != "=" or not ENTROPY.search(text_of(bindings[0].value)):
-        return None
-    reads = [n for n in walk(scope.node) if isinstance(n, ast.Name) and n.id == seed.id and n is not seed]
-    if any(isinstance(node.ctx, ast.Load) for node in reads):
-        return None  # printed or saved: it can be given again
-    return f"`{code_of(bindings[0].value, 30)}`"
+    for part in walk(seed) if depth else ():
+        if isinstance(part, ast.Call):
+            made = [(value, function) for function in project.callees(part, scope)[:2] for value in function.returns]
+        elif isinstance(part, (ast.Name, ast.Attribute)) and (name := target_name(part)) is not None:
+            bound, places = _bound(name, scope, project)
+            made = [] if len(bound) != 1 or any(_keeps(name, place) for place in places) else bound
+        else:
+            continue
+        if len(made) == 1 and not isinstance(made[0][0], (ast.IfExp, ast.BoolOp)):  # those may be given
+            found = _of_seed(made[0][0], made[0][1], project, depth - 1)
+            if found is not None:
+                return found
+    return None
+
+
+def _bound(name: str, scope: Scope, project: Project) -> tuple[list[tuple[ast.expr, Scope]], list[Scope]]:
+    """(what is bound to a name, each with its function; the functions that may read it)."""
+    owner = project.owner_of(scope) if name.startswith("self.") else None
+    places = project.class_scopes(owner[1]) if owner is not None else [scope]
+    if owner is None and name not in scope.bindings and name not in scope.parameters:
+        places = [scope.module.top, scope]
+    return [(b.value, place) for place in places for b in place.bindings.get(name, []) if b.how == "="], places
+
+
+def _keeps(name: str, scope: Scope) -> bool:
+    """Whether a seed is printed, saved or handed back, so that it can be given again."""
+    for node in scope.body:
+        if not isinstance(node, (ast.Name, ast.Attribute)) or not isinstance(node.ctx, ast.Load):
+            continue
+        for above in scope.module.up(node) if target_name(node) == name else ():
+            if isinstance(above, (ast.Return, ast.Dict, ast.JoinedStr)):
+                return True
+            if isinstance(above, ast.Call) and KEEPS.search(last_name(above.func) or ""):
+                return True
+            if isinstance(above, ast.Assign) and isinstance(above.targets[0], (ast.Attribute, ast.Subscript)):
+                return not isinstance(above.value, ast.Call)
+            if isinstance(above, ast.stmt):
+                break
+    return False
+
+
+KEEPS = re.compile(r"print|log|info|debug|warn|write|dump|save|say|record|config|track|setdefault|update")
 
 
 def _orders(call: ast.Call, scope: Scope, project: Project) -> ast.Call | None:

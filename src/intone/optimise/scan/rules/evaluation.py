@@ -8,7 +8,7 @@ from intone.optimise.scan.calls import classes_of
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import TrainLoop, is_inside, is_periodic, train_loops
-from intone.optimise.scan.modes import Mode, is_in_eval_mode, is_off, mode_of, model_name, sets_eval
+from intone.optimise.scan.modes import is_in_eval_mode, is_off, mode_of, model_name, sets_eval
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.ondevice import READS, is_tensor, on_device
 from intone.optimise.scan.project import Project
@@ -319,49 +319,3 @@ def _trains(module: Module, project: Project, scope: Scope) -> bool:
     for site in project.callers(scope)[:6]:
         around |= {id(up.scope.module): up.scope.module for up in project.callers(site.scope)[:6]}
     return any(any(True for _ in train_loops(other, project)) for other in around.values())
-
-
-@rule(
-    "S47",
-    "training goes on in evaluation mode",
-    kind="eval-mode",
-    severity="high",
-    why="After the first evaluation dropout and the like are off for the rest of the training.",
-    fix="Call model.train() after the evaluation, in the same place.",
-    source="PyTorch reference of Module.train",
-)
-def left_in_eval_mode(module: Module, project: Project) -> Iterator[Place]:
-    """.eval() inside a training loop, or in what it calls, and no .train() behind it before the next step."""
-    for loop in train_loops(module, project):
-        modes = _modes(reached(loop.inner, loop.scope, project), project)
-        if not any(mode == "eval" for mode, _ in modes):
-            outermost = ([*module.loops_around(loop.inner)] or [loop.inner])[-1]
-            modes = _modes(reached(outermost, loop.scope, project), project)
-            if loop.outer_scope is not loop.scope and loop.outer is not None:
-                modes += _modes(reached(loop.outer, loop.outer_scope, project), project)
-        evals = [item for mode, item in modes if mode == "eval"]
-        if not evals or any(mode == "train" and not _stands_before(item, evals, loop.inner) for mode, item in modes):
-            continue
-        item = evals[0]
-        yield Place(
-            item.node,
-            f"`{item.scope.simple_name}` leaves the model in evaluation mode"
-            if item.chain
-            else "the model stays in evaluation mode for the rest of the training",
-            ("no .train() behind it in the loop", *([item.path()] if item.chain else [])),
-            scope=item.scope,
-        )
-
-
-def _modes(items: list[Reached], project: Project) -> list[tuple[Mode, Reached]]:
-    found = []
-    for item in items:
-        if isinstance(item.node, ast.Call) and (mode := mode_of(item.node, item.scope, project)) is not None:
-            found.append((mode, item))
-    return found
-
-
-def _stands_before(train: Reached, evals: list[Reached], inner: ast.AST) -> bool:
-    """Whether .train() comes once per epoch, outside the loop over batches in which .eval() stands."""
-    inside = [any(above is inner for _, above, _ in item.up()) for item in (train, evals[0])]
-    return inside == [False, True]

@@ -132,6 +132,9 @@ def _lists_files(call: ast.Call, scope: Scope) -> bool:
     name = called(call, scope)
     if name in ("os.listdir", "glob.glob", "glob.iglob", "os.scandir"):
         return True
+    if name == "os.walk":
+        loop = next((above for above in scope.module.up(call) if isinstance(above, (*LOOPS, ast.ListComp))), None)
+        return loop is not None and "sort" not in text_of(loop)
     return (
         isinstance(call.func, ast.Attribute)
         and call.func.attr in ("glob", "rglob", "iterdir")

@@ -16,7 +16,7 @@ from intone.optimise.scan.cachewrites import (
     refuses_overflow,
     writes_of,
 )
-from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
+from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name, walk
@@ -44,10 +44,12 @@ def cache_overflow(module: Module, project: Project) -> Iterator[Place]:
             continue
         writes = writes_of(scope, project)
         passes = [call for call in scope.calls if _hands_position_on(call, scope, project)]
-        if not writes and not passes or refuses_overflow(scope, project):
+        unseen = [call for call in scope.calls if call not in passes and _hands_cache_on(call, scope, project)]
+        if not (writes or passes or unseen) or refuses_overflow(scope, project):
             continue
         silent = next((found for write in writes if (found := _silent(write, scope, project))), None)
         silent = silent or _leaves_when_full(scope, bool(writes)) or _cut_position(scope, project, writes, passes)
+        silent = silent or _cut_for_model(scope, unseen)
         if silent:
             yield silent
         elif (moving := [write for write in writes if write.moves]) and not checks_end(scope):
@@ -92,6 +94,54 @@ WINDOW = re.compile(r"window|ring|circular|roll|slid|wrap|evict|sink|stream", re
 def _hands_position_on(call: ast.Call, scope: Scope, project: Project) -> bool:
     """cache.write(position, keys): a call of a function that writes into a cache."""
     return any(writes_of(function, project) for function in project.callees(call, scope)[:2])
+
+
+def _hands_cache_on(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """model.forward_cached(ids, self.kv, where): a call of code that we do not see, with a cache and a position."""
+    if project.callees(call, scope) or called(call, scope).startswith(("torch.", "len", "isinstance", "print")):
+        return False
+    parts = [*call.args, *(word.value for word in call.keywords)]
+    return len(parts) > 1 and any(is_cache(part, scope, project) for part in parts)
+
+
+# names of places in a text; POSITION has many more, for code that is known to write into a cache
+PLACE = re.compile(r"pos|start|begin|offset|cursor|where|slot|(^|[._])(at|t|idx|index|end)$", re.I)
+
+
+def _cut_for_model(scope: Scope, calls: Sequence[ast.Call]) -> Place | None:
+    """start = min(pos, limit - n), or limit - n if it is too long, on the way into a model that writes a cache."""
+    for call in calls:
+        names = {name for part in [*call.args, *(word.value for word in call.keywords)] for name in names_in(part)}
+        for _ in range(2):  # where = arange(start, start + n)
+            names |= {
+                other
+                for name in names
+                for b in scope.bindings.get(name, [])
+                if b.how == "="
+                for other in names_in(b.value)
+            }
+        for name in sorted(names):
+            for binding in scope.bindings.get(name, []):
+                value = binding.value
+                cut = (
+                    isinstance(value, ast.Call)
+                    and clamps(value)
+                    and any(PLACE.search(one) and not LIMIT_WORD.search(one) for one in names_in(value))
+                )
+                back = (
+                    isinstance(value, ast.BinOp)
+                    and isinstance(value.op, ast.Sub)
+                    and _only_when_full(binding.node, scope)
+                )
+                either = isinstance(value, ast.IfExp) and compares_size(value.test)
+                if PLACE.search(name) and binding.how == "=" and (cut or back or either):
+                    return Place(
+                        binding.node,
+                        f"`{name}` is cut to the cache's end: later tokens overwrite the last places",
+                        (code_of(binding.node, 60), f"goes into {code_of(call, 50)} at line {call.lineno}"),
+                        confidence="medium",
+                    )
+    return None
 
 
 def _silent(write: Write, scope: Scope, project: Project) -> Place | None:

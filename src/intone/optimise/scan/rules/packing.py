@@ -11,7 +11,19 @@ from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import LOOPS, Module, Scope, own_nodes, target_name
-from intone.optimise.scan.waiting import ANYTHING, TEXTS, Work, remakes, words_of
+from intone.optimise.scan.waiting import (
+    ANYTHING,
+    OVER_DATA,
+    TEXTS,
+    Work,
+    asks_room,
+    comprehended,
+    is_fitting,
+    list_name,
+    masked_by,
+    remakes,
+    words_of,
+)
 
 FEW = 256  # waiting texts: looking at so few costs less than making one of them into tokens; guess
 PACKS = re.compile(r"pack|bin|fit|bucket|chunk|concat|fill|group|place|arrange|lay_out|build_rows", re.I)
@@ -73,14 +85,17 @@ def _scanned(item: Reached, work: Work) -> Found | None:
         return None
     name, how = walked
     holders = work.holders(name, item)
-    if work.is_fresh(holders) or not work.is_of_texts(holders, item):
+    if work.is_fresh(holders) or not (work.is_of_texts(holders, item) or is_fitting(item.node)):
         return None
     if how in ONE_ENTRY and work.is_hashed(holders):
         return None
     takes, grows = work.is_touched(holders, TAKES) or _marks_taken(item, work), work.is_touched(holders, GROWS)
+    fills = work.is_filled(holders)
+    grows = grows or fills and (how != "a loop" or is_fitting(item.node))  # of places made before: free = [size] * n
     if not takes and not grows or work.is_of_slots(holders, item):
         return None
-    if how in ("sum", "any", "all", "max", "min", "sorted") and not takes and not _is_packing(item, work):
+    quick = how in ("sum", "any", "all", "max", "min", "sorted", "a mask")
+    if quick and not takes and not fills and not _is_packing(item, work):
         return None
     bound = work.is_few(holders) if takes else None
     if bound is not None and _number(bound) <= FEW:
@@ -155,19 +170,22 @@ def _walked_by(item: Reached) -> tuple[str, str] | None:
     """(the list, how) where a node goes over a list that may be long."""
     node = item.node
     if isinstance(node, (ast.For, ast.AsyncFor)):
-        name = _list_name(node.iter)
-        tests = [part for part in own_nodes(node) if isinstance(part, ast.Compare)]
+        name = list_name(node.iter)
+        tests = [part for part in own_nodes(node) if isinstance(part, ast.Compare) or asks_room(part)]
         sized = any(
-            re.search(r"len|size|remain|space|room|cap|fit|left|free|used|tokens|width|<|>", text_of(t)) for t in tests
+            re.search(r"len|size|remain|space|room|cap|fit|left|free|used|tokens|width|can_|<|>", text_of(t))
+            for t in tests
         )
         return (name, "a loop") if name and sized else None
     if isinstance(node, ast.Call):
         last = last_name(node.func)
         if isinstance(node.func, ast.Name) and last in ("min", "max", "next", "sorted", "sum", "any", "all", "filter"):
             for arg in node.args:
-                if (name := _comprehended(arg)) is not None:
+                if (name := comprehended(arg, item.scope)) is not None:
                     return name, last
             return None
+        if (masked := masked_by(node)) is not None:
+            return masked, "a mask"
         if (
             isinstance(node.func, ast.Attribute)
             and last in ("index", "remove", "sort", "count")
@@ -176,7 +194,7 @@ def _walked_by(item: Reached) -> tuple[str, str] | None:
             name = target_name(node.func.value)
             return (name, f".{last}()") if name and (last != "sort" or not _sorted_once(item)) else None
     if isinstance(node, ast.ListComp) and node.generators[0].ifs:
-        name = _list_name(node.generators[0].iter)
+        name = list_name(node.generators[0].iter)
         return (name, "a list comprehension with a test") if name else None
     if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn)):
         name = target_name(node.comparators[0])
@@ -191,37 +209,6 @@ def _is_numpy(node: ast.Call) -> bool:
 
 def _sorted_once(item: Reached) -> bool:
     return not item.chain and not item.scope.module.loops_around(item.node)
-
-
-def _comprehended(arg: ast.expr) -> str | None:
-    """The list that a generator, a comprehension, range(len(x)), enumerate(x), or a plain name goes over."""
-    if isinstance(arg, (ast.GeneratorExp, ast.ListComp)):
-        return _list_name(arg.generators[0].iter)
-    return _list_name(arg)
-
-
-def _list_name(node: ast.expr) -> str | None:
-    """The list that is walked: buffer, enumerate(buffer), range(len(buffer)), list(buffer)."""
-    if isinstance(node, ast.Call) and last_name(node.func) in (
-        "enumerate",
-        "list",
-        "range",
-        "len",
-        "reversed",
-        "zip",
-        "sorted",
-    ):
-        last = (
-            node.args[1]
-            if last_name(node.func) == "range" and len(node.args) > 1
-            else node.args[-1]
-            if node.args
-            else None
-        )
-        return _list_name(last) if last is not None else None
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("values", "items"):
-        return target_name(node.func.value)
-    return target_name(node)
 
 
 def _is_list(name: str, scope: Scope) -> bool:
@@ -342,7 +329,7 @@ def _is_stream(name: str, item: Reached, work: Work) -> bool:
 def _grown_anew(item: Reached, work: Work) -> Found | None:
     """tokens = tokens + new, np.append, torch.cat([buffer, new]) at every turn."""
     node, scope = item.node, item.scope
-    if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not _over_data(work):
+    if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not _over_data(work, item):
         return None
     name, value = target_name(node.targets[0]), node.value
     if name is None or not _is_kept(name, item, work, named=False):
@@ -369,18 +356,16 @@ def _grown_anew(item: Reached, work: Work) -> Found | None:
     return None
 
 
-def _over_data(work: Work) -> bool:
-    """Whether the loop walks over documents, files or batches."""
-    loop = work.loop
-    text = (
-        text_of(loop.iter) + text_of(loop.target) if isinstance(loop, (ast.For, ast.AsyncFor)) else text_of(loop.test)
-    )
-    return bool(
-        re.search(
-            r"doc|text|conv|example|file|shard|batch|data|line|row|sample|token|buffer|len\(|record|item|piece",
-            text,
-            re.I,
+def _over_data(work: Work, item: Reached) -> bool:
+    """Whether the loop, or one inside it around a node, walks over documents, files or batches."""
+    loops = [work.loop, *item.scope.module.loops_around(item.node)]
+    return any(
+        OVER_DATA.search(
+            f"{text_of(loop.iter)} {text_of(loop.target)}"
+            if isinstance(loop, (ast.For, ast.AsyncFor))
+            else text_of(loop.test)
         )
+        for loop in loops
     )
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.expressions import called, is_false, keyword, last_name, names_in, text_of
+from intone.optimise.scan.options import option_values, options
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name, walk
@@ -56,7 +57,8 @@ def _padded_rows(module: Module, project: Project) -> Iterator[Place]:
         told = "the batch carries labels: it is for training"
         if labels is not scope:
             told += f" ({labels.module.path}: `{labels.simple_name}`)"
-        yield Place(node, f"rows are filled up {how}, each with one text", (told,))
+        home = next((other.scope_of[node] for other in project.modules if node in other.scope_of), scope)
+        yield Place(node, f"rows are filled up {how}, each with one text", (told,), scope=home)
 
 
 def _unpacked(node: ast.AST) -> bool:
@@ -241,10 +243,13 @@ def _pads_by_library(scope: Scope, project: Project) -> Found | None:
             return call, "to the longest of the batch"
         if name.endswith("zip_longest") and keyword(call, "fillvalue") is not None:
             return call, "to the longest of the batch"
-        padding = keyword(call, "padding")
-        if isinstance(padding, ast.Constant) and padding.value in (True, "longest", "max_length"):
-            return call, "to a fixed length" if padding.value == "max_length" else "to the longest of the batch"
-        if name.endswith("tokenizer.pad"):
+        for option in options(call, "padding", scope, project):
+            values = option_values(option, project)
+            if "max_length" in values:
+                return option.node, "to a fixed length"
+            if "longest" in values or any(value is True for value in values):  # 1 is a convolution's
+                return option.node, "to the longest of the batch"
+        if re.search(r"(^|[._])(tok|tokenizer|processor|extractor)\.pad$", name):
             return call, "to the longest of the batch"
         if name in ("torch.nn.functional.pad", "torch.constant_pad_nd", "np.pad", "numpy.pad") and len(call.args) > 1:
             amount = call.args[1]

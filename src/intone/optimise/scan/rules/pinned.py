@@ -10,7 +10,7 @@ from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.copies import WAITS, base_of, to_host
-from intone.optimise.scan.source import Module, Scope, own_nodes, target_name
+from intone.optimise.scan.source import Module, Scope, own_nodes, target_name, walk
 
 
 @rule(
@@ -156,16 +156,27 @@ def unwaited_stream(module: Module, project: Project) -> Iterator[Place]:
             copies = [
                 call for call in own_nodes(node)
                 if isinstance(call, ast.Call) and last_name(call.func) in ("to", "cuda", "copy_")
-                and keyword(call, "non_blocking") is not None
+                and keyword(call, "non_blocking") is not None and not to_host(call)
             ]  # fmt: skip
             owner = project.owner_of(scope)
-            around = text_of(owner[1]) if owner is not None else module.text
-            if copies and not WAITS.search(around):
+            entered = {code_of(arg) for item in node.items for arg in getattr(item.context_expr, "args", [])}
+            if copies and not _is_waited_for(entered, owner[1] if owner is not None else module.tree):
                 yield Place(
                     copies[0],
                     f"`{code_of(copies[0], 40)}` runs on a stream that nothing waits for",
                     (f"line {node.lineno}: {module.line_of(node)[:60]}",),
                 )
+
+
+def _is_waited_for(entered: set[str], around: ast.AST) -> bool:
+    """Whether anything waits for a stream: that the stream itself waits for others does not count."""
+    for call in walk(around):
+        if not isinstance(call, ast.Call) or not WAITS.search(text_of(call.func) + "("):
+            continue
+        own = isinstance(call.func, ast.Attribute) and code_of(call.func.value) in entered
+        if not own or last_name(call.func) not in ("wait_stream", "wait_event", "wait"):
+            return True
+    return False
 
 
 def _enters_stream(node: ast.expr, scope: Scope) -> bool:

@@ -38,21 +38,61 @@ def fp32_logits(module: Module, project: Project) -> Iterator[Place]:
             continue
         for call in scope.calls:
             value = _cast_to_fp32(call, scope)
-            value = value.value if isinstance(value, ast.Subscript) and "-1" not in text_of(value.slice) else value
-            name = target_name(value) if value is not None else None
-            if name is None and isinstance(value, ast.Call) and _is_head(value, scope, project):
+            value = _whole(value) if value is not None else None
+            if isinstance(value, ast.Call) and _is_head(value, scope, project):
                 yield Place(call, "the logits of all positions are copied to fp32 for the loss", (code_of(call, 60),))
                 break
-            if (
-                name is None
-                or not re.search(r"logit|(^|_)(out|outputs?|pred|preds|scores)$", name)
-                or _is_chunk(name, scope)
-            ):
-                continue
-            if not _from_head(name, scope, project, set()):
+            name = next((one for one in _meant(value, scope) if _is_logits(one, scope, project)), None)
+            if name is None:
                 continue
             yield Place(call, f"`{name}` of all positions is copied to fp32 for the loss", (f"{code_of(call, 60)}",))
             break
+
+
+def _whole(value: ast.expr) -> ast.expr:
+    """What a cast is about without a cut of positions, shapes and the field of an output: model(x).logits[:, :-1]."""
+    while True:
+        if isinstance(value, ast.Subscript) and not _keeps_last(value.slice):
+            value = value.value
+        elif isinstance(value, ast.Call) and last_name(value.func) in ("view", "reshape", "flatten", "contiguous"):
+            if not isinstance(value.func, ast.Attribute):
+                return value
+            value = value.func.value
+        elif isinstance(value, ast.Attribute) and value.attr == "logits" and isinstance(value.value, ast.Call):
+            value = value.value
+        else:
+            return value
+
+
+def _keeps_last(index: ast.expr) -> bool:
+    """[:, -1], [-1]: one position; [:, :-1] are all but one."""
+    parts = index.elts if isinstance(index, ast.Tuple) else [index]
+    return any("-1" in text_of(part) for part in parts if not (isinstance(part, ast.Slice) and part.lower is None))
+
+
+def _meant(value: ast.expr | None, scope: Scope) -> list[str]:
+    """The names of what is cast; in (z.float() for z in (student, teacher)) those of both."""
+    name = target_name(value) if value is not None else None
+    walked = [b.value for b in scope.bindings.get(name or "", []) if b.how == "iter"]
+    listed = [part for one in walked if isinstance(one, (ast.Tuple, ast.List)) for part in one.elts]
+    if walked:
+        return [one for part in listed if (one := target_name(part)) is not None] or [name or ""]
+    return [name] if name is not None else []
+
+
+def _is_logits(name: str, scope: Scope, project: Project) -> bool:
+    """Whether a name holds logits of all positions: it reads so, or it is a model's output that goes into the loss."""
+    if _is_chunk(name, scope):
+        return False
+    if re.search(r"logit|(^|_)(out|outputs?|pred|preds|scores)$", name):
+        return _from_head(name, scope, project, set())
+    if name in scope.parameters:
+        return False
+    goes_in = any(name in names_in(arg) for call in scope.calls if last_name(call.func) in LOSSES for arg in call.args)
+    return goes_in and any(
+        binding.how == "=" and isinstance(binding.value, ast.Call) and is_model_call(binding.value, scope, project)
+        for binding in scope.bindings.get(name, [])
+    )
 
 
 LOSSES = ("cross_entropy", "CrossEntropyLoss", "nll_loss", "log_softmax", "logsumexp", "chunked_cross_entropy")

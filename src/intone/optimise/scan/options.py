@@ -1,0 +1,100 @@
+"""Options of a call by name: written there, or in a dict that is handed on with **, wherever that was made."""
+
+import ast
+from dataclasses import dataclass
+
+from intone.optimise.scan.constants import known_values
+from intone.optimise.scan.expressions import keyword, last_name
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.source import Scope, target_name
+
+
+@dataclass(frozen=True, eq=False)
+class Option:
+    """A value that an option of a call may have. node: where it is said, the call itself or the entry of a dict."""
+
+    value: ast.expr
+    node: ast.AST
+    scope: Scope
+
+
+def options(call: ast.Call, name: str, scope: Scope, project: Project) -> list[Option]:
+    """What the code shows that a call is told under a name: by a keyword, else in the dicts that are handed on."""
+    if (value := keyword(call, name)) is not None:
+        return [Option(value, call, scope)]
+    found = []
+    for word in call.keywords:
+        if word.arg is not None:
+            continue
+        for origin in project.origins(word.value, scope, lambda node: _merged(node, name), depth=4):
+            said = _entry(origin.node, name)
+            if said is not None:
+                found.append(Option(said[1], said[0], origin.scope))
+        held = target_name(word.value)
+        owner = project.owner_of(scope) if held is not None and held.startswith("self.") else None
+        for method in project.class_scopes(owner[1]) if owner is not None else [scope]:
+            for node in method.body:
+                if held is not None and (put := _put_later(node, held, name)) is not None:
+                    found.append(Option(put, node, method))
+    return found
+
+
+def option_values(option: Option, project: Project) -> list[object]:
+    """The constants that an option may stand for; empty where the code shows none."""
+    return [known.value for known in known_values(option.value, option.scope, project)]
+
+
+def is_on(call: ast.Call, name: str, scope: Scope, project: Project) -> bool:
+    """Whether a call is told True under a name, and nothing else by all that the code shows."""
+    values = [option_values(option, project) for option in options(call, name, scope, project)]
+    return any(set(one) == {True} for one in values)
+
+
+def hides_options(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """Whether a call hands on a dict with ** of which the code does not show all entries."""
+    for word in call.keywords:
+        if word.arg is None:
+            for origin in project.origins(word.value, scope, lambda node: _merged(node, None), depth=4):
+                written = isinstance(origin.node, ast.Dict) and None not in origin.node.keys
+                made = isinstance(origin.node, ast.Call) and last_name(origin.node.func) == "dict"
+                if origin.is_annotation or not (written or made and not origin.node.args):  # type: ignore[attr-defined]
+                    return True
+    return False
+
+
+def _entry(node: ast.expr, name: str) -> tuple[ast.AST, ast.expr] | None:
+    """(where, value) of an entry of a dict that is written out: {"name": value}, dict(name=value)."""
+    if isinstance(node, ast.Dict):
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant) and key.value == name:
+                return key, value
+    elif isinstance(node, ast.Call) and last_name(node.func) == "dict":
+        return next(((word, word.value) for word in node.keywords if word.arg == name), None)
+    return None
+
+
+def _merged(node: ast.expr, name: str | None) -> list[ast.expr]:
+    """The dicts that another one is made of, unless it says itself: {**defaults, "top_k": 5}, defaults | {...}."""
+    if name is not None and _entry(node, name) is not None:
+        return []
+    if isinstance(node, ast.Dict):
+        return [value for key, value in zip(node.keys, node.values, strict=True) if key is None]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        own = name is not None and _entry(node.right, name) is not None
+        return [node.right] if own else [node.left, node.right]
+    if isinstance(node, ast.Call) and last_name(node.func) in ("dict", "deepcopy", "MappingProxyType"):
+        return [*node.args, *(word.value for word in node.keywords if word.arg is None)]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "copy":
+        return [node.func.value]
+    return []
+
+
+def _put_later(node: ast.AST, held: str, name: str) -> ast.expr | None:
+    """kwargs["name"] = value; kwargs.update(name=value)"""
+    if isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Subscript):
+        key = target.slice
+        put = isinstance(key, ast.Constant) and key.value == name and target_name(target.value) == held
+        return node.value if put else None
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "update":
+        return keyword(node, name) if target_name(node.func.value) == held else None
+    return None

@@ -1,0 +1,78 @@
+"""A rule on seeds of requests: who asks for none must not get the same numbers as everybody else."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from intone.optimise.scan.beside import ROUTE
+from intone.optimise.scan.constants import Known, known_values
+from intone.optimise.scan.expressions import called, last_name, text_of
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import reached
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.streams import set_back_by_one
+from intone.optimise.scan.seeds import SEEDERS, SEEDING
+from intone.optimise.scan.source import Module, Scope, target_name, walk
+from intone.optimise.scan.values import chooses_token
+
+HANDLES = re.compile(r"^(do_(GET|POST|PUT)|on_message|websocket_endpoint)$")
+
+
+@rule(
+    "S16",
+    "every request begins with one seed",
+    kind="rng",
+    severity="medium",
+    why="A request that names no seed sets the stream of the whole process to a fixed number: all such requests for "
+    "one prompt get the same text, whatever the temperature, and all else that draws begins anew with them.",
+    fix="Let no seed mean a fresh one, and give each request a generator of its own.",
+    source="optimiser.md D22",
+)
+def one_seed_for_requests(module: Module, project: Project) -> Iterator[Place]:
+    """torch.manual_seed(request.seed) in a handler, with a seed that is a number unless somebody gives another."""
+    for scope in module.scopes[1:]:
+        for call in scope.calls:
+            name = called(call, scope)
+            root = (target_name(call.func) or "").partition(".")[0]
+            if not (SEEDING.search("." + name.rpartition(".")[2]) or name in SEEDERS) or root not in module.imports:
+                continue
+            number = _number(call.args[0], scope, project) if call.args else None
+            handler = _handler(scope, project) if number is not None else None
+            if number is None or handler is None:
+                continue
+            if any(place.node is call for place in set_back_by_one(module, project)):
+                continue  # told as what disturbs others
+            yield Place(
+                call,
+                f"a request without a seed gets the numbers of seed {number.value}, as all others do",
+                (
+                    f"`{handler.simple_name}` in {handler.module.path} answers requests",
+                    f"the seed is {number.value} by {number.scope.module.path}:{number.node.lineno}",
+                ),
+            )
+            break
+
+
+def _number(seed: ast.expr, scope: Scope, project: Project) -> Known | None:
+    """The number that a seed is where nobody gives one; None where there is none, or where it is drawn."""
+    if any(isinstance(part, ast.Call) and "rand" in (last_name(part.func) or "") for part in walk(seed)):
+        return None
+    known = known_values(seed, scope, project)
+    return next((one for one in known if type(one.value) is int), None)
+
+
+def _handler(scope: Scope, project: Project, depth: int = 2) -> Scope | None:
+    """The function that answers requests and leads to another one, where it draws tokens."""
+    routed = any(ROUTE.search(text_of(item)) for item in getattr(scope.node, "decorator_list", []))
+    if routed or HANDLES.match(scope.simple_name):
+        draws = any(
+            isinstance(item.node, ast.Call)
+            and (last_name(item.node.func) == "generate" or chooses_token(item.node, item.scope))
+            for item in reached(scope.node, scope, project)
+        )
+        return scope if draws else None
+    for site in project.callers(scope)[:4] if depth else ():
+        found = _handler(site.scope, project, depth - 1)
+        if found is not None:
+            return found
+    return None

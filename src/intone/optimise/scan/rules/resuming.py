@@ -1,0 +1,229 @@
+"""Rules on where a resumed training goes on: inside the epoch, and in a stream that gives its state."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
+from intone.optimise.scan.loops import TrainLoop, train_loops
+from intone.optimise.scan.neighbours import neighbours
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import reached
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.data_order import (
+    ELSEWHERE,
+    RESTORES_ORDER,
+    order_not_restored,
+    passes_over,
+    restores,
+    takes_up_progress,
+)
+from intone.optimise.scan.source import LOOPS, Module, Scope, target_name, walk
+
+SAVES = re.compile(r"(^|\.)(torch\.save|distributed\.checkpoint\.(async_)?save|save_(state|checkpoint)|pickle\.dump)$")
+# names under which programs keep how much of an epoch was read
+WITHIN = re.compile(
+    r"skip|consumed|(batch|row|sample)(es|s)?_(seen|done|in_epoch)|in_epoch|fast_forward|advance|cursor|start_(batch|row|at|from)|"
+    r"resume_(step|batch|at|from|batch_idx)|mid_epoch|position"
+)
+
+
+@rule(
+    "S81",
+    "resuming begins the epoch anew",
+    kind="data-order",
+    severity="medium",
+    why="A checkpoint is written in the middle of an epoch, but only the epoch's number comes back: its rows are read "
+    "from the first again, so some are seen twice, and all later steps see other rows than without the stop.",
+    fix="Save how many batches of the epoch were read and pass over as many on resume (a stateful loader, a sampler "
+    "that can begin later, islice), or save only at the end of an epoch.",
+    source="optimiser.md G6",
+)
+def epoch_begun_anew(module: Module, project: Project) -> Iterator[Place]:
+    """A loop over a loader inside one over epochs that saves between two batches; a restore that knows no batch."""
+    if ELSEWHERE.search(module.path):
+        return
+    for loop in train_loops(module, project):
+        walked = _over_batches(loop, project)
+        files = [other for other in neighbours(module, project) if not ELSEWHERE.search(other.path)]
+        if walked is None or any(
+            file.mentions(RESTORES_ORDER) or passes_over(file) or _knows_position(file) for file in files
+        ):
+            continue
+        saved = next((item for item in reached(walked[0], walked[1], project) if _saves(item.node, item.scope)), None)
+        taken_up = [pair for file in files for pair in restores(file, project) if takes_up_progress(pair[0])]
+        taken_up = [] if any(_restores_more(pair[0]) for pair in taken_up) else taken_up
+        if saved is None or not taken_up or any(True for _ in order_not_restored(module, project)):
+            continue
+        scope, restore = taken_up[0]
+        yield Place(
+            restore,
+            "the training is taken up in the middle of an epoch, the data at its beginning",
+            (
+                f"saved between two batches at {saved.scope.module.path}:{saved.line}",
+                f"`{code_of(walked[0].iter, 40)}` at {module.path}:{walked[0].lineno} begins with the first batch",
+            ),
+            scope=scope,
+        )
+        return
+
+
+# what a checkpoint holds besides a position in the data
+HELD = re.compile(
+    r"net|model|opt|sched|scal|epoch|step|iter|loss|best|metric|config|cfg|args|ema|weight|state_dict|grad|lr|seed|"
+    r"version|time|student|teacher|module|rng|vocab|history|name|val|param"
+)
+
+
+def _restores_more(scope: Scope) -> bool:
+    """Whether a restore reads something else too, or hands it to a loader or sampler: that may be the position."""
+    for node in scope.body:
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and isinstance(node.slice, ast.Constant):
+            if isinstance(node.slice.value, str) and not HELD.search(node.slice.value):
+                return True
+        elif isinstance(node, ast.Call) and last_name(node.func) == "get" and node.args:
+            key = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+            if isinstance(key, str) and not HELD.search(key):
+                return True
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and node.attr != "epoch"
+            and re.search(r"sampler|loader|data|stream|order", target_name(node.value) or "")
+        ):
+            return True
+    return False
+
+
+def _over_batches(loop: TrainLoop, project: Project) -> tuple[ast.For, Scope] | None:
+    """(the loop over a loader inside a loop over epochs, its function), where it begins with the first batch."""
+    nest: list[tuple[ast.AST, Scope]] = [(loop.inner, loop.scope)]
+    nest += [(above, loop.scope) for above in loop.scope.module.loops_around(loop.inner)]
+    if loop.outer is not None and loop.outer_scope is not loop.scope:
+        at = loop.outer_scope
+        nest += [(above, at) for above in [loop.outer, *at.module.loops_around(loop.outer)]]
+    for number, (node, scope) in enumerate(nest):
+        if not isinstance(node, ast.For) or FROM_LATER.search(text_of(node.iter)):
+            continue
+        outside = [other for other, _ in nest[number + 1 :]]
+        if not outside:
+            outside = [
+                other for site in project.callers(scope)[:4] for other in site.scope.module.loops_around(site.call)
+            ]
+        if any(isinstance(other, LOOPS) and "epoch" in _head(other) for other in outside):
+            return node, scope
+    return None
+
+
+FROM_LATER = re.compile(r"range\(|count\(|start_|_start|skip|islice|resume")
+
+
+def _head(loop: ast.AST) -> str:
+    if isinstance(loop, ast.While):
+        return text_of(loop.test)
+    return f"{text_of(loop.target)} {text_of(loop.iter)}" if isinstance(loop, (ast.For, ast.AsyncFor)) else ""
+
+
+def _saves(node: ast.AST, scope: Scope) -> bool:
+    return isinstance(node, ast.Call) and bool(SAVES.search(called(node, scope)))
+
+
+def _knows_position(module: Module) -> bool:
+    """Whether a file has a name for how much of an epoch was read."""
+    for node in module.nodes:
+        name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
+        if name is None and isinstance(node, (ast.keyword, ast.arg)):
+            name = node.arg
+        if name is not None and WITHIN.search(name):
+            return True
+    return False
+
+
+@rule(
+    "S82",
+    "a stream does not go on from the state that it gives",
+    kind="data-order",
+    severity="medium",
+    why="The state is saved and restored, and the rows come from the beginning of the file or epoch all the same: a "
+    "resumed training sees some rows twice, and nothing says so.",
+    fix="Let the iteration begin at the restored position: pass over as many rows, or compute the row from the count.",
+    source="optimiser.md G6; torchdata's StatefulDataLoader",
+)
+def state_without_effect(module: Module, project: Project) -> Iterator[Place]:
+    """A data set with state_dict() whose counters of rows are restored and never read where it gives rows."""
+    for scope in module.scopes[1:]:
+        if scope.owner is None or scope.simple_name not in ("state_dict", "get_state", "state"):
+            continue
+        methods = {method.simple_name: method for method in project.class_scopes(scope.owner)}
+        back = next((methods[name] for name in ("load_state_dict", "set_state", "load_state") if name in methods), None)
+        walks = next((methods[name] for name in ("__next__", "__iter__") if name in methods), None)
+        if back is None or walks is None or re.search(r"set_?state|load_state|update|setattr", _body(back)):
+            continue
+        restored = {name for name, bindings in back.bindings.items() if name.startswith("self.") and bindings}
+        steps = _moved_per_row(walks, project)
+        read = _read_in(walks, project)
+        marks = {name for name in restored - steps if not FIXED.search(name)}
+        if not restored or not (restored & steps or _is_endless(walks)) or read & ((restored & steps) | marks):
+            continue
+        lost = sorted(restored & steps)
+        told = (
+            f"`{lost[0]}` comes back and is read nowhere in it" if lost else "no position inside the epoch comes back"
+        )
+        yield Place(
+            scope.node,
+            f"`{scope.owner.name}` begins anew after a restore",
+            (told, f"rows are given by `{walks.simple_name}` at line {getattr(walks.node, 'lineno', 0)}"),
+            scope=scope.outer or module.top,
+        )
+
+
+# restored fields that say which order it is, and not where in it
+FIXED = re.compile(r"seed|epoch|rank|world|shuffle|size|length|path|files|name|config")
+
+
+def _body(scope: Scope) -> str:
+    return " ".join(text_of(statement) for statement in getattr(scope.node, "body", []))
+
+
+def _moved_per_row(walks: Scope, project: Project) -> set[str]:
+    """The fields that change between two rows: inside the innermost loop that yields, or at every __next__()."""
+    found: set[str] = set()
+    for item in reached(walks.node, walks, project):
+        node = item.node
+        if not isinstance(node, (ast.AugAssign, ast.Assign)):
+            continue
+        target = node.target if isinstance(node, ast.AugAssign) else node.targets[0]
+        name = target_name(target)
+        if name is None or not name.startswith("self."):
+            continue
+        loops = item.scope.module.loops_around(node)
+        inside = loops[0] if loops else None
+        yields = inside is not None and any(isinstance(part, (ast.Yield, ast.YieldFrom)) for part in walk(inside))
+        deeper = any(isinstance(part, LOOPS) and part is not inside for part in walk(inside)) if inside else False
+        if walks.simple_name == "__next__" or yields and not deeper:
+            found.add(name)
+    return found
+
+
+def _read_in(walks: Scope, project: Project) -> set[str]:
+    """The fields that are read where rows are given, not counting what only counts them on."""
+    found: set[str] = set()
+    for item in reached(walks.node, walks, project):
+        node = item.node
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and (name := target_name(node)):
+            above = item.scope.module.parents.get(node)
+            outer = item.scope.module.parents.get(above) if isinstance(above, ast.BinOp) else None
+            counted = isinstance(outer, ast.Assign) and target_name(outer.targets[0]) == name
+            if not counted and not (
+                isinstance(above, ast.Call) and last_name(above.func) in ("print", "info", "debug")
+            ):
+                found.add(name)
+    return found
+
+
+def _is_endless(walks: Scope) -> bool:
+    """while True around the yields: the state is asked for in the middle, as there is no end."""
+    return any(
+        isinstance(node, ast.While) and not names_in(node.test) and any(isinstance(p, ast.Yield) for p in walk(node))
+        for node in walks.body
+    )

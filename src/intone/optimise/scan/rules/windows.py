@@ -1,0 +1,118 @@
+"""A rule on prompts that are longer than the model's window: cutting them must not go unsaid."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from intone.optimise.scan.cachewrites import compares_size
+from intone.optimise.scan.decode import decode_loops
+from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import turns_around
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.source import Module, Scope, target_name, walk
+
+WINDOW = re.compile(r"window|context|limit|max_|block_size|n_ctx|seq_len|positions|budget|capacity|room", re.I)
+PROMPT = re.compile(r"^(ids|tokens?|prompt|input_ids|inputs?|encoded|context|history|prompt_(ids|tokens)|x|idx)$")
+ENCODES = re.compile(r"encode|tokeni[sz]e|apply_chat_template|\btok(enizer)?\(|input_ids")
+
+
+@rule(
+    "S12",
+    "a prompt that is too long is cut in silence",
+    kind="cache-overflow",
+    severity="low",
+    why="What does not fit into the window falls off, mostly the beginning with the instructions, and whoever asked "
+    "gets an answer to another text.",
+    fix="Compare the length with the window first: refuse, leave out whole messages by a rule, or say what was cut.",
+    source="nanochat-facts.md 4.1.7",
+)
+def prompt_cut(module: Module, project: Project) -> Iterator[Place]:
+    """ids[:, -window:] before a generation, with nothing that says so."""
+    loops = {decode.loop for decode in decode_loops(module, project)}
+    for scope in module.scopes[1:]:
+        for node in scope.body:
+            if not isinstance(node, ast.Subscript) or not _cuts(node, scope, project):
+                continue
+            if any(loop in loops for loop in turns_around(node, scope)) or not _generates(scope, project):
+                continue
+            if _is_told(scope) or any(_is_told(site.scope) for site in project.callers(scope)[:4]):
+                continue
+            yield Place(
+                node,
+                f"`{code_of(node, 50)}` cuts a prompt that is too long, and nobody is told",
+                ("no comparison of its length that raises, logs or answers, here or where this is called",),
+                confidence="medium",
+            )
+            break
+
+
+def _cuts(node: ast.Subscript, scope: Scope, project: Project) -> bool:
+    """ids[-limit:], ids[:, -(window - reply):], ids[:limit] of a prompt, with a limit that has a name."""
+    parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    last = parts[-1]
+    if not isinstance(last, ast.Slice) or last.step is not None or not isinstance(node.ctx, ast.Load):
+        return False
+    if last.upper is None and isinstance(last.lower, ast.UnaryOp) and isinstance(last.lower.op, ast.USub):
+        limit: ast.expr | None = last.lower.operand
+    elif last.lower is None and last.upper is not None and not isinstance(last.upper, ast.UnaryOp):
+        limit = last.upper
+    else:
+        return False
+    if limit is None or not WINDOW.search(_spelled(limit, scope)):
+        return False
+    name = target_name(node.value)
+    if name is not None and not PROMPT.search(name.rpartition(".")[2]):
+        return False
+    return any(
+        isinstance(origin.node, ast.Call) and ENCODES.search(text_of(origin.node.func) + "(")
+        or isinstance(origin.node, ast.Attribute) and origin.node.attr == "input_ids"
+        for origin in project.origins(node.value, scope, _of_prompt, depth=4)
+    )  # fmt: skip
+
+
+def _of_prompt(node: ast.expr) -> list[ast.expr]:
+    """The prompt in tensor([ids]), ids.to(device), encoded.input_ids[0]."""
+    if isinstance(node, (ast.List, ast.Tuple)) and len(node.elts) == 1:
+        return [node.elts[0]]
+    if isinstance(node, ast.Subscript):
+        return [node.value]
+    if isinstance(node, ast.Call) and last_name(node.func) in ("tensor", "as_tensor", "list") and node.args:
+        return [node.args[0]]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("to", "cuda", "long"):
+        return [node.func.value]
+    return []
+
+
+def _spelled(limit: ast.expr, scope: Scope) -> str:
+    """A limit with the names in it spelled out one step."""
+    values = [b.value for name in names_in(limit) for b in scope.bindings.get(name, []) if b.how == "="]
+    return " ".join(text_of(part) for part in [limit, *values])
+
+
+def _generates(scope: Scope, project: Project) -> bool:
+    """Whether a function, or one that calls it, generates a text."""
+    return any(
+        any(last_name(call.func) in ("generate", "stream_generate") for call in one.calls)
+        or any(decode.scope is one for decode in decode_loops(one.module, project))
+        or any(decode.scope in project.callees(call, one) for call in one.calls
+               for decode in decode_loops(one.module, project))
+        for one in [scope, *(site.scope for site in project.callers(scope)[:4])]
+    )  # fmt: skip
+
+
+def _is_told(scope: Scope) -> bool:
+    """Whether a function compares a length and then raises, logs, or hands something else on than the cut text."""
+    return any(
+        isinstance(node, (ast.If, ast.Assert)) and compares_size(node.test) and _speaks(node) for node in scope.body
+    )
+
+
+def _speaks(node: ast.If | ast.Assert) -> bool:
+    if isinstance(node, ast.Assert):
+        return True
+    return any(
+        isinstance(part, (ast.Raise, ast.Return))
+        or isinstance(part, ast.Call) and re.search(r"log|warn|print|info|error|append|pop", last_name(part.func) or "")
+        for statement in [*node.body, *node.orelse] for part in walk(statement)
+    )  # fmt: skip
