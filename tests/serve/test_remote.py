@@ -12,6 +12,7 @@ import pytest
 from intone.cli import main
 from intone.data.chat import Message, Part
 from intone.errors import EXIT_DONE, UserError
+from intone.serve import remote
 from intone.serve.partners import Called, Ended, Forgot, Said, Waiting
 from intone.serve.remote import ServerPartner, as_openai
 from intone.serve.terminal import answer_once, chat_loop
@@ -39,6 +40,7 @@ class Script:
 
     def __init__(self, models=OURS):
         self.models, self.answers, self.asked = models, [], []
+        self.loading = []  # answered before the list of models is there
         script = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -49,6 +51,9 @@ class Script:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length)) if length else None
                 script.asked.append((self.path, dict(self.headers), body))
+                if self.path == "/v1/models" and script.loading:
+                    self.say(*script.loading.pop())
+                    return
                 if self.path == "/v1/models" and script.models is not None:
                     self.say(200, script.models, {})
                     return
@@ -133,6 +138,18 @@ def test_a_busy_server_is_asked_again_after_the_time_it_names(script):
     with pytest.raises(UserError, match="the server is busy: full"):
         pieces(ServerPartner(script.url))
     assert len(script.answers) == 4, "five tries"
+
+
+def test_a_server_that_is_still_loading_is_waited_for(script, monkeypatch, capsys):
+    monkeypatch.setattr(remote, "LOADING_POLL_S", 0.01)
+    script.loading = [error(503, "the model is being loaded", "loading")] * 3
+    script.answers = [words("x")]
+    assert pieces(ServerPartner(script.url)) == [Said("x"), Ended("stop", 2)]
+    assert script.loading == [] and capsys.readouterr().err.count("is loading its model; waiting") == 1
+    monkeypatch.setattr(remote, "LOADING_S", 0.0)
+    script.loading = [error(503, "the model is being loaded", "loading")] * 9
+    with pytest.raises(UserError, match="the model is being loaded"):
+        ServerPartner(script.url)
 
 
 def test_a_conversation_that_is_too_long_loses_its_oldest_turns(script):

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from intone.data.chat import Message
 from intone.errors import UserError, unknown_name
+from intone.log import say
 from intone.serve.partners import Called, Ended, Forgot, Piece, Said, Waiting, tools_of
 from intone.settings import ChatSettings
 
@@ -19,6 +20,8 @@ CONNECT_S = 10.0
 SILENCE_S = 180.0  # without a byte; a queue may hold a request for two minutes
 BUSY_TRIES = 5
 MOST_WAIT_S = 60.0  # for a busy server, whatever it asks for
+LOADING_S = 120.0  # a server that has just been started may read its model for so long
+LOADING_POLL_S = 0.5
 
 
 class ServerPartner:
@@ -65,11 +68,26 @@ class ServerPartner:
         self._model = model
 
     def _look(self) -> None:
-        data = self._json("GET", "/v1/models").get("data")
+        data = self._models().get("data")
         names = [entry for entry in data or () if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
         if not names:
             raise UserError(f"{self._place.shown} names no model", value=self._place.shown)
         self._entries = {entry["id"]: entry for entry in names}
+
+    def _models(self) -> dict[str, Any]:
+        """The server's list of models; one that is still loading its model is waited for."""
+        deadline_s = time.monotonic() + LOADING_S
+        is_said = False
+        while True:
+            try:
+                return self._json("GET", "/v1/models")
+            except _Loading:
+                if time.monotonic() > deadline_s:
+                    raise
+                if not is_said:
+                    say(f"{self._place.shown} is loading its model; waiting (Ctrl-C gives up)")
+                    is_said = True
+                time.sleep(LOADING_POLL_S)
 
     def _load(self, model: str) -> None:
         """Has an intone server load a run that it does not hold yet. Raises UserError where that cannot be."""
@@ -202,6 +220,10 @@ class _Busy(UserError):
         self.wait_s = wait_s
 
 
+class _Loading(UserError):
+    """The server has no model yet, and will have one soon."""
+
+
 class _ContextFull(UserError):
     """The conversation is longer than the model sees."""
 
@@ -259,6 +281,8 @@ def _refusal(response: http.client.HTTPResponse, shown: str, *, has_key: bool) -
         return UserError(f"{shown} {what}", fix="set INTONE_API_KEY, or give --api-key")
     if response.status == 429:
         return _Busy(f"the server is busy: {message}", _wait_s(response.headers.get("Retry-After")))
+    if response.status == 503 and error.get("code") == "loading":
+        return _Loading(f"the server refused: {message}", fix="ask again when it says that it is ready")
     if error.get("code") == "context_length_exceeded":
         return _ContextFull(message, fix="shorten it, or begin anew with /new")
     if 300 <= response.status < 400:
