@@ -51,7 +51,9 @@ class Reached:
     @property
     def is_in_forward(self) -> bool:
         """Whether it runs inside the forward pass of a module that the way leads into."""
-        scopes = [*(site.scope for site in self.chain[1:]), *([self.scope] if self.chain else [])]
+        if not self.chain:
+            return False
+        scopes = [*(site.scope for site in self.chain[1:]), self.scope]
         return any(scope.simple_name == "forward" and scope.owner is not None for scope in scopes)
 
     def path(self) -> str:

@@ -134,6 +134,9 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         if was_on:
+            if gc.get_freeze_count() == 0:  # all that was made counts as old: else it would be walked over at once
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

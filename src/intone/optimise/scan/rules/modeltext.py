@@ -51,7 +51,7 @@ def _run_text(call: ast.Call, scope: Scope, project: Project) -> ast.expr | None
     if isinstance(call.func, ast.Name) and name in project.functions:
         return None
     first = call.args[0] if call.args else None
-    if name in RUNNERS or _means_runner(call.func, scope, project):
+    if name in RUNNERS or _are_handed_on(project) and _means_runner(call.func, scope, project):
         return first
     if name.endswith((".runcode", ".runsource", ".run_cell", ".run_code", ".runscript")):
         return first
@@ -119,12 +119,34 @@ def _runs_file(call: ast.Call, scope: Scope, project: Project) -> tuple[str, ...
     return None
 
 
+def _are_handed_on(project: Project) -> bool:
+    """Whether what runs code is anywhere named without being called at once: without that no other name means it."""
+    key = ("runners handed on", None)
+    if key not in project.remembered:
+        lasts = {name.rpartition(".")[2] for name in RUNNERS}
+        words = [word for last in lasts for word in (last, f".{last}")]
+        named = [(node, m) for m in project.modules for word in words for node in m.reads.get(word, [])]
+        project.remembered[key] = any(
+            not (isinstance(above := module.parents.get(node), ast.Call) and above.func is node)
+            and dotted(node, module.top) in RUNNERS
+            for node, module in named
+        ) or any(_gets_runner(site.call) for site in project.sites.get("getattr", []))
+    found: bool = project.remembered[key]
+    return found
+
+
+def _gets_runner(call: ast.Call) -> bool:
+    """getattr(builtins, "eval")"""
+    name = call.args[1] if len(call.args) > 1 else None
+    return isinstance(name, ast.Constant) and name.value in ("eval", "exec", "system", "popen")
+
+
 def _means_runner(func: ast.expr, scope: Scope, project: Project, depth: int = 3) -> bool:
     """run = eval; TOOLS = {"python": exec}; getattr(builtins, "eval"): other names for what runs code."""
     if depth == 0:
         return False
     if isinstance(func, ast.Call) and last_name(func.func) == "getattr" and len(func.args) > 1:
-        return isinstance(func.args[1], ast.Constant) and func.args[1].value in ("eval", "exec", "system", "popen")
+        return _gets_runner(func)
     if isinstance(func, ast.Call) and isinstance(func.func, ast.Attribute) and func.func.attr == "get":
         return _means_runner(ast.Subscript(func.func.value, ast.Constant(""), ast.Load()), scope, project, depth - 1)
     if isinstance(func, ast.Subscript):
