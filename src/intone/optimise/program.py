@@ -166,9 +166,7 @@ def nothing_learned(
     )  # fmt: skip
 
 
-def signals_of(
-    found: Mapping[str, Any], profile: Profile | None, folder: Path, facts: Facts | None = None
-) -> Signals:
+def signals_of(found: Mapping[str, Any], profile: Profile | None, folder: Path, facts: Facts | None = None) -> Signals:
     """The signals in what the probe wrote."""
     steady = found["ends_s"][found["warm"] - 1 : found["warm"] + found["steps"]]
     times = [b - a for a, b in zip(steady, steady[1:], strict=False)]

@@ -64,9 +64,7 @@ def time_blocks(before: Mapping[str, Any], after: Mapping[str, Any] | None) -> l
     for name, found in (("Before", before), ("After", after)):
         if not found or not found.get("parts"):
             continue
-        shares = [
-            Share(part, share, PART_COLOURS.get(part), f"{share:.1%}") for part, share in found["parts"].items()
-        ]
+        shares = [Share(part, share, PART_COLOURS.get(part), f"{share:.1%}") for part, share in found["parts"].items()]
         title = f"{name}: a step of {human_duration(found['step_s'])}"
 
         def draw(width: int, shares: list[Share] = shares, title: str = title) -> str:

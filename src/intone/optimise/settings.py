@@ -11,6 +11,8 @@ from intone.settings import Auto, Stage
 
 TRAINED = get_args(Stage)
 WORDS = (*TRAINED, "infer", "serve", "pipeline")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageSettings(Checked):
     """A stage that is looked at or compared, and not trained to its end: its data, its model, and how it computes."""

@@ -28,9 +28,7 @@ from intone.resolving import Resolved, named_fields
 WIDTH = 56
 
 
-def optimise_verb(
-    settings: OptimiseSettings, origins: Mapping[str, Resolved], command: Sequence[str] | None
-) -> Answer:
+def optimise_verb(settings: OptimiseSettings, origins: Mapping[str, Resolved], command: Sequence[str] | None) -> Answer:
     """The verb. command: the words behind --. Raises UserError."""
     if settings.undo:
         return undo(settings.id)
@@ -68,9 +66,7 @@ def optimise_verb(
     return Answer(result_of(folder, signals, findings, plan, tries, whole), text, path=str(folder))
 
 
-def check_fits(
-    settings: OptimiseSettings, origins: Mapping[str, Resolved], command: Sequence[str] | None
-) -> None:
+def check_fits(settings: OptimiseSettings, origins: Mapping[str, Resolved], command: Sequence[str] | None) -> None:
     """Raises UserError where there is no target, or two, or a setting that says nothing about the one there is."""
     if settings.stage is None and not command:
         fix = "name a stage: intone optimise base; or a program: intone optimise -- python train.py --steps 500"

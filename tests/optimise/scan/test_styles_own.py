@@ -196,14 +196,15 @@ SEGMENTS = """
                 loss.backward()
             self.opt.step()
             self.opt.zero_grad()
-    === PLACE
+    === prepare.py
     from train import Step
     def prepared(model, opt):
         return Step(model, opt, device_batch=1)  # <-
+    OTHER
 """
-fault("small-batch", "one row in the script that trains", SEGMENTS.replace("PLACE", "finetune.py"))
-right("small-batch", "one row in what is only served", SEGMENTS.replace("PLACE", "bench/serve.py").replace(
-    "  # <-", ""))  # fmt: skip
+fault("small-batch", "one row for all", SEGMENTS.replace("OTHER", ""))
+right("small-batch", "one row for a look, else as measured", SEGMENTS.replace("  # <-", "").replace(
+    "OTHER", "def tuned(model, opt, find):\n        return Step(model, opt, device_batch=find(model))"))  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", [pytest.param(one, id=f"{one.kind}: {one.name}") for one in OWN.variants])

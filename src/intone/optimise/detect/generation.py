@@ -107,5 +107,3 @@ def untrustworthy(signals: Signals) -> Bottleneck | None:
     return Bottleneck(
         "D27", "the machine drifted", evidence, "3%", "NVIDIA clock events; own A/A rounds", None, "drift",
     )  # fmt: skip
-
-

@@ -244,9 +244,7 @@ def threads(signals: Signals) -> Bottleneck | None:
         return None
     count, gain = signals.threads_gain
     evidence = (f"{count} threads were measured at {gain:.2f} times the speed of {signals.threads} (threshold 1.03)",)
-    return Bottleneck(
-        "D26", "the wrong number of CPU threads", evidence, "3%, in turns", "rule", gain, "threads_gain"
-    )
+    return Bottleneck("D26", "the wrong number of CPU threads", evidence, "3%, in turns", "rule", gain, "threads_gain")
 
 
 def ratio(part: int | None, whole: int | None) -> float | None:

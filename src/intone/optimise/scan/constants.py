@@ -47,6 +47,23 @@ def only_value(node: ast.expr | None, scope: Scope, project: Project) -> Constan
     return values.pop() if len(values) == 1 else None
 
 
+def fixed_values(node: ast.expr | None, scope: Scope, project: Project) -> list[Known]:
+    """The known values of an expression without those that some makers of an object write and others find out."""
+    return [one for one in known_values(node, scope, project) if not is_one_of_many(one.node, one.scope, project)]
+
+
+def is_one_of_many(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """Step(device_batch=1) beside Step(device_batch=search()): the number is not what an object of the class has."""
+    word = scope.module.parents.get(node)
+    call = scope.module.parents.get(word) if isinstance(word, ast.keyword) else None
+    name = last_name(call.func) if isinstance(call, ast.Call) else None
+    if name not in project.classes or not isinstance(word, ast.keyword) or word.arg is None:
+        return False
+    others = [site for site in project.sites.get(name or "", []) if site.call is not call]
+    handed = [(value, site.scope) for site in others if (value := keyword(site.call, word.arg)) is not None]
+    return any(not known_values(value, at, project) for value, at in handed)
+
+
 def is_never(test: ast.expr | None, scope: Scope, project: Project) -> bool:
     """Whether a test is false by all that the code says: a switch whose only known values are false.
 

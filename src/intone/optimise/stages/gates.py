@@ -167,5 +167,3 @@ def samples_of(target: Target, state: State, folder: Path) -> sampling.FirstToke
     return sampling.FirstTokens(
         np.asarray(found.probabilities), (found.tokens,), tuple(ids[0] for ids in same), found.temperature
     )
-
-

@@ -254,4 +254,3 @@ def interval_of(found: Comparison) -> Interval | None:
     if found.ratio is None or found.low is None or found.high is None:
         return None
     return Interval(found.ratio, found.low, found.high)
-

@@ -284,5 +284,3 @@ def knee(ladder: Mapping[str, float]) -> int | None:
         return None
     best = max(ladder.values())
     return min(int(rows) for rows, gain in ladder.items() if gain >= best / 1.01)
-
-

@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.constants import Known, known_values
+from intone.optimise.scan.constants import fixed_values, is_one_of_many, known_values
 from intone.optimise.scan.expressions import code_of, keyword, last_name, names_in
 from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.neighbours import neighbours
@@ -256,6 +256,8 @@ def _in_call(node: ast.Call, scope: Scope, project: Project) -> Iterator[tuple[a
         r"Args|Arguments|Config|Settings|DataLoader|Sampler|Namespace|dict$|loader|partial$|^Trainer", name
     ):
         for word in node.keywords:
+            if BATCH.match(word.arg or "") and is_one_of_many(word.value, scope, project):
+                continue
             if isinstance(word.value, ast.Constant) or name.endswith(("DataLoader", "BatchSampler")):
                 yield from _number(word.value, word.arg, word.value, scope, project)
     for function in callees:
@@ -279,17 +281,9 @@ def _number(
         return
     if not BATCH.match(last) or not _is_simple(value):
         return
-    values = {known.value for known in _values_for(scope.module, value, scope, project)}
+    values = {known.value for known in fixed_values(value, scope, project)}
     if len(values) == 1 and type(number := values.pop()) is int:
         yield node, last, number
-
-
-def _values_for(module: Module, node: ast.expr, scope: Scope, project: Project) -> list[Known]:
-    """The values of an expression for a file that trains: what a measurement or a server hands over says nothing."""
-    return [
-        known for known in known_values(node, scope, project)
-        if ELSEWHERE.search(module.path) or not ELSEWHERE.search(known.scope.module.path)
-    ]  # fmt: skip
 
 
 def _is_simple(value: ast.expr) -> bool:
@@ -304,7 +298,7 @@ def _cut_by_loop(loop: TrainLoop, project: Project) -> Iterator[Place]:
     module = loop.scope.module
     where = (module.path, loop.inner.lineno, module.line_of(loop.inner)[:60])
     for node, scope in _row_counts(loop, project):
-        for known in _values_for(module, node, scope, project)[:4]:
+        for known in fixed_values(node, scope, project)[:4]:
             if type(known.value) is int and 1 <= known.value <= SMALL:
                 name = target_name(node) or code_of(node, 20)
                 place = _place(known.node, name, known.value, where, known.scope.module)
