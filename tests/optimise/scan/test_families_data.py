@@ -279,6 +279,17 @@ right("data-order", "a walk through folders that are sorted", """
             for name in sorted(names):
                 yield open(os.path.join(folder, name)).read()
 """)  # fmt: skip
+fault("data-order", "rounds by another name, all in one order", """
+    from torch.utils.data import DataLoader, DistributedSampler
+    def main(rows, model, opt):
+        sampler = DistributedSampler(rows)  # <-
+        loader = DataLoader(rows, sampler=sampler)
+        for turn in range(10):
+            for batch in loader:
+                model(batch).backward()
+                opt.step()
+                opt.zero_grad()
+""")  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", [pytest.param(one, id=f"{one.kind}: {one.name}") for one in FAMILIES.variants])

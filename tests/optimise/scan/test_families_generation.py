@@ -100,6 +100,20 @@ right("copied-token", "listeners hear each token", """
             listener.hear(tok)
         return tok
 """)  # fmt: skip
+fault("copied-token", "one number of numpy for a whole column", """
+    import numpy as np
+    def begin(probs, prompts, dice):
+        out = np.zeros((len(prompts), 1), dtype=int)
+        out[:] = dice.choice(len(probs), p=probs)  # <-
+        return out
+""")  # fmt: skip
+right("copied-token", "as many numbers as rows", """
+    import numpy as np
+    def begin(probs, prompts, dice):
+        out = np.zeros((len(prompts), 1), dtype=int)
+        out[:, 0] = dice.choice(len(probs), size=len(prompts), p=probs)
+        return out
+""")  # fmt: skip
 
 # --- no-kv-cache ------------------------------------------------------------------------------------------------------
 fault("no-kv-cache", "a helper joins prefix and text and keeps the last position", """

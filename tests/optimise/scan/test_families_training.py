@@ -125,6 +125,22 @@ right("async-copy", "the main stream waits for the side one", """
             self.fetch()
             return batch
 """)  # fmt: skip
+fault("async-copy", "a function made by partial", """
+    import functools, torch
+    from torch.utils.data import DataLoader
+    send = functools.partial(torch.Tensor.to, device="cuda", non_blocking=True)
+    def run(rows, model):
+        for x in DataLoader(rows, batch_size=8):
+            model(send(x))  # <-
+""")  # fmt: skip
+right("async-copy", "a function made by partial, of pinned rows", """
+    import functools, torch
+    from torch.utils.data import DataLoader
+    send = functools.partial(torch.Tensor.to, device="cuda", non_blocking=True)
+    def run(rows, model):
+        for x in DataLoader(rows, batch_size=8, pin_memory=True):
+            model(send(x))
+""")  # fmt: skip
 
 # --- device-string ----------------------------------------------------------------------------------------------------
 fault("device-string", "among texts with a number", """

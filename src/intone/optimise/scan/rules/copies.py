@@ -47,7 +47,7 @@ def pageable_copy(module: Module, project: Project) -> Iterator[Place]:
     """x.to(device, non_blocking=True) where x is made in pageable memory, or by a loader that does not pin."""
     for scope in module.scopes:
         for call in scope.calls:
-            source = _async_source(call, scope, project)
+            source = _async_source(call, scope, project) or _sent_by_partial(call, scope)
             if source is None or _ends_on_host(call, scope, project):
                 continue
             made = _unpinned(source, call, scope, project)
@@ -64,6 +64,19 @@ def _async_source(call: ast.Call, scope: Scope, project: Project) -> ast.expr | 
     if call.func.attr in ("to", "cuda"):
         return call.func.value
     return call.args[0] if call.func.attr == "copy_" and call.args else None
+
+
+def _sent_by_partial(call: ast.Call, scope: Scope) -> ast.expr | None:
+    """What is copied by send(x) with send = functools.partial(torch.Tensor.to, device="cuda", non_blocking=True)."""
+    if not isinstance(call.func, ast.Name) or not call.args:
+        return None
+    name = call.func.id
+    for binding in scope.bindings.get(name) or scope.module.top.bindings.get(name, []):
+        made = binding.value
+        if isinstance(made, ast.Call) and last_name(made.func) == "partial" and made.args:
+            whole = last_name(made.args[0]) in ("to", "cuda") and is_true(keyword(made, "non_blocking"))
+            return call.args[0] if whole and "cpu" not in text_of(made) else None
+    return None
 
 
 def _is_async(call: ast.Call, scope: Scope, project: Project) -> bool:

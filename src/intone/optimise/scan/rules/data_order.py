@@ -308,9 +308,19 @@ def same_order_every_epoch(module: Module, project: Project) -> Iterator[Place]:
             if (
                 last_name(call.func) == "DistributedSampler"
                 and not (isinstance(shuffle, ast.Constant) and shuffle.value is False)
-                and any(re.search(r"for\s+\w*epoch|epochs?\b", other.text) for other in neighbours(module, project))
+                and any(_has_epochs(other, project) for other in neighbours(module, project))
             ):
                 yield Place(call, "set_epoch is called nowhere in this file", (code_of(call, 60),))
+
+
+def _has_epochs(module: Module, project: Project) -> bool:
+    """Whether a file speaks of epochs, or walks over its batches in a loop inside another one."""
+    if re.search(r"for\s+\w*epoch|epochs?\b", module.text):
+        return True
+    return any(
+        isinstance(loop.inner, ast.For) and "range(" not in text_of(loop.inner.iter) and module.loops_around(loop.inner)
+        for loop in train_loops(module, project)
+    )
 
 
 def targets_of(call: ast.Call, scope: Scope) -> list[ast.expr]:

@@ -210,7 +210,10 @@ SCORES = re.compile(r"logit|prob|score|logp|(^|[._])(p|dist|weights)$")
 def _is_number(value: ast.expr, scope: Scope) -> bool:
     """One number, not a column of them: token.item(), int(token), or a name for that."""
     if isinstance(value, ast.Call):
-        return last_name(value.func) in ("item", "int")
+        one = last_name(value.func) == "choice" and keyword(value, "size") is None and len(value.args) < 2
+        return one or last_name(value.func) in ("item", "int")
+    if isinstance(value, ast.Subscript) and isinstance(value.value, ast.Call):  # random.choices(...)[0]
+        return last_name(value.value.func) == "choices"
     if isinstance(value, ast.Name):
         made = [binding.value for binding in scope.bindings.get(value.id, []) if binding.how == "="]
         return bool(made) and all(isinstance(one, ast.Call) and _is_number(one, scope) for one in made)
