@@ -305,6 +305,14 @@ right("recast", "vectors of a picture and a text", """
         alike = a @ b.T
         return F.cross_entropy(alike, targets)
 """)  # fmt: skip
+right("recast", "one part at a time", """
+    import torch.nn.functional as F
+    def loss_of(head, hidden, targets, parts):
+        total = hidden.new_zeros(())
+        for h, t in zip(hidden.chunk(parts), targets.chunk(parts)):
+            total = total + F.cross_entropy(head(h).float(), t, reduction="sum")
+        return total / targets.numel()
+""")  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", [pytest.param(one, id=f"{one.kind}: {one.name}") for one in FAMILIES.variants])

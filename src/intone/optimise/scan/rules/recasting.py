@@ -39,6 +39,8 @@ def fp32_logits(module: Module, project: Project) -> Iterator[Place]:
         for call in scope.calls:
             value = _cast_to_fp32(call, scope)
             value = _whole(value) if value is not None else None
+            if isinstance(value, ast.Call) and _is_of_chunk(value, scope):
+                continue
             if isinstance(value, ast.Call) and _is_head(value, scope, project):
                 yield Place(call, "the logits of all positions are copied to fp32 for the loss", (code_of(call, 60),))
                 break
@@ -62,6 +64,14 @@ def _whole(value: ast.expr) -> ast.expr:
             value = value.value
         else:
             return value
+
+
+def _is_of_chunk(value: ast.Call, scope: Scope) -> bool:
+    """head(part) in a loop over parts: for part in hidden.chunk(8), for i in range(0, n, size)."""
+    return any(
+        binding.how == "iter" and re.search(r"chunk|split\(|unbind|range\(", text_of(binding.value))
+        for arg in value.args for name in names_in(arg) for binding in scope.bindings.get(name, [])
+    )  # fmt: skip
 
 
 def _keeps_last(index: ast.expr) -> bool:
