@@ -109,7 +109,8 @@ class StageGates:
 def greedy_texts(target: Target, state: State, folder: Path) -> list[decode.Text]:
     """Greedy texts of the generation's worker against the plain model in fp32, over every boundary of a cache.
 
-    They may not end early, so that all have their length: what would end one is excluded on both sides.
+    They may not end early, so that all have their length: what would end one is excluded on both sides. An engine may
+    draw it as the last token all the same, which is left out.
     """
     model = plain_model(target)
     ends = Specials.of(Tokenizer.load(Path(target.generation({})["tokenizer"]))).ends
@@ -120,7 +121,7 @@ def greedy_texts(target: Target, state: State, folder: Path) -> list[decode.Text
     answers = written(target, state, folder / "greedy", prompts, greedy)
     return [
         decode.compared(model, prompt, Completion(
-            0, ids, "", [None] * len(ids), "length", Usage(len(prompt), len(ids)), [], 0
+            0, ids[:-1], "", [None] * (len(ids) - 1), "length", Usage(len(prompt), len(ids)), [], 0
         ), excluded=ends)
         for prompt, (ids,) in zip(prompts, answers, strict=True)
     ]  # fmt: skip
