@@ -17,8 +17,8 @@ from intone.optimise.planner.check import TestRun, run_command, run_pytest, surr
 from intone.optimise.program import Program, check_program, program_side
 from intone.optimise.program_gates import judge_losses, judge_times, losses_of
 from intone.optimise.scan.run import TESTS
-from intone.optimise.worktree import Worktree, open_worktree
-from intone.paths import write_atomic
+from intone.optimise.worktree import Worktree, open_worktree, reopened
+from intone.paths import read_json, write_atomic, write_json
 from intone.prove.gates import sealed
 from intone.prove.gates.result import GateReport
 from intone.prove.measure import SideFailed, measure_rounds
@@ -82,7 +82,10 @@ class Rejected(Exception):
 
 @dataclass
 class Attempt:
-    """One task for one model in one folder of its own. measure: what times the code, None: speed is not asked for."""
+    """One task for one model in one folder of its own. measure: what times the code, None: speed is not asked for.
+
+    In a folder whose attempt was stopped, run() goes on: with the worktree as the model left it, and its words so far.
+    """
 
     root: Path
     folder: Path
@@ -92,31 +95,40 @@ class Attempt:
     measure: Measure | None = None
 
     def run(self, task: str) -> Judged:
-        """Lets the model work, then judges: seals, tests, measuring, in this order. Raises UserError."""
-        tree = open_worktree(self.root, self.folder / "code", f"intone/{self.folder.name}")
+        """Lets the model work, then judges: seals, tests, measuring, in this order.
+
+        Raises UserError, and KeyboardInterrupt where Ctrl-C stopped it: everything stays for a later run().
+        """
+        tree = self.opened()
+        self.close_checkouts(tree)  # of a run that was killed
         base = tree.at(tree.base, self.folder / "base")
-        for note in tree.notes:
-            say(note)
         names = [str(path.relative_to(base.path)) for path in base.tracked()]
         # the harness and the code as it was: whoever changes them changes what the patch is compared with
         before = sealed.seal([*sealed.harness(), *base.tracked()])
         was = self.tests_of(base, names, "base")
-        tools = Tools(tree.path, sealed=patterns(names, self.test_words), test_command=self.command(tree.path, names))
+        tools = Tools(
+            tree.path, sealed=patterns(names, self.test_words), test_command=self.command(tree.path, names),
+            measure=None if self.measure is None else lambda: self.told(base.path, tree.path),
+        )  # fmt: skip
         say(f"{self.client.model} works on: {task}")
         proposal = Session(self.client, tools, task, self.folder / "talk.jsonl", self.budget).run()
         files: tuple[str, ...] = ()
         tests, timed, commit = None, None, None
         try:
+            if proposal.end == "stopped":
+                raise KeyboardInterrupt
             if proposal.end != "done":
                 raise Rejected(f"the model did not finish: {proposal.end}")
-            change = tree.commit(proposal.summary[:70] or task[:70], proposal.why)
-            if change is None:
+            tree.commit(proposal.summary[:70] or task[:70], proposal.why)
+            changes = tree.changes()  # one, and another where it was stopped while it was judged, and went on then
+            if not changes:
                 raise Rejected("the model changed nothing")
-            commit, files = change.sha, change.files
+            commit = changes[-1].sha
+            files = tuple(sorted({name for change in changes for name in change.files}))
             self.check_files(files, proposal, names)
             check_seal(before)
             # only what is committed counts: a fresh checkout knows nothing of what running code left behind
-            fresh = tree.at(change.sha, self.folder / "changed")
+            fresh = tree.at(commit, self.folder / "changed")
             tests = self.tests_of(fresh, names, "changed")
             check_tests(was, tests)
             check_seal(before)
@@ -130,14 +142,39 @@ class Attempt:
             outcome = "unfinished" if proposal.end != "done" else "rejected"
             return Judged(outcome, str(reason), proposal, None, None, files, tests, timed)
         finally:
-            for place in ("base", "changed"):
-                Worktree(self.folder / place, "", "", tree.origin or tree.path).close()
+            self.close_checkouts(tree)
         write_atomic(self.folder / "change.diff", tree.diff(tree.base, "HEAD"))
         if timed is None:
             return Judged(
                 "tested", "the tests pass; speed was not measured", proposal, tree.branch, commit, files, tests
             )
         return Judged("proven", timed.reason, proposal, tree.branch, commit, files, tests, timed)
+
+    # --- worktrees ----------------------------------------------------------------------------------------------------
+
+    def opened(self) -> Worktree:
+        """The worktree of this attempt, a new one or that of a run that was stopped."""
+        path = self.folder / "tree.json"
+        if path.exists():
+            known = read_json(path)
+            origin = Path(known["origin"]) if known["origin"] else None
+            return reopened(self.folder / "code", known["branch"], known["base"], origin)
+        tree = open_worktree(self.root, self.folder / "code", f"intone/{self.folder.name}")
+        for note in tree.notes:
+            say(note)
+        origin_text = str(tree.origin) if tree.origin else None
+        write_json(path, {"branch": tree.branch, "base": tree.base, "origin": origin_text})
+        return tree
+
+    def close_checkouts(self, tree: Worktree) -> None:
+        for place in ("base", "changed"):
+            Worktree(self.folder / place, "", "", tree.origin or tree.path).close()
+
+    def told(self, base: Path, changed: Path) -> str:
+        """What the model hears of the speed of its state so far; what counts is measured again when it is done."""
+        assert self.measure is not None, "only offered where something measures"
+        timed = self.measure(base, changed)
+        return f"{timed.verdict}: {timed.reason}; gates: {timed.gates.reason}"
 
     # --- tests --------------------------------------------------------------------------------------------------------
 

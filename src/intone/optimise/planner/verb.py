@@ -19,7 +19,7 @@ from intone.optimise.planner.patch import Attempt, Judged, program_measure
 from intone.optimise.planner.settings import PlanSettings
 from intone.optimise.scan.run import scan_path
 from intone.optimise.worktree import is_repository, run_git
-from intone.paths import disk_errors, home, write_atomic, write_json
+from intone.paths import disk_errors, home, read_json, write_atomic, write_json
 from intone.records import Answer
 
 WIDTH = 44  # of evidence in the table; all of it stands below
@@ -144,6 +144,14 @@ def new_folder(root: Path) -> Path:
                 continue
 
 
+def stopped_folder(asked: Mapping[str, Any]) -> Path | None:
+    """The newest attempt at the very same that has no end."""
+    for path in sorted((home() / "optimise" / "plans").glob("*/asked.json"), key=lambda one: -one.stat().st_mtime):
+        if not (path.parent / "result.json").exists() and read_json(path) == asked:
+            return path.parent
+    return None
+
+
 def made_text(made: Made, folder: Path, root: Path) -> str:
     """What a template made, and how to have it."""
     lines = [f"{made.subject}: {made.tests.text}", *(f"  {name}" for name in made.files)]
@@ -163,10 +171,17 @@ def where(branch: str, path: Path, root: Path) -> list[str]:
 
 
 def by_model(settings: PlanSettings, text: str | None, root: Path, path: Path) -> Answer:
-    """A patch by a language model, judged by what it cannot reach."""
+    """A patch by a language model, judged by what it cannot reach. The same call goes on with one that was stopped."""
     assert settings.model is not None and settings.base_url is not None
     plan, task = open_plan(settings.choose, text, root, path)
-    folder = new_folder(root)
+    asked = {"task": task, "root": str(root.resolve())}
+    asked |= {name: getattr(settings, name) for name in ("model", "base_url", "tests", "measure")}
+    folder = stopped_folder(asked)
+    if folder is None:
+        folder = new_folder(root)
+        write_json(folder / "asked.json", asked)
+    else:
+        say(f"going on with {folder.name}, which was stopped")
     plan.write(folder)
     key = settings.api_key or os.environ.get("INTONE_API_KEY") or "none"
     measure = None
@@ -175,7 +190,11 @@ def by_model(settings: PlanSettings, text: str | None, root: Path, path: Path) -
     budget = Budget(settings.steps, settings.tokens, settings.minutes)
     test_words = shlex.split(settings.tests) if settings.tests else None
     client = ChatClient(settings.model, settings.base_url, key)
-    judged = Attempt(root, folder, client, budget, test_words, measure).run(task)
+    try:
+        judged = Attempt(root, folder, client, budget, test_words, measure).run(task)
+    except KeyboardInterrupt:
+        say(f"what {settings.model} did so far is in {folder}; the same command goes on where it was stopped")
+        raise
     write_atomic(folder / "plan.md", f"{plan.markdown}\n# What {settings.model} planned\n\n{judged.proposal.text}\n")
     result = {"id": folder.name, "plan": plan.as_json(), **judged.as_json()}
     write_json(folder / "result.json", result)
