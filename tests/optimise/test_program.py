@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 from intone.errors import UserError
 from intone.optimise.detect.catalogue import detect
@@ -48,6 +49,15 @@ for step in range(int(sys.argv[1])):
 """
 
 
+@pytest.fixture
+def in_one_thread():
+    """Passes of this process on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("theirs")
@@ -60,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_time_the_batches_and_the_waiting_line_are_found(folder: Path, tmp_path: Path):
     program = check_program([sys.executable, "train.py", "100000"], folder)
     program = type(program)(program.words, folder, {"PYTHONPATH": str(folder)})
-    signals, raw = look_at(program, tmp_path / "look", steps=25, facts=FACTS)
+    signals, raw = look_at(program, tmp_path / "look", steps=25, facts=replace(FACTS, cores_physical=1))
     assert (folder / "theirs.txt").read_text() == "ran"
     assert (signals.kind, signals.device_batch, signals.micro_steps, signals.num_shapes) == ("train", 4, 2.0, 1)
     assert signals.pad_share == pytest.approx(4 / 12) and signals.masked_rows == 0
@@ -77,7 +87,46 @@ def test_the_time_the_batches_and_the_waiting_line_are_found(folder: Path, tmp_p
     assert signals.flop_share == pytest.approx(flops / signals.step_s / FACTS.fp32_flops_per_s)
     found = {entry.detector: entry for entry in detect(signals)}
     assert "D16" in found and found["D6"].place == "train.py:12"
+    assert not {"D5", "D18", "D22", "D23"} & set(found), "nothing of the kind is planted"
+    assert signals.elasticity > 1.05 and "D1" in found, "passes of 48 positions wait for Python, not for products"
+    assert signals.threads_gain is None and signals.best_dtype is None, "no other is there, or known to be faster"
     assert len(raw["losses"]) >= 2 * 25
+
+
+# equal rows, rows that teach nothing, 120 parameters updated one by one, pauses of its own that grow
+FAULTY = """
+import time, torch, torch.nn.functional as F
+torch.manual_seed(0)
+torch.set_num_threads(1)
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(64, 16), torch.nn.Linear(16, 64)
+        self.many = torch.nn.ParameterList(torch.zeros(16) for _ in range(120))
+    def forward(self, ids, targets):
+        x = self.table(ids) + sum(self.many)
+        return F.cross_entropy(self.head(x).view(-1, 64), targets.view(-1), ignore_index=-1)
+net = Net()
+opt = torch.optim.AdamW(net.parameters(), lr=1e-3, foreach=False)
+for step in range(100_000):
+    ids = torch.randint(1, 64, (4, 12))
+    ids[1] = ids[0]
+    targets = ids.roll(-1, 1)
+    targets[3] = -1
+    net(ids, targets).backward()
+    opt.step(); opt.zero_grad()
+    time.sleep(0.00005 * step * step)
+"""
+
+
+@pytest.mark.long
+def test_what_is_planted_in_a_program_is_found_in_it(tmp_path: Path):
+    (tmp_path / "train.py").write_text(FAULTY)
+    signals, _ = look_at(check_program([sys.executable, "train.py"], tmp_path), tmp_path / "look", steps=30)
+    found = {entry.detector: entry for entry in detect(signals)}
+    assert {"D2", "D18", "D22", "D23", "D27"} <= set(found)
+    assert found["D18"].place == "train.py:21" and found["D22"].is_fault and found["D23"].is_fault
+    assert signals.duplicate_rows >= signals.rows_looked_at // 4 and signals.masked_rows >= signals.rows_looked_at // 4
 
 
 def test_it_is_measured_in_blocks_of_its_own_steps(folder: Path, tmp_path: Path):
@@ -222,14 +271,70 @@ def test_the_probe_needs_the_standard_library_alone_and_python_3_8():
 
 
 def test_a_process_that_saw_nothing_leaves_alone_what_those_that_it_started_wrote(tmp_path: Path):
-    spec = importlib.util.spec_from_file_location("intone_probe_look", PROBE / "intone_probe_look.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     out = tmp_path / "probe.json"
     out.write_text(json.dumps({"num_steps": 30}))
     launcher = SimpleNamespace(num_steps=0, rank=0, plan={"out": str(out)})
-    module.Job(launcher).finish()
+    loaded("intone_probe_look").Job(launcher).finish()
     assert json.loads(out.read_text()) == {"num_steps": 30}
+
+
+def loaded(name: str):
+    """A file of the probe as a module of this process."""
+    spec = importlib.util.spec_from_file_location(name, PROBE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def swapped(model, *args, rows: int, **asked):
+    """What the probe's differential tests say of a model's pass, and their notes."""
+    probe = SimpleNamespace(torch=torch, notes=[], sync=lambda: None, on_cuda=lambda: False)
+    module = loaded("intone_probe_swap")
+    module.BLOCK_S = 0.03
+    swaps = module.Swaps(probe, asked)
+    swaps.keep(model, args, {}, rows)
+    return swaps.measure(), probe.notes
+
+
+def test_twice_the_rows_bring_nothing_where_products_take_the_time_and_much_where_python_does(in_one_thread):
+    class Takes(torch.nn.Linear):
+        """A pass of so many seconds a row, and of so many whatever its rows: planted, since products are not steady."""
+
+        def __init__(self, row_s, pass_s):
+            super().__init__(4, 4)
+            self.row_s, self.pass_s = row_s, pass_s
+
+        def forward(self, x):
+            time.sleep(len(x) * self.row_s + self.pass_s)
+            return super().forward(x)
+
+    full, waiting = Takes(0.002, 0.0), Takes(0.0, 0.008)
+    assert swapped(full, torch.randn(4, 4), rows=4)[0]["elasticity"] < 1.4
+    assert swapped(waiting, torch.randn(4, 4), rows=4)[0]["elasticity"] > 1.6
+    assert full.weight.grad is None
+
+
+def test_another_format_and_number_of_threads_are_timed_and_left_as_they_were(in_one_thread):
+    found, notes = swapped(torch.nn.Linear(8, 8), torch.randn(3, 8), rows=3, threads=[1, 2], dtype="bfloat16")
+    assert found["dtype_gain"] > 0 and [count for count, _ in found["threads"]] == [2] and notes == []
+    assert torch.get_num_threads() == 1
+
+
+def test_a_pass_that_cannot_be_swapped_says_why(in_one_thread):
+    class Fixed(torch.nn.Module):
+        def __init__(self, rows):
+            super().__init__()
+            self.rows, self.weight = rows, torch.nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            if len(x) > self.rows:
+                raise ValueError("made for a few rows")
+            return {"loss": (x * self.weight).sum()}
+
+    found, notes = swapped(Fixed(2), torch.randn(2, 4), rows=2)
+    assert found == {"threads": []} and notes == ["twice the rows could not be tried: made for a few rows"]
+    found, notes = swapped(Fixed(1), torch.randn(2, 4), rows=2)
+    assert found == {} and "could not be made again: made for a few rows" in notes[0]
 
 
 TEAM = """

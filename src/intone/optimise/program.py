@@ -91,7 +91,8 @@ def look_at(
     scratch.mkdir(parents=True, exist_ok=True)
     out, plan, log = scratch / "probe.json", scratch / "plan.json", scratch / "program.log"
     out.unlink(missing_ok=True)
-    write_json(plan, {"mode": "analyse", "out": str(out), "warm": warm, "steps": steps})
+    asked: dict[str, Any] = {"mode": "analyse", "out": str(out), "warm": warm, "steps": steps}
+    write_json(plan, asked if facts is None else {**asked, "swaps": swaps_of(facts)})
     say(f"running {program.text}, {warm} + {steps} steps at most, output in {log}")
     code, seconds = run_to_log(program, plan, log, timeout_s)
     found = json.loads(out.read_text()) if out.exists() else None
@@ -177,7 +178,7 @@ def signals_of(found: Mapping[str, Any], profile: Profile | None, folder: Path, 
     positions = sum(look["rows"] * look["tokens"] for look in looks)
     hashes = [value for look in looks for value in look["hashes"]]
     syncs, memory = found["syncs"], found["memory"]
-    on_device = found["facts"]["device"] != "cpu"
+    on_device, swaps = found["facts"]["device"] != "cpu", found["swaps"]
     compiled = found["graphs"] > 0
     is_training = bool(times)
     # operators that a compiler made do not show up in a profile of a CPU: their time would look idle
@@ -194,6 +195,7 @@ def signals_of(found: Mapping[str, Any], profile: Profile | None, folder: Path, 
         lines=lines,
         device_batch=max((look["rows"] for look in looks), default=None),
         micro_steps=found["backwards"] / max(1, len(times)) if times else None,
+        elasticity=swaps.get("elasticity"),
         num_shapes=len({(look["rows"], look["tokens"]) for look in looks}) if looks else None,
         pad_share=sum(look["padded"] for look in looks) / positions if positions else None,
         ops_per_step=profile.num_ops / PROFILED_STEPS if profile is not None and can_see else None,
@@ -205,10 +207,13 @@ def signals_of(found: Mapping[str, Any], profile: Profile | None, folder: Path, 
         sync_place=max(syncs, key=lambda place: syncs[place]) if syncs else None,
         flop_share=flop_share(profile, step_s, facts) if can_see and is_training else None,
         matmul_dtypes=profile.product_dtypes if profile is not None else {},
+        best_dtype="bf16" if "dtype_gain" in swaps else None,
+        best_dtype_gain=swaps.get("dtype_gain"),
         threads=found["threads"],
+        threads_gain=best_threads(swaps),
         peak_bytes=found["peak_bytes"],
         memory_kinds=memory_kinds(found),
-        memory_bytes=memory.get("total"),
+        memory_bytes=memory.get("total") or (None if facts is None or on_device else facts.memory_bytes),
         logits_bytes=found["logits_bytes"] or None,
         reserved_bytes=memory.get("reserved"),
         allocated_bytes=memory.get("allocated"),
@@ -221,6 +226,19 @@ def signals_of(found: Mapping[str, Any], profile: Profile | None, folder: Path, 
         nonfinite_losses=sum(loss is None for _, loss in found["losses"]) if found["losses"] else None,
         notes=tuple(found["notes"]),
     )
+
+
+def swaps_of(facts: Facts) -> dict[str, Any]:
+    """What is swapped out and timed again at the end of a look: other numbers of threads, the faster format."""
+    plain, narrow = max_known(facts, "fp32"), max_known(facts, "bf16")
+    is_faster = narrow is not None and (plain is None or narrow > plain)
+    return {"threads": sorted({1, facts.cores_physical}), "dtype": "bfloat16" if is_faster else None}
+
+
+def best_threads(swaps: Mapping[str, Any]) -> tuple[int, float] | None:
+    """The fastest other number of threads and its gain; None where none was tried."""
+    found = [(int(count), float(gain)) for count, gain in swaps.get("threads", ())]
+    return max(found, key=lambda pair: pair[1], default=None)
 
 
 def flop_share(profile: Profile | None, step_s: float | None, facts: Facts | None) -> float | None:

@@ -18,7 +18,7 @@ def plan_program(findings: Sequence[Bottleneck], signals: Signals, root: Path, c
     by_id = {finding.detector: finding for finding in findings}
     items: list[Item] = []
     if signals.device == "cpu":
-        items += thread_items(signals, cores)
+        items += thread_items(signals, cores, by_id.get("D26"))
         items.append(environment_item(
             "memory", "Keep freed memory", KEEP_MEMORY, None,
             "a step takes and gives back the same memory; giving it back costs page faults",
@@ -55,7 +55,8 @@ def plan_program(findings: Sequence[Bottleneck], signals: Signals, root: Path, c
         ))]  # fmt: skip
     told = {
         "D1": ("Let more rows through at once", "raise the micro-batch and lower the accumulation by the same factor, "
-               "so that tokens per optimizer step stay what they are"),
+               "so that tokens per optimizer step stay what they are; where nothing is accumulated, more rows are "
+               "another recipe"),
         "D5": ("Do not wait for the device in every step", "keep the value on the device, read it every k-th step"),
         "D8": ("Generate with a key-value cache", "keep keys and values of earlier tokens, feed only the newest one"),
         "D9": ("Generate many texts together", "put the prompts into one batch with their own lengths"),
@@ -71,16 +72,22 @@ def plan_program(findings: Sequence[Bottleneck], signals: Signals, root: Path, c
     return Plan.of(items)
 
 
-def thread_items(signals: Signals, cores: int) -> list[Item]:
-    """Other numbers of CPU threads that are worth a try: one, and the physical cores."""
+def thread_items(signals: Signals, cores: int, finding: Bottleneck | None) -> list[Item]:
+    """Other numbers of CPU threads that are worth a try: what the look found faster, else one and the physical cores.
+
+    Where the look tried them and found none faster there is nothing to try again.
+    """
     now = signals.threads
+    counts = sorted({1, cores})
+    if signals.threads_gain is not None:
+        counts = [signals.threads_gain[0]] if finding is not None else []
     return [
         environment_item(
             f"threads-{count}", f"Compute on {count} thread{'s' * (count > 1)}",
-            {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}, None,
+            {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}, finding,
             f"{now} threads share the cores; small operators gain nothing from more and wait for each other",
         )
-        for count in sorted({1, cores}) if now is not None and count != now
+        for count in counts if now is not None and count != now
     ]  # fmt: skip
 
 

@@ -1,10 +1,12 @@
 """The probe's job of analysing: where the time of steps goes, what batches hold, and what lies in the memory.
 
-After the warm steps it samples where the main thread is, profiles two steps, writes what it saw and ends the program.
-Beside sitecustomize.py, which starts it.
+After the warm steps it samples where the main thread is, profiles two steps, lets intone_probe_swap time the model's
+pass with one thing swapped (where the plan has "swaps"), writes what it saw and ends the program. Beside
+sitecustomize.py, which starts it.
 """
 
 import atexit
+import importlib
 import os
 import sys
 import threading
@@ -45,6 +47,8 @@ class Job:
         self.graphs_at_warm = 0
         self.code_bytes = None
         self.memory_kinds = {}
+        asked = probe.plan.get("swaps")
+        self.swaps = importlib.import_module("intone_probe_swap").Swaps(probe, asked) if asked is not None else None
 
     def install(self, torch):
         self.code_bytes = resident_bytes()
@@ -84,7 +88,7 @@ class Job:
                 return plain(module, *args, **kwargs)
             finally:
                 job.is_inside = False
-                job.note_call(args, kwargs, time.perf_counter() - begin_s)
+                job.note_call(module, args, kwargs, time.perf_counter() - begin_s)
                 if job.probe.num_steps > LOOKED_AT and cls.__call__ is call:
                     cls.__call__ = plain  # the batches are known: leave no trace in the rest
 
@@ -105,12 +109,14 @@ class Job:
 
     # --- batches --------------------------------------------------------------------------------------------------
 
-    def note_call(self, args, kwargs, seconds):
+    def note_call(self, module, args, kwargs, seconds):
         whole = self.probe.ids_in(args, kwargs)
         if not whole:
             return
         ids = whole[0]
         if self.probe.torch.is_grad_enabled():
+            if self.swaps is not None:
+                self.swaps.keep(module, args, kwargs, ids.shape[0])
             if len(self.looks) < MAX_LOOKS:
                 targets = whole[1] if len(whole) > 1 and whole[1].shape == ids.shape else None
                 self.looks.append(look(ids, targets))
@@ -165,7 +171,8 @@ class Job:
                 self.start_profile()
         elif probe.num_steps == last + PROFILED_STEPS:
             self.stop_profile()
-            self.finish()
+            # compiled code would be compiled again for other rows, and processes of a team would wait for each other
+            self.finish(with_swaps=not graphs() and not probe.is_team())
             probe.leave()
 
     def start_profile(self):
@@ -194,7 +201,7 @@ class Job:
 
     # --- the end --------------------------------------------------------------------------------------------------
 
-    def finish(self):
+    def finish(self, with_swaps=False):
         """Writes what was learned; once, also where the program ends before the probe is done.
 
         A process that saw nothing, as one that only starts others, leaves alone what they wrote.
@@ -209,7 +216,7 @@ class Job:
         for step, loss in probe.losses:
             value = float(loss)
             losses.append([step, value if value == value and abs(value) != float("inf") else None])
-        probe.write({
+        found = {
             "facts": probe.facts(), "num_steps": probe.num_steps, "warm": probe.warm, "steps": probe.steps,
             "ends_s": self.ends_s, "backwards": self.backwards_steady, "losses": losses, "syncs": self.syncs,
             "calls": self.calls, "looks": self.looks, "logits_bytes": self.logits_bytes,
@@ -217,7 +224,10 @@ class Job:
             "graphs": graphs(), "graphs_at_warm": self.graphs_at_warm, "trace": self.trace,
             "peak_bytes": probe.peak_bytes(), "memory_kinds": self.memory_kinds, "code_bytes": self.code_bytes,
             "threads": probe.torch.get_num_threads(), "memory": self.memory(), "notes": probe.notes,
-        })  # fmt: skip
+        }  # fmt: skip
+        # behind all that they would change
+        found["swaps"] = self.swaps.measure() if with_swaps and self.swaps is not None else {}
+        probe.write(found)
 
     def memory(self):
         """What the allocator of a GPU says; nothing on a CPU."""

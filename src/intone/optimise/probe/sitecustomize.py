@@ -1,10 +1,10 @@
 """Looks at a training or generation program from inside: found by Python at its start, it needs nothing but Python.
 
-The folder of this file stands on the program's PYTHONPATH. It holds three files of the standard library alone, since
-the program's environment may lack everything of ours: this one, which finds torch and the steps, and one for each of
-two jobs. INTONE_PROBE names a JSON file: {"mode": "analyse" | "live", "out": FILE, "socket": PATH, "warm": N,
-"steps": N}; analyse: intone_probe_look, live: intone_probe_blocks. Nothing of the program is edited. Python 3.8 and
-PyTorch 2.1 are the oldest that it knows.
+The folder of this file stands on the program's PYTHONPATH. It holds four files of the standard library alone, since
+the program's environment may lack everything of ours: this one, which finds torch and the steps, one for each of two
+jobs, and intone_probe_swap, a helper of the first. INTONE_PROBE names a JSON file: {"mode": "analyse" | "live", "out":
+FILE, "socket": PATH, "warm": N, "steps": N}; analyse: intone_probe_look, live: intone_probe_blocks. Nothing of the
+program is edited. Python 3.8 and PyTorch 2.1 are the oldest that it knows.
 """
 
 import importlib
@@ -108,10 +108,12 @@ class Probe:
     @property
     def rank(self):
         """Of this process: torchrun names it in the environment, processes that a program starts learn it later."""
+        return self.torch.distributed.get_rank() if self.is_team() else int(os.environ.get("RANK", "0") or 0)
+
+    def is_team(self):
+        """Whether processes train together."""
         distributed = getattr(self.torch, "distributed", None)
-        if distributed is not None and distributed.is_available() and distributed.is_initialized():
-            return distributed.get_rank()
-        return int(os.environ.get("RANK", "0") or 0)
+        return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
     def is_ids(self, value):
         """Whether an argument of a model is token ids (B, T)."""
