@@ -3,6 +3,7 @@
 Looks and measurements are planted; worktrees, commits, ledger, gates and reports are real.
 """
 
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from intone.optimise.rounds import newest_first
 from intone.optimise.signals import Signals
 from intone.prove.measure import Block, Measured, Round, SideResult
 from intone.prove.noise import Signals as Noise
-from intone.prove.verdict import Comparison, rejected
+from intone.prove.verdict import Comparison, Pair, judge, rejected
 from tests.bench.test_casestudy import FACTS
 
 ONE_CORE = replace(FACTS, cores_physical=1)  # no other number of threads is worth a try
@@ -72,6 +73,12 @@ def block(name, loss):
     return Block(name, 1, 0, 4.0, 1.0, answer, before, replace(before, at_s=1.0))
 
 
+def paired(names, ratio):
+    """The blocks of one round there and back."""
+    first, second = (replace(block(name, 1.0), work=4.0 * times) for name, times in zip(names, (1, ratio), strict=True))
+    return first, second, second, first
+
+
 @pytest.fixture
 def world(home, monkeypatch):
     made = World()
@@ -112,7 +119,8 @@ def test_what_is_proven_and_trains_alike_is_kept_on_a_branch_and_reported_with_w
     assert FUSED in branch.stdout.decode() and "compile" not in branch.stdout.decode()
     text = (folder / "report.md").read_text()
     for words in ("What each kept change moved", "busy share", "operators a step", "optimizer, a step", "0.012 s",
-                  "memory: optimizer", "of the device's rate of products"):  # fmt: skip
+                  "memory: optimizer", "of the device's rate of products", "1.00x to 1.67x",
+                  "codemod fused"):  # fmt: skip
         assert words in text, words
     assert (folder / "report.html").exists() and (folder / "report.json").exists()
     assert f"intone/{folder.name}" in capsys.readouterr().out
@@ -157,6 +165,45 @@ def test_what_was_kept_is_applied_where_asked_and_undone_again(world, theirs, ca
     assert (theirs / "train.py").read_text() == TRAIN
     assert cli.main(["optimise", "--undo"]) == 2
     assert "are not in" in capsys.readouterr().err
+
+
+def test_a_round_in_which_nothing_differs_proves_nothing_however_noisy_it_is(world, theirs, monkeypatch, capsys):
+    noise = random.Random(1)
+
+    def measure(sides, **_):
+        rates = [(noise.gauss(9, 0.4), noise.gauss(9, 0.4)) for _ in range(6)]
+        pairs = [[Pair(a, b, (a, a), (b, b))] for a, b in rates]
+        blocks = tuple(block(side.name, 1.0) for side in sides)
+        results = tuple(result(side.name) for side in sides)
+        return Measured(results, (judge(pairs),), (Round(1, blocks, ()),), 6, False, 1.0, "")
+
+    monkeypatch.setattr(module, "measure_rounds", measure)
+    assert optimise(theirs) == 0
+    assert "nothing proven" in capsys.readouterr().out
+    (folder,) = newest_first()
+    assert {kept for _, kept in state_of(Ledger(folder)).values()} == {False}
+
+
+def test_a_verdict_that_is_a_few_pairs_away_is_measured_on_and_judged_by_all_pairs(world, theirs, monkeypatch):
+    plain, asked = world.measure, []
+
+    def measure(sides, *, quick, max_pairs):
+        names = [side.name for side in sides]
+        if names[1] != "memory":
+            return plain(sides, quick=quick, max_pairs=max_pairs)
+        asked.append(max_pairs)
+        rounds = tuple(Round(number, paired(names, 1.3 + number / 99), ()) for number in range(1, max_pairs // 2))
+        near = Comparison(1.3, 1.1, 1.5, 5, 0.95, 1.05, "not proven", "needs about 3 more pairs", 3)
+        return Measured(tuple(map(result, names)), (near,), rounds, len(rounds), quick, 1.0, "")
+
+    monkeypatch.setattr(module, "measure_rounds", measure)
+    assert optimise(theirs) == 0
+    assert asked == [10, 6], "twice what was missing"
+    (folder,) = newest_first()
+    (entry,) = [entry for entry in Ledger(folder).tries() if entry.item.name == "memory"]
+    assert (entry.verdict, entry.kept, entry.comparison["num_pairs"]) == ("faster", True, 4 + 2)
+    asked.clear()
+    assert optimise(theirs, "--quick") == 0 and asked == [10], "a quick round takes what it has"
 
 
 def test_a_change_that_dies_is_a_crash_and_leaves_no_trace_in_the_code(world, theirs):

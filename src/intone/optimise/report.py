@@ -77,6 +77,7 @@ def time_blocks(before: Mapping[str, Any], after: Mapping[str, Any] | None) -> l
             for line in before.get("lines", [])]  # fmt: skip
     if rows:
         blocks.append(Table(["line", "function", "part", "share"], rows, left=3, caption="Lines of the program itself"))
+    blocks += [Prose(f"Not measured: {note}.") for note in before.get("notes", [])]
     facts = [[name, shown(value)] for name, value in before.items() if not isinstance(value, (dict, list))]
     blocks.append(Table(["signal", "measured"], facts, caption="All signals", folded=True))
     return blocks
@@ -174,8 +175,33 @@ def findings_blocks(findings: Sequence[Mapping[str, Any]]) -> list[Block]:
 def plan_blocks(items: Sequence[Mapping[str, Any]]) -> list[Block]:
     if not items:
         return [Prose("There was nothing to try.")]
-    rows = [[item[name] for name in ("title", "hypothesis", "how", "risk", "gate", "undo")] for item in items]
-    return [Table(["change", "hypothesis", "how", "risk", "gate", "undo"], rows, left=6, stacked=True)]
+    rows = [
+        [item["title"], item["finding"] or "none: worth a try", item["hypothesis"],
+         "; ".join(item["evidence"]) or "none yet", expected_words(item["expected"]), change_words(item),
+         item["risk"], item["gate"], item["undo"]]
+        for item in items
+    ]  # fmt: skip
+    header = ["change", "finding", "hypothesis", "evidence", "expected", "how", "risk", "gate", "undo"]
+    return [Table(header, rows, left=len(header), stacked=True)]
+
+
+def change_words(item: Mapping[str, Any]) -> str:
+    """What is changed: by a codemod, variables, settings, or what a person is told."""
+    how, change = item["how"], item["change"]
+    if how == "instruction":
+        return f"by hand: {change['words']}"
+    if how == "code":
+        return f"codemod {change['codemod']}"
+    if how == "environment":
+        return " ".join(f"{name}={value}" for name, value in change.items())
+    values = [pair for place, values in change.items() if place != "part" for pair in values.items()]
+    return ", ".join(f"{name} {value}" for name, value in values)
+
+
+def expected_words(expected: Sequence[float | None]) -> str:
+    """The range in which the result should lie: 1.00x to 1.67x."""
+    low, high = expected
+    return f"{low:.2f}x to {high:.2f}x" if high is not None else "not bounded"
 
 
 def tries_blocks(tries: Sequence[Mapping[str, Any]]) -> list[Block]:

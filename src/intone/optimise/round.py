@@ -19,6 +19,7 @@ from intone.optimise.detect.catalogue import detect
 from intone.optimise.detect.finding import Bottleneck
 from intone.optimise.items import Item, Plan
 from intone.optimise.ledger import Ledger, Try
+from intone.optimise.near import pairs_wanted, together
 from intone.optimise.program import Program, block_calls, look_at, program_side
 from intone.optimise.program_gates import judge_losses, judge_times, judge_tokens, losses_of, texts_of
 from intone.optimise.program_plan import plan_program
@@ -31,6 +32,7 @@ from intone.prove.measure import Measured, SideFailed, measure_rounds
 
 MAX_TRIES = 12
 WHOLE_PAIRS = 10
+BEFORE = "before"
 
 
 @dataclass(frozen=True)
@@ -147,11 +149,17 @@ class Round:
         try:
             commit = self.apply(item, tree)
             changed = {**env, **item.change} if item.how == "environment" else env
-            measured, gates = self.compare(State(base, env), State(tree.path, changed), "before", item.name)
+            states = State(base, env), State(tree.path, changed)
+            measured, gates = self.compare(*states, BEFORE, item.name)
+            comparison = measured.comparisons[0]
+            wanted = pairs_wanted(comparison)
+            if wanted is not None and not self.quick:
+                say(f"{comparison.text()}: measuring {wanted} more")
+                again, gates = self.compare(*states, BEFORE, item.name, max_pairs=wanted)
+                comparison = together(measured, again, BEFORE, item.name)
         except BaseException:
             tree.reset(before)
             raise
-        comparison = measured.comparisons[0]
         verdict, reason = comparison.verdict, comparison.text()
         if measured.sides[1] is None:
             tree.reset(before)
@@ -219,7 +227,9 @@ class Round:
         assert change is not None, f"{item.name} applies nowhere, and was planned"
         return change.sha
 
-    def compare(self, a: State, b: State, name_a: str, name_b: str) -> tuple[Measured, GateReport]:
+    def compare(
+        self, a: State, b: State, name_a: str, name_b: str, *, max_pairs: int = WHOLE_PAIRS
+    ) -> tuple[Measured, GateReport]:
         """b against a in turns, and the gates on b; the code of a and the harness are sealed meanwhile."""
         before = sealed.seal([*sealed.harness(), *Worktree(a.root, "", "", None).tracked()])
         scratch = self.folder / "blocks"
@@ -231,7 +241,7 @@ class Round:
             for name, state in ((name_a, a), (name_b, b))
         ]  # fmt: skip
         try:
-            measured = measure_rounds(sides, quick=self.quick, max_pairs=WHOLE_PAIRS)
+            measured = measure_rounds(sides, quick=self.quick, max_pairs=max_pairs)
         except SideFailed as failure:
             fix = failure.outcome.fix or "see why, then give the same command again: the round goes on"
             raise UserError(str(failure), value=failure.side, fix=fix) from failure

@@ -14,7 +14,7 @@ from intone.optimise.detect.finding import Bottleneck
 from intone.optimise.items import Plan
 from intone.optimise.ledger import Try
 from intone.optimise.program import check_program
-from intone.optimise.report import write_round_report
+from intone.optimise.report import expected_words, write_round_report
 from intone.optimise.round import Round
 from intone.optimise.rounds import known_at_a_stop, named_round, new_folder, rounds, unfinished
 from intone.optimise.settings import OF_PROGRAMS, OF_STAGES, OptimiseSettings
@@ -136,14 +136,18 @@ def findings_text(findings: Sequence[Bottleneck]) -> str:
 
 
 def plan_text(plan: Plan) -> str:
-    rows = [[item.title[:WIDTH], item.how, item.finding or "", item.risk[:WIDTH]] for item in plan.items]
-    return "plan\n" + table(rows, header=["change", "how", "finding", "risk"]) if rows else "nothing to try"
+    rows = [[item.title[:WIDTH], item.finding or "", expected_words(item.expected), item.how] for item in plan.items]
+    header = ["change", "finding", "expected", "how"]
+    return "plan\n" + table(rows, header=header, left=4) if rows else "nothing to try"
 
 
 def tries_text(tries: Sequence[Try]) -> str:
     rows = [[entry.item.title[:WIDTH], entry.verdict, "kept" if entry.kept else ""] for entry in tries]
     text = "tries\n" + table(rows, header=["change", "verdict", ""]) if rows else "nothing was tried"
-    return text + "".join(f"\n{entry.item.title}: {entry.reason}" for entry in tries)
+    text += "".join(f"\n{entry.item.title}: {entry.reason}" for entry in tries)
+    if any(entry.verdict == "told" for entry in tries):
+        text += "\nwhat is told by words a language model can try, judged alike: docs/plan.md, A model's patch"
+    return text
 
 
 def whole_text(whole: Mapping[str, Any] | None, round_: Round, applied: bool) -> str:

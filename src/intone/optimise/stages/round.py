@@ -22,6 +22,7 @@ from intone.optimise.detect.catalogue import detect
 from intone.optimise.detect.finding import Bottleneck
 from intone.optimise.items import Item, Plan
 from intone.optimise.ledger import Ledger, Try
+from intone.optimise.near import pairs_wanted, together
 from intone.optimise.signals import Signals
 from intone.optimise.stages.gates import StageGates
 from intone.optimise.stages.generation import look_at_generation
@@ -34,7 +35,7 @@ from intone.prove.measure import MAX_PAIRS, Measured, Side, SideFailed, judge_ro
 from intone.prove.verdict import MIN_PAIRS, Comparison
 
 MAX_TRIES = 12  # of one part
-START, ALL, WITHOUT = "as it was", "with all", "without "
+START, BEFORE, ALL, WITHOUT = "as it was", "before", "with all", "without "
 
 Look = Callable[[Target, State, Facts, Path], Signals]
 LOOKS: Mapping[Part, Look] = {"train": look_at_training, "generate": look_at_generation}
@@ -144,11 +145,17 @@ class StageRound:
             return Try(item, verdict, report.reason, False, None, seconds=time.monotonic() - begin_s, **made)
         # what is kept in any case needs a number, not a verdict
         pairs = MIN_PAIRS if finding.is_fault else MAX_PAIRS
-        measured, _ = self.compared(part, {"before": before, item.name: after}, max_pairs=pairs)
+        states = {BEFORE: before, item.name: after}
+        measured, _ = self.compared(part, states, max_pairs=pairs)
         comparison = measured.comparisons[0]
         if measured.sides[1] is None:
             reason = comparison.reason
             return Try(item, "crashed", reason, False, None, seconds=time.monotonic() - begin_s, **made)
+        wanted = pairs_wanted(comparison)
+        if wanted is not None and not finding.is_fault and not measured.quick:
+            say(f"{comparison.text()}: measuring {wanted} more")
+            again, _ = self.compared(part, states, max_pairs=wanted)
+            comparison = together(measured, again, BEFORE, item.name)
         kept = comparison.verdict == "faster" or (finding.is_fault and comparison.verdict != "rejected")
         reason = comparison.text()
         if finding.is_fault and kept:

@@ -20,6 +20,7 @@ from intone.hardware import environment, load_facts
 from intone.log import table
 from intone.optimise.against import against_stage
 from intone.optimise.ledger import Ledger
+from intone.optimise.report import expected_words
 from intone.optimise.rounds import known_at_a_stop, new_folder, rounds, unfinished
 from intone.optimise.settings import OF_STAGES, TRAINED, OptimiseSettings
 from intone.optimise.stages import served
@@ -83,8 +84,12 @@ def analysed(round_: StageRound) -> tuple[str, dict[str, Any]]:
     for part in round_.target.parts:
         signals, findings = round_.analyse(part)
         plan = round_.plan(part, signals, findings)
-        rows = [[item.title[:WIDTH], item.finding or "", described(item)[:WIDTH]] for item in plan.items]
-        planned = "plan\n" + table(rows, header=["change", "finding", "how"], left=3) if rows else "nothing to try"
+        rows = [
+            [item.title[:WIDTH], item.finding or "", expected_words(item.expected), described(item)[:WIDTH]]
+            for item in plan.items
+        ]
+        header = ["change", "finding", "expected", "how"]
+        planned = "plan\n" + table(rows, header=header, left=4) if rows else "nothing to try"
         texts += [f"{part}: {time_text(signals)}", bottlenecks_text(findings), planned]
         found[part] = {
             "signals": signals.as_json(), "findings": [entry.as_json() for entry in findings],
