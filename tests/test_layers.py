@@ -103,6 +103,7 @@ def imported_packages(source: str) -> set[str]:
         ["run", "--help"],
         ["run", "--show"],
         ["train", "base", "--show"],
+        ["chat", "--show"],
         ["runs"],
         ["runs", "--json"],
         ["rnu"],

@@ -220,15 +220,17 @@ def evaluate(settings: EvalSettings, _origins: Mapping[str, Resolved]) -> Answer
 
 
 def evaluation_asked(place: Place, settings: EvalSettings) -> dict[str, Any]:
-    """config.json of the evaluation job: the run's validation text unless --val is given."""
+    """config.json of the evaluation job: the run's validation text unless --val is given, the engine as measured."""
     from intone.data.tokenizer import Tokenizer
     from intone.prepare import ensure_val, fetched, find_source
+    from intone.tune.engine import kept_for
 
     val = None
     if settings.val:
         source = fetched(find_source("documents", settings.val, settings.val), 0)
         folder = Path(read_job(place.folder).tokenizer)
         val = str(ensure_val(source, folder, Tokenizer.load(folder), name="base").folder)
-    return evaluation_config(
+    config = evaluation_config(
         place, tasks=settings.tasks, weights=settings.weights, val=val, num_items=settings.num_items
     )
+    return config | {"engine": {name: choice.value for name, choice in kept_for(place, settings).items()}}

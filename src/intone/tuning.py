@@ -3,25 +3,32 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from intone.child import ChildFailed
-from intone.config import ModelConfig, model_config
+from intone.config import ModelConfig, TrainJob, model_config
 from intone.errors import UserError
 from intone.ground import Settled
 from intone.hardware import Facts, load_facts
 from intone.log import human_bytes, say, table
+from intone.model.checkpoint import list_checkpoints, saved_step
+from intone.paths import read_json
 from intone.planning import stage_choices, stage_ground
-from intone.records import Answer, choice
+from intone.records import Answer, choice, read_choices
 from intone.resolving import Resolved
+from intone.runs import Place, find_stage
 from intone.settings import TrainSettings, TuneSettings
 from intone.tune.batch import candidates, passes_of
 from intone.tune.curve import curve_text
+from intone.tune.engine import settle_engine, shown
 from intone.tune.facts import facts_json, facts_text
 from intone.tune.kernels import kernels_obstacle
 from intone.tune.memory import training_bytes, worker_bytes
-from intone.tune.settle import MARGIN, fallbacks
+from intone.tune.settings import TuneInferSettings
+from intone.tune.settle import MARGIN, fallbacks, settle_device
 from intone.tune.trace import traced
+from intone.tune.trials import Trials
 
 SIZES = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 LINE_TOKENS = 1024  # of a pass, from which what is alive is a line in the rows: logits exist for 512 tokens at a time
@@ -74,6 +81,45 @@ def as_train(settings: TuneSettings) -> TrainSettings:
     if settings.from_run is None:
         values["like"] = "nothing"  # which planning does not read: a stage alone is refused where it must train
     return TrainSettings(**values)
+
+
+def tune_infer(settings: TuneInferSettings, _origins: Mapping[str, Resolved]) -> Answer:
+    """How much the engine computes at once for a run's model: measured in a child, kept for whoever opens it."""
+    facts, place = load_facts(), find_stage(settings.from_run)
+    job = TrainJob.from_json(read_json(place.folder / "config.json"))
+    asked = Resolved(settings.device, "default" if settings.device == "auto" else "flag", "--device")
+    device = settle_device(asked, facts).value
+    dtype = read_choices(place.folder).segments[-1].dtype if settings.dtype == "auto" else settings.dtype
+    weights = weights_of(place, job.model, settings.weights, device=device, dtype=dtype)
+    choices = settle_engine(
+        facts, job.model, Trials(facts, fresh=settings.fresh), tokenizer=Path(job.tokenizer), device=device,
+        dtype=dtype, weights=weights,
+    )  # fmt: skip
+    rows = [[name, shown(entry.value), entry.reason] for name, entry in choices.items()]
+    lines = [table(rows, header=["setting", "value", "reason"], left=3), ""]
+    for name, entry in choices.items():
+        lines += [f"{name}: not {shown(lost['value'])}: {lost['why']}" for lost in entry.beat]
+    lines += ["", f"chat, serve, eval and intone.load take these for {settings.from_run} and every model of its shape"]
+    run = place.run.name if place.run else None
+    result = {
+        "device": device, "dtype": dtype, "weights": weights,
+        "choices": {name: dataclasses.asdict(entry) for name, entry in choices.items()},
+    }  # fmt: skip
+    return Answer(result, "\n".join(lines), run=run, path=str(place.folder))
+
+
+def weights_of(place: Place, config: ModelConfig, asked: str, *, device: str, dtype: str) -> str:
+    """How chat and serve would keep the matrices of a run's newest save; torch is imported here."""
+    import torch
+
+    from intone.serve.loading import weights_for
+
+    saves = list_checkpoints(place.folder)
+    if not saves:
+        return asked
+    step = saved_step(saves[-1])
+    kept, _ = weights_for(place, step, asked, config, device=torch.device(device), dtype=dtype)  # type: ignore[arg-type]
+    return kept
 
 
 # --- without running anything ---------------------------------------------------------------------------------------

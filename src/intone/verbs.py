@@ -100,13 +100,17 @@ VERBS = {
         "intone.pipeline.forecast:forecast",
     ),
     "train": Verb("one stage: base, mid or sft", "TrainSettings", "intone.pipeline.verb:run_train"),
-    "chat": Verb("talk to a run, or to a server", "ChatSettings", "intone.api:chat"),
+    "chat": Verb(
+        "talk to a run, or to a server", "ChatSettings", "intone.api:chat", "intone.tune.engine:forecast"
+    ),
     "serve": Verb(
         "a run behind an HTTP address: OpenAI's API, metrics, a page to chat",
         "intone.serve.settings:ServeSettings",
         "intone.serve.verb:serve",
+        "intone.tune.engine:forecast",
     ),
-    "eval": Verb("bits per byte and starter skills of a run", "EvalSettings", "intone.api:evaluate"),
+    "eval": Verb("bits per byte and starter skills of a run", "EvalSettings", "intone.api:evaluate",
+                 "intone.tune.engine:forecast"),  # fmt: skip
     "bench": Verb(
         "measure whether B is faster: A-settings -- B-settings; or a suite",
         "intone.bench.settings:BenchSettings",
@@ -119,7 +123,19 @@ VERBS = {
         "intone.optimise.scan.settings:ScanSettings",
         "intone.optimise.scan.verb:scan_verb",
     ),
-    "tune": Verb("settle every auto of a stage here, and show why", "TuneSettings", "intone.tuning:tune_verb"),
+    "tune": Verb(
+        "settle every auto of a stage here, and show why",
+        "TuneSettings",
+        "intone.tuning:tune_verb",
+        suites={
+            "infer": Verb(
+                "how many texts the engine runs at once here, measured in ten seconds",
+                "intone.tune.settings:TuneInferSettings",
+                "intone.tuning:tune_infer",
+                "intone.tune.engine:forecast",
+            )
+        },
+    ),
     "optimise": Verb(
         "find what makes a stage of ours, or a program, slow; fix it; prove it",
         "intone.optimise.settings:OptimiseSettings",

@@ -10,16 +10,21 @@ import pytest
 from tests.tiny_jobs import make_data, write_job
 
 from intone.config import TrainJob
+from intone.engine.choose import BY_RULE
 from intone.evals import eight_bits
 from intone.evals.eight_bits import Loss
+from intone.hardware import known_facts
 from intone.model.checkpoint import save_checkpoint, step_folder, weights_hash
 from intone.model.gpt import GPT
 from intone.model.native import build
 from intone.paths import read_json
+from intone.records import Choice
 from intone.runs import find_stage
 from intone.serve import engine_process
 from intone.serve.engine_process import Service
 from intone.serve.loading import measure_eight_bits, open_run, renew
+from intone.tune.engine import engine_key
+from intone.tune.trials import Trials
 
 # sympy and PyTorch's compilers come with one careless operation on a tensor without memory: 1.8 s of processor time
 SLOW = (
@@ -74,6 +79,21 @@ def test_eight_bits_are_used_where_they_were_shown_to_cost_little_and_the_reason
         with open_run(str(stage), device="cpu", weights=asked).engine as engine:
             value, reason = engine.settings["weights"]
             assert (value, words in reason) == (stored, True), reason
+
+
+def test_how_much_is_computed_at_once_is_what_was_measured_here_unless_it_is_asked_for(stage, home):
+    facts, config = known_facts(), TrainJob.from_json(read_json(stage / "config.json")).model
+    key = engine_key(config, device="cpu", dtype="fp32", weights="auto")
+    with open_run(str(stage), device="cpu").engine as engine:
+        assert engine.settings["num_slots"] == (64, BY_RULE)
+    for kind, value in (("engine_num_slots", 5), ("engine_prompt_tokens", 128)):
+        Trials(facts).record(kind, key, Choice(value, "the fastest", "measured"))
+    with open_run(str(stage), device="cpu", num_slots=3).engine as engine:
+        assert engine.settings["num_slots"] == (3, "as asked")
+        value, reason = engine.settings["prompt_tokens"]
+        assert value == 128 and reason.startswith("the fastest (measured ")
+    with open_run(str(stage), device="cpu", dtype="bf16").engine as engine:
+        assert engine.settings["num_slots"][0] == 64, "that was measured of fp32"
 
 
 def small_loss(folder, step):

@@ -54,6 +54,10 @@ class Ahead:
         """The weights are others: steps that were captured with the old ones are captured anew."""
         self._steps.forget()
 
+    def use_buckets(self, buckets: Sequence[int]) -> None:
+        """Other lengths to make steps for; what was captured stays for when its length comes again."""
+        self._steps.buckets = tuple(buckets)
+
     def _launch(self, rows: Sequence[Row], *, begin: bool = False) -> bool:
         """Reserves what the next step writes and starts it. False: for lack of pages, or because no row needs it."""
         cache, ahead = self._scheduler.cache, self._steps.num_ahead

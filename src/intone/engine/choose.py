@@ -1,18 +1,32 @@
-"""What an engine computes with where it is: our kernels or PyTorch's, steps one by one or captured, and why"""
+"""What an engine computes with where it is: our kernels or PyTorch's, captured steps, how much at once, and why"""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
+from intone.engine import fixed
 from intone.engine.decoder import Decoder, GPTDecoder
 from intone.engine.native_decoder import NativeDecoder, Weights, as_stored, native_obstacle
+from intone.engine.pages import PAGE
 from intone.engine.sandbox.box import Sandbox
+from intone.engine.scheduler import Limits
 from intone.errors import UserError
 from intone.log import human_bytes
 from intone.model.gpt import GPT, Kernels
 
 Steps = Literal["auto", "eager", "captured"]
+Reasons = dict[str, tuple[Any, str]]  # setting -> (value, why)
+
+# what suits a device that nobody measured (tune/engine.py does). More rows than this no longer make a token cheaper
+# (guess: a CPU's products are compute-bound from 16 rows on)
+MOST_SLOTS = {"cpu": 64, "other": 256}
+# prompt tokens per step: enough for fast products, few enough to bound the activations and the wait of others. On a
+# CPU 64 rows reach nine tenths of the products' speed at 512 (one core of an EPYC 9004, torch 2.13); other: guess
+ALONE_TOKENS = {"cpu": 512, "other": 8192}
+MIXED_TOKENS = {"cpu": 64, "other": 2048}
+BY_RULE = "by rule; intone tune infer measures it"
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,8 @@ class Setup:
     dtype: torch.dtype | None
     context: int
     num_slots: int | None
+    prompt_tokens: int | None
+    buckets: tuple[int, ...] | None
     cache_bytes: int | None
     deterministic: bool
     share_prefixes: bool
@@ -93,3 +109,47 @@ def steps_of(decoder: Decoder, device: torch.device, setup: Setup) -> tuple[Lite
     if device.type == "cuda":
         return "captured", "one launch a step, and results are read while the next one runs"
     return "eager", f"a step on {device.type} has no launches to save"
+
+
+def limits_of(setup: Setup, device: torch.device, steps: str) -> tuple[Limits, tuple[int, ...], Reasons]:
+    """(how much is computed at once, lengths that captured steps are made for, both with reasons)."""
+    kind = kind_of(device)
+    limits = Limits(
+        num_slots=setup.num_slots or MOST_SLOTS[kind], alone_tokens=setup.prompt_tokens or ALONE_TOKENS[kind],
+        mixed_tokens=MIXED_TOKENS[kind], num_guesses=setup.num_guesses or 0, most_guessing=1,
+        whole_pages=setup.deterministic,
+    )  # fmt: skip
+    if setup.buckets is not None and steps != "captured":
+        raise UserError("buckets are lengths of captured steps, and these are eager", value=list(setup.buckets))
+    buckets = fixed.CONTEXTS if setup.buckets is None else setup.buckets
+    asked = {"num_slots": setup.num_slots, "prompt_tokens": setup.prompt_tokens, "buckets": setup.buckets}
+    used: dict[str, Any] = {"num_slots": limits.num_slots, "prompt_tokens": limits.alone_tokens}
+    used |= {"buckets": buckets} if steps == "captured" else {}
+    reasons = {name: (value, BY_RULE if asked[name] is None else "as asked") for name, value in used.items()}
+    return with_prompts(limits, limits.alone_tokens, device), buckets, reasons
+
+
+def with_prompts(limits: Limits, prompt_tokens: int, device: torch.device) -> Limits:
+    """The limits with so many tokens of prompts a step, fewer while texts grow."""
+    mixed = min(MIXED_TOKENS[kind_of(device)], prompt_tokens)
+    return replace(limits, alone_tokens=prompt_tokens, mixed_tokens=mixed)
+
+
+def kind_of(device: torch.device) -> str:
+    """The column of the rules above."""
+    return "cpu" if device.type == "cpu" else "other"
+
+
+def checked_sizes(
+    num_slots: int | None, prompt_tokens: int | None, buckets: Sequence[int] | None
+) -> tuple[int, ...] | None:
+    """buckets as a tuple. Raises UserError for a size that no engine can have."""
+    for name, value, low in (("num_slots", num_slots, 1), ("prompt_tokens", prompt_tokens, PAGE)):
+        if value is not None and value < low:
+            raise UserError(f"{name} is {value}, it must be at least {low}", value=value)
+    if buckets is None:
+        return None
+    lengths = tuple(buckets)
+    if any(length < 1 for length in lengths) or list(lengths) != sorted(set(lengths)):
+        raise UserError("buckets are lengths in tokens, each larger than the one before it", value=list(lengths))
+    return lengths

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from intone.data.chat import Message, render_prompt
-from intone.engine.choose import Setup, Steps
+from intone.engine.choose import Setup, Steps, checked_sizes
 from intone.engine.native_decoder import Weights
 from intone.engine.requests import Completion, Prompt, Request, check_ids, check_prompt
 from intone.engine.rows import Group, Handle, Listener
@@ -48,7 +48,9 @@ class Engine:
     number. sandbox: where Python that texts call runs; None: one with the usual limits. weights: how matrices are
     stored; auto: in dtype; int8: half the bytes of bf16, with a small loss. kernels: whether a CPU computes with our
     kernels or PyTorch; auto: ours where they run. steps: of growing texts. captured: of fixed sizes, so that a GPU
-    replays them and the host reads each result while the next step runs; auto: on CUDA.
+    replays them and the host reads each result while the next step runs; auto: on CUDA. prompt_tokens: of prompts per
+    step while no text grows. buckets: lengths, besides the context, that captured steps are made for; a text runs in
+    the next larger. None: as suits the device.
     Close it after use: it owns threads.
     """
 
@@ -58,6 +60,7 @@ class Engine:
         cache_bytes: int | None = None, deterministic: bool = False, share_prefixes: bool = True,
         num_guesses: int | None = None, max_waiting: int | None = None, sandbox: Sandbox | None = None,
         weights: Weights = "auto", kernels: Kernels | Literal["auto"] = "auto", steps: Steps = "auto",
+        prompt_tokens: int | None = None, buckets: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         config = model.config
         self.context: int = config.context if context is None else context
@@ -69,7 +72,8 @@ class Engine:
                 value=tokenizer.vocab_size,
                 fix="use the tokenizer that was saved with this model",
             )
-        bounds = (("num_slots", num_slots, 1), ("num_guesses", num_guesses, 0), ("max_waiting", max_waiting, 1))
+        lengths = checked_sizes(num_slots, prompt_tokens, buckets)
+        bounds = (("num_guesses", num_guesses, 0), ("max_waiting", max_waiting, 1))
         for name, value, low in bounds:
             if value is not None and value < low:
                 raise UserError(f"{name} is {value}, it must be at least {low}", value=value)
@@ -82,9 +86,9 @@ class Engine:
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         setup = Setup(
-            device=device, dtype=dtype, context=self.context, num_slots=num_slots, cache_bytes=cache_bytes,
-            deterministic=deterministic, share_prefixes=share_prefixes, num_guesses=num_guesses, sandbox=sandbox,
-            weights=weights, kernels=kernels, steps=steps,
+            device=device, dtype=dtype, context=self.context, num_slots=num_slots, prompt_tokens=prompt_tokens,
+            buckets=lengths, cache_bytes=cache_bytes, deterministic=deterministic, share_prefixes=share_prefixes,
+            num_guesses=num_guesses, sandbox=sandbox, weights=weights, kernels=kernels, steps=steps,
         )  # fmt: skip
         self._forms = Forms(tokenizer)
         self._worker = Worker(model, tokenizer, setup, self._specials, self._commands)
@@ -178,6 +182,17 @@ class Engine:
         """
         self._release_threads()
         self._call(lambda: self._worker.load(state, stored_as), when_idle=True)
+
+    def limit(
+        self, *, num_slots: int | None = None, prompt_tokens: int | None = None, buckets: Sequence[int] | None = None
+    ) -> None:
+        """Computes less at once from here on than it was opened with; None: as before. Waits as update_weights() does.
+
+        So that sizes can be compared within one engine: they change how fast texts come, not what they say.
+        Raises UserError for more than it was opened with, and for buckets where steps are not captured.
+        """
+        lengths = checked_sizes(num_slots, prompt_tokens, buckets)
+        self._call(lambda: self._worker.limit(num_slots, prompt_tokens, lengths), when_idle=True)
 
     def close(self) -> None:
         """Cancels what runs and ends the threads; harmless when called twice."""

@@ -52,10 +52,13 @@ class FixedSteps:
     """
 
     def __init__(
-        self, decoder: Decoder, store: PageStore, *, context: int, scale: float, most_rows: int, num_slots: int = 2
+        self, decoder: Decoder, store: PageStore, *, context: int, scale: float, most_rows: int, num_slots: int = 2,
+        buckets: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
+        """buckets: lengths that steps are made for, ascending, besides the whole context; None: CONTEXTS."""
         device = store.device
         self.most_rows = most_rows
+        self.buckets = tuple(CONTEXTS if buckets is None else buckets)
         self._decoder, self._store, self._device, self._scale = decoder, store, device, scale
         self._context, self._wide = context, wide_dtype(decoder.dtype) if device.type == "cpu" else decoder.dtype
         size = next((count for count in ROWS if count >= most_rows), most_rows)
@@ -119,7 +122,7 @@ class FixedSteps:
             if row.table is not None and row.table.version != self._versions[place]:
                 self._upload_pages(place, row)
         seen = self._longest + 1
-        context = next((size for size in CONTEXTS if seen <= size < self._context), self._context)
+        context = next((size for size in self.buckets if seen <= size < self._context), self._context)
         shape = Shape(self._size, context, self._is_greedy, self._has_logprobs)
         step = self._steps.get(shape)
         if step is None:

@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,26 +13,19 @@ from torch import Tensor
 from intone.engine.ahead import Ahead
 from intone.engine.budget import page_bytes, pages_per_text, settle_cache
 from intone.engine.burst import Bursts
-from intone.engine.choose import Setup, decoder_of, steps_of, stored_weights
+from intone.engine.choose import Setup, decoder_of, limits_of, steps_of, stored_weights, with_prompts
 from intone.engine.fixed import ROWS, FixedSteps, Result
 from intone.engine.kv import Cache, PageStore, page_groups
 from intone.engine.native_decoder import NativeDecoder, Weights
 from intone.engine.requests import Reason, ToolCall
 from intone.engine.rows import Group, Handle, Row, Taken
 from intone.engine.runner import Drawn, Runner
-from intone.engine.scheduler import Limits, Scheduler, Segment
+from intone.engine.scheduler import Scheduler, Segment
 from intone.engine.stats import Account, EngineStats
 from intone.engine.text import Specials, Tokenizer
 from intone.engine.tools import Call, ToolRunner, ToolsBusy
 from intone.errors import UserError
 from intone.log import human_bytes
-
-# more rows than this no longer make a token cheaper (guess: a CPU's products are compute-bound from 16 rows on)
-MOST_SLOTS = {"cpu": 64, "other": 256}
-# prompt tokens per step: enough for fast products, few enough to bound the activations and the wait of others. On a
-# CPU 64 rows reach nine tenths of the products' speed at 512 (one core of an EPYC 9004, torch 2.13); other: guess
-ALONE_TOKENS = {"cpu": 512, "other": 8192}
-MIXED_TOKENS = {"cpu": 64, "other": 2048}
 
 
 class Worker:
@@ -51,16 +45,8 @@ class Worker:
         self._groups: dict[Handle, Group] = {}
         decoder, device, how = decoder_of(model, setup)
         steps = steps_of(decoder, device, setup)
-        self.settled |= how | {"steps": steps}
-        kind = "cpu" if device.type == "cpu" else "other"
-        limits = Limits(
-            num_slots=setup.num_slots or MOST_SLOTS[kind],
-            alone_tokens=ALONE_TOKENS[kind],
-            mixed_tokens=MIXED_TOKENS[kind],
-            num_guesses=setup.num_guesses or 0,
-            most_guessing=1,
-            whole_pages=setup.deterministic,
-        )
+        limits, buckets, how_much = limits_of(setup, device, steps[0])
+        self.settled |= how | {"steps": steps} | how_much
         config, context = decoder.config, setup.context
         groups = page_groups(config, context)
         size = settle_cache(
@@ -91,8 +77,9 @@ class Worker:
             self._bursts = Bursts(decoder, self._scheduler, take=self._take_ahead, note_step=self._note_ahead)
         if is_fixed:
             fixed = FixedSteps(
-                decoder, store, context=context, scale=self.runner.scale, most_rows=min(limits.num_slots, ROWS[-1])
-            )
+                decoder, store, context=context, scale=self.runner.scale, most_rows=min(limits.num_slots, ROWS[-1]),
+                buckets=buckets,
+            )  # fmt: skip
             self._ahead = Ahead(
                 fixed, self._scheduler, take=self._take_ahead, note_step=self._note_ahead,
                 is_wanted=lambda: not self._commands.empty(),
@@ -101,7 +88,7 @@ class Worker:
     @property
     def num_waiting(self) -> int:
         """Requests with samples that have no slot; any thread may ask, the answer may be a step old."""
-        num_free = self._num_slots - len(self._scheduler.rows)
+        num_free = self._scheduler.limits.num_slots - len(self._scheduler.rows)
         return max(0, len(self._scheduler.waiting) + self._commands.qsize() - num_free)
 
     def stats(self) -> EngineStats:
@@ -133,6 +120,20 @@ class Worker:
             self._ahead.forget()
         self._scheduler.forget_prompts()
         self._cache.forget_all()
+
+    def limit(self, num_slots: int | None, prompt_tokens: int | None, buckets: tuple[int, ...] | None) -> None:
+        """On the engine's thread, while nothing runs: less at once than it was opened with."""
+        for name, value, most in (("num_slots", num_slots, self._num_slots),
+                                  ("prompt_tokens", prompt_tokens, self._step_tokens)):  # fmt: skip
+            if value is not None and value > most:
+                raise UserError(f"{name} is {value:,}, and this engine was opened with {most:,}", value=value)
+        limits = self._scheduler.limits
+        limits = with_prompts(limits, prompt_tokens or limits.alone_tokens, self.runner.device)
+        self._scheduler.limits = replace(limits, num_slots=num_slots or limits.num_slots)
+        if buckets is not None:
+            if self._ahead is None:
+                raise UserError("buckets are lengths of captured steps, and these are eager", value=list(buckets))
+            self._ahead.use_buckets(buckets)
 
     def run(self) -> None:
         """The thread: until close."""

@@ -14,6 +14,7 @@ from intone.data.shards import TokenSet
 from intone.data.tokenizer import Tokenizer
 from intone.engine.collector import spare_loaded
 from intone.engine.engine import Engine
+from intone.engine.job import OPTIONS
 from intone.engine.load import load_newest
 from intone.engine.native_decoder import Weights
 from intone.errors import UserError
@@ -33,7 +34,7 @@ Task = Literal["bpb", "starter"]
 NEEDED = {"from": str, "tokenizer": str, "dtype": str, "tasks": tuple[Task, ...], "context": int, "val_tokens": int}
 OTHER = {
     "format": int, "job": str, "threads": int | None, "val": str | None, "num_items": int | None, "seed": int,
-    "weights": Weights,
+    "weights": Weights, "engine": dict[str, Any],
 }  # fmt: skip
 
 
@@ -42,10 +43,12 @@ def evaluate_job(folder: Path, config: dict[str, Any]) -> Outcome:
 
     config: from (job folder of a training), tokenizer (folder), dtype, threads, tasks, val (folder of a token
     set or None), val_tokens, context, num_items (per skill, at most what there is), seed of the items, weights (of the
-    engine that answers; int8 with bpb: what 8 bits cost is measured too, and kept beside the saves).
+    engine that answers; int8 with bpb: what 8 bits cost is measured too, and kept beside the saves), engine (other
+    options of it).
     Raises UserError for a config that asks for something else.
     """
     check_keys(config, "evaluate job", needed=NEEDED, other=OTHER)
+    check_keys(config.get("engine", {}), "engine", needed={}, other=OPTIONS)
     if "bpb" in config["tasks"] and not config.get("val"):
         raise UserError("evaluate job setting 'val' is missing, which task bpb needs", value="val")
     if config.get("threads"):
@@ -91,7 +94,7 @@ def measure_starter(folder: Path, model: GPT, tokenizer: Tokenizer, config: dict
     begin_s = time.monotonic()
     num_items = config.get("num_items") or 200
     items = {skill: starter.eval_items(skill, config.get("seed", 0), num_items) for skill in starter.SKILLS}
-    engine = Engine(model, tokenizer, weights=config.get("weights", "auto"))
+    engine = Engine(model, tokenizer, weights=config.get("weights", "auto"), **config.get("engine", {}))
     spare_loaded()
     try:
         result = evaluate_skills(engine, items, MAX_ANSWER_TOKENS, on_answer=lambda: beat(folder))

@@ -21,6 +21,7 @@ from intone.paths import home, read_json, write_json
 from intone.records import read_choices
 from intone.resolving import Resolved
 from intone.runs import Place, find_stage
+from intone.tune.engine import kept_engine
 from intone.tune.settle import settle_device
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -49,12 +50,14 @@ def open_run(
     """The engine of a run: NAME, NAME/STAGE, a path, or latest. engine: settings of Engine.
 
     dtype auto: the one it was trained in. weights auto: in dtype, or in 8 bits where it is known of this save that
-    they cost next to nothing. Raises UserError where there is no such run, stage or save, Damaged where
+    they cost next to nothing. How much is computed at once is what `intone tune infer` kept, where engine does not say.
+    Raises UserError where there is no such run, stage or save, Damaged where
     its files are not what they were.
     """
     place = find_stage(run)
     job = TrainJob.from_json(read_json(place.folder / "config.json"))
-    chosen = settle_device(Resolved(device, "default" if device == "auto" else "flag", "asked"), _facts())
+    facts = _facts()
+    chosen = settle_device(Resolved(device, "default" if device == "auto" else "flag", "asked"), facts)
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     if tokenizer.hash != job.tokenizer_hash:
         raise Damaged(
@@ -66,10 +69,15 @@ def open_run(
     dtype_name = trained_in if dtype == "auto" else dtype
     model, step = load_newest(place.folder, dtype=dtype_name, device=torch.device(chosen.value))
     device_kind = torch.device(chosen.value)
-    stored_as, reason = _settled(place, step, weights, model.config, device=device_kind, dtype=dtype_name)
-    opened = Engine(model, tokenizer, weights=stored_as, **engine)
+    stored_as, reason = weights_for(place, step, weights, model.config, device=device_kind, dtype=dtype_name)
+    kept = kept_engine(facts, job.model, device=chosen.value, dtype=dtype_name, weights=stored_as)
+    sizes = {name: choice for name, choice in kept.items() if engine.get(name) is None}
+    asked = engine | {name: choice.value for name, choice in sizes.items()}
+    opened = Engine(model, tokenizer, weights=stored_as, **asked)
     if reason is not None:
         opened.explain("weights", reason)
+    for name, size in sizes.items():
+        opened.explain(name, size.reason)
     return Opened(opened, tokenizer, place, step, job.tokenizer, dtype_name, weights)
 
 
@@ -85,7 +93,7 @@ def renew(opened: Opened) -> tuple[int, bool]:
     if not is_settled_here(opened):
         engine.update_weights(weights)
         return save.step, False
-    stored_as, reason = _settled(place, save.step, "auto", config, device=torch.device("cpu"), dtype=opened.dtype)
+    stored_as, reason = weights_for(place, save.step, "auto", config, device=torch.device("cpu"), dtype=opened.dtype)
     engine.update_weights(weights, stored_as=stored_as)
     if reason is not None:
         engine.explain("weights", reason)
@@ -115,7 +123,7 @@ def measure_eight_bits(place: Place) -> None:
         raise UserError(f"the measurement of 8-bit weights ended as {outcome.outcome}: {outcome.message}")
 
 
-def _settled(
+def weights_for(
     place: Place, step: int, asked: Weights, config: ModelConfig, *, device: torch.device, dtype: str
 ) -> tuple[Weights, str | None]:
     """How to store the matrices of one save, and the reason where it was decided here."""

@@ -57,6 +57,10 @@ class Trials:
                 )
         return None
 
+    def knows(self, kind: str) -> bool:
+        """Whether anything of this kind is kept, for any question: a look that reads no row, for who must not wait."""
+        return not self.fresh and self.path.exists() and f'"{kind}"'.encode() in self.path.read_bytes()
+
     def record(self, kind: str, key: Mapping[str, Any], choice: Choice) -> None:
         """Appends a measured choice."""
         full_key = self._full_key(kind, key)
