@@ -10,9 +10,11 @@ import pytest
 from intone import cli, tuning
 from intone.config import model_config
 from intone.hardware import Facts
+from intone.tune import engine
 from intone.tune.memory import worker_bytes
 from intone.tune.trace import Worst
 from intone.tuning import parse_size
+from tests.tiny_jobs import make_data, write_job
 
 GIB = 2**30
 FLAGS = [
@@ -112,3 +114,28 @@ def test_a_dry_run_that_cannot_be_says_what_to_write(words, known_machine, capsy
     depth = ["--depth", "4"] if "--memory" in words else []
     assert cli.main(["tune", "base", *depth, *words]) == 2
     assert "fix:" in capsys.readouterr().err
+
+
+def test_an_engine_is_measured_once_for_a_run_and_people_read_what_lost(known_machine, tmp_path, monkeypatch, capsys):
+    folder, asked = write_job(tmp_path / "base", make_data(tmp_path)), []
+
+    def measured(config, tokenizer, device, dtype, weights):
+        asked.append((config.context, device, dtype, weights))
+        twice = [[0.002] * 3, [0.001] * 3]
+        return {
+            name: engine.Seen([[0.002] * 3, [0.001] * 3, *[[0.004] * 3] * more], [0.0] * (2 + more),
+                              [None] * (2 + more), 1e-4, again=1, again_s=twice)
+            for name, more in (("num_slots", 2), ("prompt_tokens", 1))
+        }  # fmt: skip
+
+    monkeypatch.setattr(engine, "asked_child", measured)
+    words = ["tune", "infer", "--from", str(folder)]
+    assert cli.main([*words, "--json"]) == 0
+    choices = json.loads(capsys.readouterr().out.splitlines()[-1])["result"]["choices"]
+    assert {name: entry["value"] for name, entry in choices.items()} == {"num_slots": 16, "prompt_tokens": 256}
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    assert asked == [(32, "cpu", "fp32", "auto")]
+    assert "num_slots: not 64: 16 are 2.00x as fast" in text and "num_slots: not 128: 0.50x as fast as 64" in text
+    assert re.search(r"prompt_tokens +256 .*\(measured .* ago\)", text)
+

@@ -129,7 +129,7 @@ VERBS = {
         "intone.tuning:tune_verb",
         suites={
             "infer": Verb(
-                "how many texts the engine runs at once here, measured in ten seconds",
+                "how many texts the engine runs at once here, in some ten seconds",
                 "intone.tune.settings:TuneInferSettings",
                 "intone.tuning:tune_infer",
                 "intone.tune.engine:forecast",

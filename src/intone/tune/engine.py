@@ -23,7 +23,7 @@ from intone.tune.probe import speedup
 from intone.tune.trials import Trials, code_fingerprint
 
 WORTH = 1.05  # another value must be this much faster than the rule's, see faster_by(): a host has slow spells (LOG.md)
-BUDGET_S = 0.7  # of timed work per question: with the start of the child ten seconds in all on two cores (LOG.md)
+BUDGET_S = 0.7  # of timed work per question: with the start of the child some ten seconds on two cores (LOG.md)
 TIMEOUT_S = 120.0  # twelve times that: kernels may have to be built first, and a large vocabulary takes longer
 
 
