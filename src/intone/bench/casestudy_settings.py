@@ -18,7 +18,7 @@ LEFT_OUT = ("data", "sft", "out", "json", "quick", "transformers_python", "nanoc
 class CaseSettings(Checked):
     """What all parts have in common: the model, its data, and how our side computes."""
 
-    # three rounds, a smaller model, no row kept: a first look within six minutes on two cores
+    # three rounds, a smaller model, no row kept: a first look of six to eight minutes on two cores
     quick: bool = setting(False, aside=True)
     # text: starter, files, folders
     data: tuple[str, ...] = ("starter",)
