@@ -22,8 +22,7 @@ from intone.prove.noise import Disturbance, Signals, Watch, disturbances, most_l
 from intone.prove.verdict import MIN_PAIRS, Comparison, Pair, judge, percent, rejected, unproven
 from intone.records import Outcome
 
-# Two per side and round: a pair compares 2 s with 2 s. On a shared machine pairs of half a second blocks spread by 6 %,
-# processes by half of that: longer rounds, and so fewer of them in each process, find more in the same time.
+# two per side and round. On a shared machine pairs of blocks of 0.5 s spread by 6 %, processes by half of that (LOG.md)
 BLOCK_S = 1.0
 MAX_PAIRS = 10
 MIN_REPLICATES = 3
