@@ -15,7 +15,7 @@ from intone.log import human_duration, say
 from intone.records import Choice, Segment
 from intone.resolving import Resolved
 from intone.settings import TrainingSettings
-from intone.tune import compiling
+from intone.tune import compiling, precision
 from intone.tune.allocator import settle_allocator, variables_of
 from intone.tune.attention import settle_attention
 from intone.tune.batch import Method
@@ -112,7 +112,7 @@ def settle_ground(
     devices: processes that share the rows of a step; threads and micro-batch are those of each of them.
     """
     facts, trials = settled.facts, Trials(settled.facts, fresh=settled.fresh)
-    dtype_guess = "bf16" if origins["dtype"].value == "auto" else origins["dtype"].value
+    dtype_guess = precision.guess(facts) if origins["dtype"].value == "auto" else origins["dtype"].value
     threads_choice = settle_threads(origins["threads"], facts, config, trials, dtype=dtype_guess)
     threads = settled.put("threads", shared_threads(threads_choice, facts, devices))
     variables = {name: variable.value for name, variable in environment(facts, threads=threads).items()}

@@ -5,7 +5,7 @@ import math
 
 from intone.child import ChildFailed
 from intone.records import Choice
-from intone.tune.precision import NoTrial, candidates, choose, run_gate
+from intone.tune.precision import NoTrial, candidates, choose, guess, run_gate
 
 PASS = Choice(True, "eager bf16 accepted", "measured")
 FAIL = Choice(False, "eager bf16 rejected: loss 4.7 against 0.333", "measured")
@@ -91,3 +91,14 @@ def test_gpus_without_fast_bf16_try_fp16(facts):
     assert candidates(dataclasses.replace(facts, device="cuda", gpu_capability="7.5")) == ("fp32", "fp16")
     assert candidates(dataclasses.replace(facts, device="cuda", gpu_capability="9.0")) == ("fp32", "bf16")
     assert candidates(dataclasses.replace(facts, device="cuda", gpu_capability="10.0")) == ("fp32", "bf16")
+
+
+def test_the_guess_before_the_choice_is_a_dtype_that_the_machine_computes_fast(facts):
+    def with_rates(fp32, bf16, **changes):
+        return dataclasses.replace(facts, fp32_flops_per_s=fp32, bf16_flops_per_s=bf16, **changes)
+
+    assert guess(with_rates(150e9, 400e9)) == "bf16"
+    assert guess(with_rates(150e9, 1e9)) == "fp32"
+    assert guess(with_rates(150e9, 151e9)) == "fp32", "not worth its rounding"
+    assert guess(with_rates(None, None)) == "bf16"
+    assert guess(with_rates(8e12, 8e12, device="cuda", gpu_capability="7.5", fp16_flops_per_s=6e13)) == "fp16"

@@ -37,6 +37,21 @@ def rates(facts: Facts) -> dict[str, float | None]:
     return {"fp32": facts.fp32_flops_per_s, "bf16": facts.bf16_flops_per_s, "fp16": facts.fp16_flops_per_s}
 
 
+def loses(name: str, rates: Mapping[str, float | None]) -> bool:
+    """Whether plain products say already that this dtype is not worth timing beside fp32."""
+    rate, plain = rates.get(name), rates.get("fp32")
+    return name != "fp32" and rate is not None and plain is not None and rate < plain * WORTH
+
+
+def guess(facts: Facts) -> str:
+    """The dtype that training will most likely have, by the rates of products alone: for what is settled before it.
+
+    A processor without instructions for bf16 computes it a hundred times slower than fp32: steps in it say nothing
+    there about threads, and take minutes.
+    """
+    return next(name for name in reversed(candidates(facts)) if not loses(name, rates(facts)))
+
+
 def run_gate(dtype: str, *, compiled: bool, run_steps: RunSteps, num_steps: int = GATE_STEPS) -> Choice:
     """Whether the model trains in this dtype, compiled or not, as it does in eager fp32: value True or False.
 
@@ -73,9 +88,9 @@ def choose(
     beat = []
     timed = ["fp32"]
     for name in names:
-        rate, plain = rates.get(name), rates.get("fp32")
-        if name != "fp32" and rate is not None and plain is not None and rate < plain * WORTH:
-            beat.append({"value": name, "why": f"its products run at {rate / plain:.2f}x the rate of fp32 here"})
+        if loses(name, rates):
+            ratio = (rates[name] or 0.0) / (rates["fp32"] or 1.0)
+            beat.append({"value": name, "why": f"its products run at {ratio:.2f}x the rate of fp32 here"})
         elif name != "fp32":
             timed.append(name)
     if len(timed) == 1:
