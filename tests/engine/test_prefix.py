@@ -54,6 +54,30 @@ def test_of_several_continuations_the_one_that_shares_most_is_found():
     assert found[0] == 79 and found[2] == pages[1]
 
 
+def test_a_part_is_found_among_any_number_of_continuations():
+    # 200 of each, in no order: beginnings of a text, and continuations of a page that they share
+    memory = Memory(num_pages=405)
+    shared = text(PAGE)
+    beginnings = [[number * 37 % 211, *text(PAGE - 2, seed=number)] for number in range(200)]
+    for beginning in beginnings:
+        memory.write(beginning)
+        memory.write([*shared, *beginning[:20]])
+    for beginning in beginnings:
+        assert memory.match(beginning)[0] == PAGE - 2
+        assert memory.match([*beginning, 978])[0] == PAGE - 1
+        assert memory.match([*shared, *beginning[:11], 978])[0] == PAGE + 11
+    assert memory.match([978, *text(30)])[0] == 0
+
+
+def test_of_continuations_that_share_as_much_one_whose_windowed_page_is_there_is_found():
+    memory = Memory()
+    written = [memory.write([*text(20), last]) for last in (3, 5, 7)]
+    for lost in (0, 2):
+        memory.tree.reclaim(1, written[lost][1][0])
+    for last in (2, 4, 6, 8):
+        assert memory.match([*text(20), last, 1]) == (20, [], written[1][0][0])
+
+
 def test_equal_pages_of_different_texts_are_told_apart_by_what_stands_before_them():
     memory = Memory()
     memory.write([*text(64, seed=1), *text(64)])

@@ -209,6 +209,17 @@ def test_whatever_arrives_is_cancelled_fails_or_runs_out_every_request_ends_once
     assert {"cancelled", "error", "length"} <= reasons
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_prompts_that_come_again_find_all_but_the_last_token_or_all_whole_pages(model, byte_tokenizer, deterministic):
+    rng = np.random.default_rng(3)
+    lengths = [length for length in (PAGE - 1, PAGE, PAGE + 1, PAGE + 16) for _ in range(40)]
+    requests = [Request(prompt(rng, length, length + 1), max_tokens=2, temperature=0) for length in lengths]
+    with Engine(model, byte_tokenizer, num_slots=200, deterministic=deterministic) as engine:
+        engine.generate(requests)
+        found = [samples[0].usage.cached_tokens for samples in engine.generate(requests)]
+    assert found == [(length - 1) // PAGE * PAGE if deterministic else length - 1 for length in lengths]
+
+
 def test_a_text_with_windows_holds_only_the_pages_that_its_windows_reach(model, byte_tokenizer):
     rng = np.random.default_rng(0)
     held = []

@@ -1,13 +1,14 @@
 """Finds the longest beginning of a text whose keys are in memory already: a tree of pages, by their tokens."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from intone.engine.pages import PAGE, PagePool
 
-# continuations of one page that are compared token by token for a part of a page, the newest first (guess)
-MAX_COMPARED = 32
+# continuations that share most with a text and lack pages behind a window, before no part of a page is taken (guess)
+MOST_LACKING = 8
 NO_PAGE = -1
 
 
@@ -15,18 +16,47 @@ NO_PAGE = -1
 class Node:
     """One page of tokens behind another; a path from the root is a text.
 
-    tokens: PAGE of them, or fewer at the end of a text that had no more; only full ones have children. pages: per
-    group the page that holds their keys, NO_PAGE where it was taken back.
+    tokens: PAGE of them, or fewer at the end of a text that had no more; only full ones have children, ascending by
+    their tokens. pages: per group the page that holds their keys, NO_PAGE where it was taken back.
     """
 
     parent: "Node | None"
     tokens: tuple[int, ...]
     pages: list[int]
-    children: dict[tuple[int, ...], "Node"] = field(default_factory=dict)
+    children: list["Node"] = field(default_factory=list)
 
     @property
     def is_full(self) -> bool:
         return len(self.tokens) == PAGE
+
+    def place(self, tokens: tuple[int, ...]) -> int:
+        """Where a child of these tokens stands among the children, or would stand."""
+        return bisect_left(self.children, tokens, key=lambda child: child.tokens)
+
+    def child(self, tokens: tuple[int, ...]) -> "Node | None":
+        """The child of exactly these tokens."""
+        place = self.place(tokens)
+        found = self.children[place] if place < len(self.children) else None
+        return found if found is not None and found.tokens == tokens else None
+
+    def nearest(self, tokens: tuple[int, ...]) -> Iterator[tuple["Node", int]]:
+        """Children that begin like tokens, and how far each does, the longest first.
+
+        Sorted texts share ever less with another one the further they stand from its place, to either side.
+        """
+        above = self.place(tokens)
+        below = above - 1
+        while True:
+            left = common_length(self.children[below].tokens, tokens) if below >= 0 else 0
+            right = common_length(self.children[above].tokens, tokens) if above < len(self.children) else 0
+            if not left and not right:
+                return
+            if left > right:
+                yield self.children[below], left
+                below -= 1
+            else:
+                yield self.children[above], right
+                above += 1
 
 
 @dataclass(frozen=True)
@@ -41,9 +71,9 @@ class Match:
 class PrefixTree:
     """Remembers the pages of running and ended texts. A page is found by all tokens up to its end, compared exactly.
 
-    A child is looked up in its parent by its tokens, so a lookup hashes the whole chain, and two texts that hash
-    alike are still told apart. reaches[g] is how many tokens before the next one group g needs, None: all. The
-    first group needs all. Not safe for several threads.
+    A child is looked up in its parent by its tokens, whole ones and beginnings alike, in a time that hardly grows with
+    the number of texts: one that comes again finds all but its last token while its pages are there. reaches[g] is how
+    many tokens before the next one group g needs, None: all. The first group needs all. Not safe for several threads.
     """
 
     def __init__(self, pools: Sequence[PagePool], reaches: Sequence[int | None]) -> None:
@@ -62,16 +92,17 @@ class PrefixTree:
         nodes: list[Node] = []
         node = self.root
         for start in range(0, limit - PAGE + 1, PAGE):
-            child = node.children.get(tuple(tokens[start : start + PAGE]))
+            child = node.child(tuple(tokens[start : start + PAGE]))
             if child is None:
                 break
             nodes.append(child)
             node = child
         if not whole_pages:
             start = len(nodes) * PAGE
-            part, length = self._best_part(node, tokens[start : min(limit, start + PAGE)])
-            if part is not None and self._is_covered([*nodes, part], start + length):
-                return Match(tuple(nodes), part, start + length)
+            rest = tuple(tokens[start : min(limit, start + PAGE)])
+            for part, length in islice(node.nearest(rest), MOST_LACKING):
+                if self._is_covered([*nodes, part], start + length):
+                    return Match(tuple(nodes), part, start + length)
         while nodes and not self._is_covered(nodes, len(nodes) * PAGE):
             nodes.pop()
         return Match(tuple(nodes), None, len(nodes) * PAGE)
@@ -85,9 +116,10 @@ class PrefixTree:
         assert parent.is_full or parent is self.root, "only a full page can be continued"
         if parent.parent is None and parent is not self.root:
             return None
-        node = parent.children.get(tokens)
+        node = parent.child(tokens)
         if node is None:
-            node = parent.children[tokens] = Node(parent, tokens, [NO_PAGE] * len(pages))
+            node = Node(parent, tokens, [NO_PAGE] * len(pages))
+            parent.children.insert(parent.place(tokens), node)
         for group, page in enumerate(pages):
             if node.pages[group] == NO_PAGE and page != NO_PAGE:
                 self._forget_owner(group, page)
@@ -102,26 +134,17 @@ class PrefixTree:
 
     def clear(self) -> None:
         """Forgets everything: after a change of weights no key is what a text would give."""
-        for child in list(self.root.children.values()):
-            self._drop(child)
+        while self.root.children:
+            self._drop(self.root.children[-1])
 
     def nodes(self) -> Iterator[Node]:
         """All nodes, for checks."""
         stack = [self.root]
         while stack:
             node = stack.pop()
-            stack.extend(node.children.values())
+            stack.extend(node.children)
             if node is not self.root:
                 yield node
-
-    def _best_part(self, node: Node, rest: Sequence[int]) -> tuple[Node | None, int]:
-        """The continuation of node that shares the longest beginning with rest, and how long that is."""
-        best, length = None, 0
-        for child in islice(reversed(node.children.values()), MAX_COMPARED):
-            shared = common_length(child.tokens, rest)
-            if shared > length:
-                best, length = child, shared
-        return best, length
 
     def _is_covered(self, nodes: Sequence[Node], length: int) -> bool:
         """Whether every group has the pages that a token at position length would read."""
@@ -143,12 +166,12 @@ class PrefixTree:
     def _drop(self, node: Node) -> None:
         """Takes a node and everything behind it out of the tree."""
         assert node.parent is not None, "the root stays"
-        del node.parent.children[node.tokens]
+        del node.parent.children[node.parent.place(node.tokens)]
         stack = [node]
         while stack:
             dropped = stack.pop()
-            stack.extend(dropped.children.values())
-            dropped.parent, dropped.children = None, {}
+            stack.extend(dropped.children)
+            dropped.parent, dropped.children = None, []
             for group, page in enumerate(dropped.pages):
                 if page != NO_PAGE:
                     dropped.pages[group] = NO_PAGE
