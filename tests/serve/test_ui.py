@@ -318,6 +318,25 @@ def test_what_goes_wrong_is_said_and_can_be_mended(page, expected):
     assert answers(page)[-1] == "Hello there."
 
 
+def test_while_the_model_loads_the_page_says_so_calmly_and_goes_on_by_itself(browser, replying, monkeypatch):
+    monkeypatch.setattr(replying.server.models, "_default", None)  # as before its engine is ready
+    page = browser.open(f"{replying.url}/")
+    page.until("!document.querySelector('#loading').hidden", "the state")
+    assert page.text("#loading") == "The model is loading ..." and page.run("document.querySelector('#banner').hidden")
+    colours = "(e => { const s = getComputedStyle(e); return [s.color, s.backgroundColor]; })"
+    page.run("document.body.append(Object.assign(document.createElement('p'), {id: 'red', className: 'banner'}))")
+    calm, red = (page.run(f"{colours}(document.querySelector('{name}'))") for name in ("#loading", "#red"))
+    assert calm[0] != red[0] and calm[1] != red[1]
+    ask(page, "hi", waits=False)
+    page.until("document.querySelector('.waiting')?.innerText.includes('The model is loading')", "that it waits")
+    assert not page.run("document.querySelector('.error')")
+    monkeypatch.undo()
+    page.until(f"{STILL} && document.querySelector('.cost') && document.querySelector('#loading').hidden", "an answer")
+    assert answers(page) == ["Hello there."] and page.text("#model-name") == "talker/sft"
+    assert all("503" in line for line in page.complaints())
+    page.close()
+
+
 def test_on_a_phone_nothing_is_cut_and_the_list_opens_and_closes(page):
     page.size(360, 740, is_phone=True)
     for text in ("markup", "6*7?"):

@@ -2,7 +2,8 @@
 
 const KEY = "intone.key";
 
-/** What went wrong, in words for people. kind: offline, key, busy, context, model (unknown), refused, failed. */
+/** What went wrong, in words for people. kind: offline, loading, key, busy, context, model (unknown), refused,
+ *  failed. */
 export class ApiError extends Error {
   constructor(kind, message, { retryAfter_s = null } = {}) {
     super(message);
@@ -70,6 +71,7 @@ async function refusal(response) {
   const wait_s = Number(response.headers.get("Retry-After")) || null;
   if (response.status === 401) return new ApiError("key", keptKey() ? "The server does not accept this key." : "The server asks for a key.");
   if (response.status === 429) return new ApiError("busy", words, { retryAfter_s: wait_s ?? 2 });
+  if (error.code === "loading") return new ApiError("loading", words);
   if (response.status === 503) return new ApiError("offline", words, { retryAfter_s: wait_s });
   if (error.code === "model_not_found") return new ApiError("model", words);
   if (error.code === "context_length_exceeded") return new ApiError("context", words);

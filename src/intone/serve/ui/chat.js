@@ -12,6 +12,8 @@ import { MessageView, fit, isSend } from "/ui/thread.js";
 const $ = (id) => document.getElementById(id);
 const KEEP_EVERY_MS = 1000; // how much of an answer a crash of the browser may lose
 const NEAR_PX = 80; // this close to the end counts as reading along
+const LOADING = "The model is loading ...";
+const LOADING_MS = 500; // between two looks at a server that loads its model: a small one takes a second or two
 
 const state = { conversation: store.newConversation(), models: [], model: "", live: null, views: new Map(), follows: true };
 const settings = new Settings($("settings"), () => {});
@@ -143,6 +145,7 @@ async function answered(live) {
     } catch (error) {
       if (live.answer.parts.length) throw error;
       if (error.kind === "busy") await waitFor(live, error);
+      else if (error.kind === "loading") await waitForModel(live);
       else if (error.kind === "context" && forgetOldest(live)) continue;
       else if (error.kind === "model" && (await loaded(live))) continue;
       else throw error;
@@ -205,6 +208,15 @@ async function waitFor(live, { retryAfter_s: wait_s }) {
     paint(live);
     await pause(Math.min(1, left_s) * 1000, live.abort.signal);
   }
+  live.waiting = "";
+  live.asked_ms = performance.now();
+}
+
+/** Waits a moment for a server that is still loading its model. */
+async function waitForModel(live) {
+  live.waiting = LOADING;
+  paint(live);
+  await pause(LOADING_MS, live.abort.signal);
   live.waiting = "";
   live.asked_ms = performance.now();
 }
@@ -388,18 +400,27 @@ async function connect() {
       state.models = (await api.getJson("/v1/models")).data;
       break;
     } catch (error) {
-      banner(error.message, error.kind === "key" ? { name: "Enter the key", run: () => askKey(connect) } : null);
+      const isLoading = error.kind === "loading"; // nothing is wrong: the page says so and waits
+      showLoading(isLoading);
+      banner(isLoading ? "" : error.message, error.kind === "key" ? { name: "Enter the key", run: () => askKey(connect) } : null);
       if (error.kind === "key") {
         isConnecting = false;
         askKey(connect);
         return;
       }
-      await new Promise((resolve) => setTimeout(resolve, 3000));
+      await new Promise((resolve) => setTimeout(resolve, isLoading ? LOADING_MS : 3000));
     }
   }
   isConnecting = false;
+  showLoading(false);
   banner("");
   showModels();
+}
+
+function showLoading(isLoading) {
+  if (isLoading !== $("loading").hidden) return;
+  $("loading").hidden = !isLoading;
+  $("loading").replaceChildren(...(isLoading ? [h("span", { class: "dots", "aria-hidden": "true" }, h("i"), h("i"), h("i")), LOADING] : []));
 }
 
 function banner(words, action = null) {
