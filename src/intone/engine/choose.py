@@ -22,8 +22,9 @@ Reasons = dict[str, tuple[Any, str]]  # setting -> (value, why)
 # what suits a device that nobody measured (tune/engine.py does). More rows than this no longer make a token cheaper
 # (guess: a CPU's products are compute-bound from 16 rows on)
 MOST_SLOTS = {"cpu": 64, "other": 256}
-# prompt tokens per step: enough for fast products, few enough to bound the activations and the wait of others. On a
-# CPU 64 rows reach nine tenths of the products' speed at 512 (one core of an EPYC 9004, torch 2.13); other: guess
+# prompt tokens per step: enough for fast products, few enough to bound the activations. On a CPU 64 rows reach nine
+# tenths of the products' speed at 512 (one core of an EPYC 9004, torch 2.13); other: guess. MIXED_TOKENS: the least
+# while texts grow that somebody reads, however long that takes
 ALONE_TOKENS = {"cpu": 512, "other": 8192}
 MIXED_TOKENS = {"cpu": 64, "other": 2048}
 BY_RULE = "by rule; intone tune infer measures it"
@@ -130,7 +131,7 @@ def limits_of(setup: Setup, device: torch.device, steps: str) -> tuple[Limits, t
 
 
 def with_prompts(limits: Limits, prompt_tokens: int, device: torch.device) -> Limits:
-    """The limits with so many tokens of prompts a step, fewer while texts grow."""
+    """The limits with so many tokens of prompts a step, and the least while texts grow."""
     mixed = min(MIXED_TOKENS[kind_of(device)], prompt_tokens)
     return replace(limits, alone_tokens=prompt_tokens, mixed_tokens=mixed)
 

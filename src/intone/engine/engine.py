@@ -49,8 +49,8 @@ class Engine:
     stored; auto: in dtype; int8: half the bytes of bf16, with a small loss. kernels: whether a CPU computes with our
     kernels or PyTorch; auto: ours where they run. steps: of growing texts. captured: of fixed sizes, so that a GPU
     replays them and the host reads each result while the next step runs; auto: on CUDA. prompt_tokens: of prompts per
-    step while no text grows. buckets: lengths, besides the context, that captured steps are made for; a text runs in
-    the next larger. None: as suits the device.
+    step; fewer while texts grow whose tokens somebody reads. buckets: lengths, besides the context, that captured
+    steps are made for; a text runs in the next larger. None: as suits the device.
     Close it after use: it owns threads.
     """
 
@@ -145,7 +145,7 @@ class Engine:
         reason "error". Interrupted (Ctrl-C), it cancels what still runs. on_answer is called after each request, in
         their order.
         """
-        groups = [self._prepared(request) for request in requests]
+        groups = [self._prepared(request, is_read=False) for request in requests]
         handles: list[Handle] = []
         self._release_threads()
         try:
@@ -214,7 +214,7 @@ class Engine:
         for release in self._releases:
             release()
 
-    def _prepared(self, request: Request, listener: Listener | None = None) -> Group:
+    def _prepared(self, request: Request, listener: Listener | None = None, *, is_read: bool = True) -> Group:
         """The request, checked, ready for the engine's thread. Raises UserError."""
         ids = check_prompt(
             _prompt_ids(request.prompt, self.tokenizer), vocab_size=self.vocab_size, context=self.context
@@ -233,7 +233,7 @@ class Engine:
         seed = secrets.randbits(63) if request.seed is None else request.seed
         handle = Handle(request, seed=seed, on_cancel=self._cancel_soon, listener=listener)
         limit = room if request.max_tokens is None else min(room, request.max_tokens)
-        return Group(handle, ids, limit, self.tokenizer, self._specials, grammar)
+        return Group(handle, ids, limit, self.tokenizer, self._specials, grammar, is_read=is_read)
 
     def _start(self, group: Group, *, is_bounded: bool = True) -> Handle:
         if is_bounded and self._max_waiting is not None and self._worker.num_waiting >= self._max_waiting:

@@ -90,7 +90,8 @@ class Group:
     """A request inside the engine: its prompt, the samples that run, and how many still have to start.
 
     number: its place in the order of arrival. prompt_table, prompt_logits (V,): the whole prompt's keys and the
-    logits behind it, kept while samples wait for their start. evicted: active samples whose pages were taken away
+    logits behind it, kept while samples wait for their start. is_read: whether somebody waits for single tokens, not
+    only for the end. evicted: active samples whose pages were taken away
     and that wait to go on. num_overtaken: how often a later request was let in while this one did not fit.
     """
 
@@ -100,6 +101,7 @@ class Group:
     tokenizer: Tokenizer
     specials: Specials
     grammar: Grammar | None = None
+    is_read: bool = True
     number: int = 0
     num_started: int = 0
     active: list["Row"] = field(default_factory=list)

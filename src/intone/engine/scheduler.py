@@ -8,6 +8,7 @@ from torch import Tensor
 
 from intone.engine.kv import Cache
 from intone.engine.pages import PAGE
+from intone.engine.portion import Portion
 from intone.engine.rows import Group, Row
 
 # while a request does not fit, so many later ones may be let in before it; then all wait for it (guess)
@@ -38,9 +39,10 @@ class Segment:
 class Limits:
     """How much is computed at once.
 
-    num_slots: samples that run at once. alone_tokens: of prompts per step, while no text is growing. mixed_tokens:
-    while some are, so that a long prompt cannot keep them waiting. num_guesses: tokens guessed per row and step, and
-    most_guessing: with more growing rows than this nobody guesses. whole_pages: prompts are cut at page ends only.
+    num_slots: samples that run at once. alone_tokens: of prompts per step, while no text grows that somebody reads.
+    mixed_tokens: while some do; portion.py says how many more, up to alone_tokens. num_guesses: tokens guessed per row
+    and step, and most_guessing: with more growing rows than this nobody guesses. whole_pages: prompts are cut at page
+    ends only.
     """
 
     num_slots: int
@@ -63,6 +65,7 @@ class Scheduler:
     def __init__(self, cache: Cache, limits: Limits) -> None:
         self.cache = cache
         self.limits = limits
+        self.portion = Portion()
         self.waiting: dict[Group, None] = {}  # requests with samples that have no slot
         self.rows: list[Row] = []
         self.num_evicted = 0
@@ -134,7 +137,9 @@ class Scheduler:
                 guesses = ()
             if self._reserve(row, 1 + len(guesses), planned):
                 planned[row] = Segment(row, row.table.length, 1, guesses)
-        budget = self.limits.mixed_tokens if planned else self.limits.alone_tokens
+        budget = self.limits.alone_tokens
+        if any(row.group.is_read for row in planned):
+            budget = self.portion.tokens(len(planned), least=self.limits.mixed_tokens, most=budget)
         for row in feeding:
             count = self._chunk(row, budget) if row.table is not None else 0
             if count and self._reserve(row, count, planned):

@@ -4,6 +4,7 @@ import queue
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -200,9 +201,12 @@ class Worker:
             is_stuck = self._scheduler.waiting and not self._scheduler.rows and not self.updates
             assert did_something or not is_stuck, "requests wait and nothing runs"
             return did_something
+        begin_s, num_tokens = perf_counter(), sum(part.count + len(part.guesses) for part in segments)
+        is_drawn = any(part.is_last for part in segments)
         logits = self.runner.feed(segments)
-        self._account.note_step(self._scheduler, sum(part.count + len(part.guesses) for part in segments))
+        self._account.note_step(self._scheduler, num_tokens)
         self._advance(segments, logits)
+        self._scheduler.portion.note(num_tokens, perf_counter() - begin_s, is_synced=is_drawn)
         return True
 
     def _runs_ahead(self, ahead: Ahead) -> bool:
