@@ -194,6 +194,7 @@ def test_whatever_arrives_is_cancelled_fails_or_runs_out_every_request_ends_once
             if any(isinstance(event, Failed) for event in heard[number]):
                 assert sum(isinstance(event, Failed) for event in heard[number]) == 1
                 assert "not finite" in next(c.error for c in completions if c.reason == "error")
+                assert any(255 in [*request.prompt, *c.ids] for c in completions), "a fault of another request"
                 continue
             assert sorted(event.sample for event in heard[number]) == list(range(request.n))
             for completion in completions:

@@ -47,9 +47,10 @@ class PageStore:
         self.device = device
         self.num_kv_heads = config.num_kv_heads
         self.group_of = [next(g for g, group in enumerate(groups) if b in group.blocks) for b in range(config.depth)]
-        # a CPU gives memory when it is first written, so untouched pages cost nothing; elsewhere reads may go past the
-        # end of a text (masked), and 0 times a left-over NaN is NaN
-        make = torch.empty if device.type == "cpu" and not has_spare else torch.zeros
+        # masked, but 0 times a left-over NaN is NaN. A CPU gives memory when it is first written: untouched pages cost
+        # nothing there
+        self.reads_past_end = device.type != "cpu" or has_spare
+        make = torch.zeros if self.reads_past_end else torch.empty
         shape = (2, config.num_kv_heads, config.head_width)
         sizes = [(num_pages[group] + has_spare) * PAGE for group in self.group_of]
         self.blocks = [make((size, *shape), dtype=dtype, device=device) for size in sizes]
@@ -71,14 +72,17 @@ class Table:
     """Where the keys of one text are: per group its pages in order, NO_PAGE where they were given back.
 
     length: tokens stored. node: the last full page that the tree knows, None when it does not follow any more.
-    num_found: tokens that were there when the text came. version grows when pages change.
+    num_found: tokens that were there when the text came. num_sound: tokens whose keys are known to be finite. doubted:
+    (group, page) of those given back before that was known. version grows when pages change.
     """
 
     pages: list[list[int]]
     length: int
     node: Node | None
     num_found: int = 0
+    num_sound: int = 0
     first: list[int] = field(default_factory=list)  # per group the first page that is still held
+    doubted: list[tuple[int, int]] = field(default_factory=list)
     version: int = 0
     _arrays: tuple[int, list[np.ndarray], list[int]] | None = None
 
@@ -109,6 +113,8 @@ class Cache:
         self._whole_pages = whole_pages
         self.pools = [PagePool(count, self._reclaimer(group)) for group, count in enumerate(num_pages)]
         self.tree = PrefixTree(self.pools, [group.reach for group in self.groups])
+        # pages that may hold what is not finite -> the text that wrote it; only where reads go past a text's end
+        self._doubtful: list[dict[int, Table]] = [{} for _ in self.groups]
 
     def open(self, tokens: Sequence[int]) -> Table:
         """A new text with as much of tokens as is known already, at least one left out; its pages are held."""
@@ -125,7 +131,7 @@ class Cache:
             self._hold(table, match)
         if match.part is not None:
             self._copy_part(table, match.part, match.length)
-        table.num_found = table.length
+        table.num_found = table.num_sound = table.length
         return table
 
     def known_length(self, tokens: Sequence[int]) -> int:
@@ -166,12 +172,12 @@ class Cache:
         for group, pool in enumerate(self.pools):
             pages = table.pages[group]
             if needed[group] and self._is_shared(table, group):
-                shared, own = pages[-1], pool.take()
+                shared, own = pages[-1], self._take(group)
                 self.store.copy(group, shared, own, table.length % PAGE)
                 pages[-1] = own
                 pool.release(shared)
                 needed[group] -= 1
-            pages.extend(pool.take() for _ in range(needed[group]))
+            pages.extend(self._take(group) for _ in range(needed[group]))
         return True
 
     def advance(self, table: Table, count: int, tokens_of: TokensOf, *, up_to: int | None = None) -> None:
@@ -187,10 +193,19 @@ class Cache:
             needed = self._first_needed(group, table.length)
             pages = table.pages[group]
             for place in range(table.first[group], needed):
+                self._doubt(table, group, place)
                 pool.release(pages[place])
                 pages[place] = NO_PAGE
                 table.version += 1
             table.first[group] = max(table.first[group], needed)
+
+    def trust(self, table: Table) -> None:
+        """All keys of a text are finite, for the logits behind them are."""
+        table.num_sound = table.length
+        for group, page in table.doubted:
+            if self._doubtful[group].get(page) is table:
+                del self._doubtful[group][page]
+        table.doubted.clear()
 
     def remember_end(self, table: Table, tokens_of: TokensOf) -> None:
         """Makes the last, unfinished page known, as far as it is filled."""
@@ -205,17 +220,18 @@ class Cache:
                 self.pools[group].hold(page)
         num_pages = -(-table.length // PAGE)
         pages_by_group = [pages[:num_pages] for pages in table.pages]
-        return Table(pages_by_group, table.length, table.node, table.length, list(table.first))
+        return Table(pages_by_group, table.length, table.node, table.length, table.num_sound, list(table.first))
 
     def close(self, table: Table) -> None:
         """Gives all pages back; those that are remembered stay findable until they are needed."""
         for group, pages in enumerate(table.pages):
             # the end of the text first: without its beginning the rest could not be found
-            for page in reversed(pages[table.first[group] :]):
-                self.pools[group].release(page)
+            for place in reversed(range(table.first[group], len(pages))):
+                self._doubt(table, group, place)
+                self.pools[group].release(pages[place])
             pages.clear()
             table.first[group] = 0
-        table.length = 0
+        table.length = table.num_sound = 0
         table.node = None
 
     def scrub(self, table: Table) -> None:
@@ -244,6 +260,20 @@ class Cache:
         reach = self.groups[group].reach
         return 0 if reach is None else max(0, length - reach) // PAGE
 
+    def _take(self, group: int) -> int:
+        """A page for one holder; what of it lies behind the end of its text may be read, masked, and so is finite."""
+        page = self.pools[group].take()
+        if self._doubtful[group].pop(page, None) is not None:
+            self.store.scrub(group, page)
+        return page
+
+    def _doubt(self, table: Table, group: int, place: int) -> None:
+        """A page is given back: unless its keys are known to be finite it is wiped when somebody takes it."""
+        if self.store.reads_past_end and table.num_sound < min(table.length, (place + 1) * PAGE):
+            page = table.pages[group][place]
+            self._doubtful[group][page] = table
+            table.doubted.append((group, page))
+
     def _is_shared(self, table: Table, group: int) -> bool:
         """Whether the page that the next token goes into has other holders. Such a page is the last one."""
         place = table.length // PAGE
@@ -251,7 +281,7 @@ class Cache:
 
     def _hold(self, table: Table, match: Match) -> None:
         """Makes an empty table hold the full pages of a match."""
-        table.length = len(match.nodes) * PAGE
+        table.length = table.num_sound = len(match.nodes) * PAGE
         table.node = match.nodes[-1] if match.nodes else self.tree.root
         for group, pool in enumerate(self.pools):
             first = self._first_needed(group, match.length)
@@ -266,7 +296,7 @@ class Cache:
         for group, pool in enumerate(self.pools):
             source = part.pages[group]
             pool.hold(source)
-            table.pages[group].append(pool.take())
+            table.pages[group].append(self._take(group))
             self.store.copy(group, source, table.pages[group][-1], length - table.length)
             pool.release(source)
         table.length = length

@@ -289,6 +289,9 @@ class Worker:
         if drawn.problem is not None:
             self._end(row.group, "error", error=drawn.problem, scrub=True)
             return
+        for table in (row.table, row.group.prompt_table):
+            if table is not None:
+                self._cache.trust(table)
         try:
             taken = row.take(drawn.id, drawn.logprob, drawn.top)
         except Exception as error:
