@@ -49,6 +49,16 @@ def step_row(step: int, loss: float | None = 2.5) -> StepRow:
     return StepRow(step, 4096 * step, loss, 1.0, 0.31, 0.001, 13_000.0, 2**30, loss is None)
 
 
+def test_steps_planned_anew_count_from_their_step_on_and_for_all_later_segments(tmp_path):
+    assert CHOICES.horizons(90) == [(0, 90), (40, 90)] and CHOICES.num_steps(90) == 90
+    longer = CHOICES.with_steps(20, 120, 90, "faster").with_steps(60, 70, 120, "slower")
+    assert longer.horizons(1) == [(0, 90), (20, 120), (40, 120), (60, 70)]
+    assert [segment.compiled for segment in longer.segments] == [False, False, True, True]
+    assert [segment.reason for segment in longer.segments[1::2]] == ["faster", "slower"]
+    write_choices(tmp_path, longer)
+    assert read_choices(tmp_path) == longer and longer.num_steps(1) == 70
+
+
 def test_an_outcome_is_read_as_written_and_is_none_before_the_end(tmp_path):
     assert read_outcome(tmp_path) is None
     write_outcome(tmp_path, Outcome("out_of_memory", 17, "no room for 3 GiB", "use a smaller --depth"))

@@ -140,6 +140,7 @@ class Segment:
     head_pieces: int = 1  # parts of a pass whose logits are computed one after the other; 1: all at once
     # what is compiled where compiled says so: one block for all of them, with eager code around; False: the whole model
     by_block: bool = False
+    steps: int | None = None  # of the whole stage, as planned when the segment began; None: those of config.json
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,22 @@ class Choices:
     def with_segment(self, segment: Segment) -> "Choices":
         """The same plan with one more segment at its end. Raises Damaged where it begins before the last."""
         return dataclasses.replace(self, segments=(*self.segments, segment))
+
+    def horizons(self, configured: int) -> list[tuple[int, int]]:
+        """(from which step on, how many steps the stage shall have) of every segment; configured: of config.json."""
+        return [(segment.from_step, segment.steps or configured) for segment in self.segments]
+
+    def num_steps(self, configured: int) -> int:
+        """Optimizer steps of the stage, as planned last."""
+        return self.horizons(configured)[-1][1]
+
+    def with_steps(self, from_step: int, steps: int, configured: int, reason: str) -> "Choices":
+        """The same plan with so many steps from from_step on: one more segment, and the later ones go on with it."""
+        known = [dataclasses.replace(segment, steps=segment.steps or configured) for segment in self.segments]
+        before = [segment for segment in known if segment.from_step <= from_step]
+        later = [dataclasses.replace(segment, steps=steps) for segment in known if segment.from_step > from_step]
+        added = dataclasses.replace(before[-1], from_step=from_step, steps=steps, reason=reason)
+        return dataclasses.replace(self, segments=(*before, added, *later))
 
     def next_fallback(self, name: str, current: Any) -> Any | None:
         """The entry of fallbacks[name] after the current value, or None where there is no further one."""

@@ -1,5 +1,7 @@
 """The loop: every step once, in the planned way, with its row in the log; and losses that are not finite."""
 
+import dataclasses
+
 import pytest
 import torch
 from tests.tiny_jobs import events, steps_saved
@@ -140,10 +142,11 @@ def test_a_job_file_with_an_unknown_key_is_refused(make_job, train):
         ({"dtype": "fp64"}, "'dtype' is 'fp64', it must be one of fp32, bf16, fp16"),
         ({"attention": "product"}, "unknown attention backend 'product'"),
         ({"device_batch": 0}, "device_batch is 0, it must be at least 1"),
+        ({"steps": 4}, "from step 4 on the plan has 4 steps: they would be over before"),
     ],
 )
 def test_a_plan_that_nothing_here_computes_is_refused(make_job, train, plan, change, message):
-    folder = make_job(segments=[plan(0), plan(4, **change)])
+    folder = make_job(segments=[plan(0), dataclasses.replace(plan(4), **change)])
     with pytest.raises(UserError, match=message):
         train(folder)
     assert not (folder / "log.jsonl").exists()

@@ -1,16 +1,19 @@
 """Saves: however often a run is stopped, killed or damaged, its steps are those of an undisturbed one."""
 
+import shutil
 import sys
 
 import pytest
 import torch
 from tests.tiny_jobs import events, losses, steps_saved
 
+from intone.config import ScheduleConfig
 from intone.errors import Damaged, UserError
 from intone.model.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
 from intone.paths import read_json, write_json
-from intone.records import Outcome, read_log
+from intone.records import Outcome, read_choices, read_log, write_choices
 from intone.train import evaluation, loop
+from intone.train.schedule import place_of, scale_at
 from intone.train.step import TrainStep
 
 ALL_STEPS = dict(save_every_s=0.0, keep=50)  # a save after every step, all of them kept
@@ -46,6 +49,25 @@ def test_a_stopped_run_goes_on_bitwise(make_job, train, final_state, text_files,
     ]  # fmt: skip
     assert all((row["seconds"] > 0) == (row["event"] == "save") for row in rows if row["seconds"] is not None)
     assert [row["event"] for row in rows if row["seconds"] is None] == ["resumed", "resumed"]
+
+
+@pytest.mark.parametrize("steps", [5, 12])
+def test_steps_planned_anew_at_a_save_give_bitwise_the_run_that_was_planned_so(make_job, train, final_state, steps):
+    schedule = ScheduleConfig(warmup_steps=1, warmdown_share=0.85)
+    parts, whole = (make_job(name, steps=8, schedule=schedule) for name in ("parts", "whole"))
+    assert train(parts, stop_after=3).step == 3
+    choices = read_choices(parts).with_steps(3, steps, 8, "the machine is as it is")
+    for folder in (parts, whole):
+        write_choices(folder, choices)
+    assert train(parts, stop_after=1).step == 4
+    shutil.rmtree(list_checkpoints(parts)[-1])  # as where it was killed before it could save
+    for folder in (parts, whole):
+        assert train(folder) == Outcome("done", steps)
+    assert losses(parts) == losses(whole) and [step for step, _ in losses(whole)] == list(range(1, steps + 1))
+    assert final_state(parts) == final_state(whole)
+    places = [place_of([(0, 8), (3, steps)], step) for step in range(steps)]
+    expected = [scale_at(schedule, step, 8, place=place).lr for step, place in enumerate(places)]
+    assert [row["lr"] for row in read_log(whole / "log.jsonl", "step")] == expected
 
 
 def test_a_stop_in_the_last_step_leaves_the_evaluation_for_the_next_start(make_job, train, text_files):

@@ -4,7 +4,7 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -27,7 +27,7 @@ from intone.train.opening import build_model, open_data
 from intone.train.plan import check_kernels, check_segments, pick_device
 from intone.train.progress_line import ProgressLine
 from intone.train.saves import Progress, Saves, restore_logs
-from intone.train.schedule import scale_at
+from intone.train.schedule import place_of, scale_at
 from intone.train.step import DTYPES, Pending, TrainStep, step_lag
 from intone.train.swap import waited_for_code
 
@@ -90,6 +90,7 @@ class Trainer:
         self.job = TrainJob.from_json(read_json(self.folder / "config.json"))
         self.choices = read_choices(self.folder)
         check_segments(self.choices)
+        self.job = replace(self.job, steps=self.choices.num_steps(self.job.steps))
         self.device = pick_device(self.choices, self.team.world)
         with self.team.all_or_none():
             self.tokenizer, self.rows, self.val = open_data(self.job)
@@ -156,7 +157,8 @@ class Trainer:
             runner = self._runner_at(progress.step + len(waiting))
             step, batch = next(batches)
             data_s = time.perf_counter() - begin_s
-            scale = scale_at(job.schedule, step, job.steps)
+            horizons = self.choices.horizons(job.steps)
+            scale = scale_at(job.schedule, step, horizons[0][1], place=place_of(horizons, step))
             waiting.append(Pending(runner.run(batch, scale), batch, scale.lr, begin_s, data_s))
             alarm = self._memory_alarm(step)
             stopping, crowded = self.team.anyone(self.should_stop(), alarm is not None)

@@ -1,5 +1,7 @@
 """What a job's plan needs to be computable here: names that some code knows, and a device that is there."""
 
+from itertools import pairwise
+
 import torch
 
 from intone.config import ModelConfig
@@ -31,6 +33,10 @@ def check_segments(choices: Choices) -> None:
         if segment.device_batch < 1:
             rows = segment.device_batch
             raise UserError(f"device_batch is {rows}, it must be at least 1", value=rows)
+    for before, segment in pairwise(choices.segments):
+        if segment.steps not in (None, before.steps) and segment.steps <= segment.from_step:
+            words = f"from step {segment.from_step:,} on the plan has {segment.steps:,} steps"
+            raise UserError(f"{words}: they would be over before", value=segment.steps)
 
 
 def check_native(segment: Segment) -> None:
