@@ -35,10 +35,14 @@ def ended(folder, code) -> jobs.Job:
 
 def test_a_worker_that_is_asked_to_stop_saves_and_ends(tiny_job, tmp_path):
     folder = write_job(tmp_path / "job", tiny_job, steps=LONG, save_every_s=1000.0)
-    job = jobs.start(folder, ENVIRONMENT)
-    wait_for(lambda: len(losses(folder)) >= 3, "the third step")
-    job.stop()
-    outcome = job.wait()
+    job, times_asked = jobs.start(folder, ENVIRONMENT), []
+
+    def wants_end():
+        times_asked.append(len(losses(folder)))
+        return times_asked[-1] >= 3
+
+    outcome = job.wait(wants_end)
+    assert [steps for steps in times_asked if steps >= 3] == times_asked[-1:]  # not again after the first yes
     assert (outcome.outcome, outcome.step) == ("stopped", len(losses(folder)))
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step_{outcome.step:06d}"]
     assert read_outcome(folder) == outcome

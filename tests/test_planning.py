@@ -136,14 +136,20 @@ def test_a_micro_batch_larger_than_the_step_is_refused_before_anything_is_made()
     assert str(caught.value) == "device_batch 9 is more than the 8 rows of a step\n  fix: use --device-batch 8 or auto"
 
 
-def test_time_outside_the_steps_grows_with_compiling_and_slow_steps():
+def test_time_beside_the_steps_grows_with_compiling_and_slow_steps():
     config = model_config("modern", depth=1, vocab_size=300, context=32)
     eager = ground.Ground(config, None, None, "cpu", "fp32", 1, "torch", "sdpa", False, 3, 8, 0.1, 0.1, {})
-    plain = ground.fixed_seconds(eager)
+
+    def seconds(plan):
+        return ground.beside_steps(plan, asks_skills=True).seconds(3, plan.step_s)
+
+    plain = seconds(eager)
     assert plain > 4 * ground.WORKER_S
-    assert ground.fixed_seconds(planning.replace(eager, compiled=True)) == plain + 3 * ground.WARM_COMPILE_S
-    slow = ground.fixed_seconds(planning.replace(eager, eager_step_s=0.2))
+    assert seconds(planning.replace(eager, compiled=True)) == pytest.approx(plain + 3 * ground.WARM_COMPILE_S)
+    slow = seconds(planning.replace(eager, eager_step_s=0.2))
     assert slow - 4 * ground.WORKER_S == pytest.approx(2 * (plain - 4 * ground.WORKER_S))
+    silent = ground.beside_steps(eager, asks_skills=False)
+    assert (silent.last_s, silent.last_steps) == (0, 0)
 
 
 def test_a_trial_that_does_not_run_says_what_to_make_smaller(machine, monkeypatch):
@@ -236,6 +242,8 @@ def test_a_run_becomes_three_complete_jobs(machine, data, home, tmp_path):
     jobs = {stage: job for stage, (job, _) in plan.stages.items()}
     assert sum(job.steps for job in jobs.values()) == plan.forecast["steps"] >= 30
     assert plan.forecast["steps"] * STEP_S < 60 * 0.8
+    assert plan.forecast["stages"] == {stage: job.steps for stage, job in jobs.items()}
+    assert plan.forecast["beside"]["last_s"] == 0.0
     for job in jobs.values():
         assert (job.rows_per_step, job.context, job.seed, job.save_every_s, job.keep) == (8, 32, 5, 7.0, 1)
         assert job.model == model_config("modern", depth=1, vocab_size=300, context=32)
@@ -290,6 +298,16 @@ def test_a_stage_takes_the_steps_that_were_asked_for(machine, data, home, tmp_pa
     assert (job.steps, job.init_from, job.keep_optimizer) == (17, None, False)
     assert choices.settings["steps"].value == 17
     assert plan.evaluation is None
+    assert "beside" not in plan.forecast  # what was asked for does not follow the clock
+
+
+def test_a_stage_of_so_many_minutes_may_be_planned_anew_and_is_told_with_what(machine, data, home, tmp_path):
+    settings, origins = settings_of(TrainSettings, {**ASKED, "stage": "base", "data": data["data"]})
+    plan = planning.plan_stage(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
+    assert plan.forecast["stages"] == {"base": plan.stages["base"][0].steps} == {"base": plan.forecast["steps"]}
+    assert plan.forecast["beside"] == {
+        "start_s": ground.WORKER_S, "stage_steps": ground.VAL_TOKENS / 3 / 256, "last_s": 0.0, "last_steps": 0.0
+    }  # fmt: skip
 
 
 def test_whether_compiling_pays_is_asked_for_the_steps_that_were_asked_for(machine, data, home, tmp_path, monkeypatch):

@@ -134,7 +134,10 @@ class Worker:
         self.count += 1
         return self
 
-    def wait(self):
+    interrupted = False
+
+    def wait(self, wants_end=None):
+        self.wants_end = wants_end
         return self.outcomes[min(self.count, len(self.outcomes)) - 1]
 
 
@@ -200,6 +203,64 @@ def test_a_job_that_is_done_is_not_started_again(tiny_job, tmp_path, monkeypatch
     write_outcome(tmp_path, Outcome("done", 9))
     assert supervise(tmp_path, ENVIRONMENT) == Outcome("done", 9)
     assert worker.count == 0
+
+
+class Review:
+    """Stands in for whoever plans anew: says each time whether it wanted to."""
+
+    def __init__(self, *wanted):
+        self.wanted, self.planned_from = list(wanted), []
+
+    def wants_end(self):
+        return False
+
+    def plan_anew(self, from_step):
+        self.planned_from.append(from_step)
+        return self.wanted.pop(0)
+
+
+STOPPED = Outcome("stopped", 5, "stopped by a signal")
+
+
+def test_a_worker_that_ends_for_a_new_plan_starts_again_with_it(tiny_job, tmp_path, monkeypatch):
+    outcomes = [STOPPED, KILLED, STOPPED, Outcome("done", 9)]
+    worker = Worker(monkeypatch, write_job(tmp_path, tiny_job), outcomes, saves=[0, 5, 0, 2])
+    review = Review(True, True)
+    assert supervise(tmp_path, ENVIRONMENT, review=review) == Outcome("done", 9)
+    assert (worker.count, review.planned_from) == (4, [0, 5])
+    assert worker.wants_end == review.wants_end
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_person_who_stops_a_worker_is_obeyed_whatever_is_planned(tiny_job, tmp_path, monkeypatch, interrupted):
+    worker = Worker(monkeypatch, write_job(tmp_path, tiny_job), [STOPPED])
+    worker.interrupted = interrupted
+    review = Review(interrupted)  # with Ctrl-C it may have wanted a new plan in the same moment
+    assert supervise(tmp_path, ENVIRONMENT, review=review) == STOPPED
+    assert worker.count == 1 and len(review.planned_from) == (not interrupted)
+
+
+@pytest.mark.long
+def test_steps_planned_anew_and_a_kill_after_that_give_the_losses_of_a_run_planned_so(tiny_job, tmp_path):
+    asked = dict(steps=STEPS, save_every_s=SAVE_EVERY_S)
+    folder = write_job(tmp_path / "job", tiny_job, **asked)
+
+    class Longer(Review):
+        def wants_end(self):
+            return len(read_choices(folder).segments) == 1 and len(losses(folder)) >= 15
+
+        def plan_anew(self, from_step):
+            choices = read_choices(folder).with_steps(from_step, 2 * STEPS, STEPS, "it is faster than that")
+            write_choices(folder, choices)
+            return True
+
+    killer = after_saved_steps(folder, STEPS, lambda: worker_of(os.getpid()).kill())
+    assert supervise(folder, ENVIRONMENT, review=Longer()) == Outcome("done", 2 * STEPS)
+    killer.join()
+    planned = write_job(tmp_path / "planned", tiny_job, *read_choices(folder).segments, **asked)
+    assert supervise(planned, ENVIRONMENT) == Outcome("done", 2 * STEPS)
+    assert_same_result(folder, planned)
+    assert [row["event"] for row in read_log(folder / "log.jsonl", "event")].count("restart") == 1
 
 
 def test_an_evaluation_without_memory_has_nothing_to_go_down(tmp_path, monkeypatch):

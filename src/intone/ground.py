@@ -341,9 +341,26 @@ def timed_step(
         ) from None
 
 
-def fixed_seconds(ground: Ground, *, asks_skills: bool = True) -> float:
-    """Seconds of a run outside optimizer steps: starts of workers, evaluations, the final questions."""
-    starts = (4 if asks_skills else 3) * WORKER_S + (3 * WARM_COMPILE_S if ground.compiled else 0.0)
-    tokens_per_s = ground.rows_per_step * ground.config.context / ground.eager_step_s
-    # a forward pass alone takes a third of a training step; each of three stages measures VAL_TOKENS
-    return starts + (EVALUATION_TOKENS * asks_skills + 3 * VAL_TOKENS / 3) / tokens_per_s
+@dataclass(frozen=True)
+class Beside:
+    """What a run does beside its steps. Work that takes as long as so many steps goes with the machine's speed."""
+
+    start_s: float  # a stage's worker, from its start to its first step and from its last one to its end
+    stage_steps: float  # the evaluation at the end of a stage
+    last_s: float = 0.0  # the worker of the questions at the end of a run; 0: none are asked
+    last_steps: float = 0.0  # the questions
+
+    def seconds(self, num_stages: int, step_s: float) -> float:
+        """Seconds beside the steps of so many stages, and of the questions."""
+        return num_stages * (self.start_s + self.stage_steps * step_s) + self.last_s + self.last_steps * step_s
+
+
+def beside_steps(ground: Ground, *, asks_skills: bool) -> Beside:
+    """Starts of workers, evaluations, and the final questions where they are asked."""
+    tokens = ground.rows_per_step * ground.config.context * ground.step_s / ground.eager_step_s  # not compiled
+    return Beside(
+        start_s=WORKER_S + (WARM_COMPILE_S if ground.compiled else 0.0),
+        stage_steps=VAL_TOKENS / 3 / tokens,  # a forward pass alone takes a third of a training step
+        last_s=WORKER_S * asks_skills,
+        last_steps=EVALUATION_TOKENS * asks_skills / tokens,
+    )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,21 +51,24 @@ class Job:
         self._limits = limits
         self._pipe = pipe
         self._oom_kills = kernel_oom_kills()
+        self.interrupted = False  # a KeyboardInterrupt came while it was waited for
 
-    def wait(self) -> Outcome:
+    def wait(self, wants_end: Callable[[], bool] | None = None) -> Outcome:
         """Blocks until the worker ended -> its outcome, written by the worker or derived from its exit status.
 
         A KeyboardInterrupt is handed to the worker, which saves and ends; the outcome is then `stopped`. It is raised
         again where the worker ended in another way meanwhile. Where another worker holds the folder, ours did nothing:
         that is the outcome returned, and none is written.
+
+        wants_end is asked every LOOK_EVERY_S; after its first yes the worker is asked to save and end.
         """
-        why_killed, interrupted = None, False
+        why_killed = None
         try:
-            why_killed = self._wait()
+            why_killed = self._wait(wants_end)
             if why_killed is not None:
                 self._end(signal.SIGKILL)
         except KeyboardInterrupt:
-            interrupted = True
+            self.interrupted = True
             self._end(signal.SIGTERM)
         if self._pipe is not None:
             os.close(self._pipe)
@@ -75,11 +78,11 @@ class Job:
         outcome = read_outcome(self.folder)
         if outcome is None:
             outcome = self._derived(why_killed)
-            if interrupted:
+            if self.interrupted:
                 outcome = Outcome("stopped", outcome.step, "stopped; the same command goes on from the last save")
             with contextlib.suppress(UserError):  # a full disk must not hide how the worker ended
                 write_outcome(self.folder, outcome)
-        if interrupted and outcome.outcome != "stopped":
+        if self.interrupted and outcome.outcome != "stopped":
             raise KeyboardInterrupt
         return outcome
 
@@ -97,10 +100,10 @@ class Job:
             self.process.kill()
             self.process.wait()
 
-    def _wait(self) -> str | None:
+    def _wait(self, wants_end: Callable[[], bool] | None) -> str | None:
         """Waits for the end of the worker -> None, or why it has to be killed."""
         limits, watch, begin_s = self._limits, Watch(self.folder), time.monotonic()
-        if limits.stall_s is None:
+        if limits.stall_s is None and wants_end is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(limits.seconds)
                 return None
@@ -112,8 +115,11 @@ class Job:
                 return None
             if left_s <= LOOK_EVERY_S:
                 return f"the worker did not end within {limits.seconds:g} s and was killed"
-            if watch.silent_s() > limits.stall_s:
+            if limits.stall_s is not None and watch.silent_s() > limits.stall_s:
                 return f"the worker gave no sign of life for {limits.stall_s:g} s and was killed"
+            if wants_end is not None and wants_end():
+                self.stop()
+                wants_end = None
 
     def _derived(self, why_killed: str | None) -> Outcome:
         step = last_step(self.folder)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from intone import recipe
 from intone.config import ModelConfig, ScheduleConfig, TrainJob, model_config
 from intone.data.tokenizer import Tokenizer
 from intone.errors import UserError
-from intone.ground import VAL_TOKENS, WORKER_S, Ground, Settled, fixed_seconds, settle_ground
+from intone.ground import VAL_TOKENS, Ground, Settled, beside_steps, settle_ground
 from intone.hardware import Facts, load_facts
 from intone.log import human_count, human_duration, say
 from intone.model.checkpoint import has_optimizer, load_weights
@@ -51,7 +51,7 @@ class Plan:
 
     stages: dict[str, tuple[TrainJob, Choices]]
     evaluation: dict[str, Any] | None
-    forecast: dict[str, Any]
+    forecast: dict[str, Any]  # "stages" and "beside" stand in it where the minutes decide: pipeline/horizon.py
 
 
 def plan_run(
@@ -81,7 +81,8 @@ def plan_run(
         rows_per_step=rows_per_step, device=device, devices=devices, expected_steps=expected_steps,
     )  # fmt: skip
     started_s += fetch_s  # the minutes of a run begin when its data is here
-    left_s = 60 * minutes - (time.monotonic() - started_s) - fixed_seconds(ground, asks_skills=talk.has_starter)
+    beside = beside_steps(ground, asks_skills=talk.has_starter)
+    left_s = 60 * minutes - (time.monotonic() - started_s) - beside.seconds(3, ground.step_s)
     steps = max(30, int(left_s / ground.step_s))
     plans = recipe.stage_plans(steps, is_starter=text.is_starter, lr_scale=1.0)
     say(
@@ -117,7 +118,10 @@ def plan_run(
     check_mix(sft, tokens["sft"])
     # a model that was taught other conversations was never taught the starter skills
     evaluation = evaluation_config(ground, run_folder / "sft", sft_val.folder) if talk.has_starter else None
-    forecast = {"format": 1, "steps": steps, "step_s": ground.step_s, "minutes": minutes, "fetch_s": fetch_s}
+    forecast = {
+        "format": 1, "steps": steps, "step_s": ground.step_s, "minutes": minutes, "fetch_s": fetch_s,
+        "stages": {plan.stage: plan.steps for plan in plans}, "beside": asdict(beside),
+    }  # fmt: skip
     return Plan(stages, evaluation, forecast)
 
 
@@ -193,11 +197,14 @@ def plan_stage(
     ground, batch_tokens, before = stage.ground, stage.batch_tokens, stage.before
     minutes, fetch_s, keeps_optimizer = stage.minutes, stage.fetch_s, stage.keeps_optimizer
     started_s += fetch_s
+    forecast: dict[str, Any] = {"format": 1, "step_s": ground.step_s, "minutes": minutes, "fetch_s": fetch_s}
     if isinstance(settings.steps, int):
         steps = settings.steps
     else:
-        left_s = 60 * minutes - (time.monotonic() - started_s) - WORKER_S
+        beside = beside_steps(ground, asks_skills=False)
+        left_s = 60 * minutes - (time.monotonic() - started_s) - beside.seconds(1, ground.step_s)
         steps = max(10, int(left_s / ground.step_s))
+        forecast |= {"stages": {settings.stage: steps}, "beside": asdict(beside)}
     tokens = steps * batch_tokens
     mixes = [
         ensure_mix(fetched(entry, tokens), ground.tokenizer_folder, ground.tokenizer, tokens=tokens, name=name)
@@ -218,7 +225,7 @@ def plan_stage(
         keep_optimizer=keeps_optimizer,
         samples=(STARTER_PROMPTS if stage.named[0][0].is_starter else TEXT_PROMPTS)[settings.stage],
     )
-    forecast = {"format": 1, "steps": steps, "step_s": ground.step_s, "minutes": minutes, "fetch_s": fetch_s}
+    forecast["steps"] = steps
     return Plan({settings.stage: (job, stage_choices(settled, ground))}, None, forecast)
 
 

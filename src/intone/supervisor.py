@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from intone import jobs
 from intone.log import say
@@ -14,14 +15,27 @@ MAX_RESTARTS = 3  # in a row without a new save in between
 KILLS_FOR_SMALLER = 2  # in a row without a save: one may be a person's, a second looks like want of memory
 
 
-def supervise(folder: Path, env: Mapping[str, str], *, limits: jobs.Limits | None = None) -> Outcome:
+class Review(Protocol):
+    """Looks at a job while it trains, and may plan the rest of it anew (pipeline/horizon.py)."""
+
+    def wants_end(self) -> bool:
+        """Whether the worker shall save and end for a new plan; asked twice a second."""
+
+    def plan_anew(self, from_step: int) -> bool:
+        """Writes the new plan from a save's step on; False where none was wanted: the worker was stopped by others."""
+
+
+def supervise(
+    folder: Path, env: Mapping[str, str], *, limits: jobs.Limits | None = None, review: Review | None = None
+) -> Outcome:
     """Runs a job to its end and returns its last outcome.
 
     A worker that was killed starts again from the last save, and so does one that no longer gave a sign of life for
     the planned stall_s. One that ran out of memory, or is about to (train/guard.py), starts again with a new segment
     and the next smaller micro-batch of choices.json; so does one that was killed or aborted again before it
     could save: so ends who takes too much where nobody says why (containers, libraries). Without progress this is
-    given up after three tries. An outcome `done` on disk is returned as it is.
+    given up after three tries. One that the review asked to end starts again with the review's new plan. An outcome
+    `done` on disk is returned as it is.
     """
     done = read_outcome(folder)
     if done is not None and done.outcome == "done":
@@ -29,7 +43,11 @@ def supervise(folder: Path, env: Mapping[str, str], *, limits: jobs.Limits | Non
     limits = limits or jobs.Limits(stall_s=jobs.planned(folder, "stall_s", jobs.DEFAULT_STALL_S))
     restarts, saved = 0, last_save(folder)
     while True:
-        outcome = jobs.start(folder, env, limits).wait()
+        job = jobs.start(folder, env, limits)
+        outcome = job.wait() if review is None else job.wait(review.wants_end)
+        is_asked = review is not None and outcome.outcome == "stopped" and not job.interrupted
+        if is_asked and review is not None and review.plan_anew(last_save(folder)):
+            continue
         if outcome.outcome not in ("killed", "out_of_memory"):
             return outcome
         restarts = 1 if last_save(folder) > saved else restarts + 1

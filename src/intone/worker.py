@@ -64,7 +64,9 @@ class StopFlag:
             raise KeyboardInterrupt
         if not self.is_set:
             self.is_set, self._set_s = True, time.monotonic()
-            say("stopping after this step; Ctrl-C again stops at once, from the last save")
+            # who sends SIGTERM holds no Ctrl-C, but torchrun hands on one as the other
+            again = "; Ctrl-C again stops at once, from the last save"
+            say(f"stopping after this step{again if number == signal.SIGINT or self._under_torchrun else ''}")
 
 
 def main(argv: list[str]) -> int:

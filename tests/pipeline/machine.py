@@ -45,7 +45,7 @@ class Machine:
         whole = self.plan_run(settings, origins, folder, started_s=started_s)
         return Plan({settings.stage: whole.stages[settings.stage]}, None, whole.forecast)
 
-    def supervise(self, folder, env, limits=None):
+    def supervise(self, folder, env, limits=None, review=None):
         assert env == ENVIRONMENT
         self.limits = limits
         self.started.append(folder.name)

@@ -56,7 +56,10 @@ def copy_plan(like: Run, run: Run) -> Plan:
     if (like.folder / EVAL_FOLDER / "config.json").exists() and run.stages == like.stages:
         evaluation = read_json(like.folder / EVAL_FOLDER / "config.json")
         evaluation["from"] = str(run.folder / Path(evaluation["from"]).name)
-    return Plan(stages, evaluation, read_json(like.folder / FORECAST))
+    forecast = read_json(like.folder / FORECAST)
+    for name in ("stages", "beside"):  # its steps are given: they do not follow the clock
+        forecast.pop(name, None)
+    return Plan(stages, evaluation, forecast)
 
 
 def is_planned(run: Run) -> bool:

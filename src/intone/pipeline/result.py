@@ -106,7 +106,7 @@ def late_word(run: Run, minutes: float) -> list[str]:
     if minutes - forecast.get("fetch_s", 0.0) / 60 <= LATE * planned:
         return []
     return [
-        f"{three_digits(minutes)} minutes instead of {planned:g}: its steps were slower than in the trial before, "
+        f"{three_digits(minutes)} minutes instead of {planned:g}: its steps became slower after the last look at them, "
         "or it was started more than once"
     ]
 

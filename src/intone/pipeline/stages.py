@@ -5,30 +5,38 @@ from pathlib import Path
 
 from intone.config import TrainJob
 from intone.errors import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, DiskFull, UserError
-from intone.jobs import DEFAULT_STALL_S, Limits, devices_of, planned
+from intone.jobs import DEFAULT_STALL_S, Limits, devices_of, last_step, planned
 from intone.log import human_count, say
 from intone.paths import read_json
+from intone.pipeline.horizon import Horizon, StageWatch, rewrite
 from intone.pipeline.plan_files import EVAL_FOLDER
 from intone.prepare import ensure_data_of
 from intone.records import Answer, Choices, Outcome, read_choices, read_outcome
 from intone.runs import Run, with_state
-from intone.supervisor import supervise
+from intone.supervisor import last_save, supervise
 from intone.tune.background import compiled_meanwhile
 from intone.tune.lookback import look_back
 
 
-def run_stage(run: Run, stage: str) -> None:
-    """Trains one stage to its end. Raises KeyboardInterrupt where it was stopped, StageFailed otherwise."""
+def run_stage(run: Run, stage: str, horizon: Horizon | None = None) -> None:
+    """Trains one stage to its end. Raises KeyboardInterrupt where it was stopped, StageFailed otherwise.
+
+    horizon: the minutes that the run is kept within; None: its steps are fixed.
+    """
     folder = run.stage_folder(stage)
+    if horizon is not None and last_step(folder) is None and not last_save(folder):
+        horizon.at_border(stage)
     choices: Choices = read_choices(folder)
+    rewrite(folder, steps=choices.num_steps(read_json(folder / "config.json")["steps"]))
     config = read_json(folder / "config.json")
     job = TrainJob.from_json(config)
     ensure_data_of(config)
     say(f"{stage}: {job.steps:,} steps of {human_count(job.rows_per_step * job.context)} tokens")
+    watch = None if horizon is None else StageWatch(horizon, stage)
     with compiled_meanwhile(folder):
-        outcome = supervise(folder, choices.environment)
+        outcome = supervise(folder, choices.environment, review=watch)
         if outcome.outcome == "bad_input" and ensure_data_of(config):  # a shard that was damaged in mid-run
-            outcome = supervise(folder, choices.environment)
+            outcome = supervise(folder, choices.environment, review=watch)
     look_back(folder)
     check_outcome(run, stage, outcome)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from intone.peak import CostWatch
 from intone.pipeline.claim import claimed_run
+from intone.pipeline.horizon import open_horizon
 from intone.pipeline.plan_files import move, plan_once
 from intone.pipeline.result import collect_result, run_text, stage_bpb, stage_summary, stages_table, write_page
 from intone.pipeline.stages import StageFailed, failed_answer, run_evaluation, run_stage, start_command
@@ -26,11 +27,12 @@ def run_pipeline(settings: RunSettings, origins: Mapping[str, Resolved]) -> Answ
         with cost.phase("planning"):
             plan_once(run, settings.like, lambda: plan_run(settings, origins, run.folder, started_s=started_s))
             move(run, origins)
+        horizon = open_horizon(run, settings, lambda: cost.seconds)
         try:
             for stage in run.stages:
                 if run.stage_state(stage) != "done":
                     with cost.phase(stage):
-                        run_stage(run, stage)
+                        run_stage(run, stage, horizon)
             with cost.phase("evaluation"):
                 run_evaluation(run)
         except StageFailed as failure:
@@ -53,10 +55,11 @@ def run_train(settings: TrainSettings, origins: Mapping[str, Resolved]) -> Answe
         if settings.prepare:
             text = f"the job is in {folder}\nnext: {start_command(folder)}"
             return Answer({"folder": str(folder)}, text, run=run.name, path=str(run.folder))
+        horizon = open_horizon(run, settings, lambda: cost.seconds)
         try:
             if run.stage_state(settings.stage) != "done":
                 with cost.phase(settings.stage):
-                    run_stage(run, settings.stage)
+                    run_stage(run, settings.stage, horizon)
         except StageFailed as failure:
             return failed_answer(run, failure)
         result: dict[str, Any] = {
