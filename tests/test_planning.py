@@ -17,6 +17,7 @@ from intone.hardware import Facts
 from intone.model.checkpoint import save_checkpoint
 from intone.model.gpt import GPT
 from intone.paths import write_json
+from intone.prove.noise import Disturbance
 from intone.records import Choice, Outcome, choice, write_outcome
 from intone.resolving import Layer, Resolved, identity, resolve
 from intone.runs import create_run
@@ -162,6 +163,17 @@ def test_a_trial_that_does_not_run_says_what_to_make_smaller(machine, monkeypatc
         ground.timed_step(runner, "fp32", compiled=False)
     assert caught.value.message == f"a trial of {ground.SPEED_STEPS} steps did not run: memory ran out"
     assert caught.value.fix.startswith("use a smaller --depth")
+
+
+def test_a_step_time_that_was_measured_among_others_says_so():
+    load = Disturbance("load", "other programs used 1.2 of 2 cores", 8.0)
+    steal = Disturbance("steal", "the host took 5% of the processor time for others", 2.5)
+    clock = Disturbance("clock", "the processor's speed moved by 90%", 13.0)
+    busy = ground.step_choice(0.25, [steal, load, clock], "cpu")
+    assert (busy.value, busy.origin) == (0.25, "measured")
+    assert busy.reason.endswith("; meanwhile other programs used 1.2 of 2 cores: it may be too long")
+    assert "meanwhile" not in ground.step_choice(0.25, [clock], "cpu").reason
+    assert "meanwhile" not in ground.step_choice(0.25, [load], "cuda").reason
 
 
 def test_the_gates_trial_serves_as_the_speed_trial():

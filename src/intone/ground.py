@@ -1,7 +1,7 @@
 """Settles how training is computed here: threads, dtype, kernels, compiling, micro-batch; and its step time"""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from intone.data.tokenizer import Tokenizer
 from intone.errors import UserError
 from intone.hardware import Facts, compile_obstacle, environment
 from intone.log import human_duration, say
+from intone.prove.noise import Disturbance, Watch, disturbances
 from intone.records import Choice, Segment
 from intone.resolving import Resolved
 from intone.settings import TrainingSettings
@@ -45,6 +46,7 @@ WARM_COMPILE_S = compiling.WARM_S  # a stage that finds its compiled code in the
 # guess: an evaluation of 11 x 200 questions costs about as much as training on this many tokens
 EVALUATION_TOKENS = 200_000
 VAL_TOKENS = 65_536
+BUSY = ("load", "steal", "quota")  # disturbances that make steps slower and may be over when training begins
 
 
 @dataclass
@@ -112,6 +114,8 @@ def settle_ground(
     devices: processes that share the rows of a step; threads and micro-batch are those of each of them.
     """
     facts, trials = settled.facts, Trials(settled.facts, fresh=settled.fresh)
+    watch = Watch([os.getpid()])
+    begin = watch.look()
     dtype_guess = precision.guess(facts) if origins["dtype"].value == "auto" else origins["dtype"].value
     threads_choice = settle_threads(origins["threads"], facts, config, trials, dtype=dtype_guess)
     threads = settled.put("threads", shared_threads(threads_choice, facts, devices))
@@ -166,11 +170,21 @@ def settle_ground(
     settled.choices["memory_margin_bytes"] = memory_margin(settled.found, facts)
     if settled.found is not None:
         step_s *= faster_by(settled.found, runner.device_batch)
+    settled.put("step_s", step_choice(step_s, disturbances([(begin, watch.look())], watch.num_cpus), device))
     return Ground(
         config, tokenizer_folder, tokenizer, device, dtype, threads, kernels, attention, compiled,
         batch.value, rows_per_step, step_s, eager_s, variables, devices, head_pieces,
         runner.by_block and (compiled or swaps), settled.swap_step,
     )  # fmt: skip
+
+
+def step_choice(step_s: float, found: Sequence[Disturbance], device: str) -> Choice:
+    """Seconds per optimizer step as planned, with what others did to a CPU's machine while its trials ran."""
+    reason = "seconds per optimizer step, as the trials had it"
+    busy = [entry for entry in found if entry.kind in BUSY and device == "cpu"]
+    if busy:
+        reason += f"; meanwhile {max(busy, key=lambda entry: entry.size).words}: it may be too long"
+    return Choice(round(step_s, 6), reason, "measured")
 
 
 def settle_surroundings(
