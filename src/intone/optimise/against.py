@@ -15,7 +15,7 @@ from intone.child import PACKAGE_PARENT
 from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, UserError
 from intone.log import human_duration, three_digits
 from intone.optimise.program import Program, program_side
-from intone.optimise.program_gates import judge_losses, judge_times, losses_of
+from intone.optimise.program_gates import judge_times, judge_training, losses_of
 from intone.optimise.stages.target import Part, Target
 from intone.optimise.stages.training import MANY_STEPS, QUIET
 from intone.optimise.worktree import Worktree, is_repository, open_worktree, run_git
@@ -111,7 +111,7 @@ def compared(sides: list[Side], tracked: list[Path], *, quick: bool) -> tuple[Me
     first, second = (side.name for side in sides)
     gates = [judge_times(measured, {first: "baseline", second: "candidate"})]
     if losses_of(measured, first):
-        gates.append(judge_losses(losses_of(measured, first), losses_of(measured, second)))
+        gates.append(judge_training(measured, first, second))
     gates.append(sealed.judge(before, sealed.seal(before.paths)))
     return measured, GateReport(tuple(gates))
 

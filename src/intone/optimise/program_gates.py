@@ -13,8 +13,8 @@ RELATIVE = 2e-3
 NUM_COMPARED = 16  # first steps of a process: later ones are further from each other by rounding alone
 SPREADS = 3.0  # times the program's own spread between two runs of itself; guess
 THRESHOLD = Threshold(
-    f"over the first {NUM_COMPARED} measured steps the losses differ by at most {RELATIVE:.1%}, or by {SPREADS:g} times"
-    " what the program differs from itself",
+    f"over the first {NUM_COMPARED} measured steps, or of all where no measured one is common, the losses differ by at"
+    f" most {RELATIVE:.1%}, or by {SPREADS:g} times what the program differs from itself",
     "measured on our own training in fp32; the factor is a guess",
 )
 
@@ -32,6 +32,26 @@ def losses_of(measured: Measured, side: str) -> list[dict[int, float]]:
                 chunk = values[number * each : (number + 1) * each]
                 replicates.setdefault(block.replicate, {}).setdefault(first + number, []).extend(chunk)
     return [{step: statistics.fmean(found) for step, found in one.items()} for one in replicates.values()]
+
+
+def early_losses_of(measured: Measured, side: str) -> list[dict[int, float]]:
+    """The same of each process's first steps, of which many pass before the first block."""
+    replicates: dict[int, dict[int, list[float]]] = {}
+    for entry in measured.rounds:
+        for block in entry.of(side)[:1]:
+            found: dict[int, list[float]] = {}
+            for step, loss in block.answer.get("early") or []:
+                found.setdefault(int(step), []).append(loss)
+            replicates.setdefault(block.replicate, found)
+    return [{step: statistics.fmean(losses) for step, losses in one.items()} for one in replicates.values()]
+
+
+def judge_training(measured: Measured, baseline: str, candidate: str) -> GateResult:
+    """The gate on losses; where one side is so much faster that no measured step is common, on the first steps."""
+    found = judge_losses(losses_of(measured, baseline), losses_of(measured, candidate))
+    if found.passed is None:
+        return judge_losses(early_losses_of(measured, baseline), early_losses_of(measured, candidate))
+    return found
 
 
 def judge_losses(baseline: Sequence[Mapping[int, float]], candidate: Sequence[Mapping[int, float]]) -> GateResult:

@@ -21,7 +21,7 @@ from intone.optimise.items import Item, Plan
 from intone.optimise.ledger import Ledger, Try
 from intone.optimise.near import pairs_wanted, together
 from intone.optimise.program import Program, block_calls, look_at, program_side
-from intone.optimise.program_gates import judge_losses, judge_times, judge_tokens, losses_of, texts_of
+from intone.optimise.program_gates import judge_times, judge_tokens, judge_training, texts_of
 from intone.optimise.program_plan import plan_program
 from intone.optimise.signals import Signals
 from intone.optimise.worktree import Worktree, open_worktree, reopened, run_git
@@ -248,7 +248,7 @@ class Round:
         results: list[GateResult] = [
             judge_times(measured, {name_a: "baseline", name_b: "candidate"}),
             judge_tokens(texts_of(measured, name_a), texts_of(measured, name_b)) if signals.kind == "generate"
-            else judge_losses(losses_of(measured, name_a), losses_of(measured, name_b)),
+            else judge_training(measured, name_a, name_b),
             sealed.judge(before, sealed.seal(before.paths)),
         ]  # fmt: skip
         return measured, GateReport(tuple(results))

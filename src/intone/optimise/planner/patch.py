@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from intone.errors import UserError
 from intone.log import say
 from intone.optimise.agent.client import ChatClient
 from intone.optimise.agent.loop import Budget, Proposal, Session
 from intone.optimise.agent.tools import Tools
 from intone.optimise.planner.check import TestRun, run_command, run_pytest, surrounded
-from intone.optimise.program import Program, check_program, program_side
-from intone.optimise.program_gates import judge_losses, judge_times, losses_of
+from intone.optimise.program import Program, block_calls, check_program, look_at, program_side
+from intone.optimise.program_gates import judge_times, judge_tokens, judge_training, texts_of
 from intone.optimise.scan.run import TESTS
 from intone.optimise.worktree import Worktree, open_worktree, reopened
 from intone.paths import read_json, write_atomic, write_json
@@ -248,23 +249,32 @@ def check_timed(timed: Timed) -> None:
 
 
 def program_measure(words: Sequence[str], scratch: Path, root: Path) -> Measure:
-    """What times a training program in both folders, fresh processes in turns. Raises UserError for no program."""
-    checked = check_program(words, root)
+    """What times a program in both folders, fresh processes in turns: its training steps, or the tokens that it writes.
 
+    Losses, or tokens, must be those of the code as it was. The first call looks at that code to see what it does.
+    Raises UserError for no program.
+    """
+    checked = check_program(words, root)
     env = {**checked.env, **NO_KEYS}
+    kinds: list[dict[str, Any]] = []
 
     def measure(base: Path, changed: Path) -> Timed:
-        sides = [
-            program_side(name, Program(checked.words, place, env), scratch / str(time.monotonic_ns()))
-            for name, place in (("as it was", base), ("changed", changed))
-        ]  # fmt: skip
         try:
+            if not kinds:
+                signals, _ = look_at(Program(checked.words, base, env), scratch / "look")
+                kinds.append({"kind": signals.kind, "size": block_calls(signals)})
+            sides = [
+                program_side(name, Program(checked.words, place, env), scratch / str(time.monotonic_ns()), **kinds[0])
+                for name, place in (("as it was", base), ("changed", changed))
+            ]  # fmt: skip
             measured = measure_rounds(sides)
-        except SideFailed as failure:
+        except (SideFailed, UserError) as failure:
             return Timed("not proven", str(failure), GateReport(()))
         gates = GateReport((
             judge_times(measured, {"as it was": "baseline", "changed": "candidate"}),
-            judge_losses(losses_of(measured, "as it was"), losses_of(measured, "changed")),
+            judge_tokens(texts_of(measured, "as it was"), texts_of(measured, "changed"))
+            if kinds[0]["kind"] == "generate"
+            else judge_training(measured, "as it was", "changed"),
         ))  # fmt: skip
         found = measured.comparisons[0]
         return Timed(found.verdict, found.text(), gates, found.as_json())

@@ -30,7 +30,7 @@ class PlanSettings(Checked):
     minutes: float = setting(30.0, least=0.1)
     # command that runs the tests of the code base; none given: pytest, where there are tests
     tests: str | None = None
-    # training program, run in the root, whose optimizer steps are timed before and after: "python train.py"
+    # program, run in the root, whose training steps or tokens are timed before and after: "python train.py"
     measure: str | None = None
 
     def __post_init__(self) -> None:

@@ -7,6 +7,8 @@ After the warm steps it waits at the end of an optimizer step for commands on a 
 import json
 import time
 
+EARLY_STEPS = 16  # whose losses go with every answer: two programs have them in common, however fast they are
+
 
 class Job:
     """One connection to whoever measures. Only the first process of many answers."""
@@ -20,6 +22,7 @@ class Job:
         self.block_s = 0.0
         self.block_begin = 0
         self.block_tokens = []  # of a block: newest token of each row, call by call
+        self.early = []  # [step, loss] of the first steps
 
     def install(self, torch):
         if self.writes:
@@ -74,21 +77,26 @@ class Job:
         self.lines = self.channel.makefile("rb")
         self.probe.sync()
         first_s = time.perf_counter() - self.probe.begin_s
-        self.probe.losses = []
+        self.take_losses()
         self.say({"ready": True, "first_s": first_s, "warm_s": 0.0, "facts": self.probe.facts()})
 
     def answer(self):
         probe = self.probe
         probe.sync()
         seconds = time.perf_counter() - self.block_s
-        losses = [float(loss) for step, loss in probe.losses if step >= self.block_begin]
-        probe.losses = []
+        losses = self.take_losses()
         self.say({
             "steps": probe.num_steps - self.block_begin, "seconds": seconds, "losses": losses,
             "first_step": self.block_begin, "peak_bytes": probe.peak_bytes(), "texts": self.block_tokens,
-            "tokens": sum(map(len, self.block_tokens)),
+            "tokens": sum(map(len, self.block_tokens)), "early": self.early,
         })  # fmt: skip
         self.block_tokens = []
+
+    def take_losses(self):
+        """The losses of a block; those of the first steps are kept beside."""
+        known, self.probe.losses = self.probe.losses, []
+        self.early += [[step, float(loss)] for step, loss in known if step < EARLY_STEPS]
+        return [float(loss) for step, loss in known if step >= self.block_begin]
 
     def wait(self):
         line = self.lines.readline()
