@@ -16,7 +16,9 @@ GOOD = Signals(
     best_dtype_gain=2.0, peak_bytes=100, memory_bytes=1000, logits_bytes=20, reserved_bytes=100, allocated_bytes=86,
     alloc_retries=0, duplicate_rows=0, rows_looked_at=8, masked_rows=0, nonfinite_losses=0, tokens_per_step=1000.0,
     planned_tokens_per_step=1000.0, threads=2, threads_gain=(1, 1.03), attention_gain=("products", 1.05),
-    compile_s=10.0, planned_s=100.0, off_step_share=0.05,
+    compile_s=10.0, planned_s=100.0, off_step_share=0.05, odd_product=("1 x 2 x 3", 0.5, 1.05), num_processes=3,
+    exchanges_per_step=1.0, exchange_share=0.1, rank_step_s=(1.0, 1.0, 1.1), kept_gain=1.05, kept_bytes=10,
+    constant_share=0.02,
 )  # fmt: skip
 WRITES = Signals(
     kind="generate", late_over_early=2.0, positions=(64, 512), batch_gain=6.0, batch_gain_rows=8, kv_used_share=0.6,
@@ -37,14 +39,20 @@ PLANTED: dict[str, tuple[Signals, dict[str, Any], str]] = {
     "D12": (GOOD, {"alloc_retries": 2}, "2 allocations"),
     "D13": (GOOD, {"logits_bytes": 50}, "50% of the peak"),
     "D14": (GOOD, {"matmul_dtypes": {"bf16": 0.1, "fp32": 0.9}}, "90% of the time of matrix products"),
+    "D15": (GOOD, {"odd_product": ("64 x 96 x 1,001 in fp32, beside 64 x 96 x 1,024", 0.3, 1.5)}, "takes 1.50 times"),
     "D16": (GOOD, {"pad_share": 0.45}, "45.0% of the positions"),
     "D17": (GOOD, {"attention_gain": ("products", 1.3)}, "1.30 times the speed"),
     "D18": (GOOD, {"parts": {"optimizer": 0.3, "forward": 0.7}}, "30.0% of a step"),
+    "D19": (GOOD, {"exchanges_per_step": 4.0, "micro_steps": 4.0}, "exchanged 4 times per optimizer step"),
+    "D20": (GOOD, {"exchange_share": 0.4}, "take 60.0% of their time"),
+    "D21": (GOOD, {"rank_step_s": (1.0, 1.5, 1.0)}, "process 1 of 3 takes 1.50 times"),
     "D22": (WRITES, {"distinct_first": 1}, "16 samples of one prompt"),
     "D23": (GOOD, {"masked_rows": 2}, "2 of 8 rows"),
     "D24": (GOOD, {"off_step_share": 0.2}, "20.0% of the run's time"),
+    "D25": (GOOD, {"kept_gain": 1.3}, "at 1.30 times the speed"),
     "D26": (GOOD, {"threads_gain": (1, 1.4)}, "1 threads were measured at 1.40"),
     "D27": (GOOD, {"drift": 0.2}, "1.200 of the first"),
+    "D28": (GOOD, {"constant_share": 0.1, "constant_place": "model.py:7"}, "10.0% of a step"),
 }
 
 

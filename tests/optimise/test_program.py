@@ -16,7 +16,7 @@ import torch
 from intone.errors import UserError
 from intone.optimise.detect.catalogue import detect
 from intone.optimise.program import PROBE, check_program, look_at, program_side, token_times
-from intone.optimise.program_gates import judge_losses, judge_times, judge_tokens
+from intone.optimise.program_gates import judge_losses, judge_times, judge_tokens, judge_training
 from intone.optimise.trace import product_flops, union
 from intone.prove.live import LiveFailed
 from intone.prove.measure import Block, Measured, Round
@@ -137,6 +137,8 @@ def test_it_is_measured_in_blocks_of_its_own_steps(folder: Path, tmp_path: Path)
     assert (first["steps"], second["steps"]) == (3, 4)
     assert second["first_step"] == first["first_step"] + 3
     assert len(first["losses"]) == 6 and first["seconds"] > 3 * 0.012
+    assert [step for step, _ in second["early"]] == [number // 2 for number in range(2 * (5 + 3 + 4))]
+    assert [loss for _, loss in second["early"]][10:16] == first["losses"]
 
 
 def test_a_program_that_ends_too_early_says_so(folder: Path, tmp_path: Path):
@@ -241,6 +243,24 @@ def test_losses_are_compared_with_the_programs_own_spread():
     assert judge_losses([steps], [{**near, 3: float("nan")}]).passed is False
 
 
+def test_sides_without_a_measured_step_in_common_are_compared_by_their_first_steps():
+    quiet = Noise(0.0, 0.0, 0.0, 0.0, None, None, None, None, 0.001)
+
+    def measured(*sides):
+        blocks = []
+        for name, first_step, early in sides:
+            answer = {"steps": 2, "first_step": first_step, "losses": [1.0, 1.0], "early": early}
+            blocks.append(Block(name, 1, 0, 2.0, 1.0, answer, quiet, quiet))
+        return Measured((None, None), (), (Round(1, tuple(blocks), ()),), 1, False, 1.0, "")
+
+    early = [[0, 3.0], [0, 3.2], [1, 2.9]]
+    slow, same, other = ("A", 20, early), ("B", 500, early), ("B", 500, [[0, 3.0], [0, 3.0], [1, 2.9]])
+    assert judge_training(measured(slow, same), "A", "B").passed is True
+    assert judge_training(measured(slow, other), "A", "B").passed is False
+    assert judge_training(measured(slow, ("B", 21, [])), "A", "B").passed is True, "step 21 is common"
+    assert judge_training(measured(slow, ("B", 500, [])), "A", "B").passed is None
+
+
 def test_a_program_that_prints_answers_and_slows_its_clock_is_caught(tmp_path: Path):
     cheat = "import time\nreal = time.perf_counter\nat = real()\ntime.perf_counter = lambda: at + (real() - at) / 20\n"
     fake = "    print('{\"steps\": 4, \"seconds\": 1e-6, \"losses\": []}', flush=True)\n"
@@ -270,7 +290,8 @@ def test_the_probe_needs_the_standard_library_alone_and_python_3_8():
         assert {name.split(".")[0] for name in names} <= {*sys.stdlib_module_names, "torch"}, path
 
 
-def test_a_process_that_saw_nothing_leaves_alone_what_those_that_it_started_wrote(tmp_path: Path):
+def test_a_process_that_saw_nothing_leaves_alone_what_those_that_it_started_wrote(tmp_path: Path, monkeypatch):
+    monkeypatch.syspath_prepend(PROBE)
     out = tmp_path / "probe.json"
     out.write_text(json.dumps({"num_steps": 30}))
     launcher = SimpleNamespace(num_steps=0, rank=0, plan={"out": str(out)})

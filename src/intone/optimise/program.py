@@ -18,6 +18,7 @@ from intone.child import PACKAGE_PARENT
 from intone.errors import UserError
 from intone.hardware import Facts
 from intone.log import human_duration, say
+from intone.optimise.late import late_signals, rank_files, shortened, with_ranks
 from intone.optimise.signals import Kind, Line, Signals
 from intone.optimise.trace import Profile, read_profile
 from intone.paths import write_json
@@ -90,12 +91,13 @@ def look_at(
     """
     scratch.mkdir(parents=True, exist_ok=True)
     out, plan, log = scratch / "probe.json", scratch / "plan.json", scratch / "program.log"
-    out.unlink(missing_ok=True)
+    for path in (out, *rank_files(out)):
+        path.unlink(missing_ok=True)
     asked: dict[str, Any] = {"mode": "analyse", "out": str(out), "warm": warm, "steps": steps}
     write_json(plan, asked if facts is None else {**asked, "swaps": swaps_of(facts)})
     say(f"running {program.text}, {warm} + {steps} steps at most, output in {log}")
     code, seconds = run_to_log(program, plan, log, timeout_s)
-    found = json.loads(out.read_text()) if out.exists() else None
+    found = with_ranks(json.loads(out.read_text()), out) if out.exists() else None
     if found is None or "error" in found:
         raise nothing_learned(program, found, code, seconds, log, timeout_s)
     trace = Path(found["trace"]) if found.get("trace") else None
@@ -222,6 +224,7 @@ def signals_of(found: Mapping[str, Any], profile: Profile | None, folder: Path, 
         positions=(early[0], late[0]) if early and late else None,
         duplicate_rows=len(hashes) - len(set(hashes)) if rows > 1 else None,
         rows_looked_at=rows or None,
+        **late_signals(found, step_s if is_training else None, len(times), folder),
         masked_rows=sum(look["masked"] for look in looks if "masked" in look) if looks else None,
         nonfinite_losses=sum(loss is None for _, loss in found["losses"]) if found["losses"] else None,
         notes=tuple(found["notes"]),
@@ -279,11 +282,6 @@ def split_time(found: Mapping[str, Any], folder: Path) -> tuple[dict[str, float]
     parts["unexplained"] = max(0.0, 1.0 - sum(parts.values()))
     lines.sort(key=lambda entry: -entry.share)
     return parts, tuple(lines[:MAX_LINES])
-
-
-def shortened(path: str, folder: Path) -> str:
-    place = Path(path)
-    return str(place.relative_to(folder)) if place.is_relative_to(folder) else path
 
 
 def token_times(calls: Sequence[Sequence[float]]) -> tuple[tuple[int, float] | None, tuple[int, float] | None]:

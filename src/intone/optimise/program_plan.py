@@ -62,10 +62,22 @@ def plan_program(findings: Sequence[Bottleneck], signals: Signals, root: Path, c
         "D9": ("Generate many texts together", "put the prompts into one batch with their own lengths"),
         "D13": ("Compute the loss in pieces", "apply the head and the loss to a few rows at a time"),
         "D14": ("Use the fast number format", "run matrix products under torch.autocast in the fast format"),
+        "D15": ("Pad the sizes of the product", "make the vocabulary, the heads or the rows of a batch a multiple of "
+                "64, and leave the padded part out of the loss"),
         "D16": ("Pack rows instead of padding them", "put several texts into one row with a document mask"),
+        "D19": ("Exchange gradients once per step", "run all micro-batches but the last under the model's no_sync(), "
+                "forward and backward; or reduce by hand behind the last one"),
+        "D20": ("Hide the exchange behind the backward pass", "let DistributedDataParallel exchange while it goes back "
+                "(larger or smaller bucket_cap_mb), accumulate over more micro-batches where the recipe allows it, or "
+                "exchange in half the bytes"),
+        "D21": ("Even out the processes", "take reading, logging and evaluation out of the slow process's steps, give "
+                "all of them equal work, and look at its device"),
         "D22": ("Draw every sample by itself", "sample from each row's own logits"),
         "D23": ("Leave out rows that teach nothing", "drop them before they reach the model, and stop at a loss that "
                 "is no number"),
+        "D25": ("Keep all activations", "leave torch.utils.checkpoint out, or keep it for the layers that do not fit"),
+        "D28": ("Compute constants once", "make the tensor at the named line when the model is made, and keep it as a "
+                "buffer that is not saved"),
         "D27": ("Measure on a quiet machine", "end other programs, wait until the clock is steady, and start again"),
     }  # fmt: skip
     items += [instruction(by_id[name], title, words) for name, (title, words) in told.items() if name in by_id]

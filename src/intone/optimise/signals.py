@@ -62,8 +62,18 @@ class Signals:
     best_dtype: str | None = None  # the fastest that this device has, and
     best_dtype_gain: float | None = None  # its rate over that of the slow one, measured
     optimizer_fused_gain: float | None = None
+    odd_product: tuple[str, float, float] | None = None  # (sizes, share of a step, time over that of a padded twin)
+    constant_share: float | None = None  # of a step's time: computing what the step before computed alike
+    constant_place: str | None = None  # path:line of most of it
+    kept_gain: float | None = None  # passes/s without computing activations again over now, measured
+    kept_bytes: int | None = None  # that activations take more then
     threads: int | None = None
     threads_gain: tuple[int, float] | None = None  # (another number of threads, its rate over the present one)
+    # --- processes that train together
+    num_processes: int | None = None
+    exchanges_per_step: float | None = None  # backward passes whose gradients are exchanged, per optimizer step
+    exchange_share: float | None = None  # of a step's time, that goes away without the exchange
+    rank_step_s: tuple[float, ...] = ()  # by process: seconds of a step without the exchange
     # --- memory
     memory_kinds: Mapping[str, int] = field(default_factory=dict)  # at the peak: weights, gradients, ... in bytes
     peak_bytes: int | None = None
@@ -107,7 +117,7 @@ class Signals:
         assert not unknown, f"unknown signals {sorted(unknown)}"
         made = dict(value)
         made["lines"] = tuple(Line(**line) for line in made.get("lines", ()))
-        for name in ("threads_gain", "attention_gain", "positions", "notes"):
+        for name in ("threads_gain", "attention_gain", "odd_product", "rank_step_s", "positions", "notes"):
             if made.get(name) is not None:
                 made[name] = tuple(made[name])
         return Signals(**made)

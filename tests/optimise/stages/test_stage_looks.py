@@ -6,6 +6,7 @@ from tests.optimise.stages.threads import ThreadChild, run_here
 
 from intone.bench.casestudy_start import Faults, planted
 from intone.data.loader import Prefetcher
+from intone.model.gpt import GPT
 from intone.optimise.detect.catalogue import detect
 from intone.optimise.stages.generation import look_at_generation
 from intone.optimise.stages.target import Target
@@ -49,7 +50,8 @@ def watched_here(monkeypatch, start, tmp_path):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # to be put back after the clocks were put in
 
     def watched(state):
-        plan = {"worker": "-", "folder": "-", "out": str(tmp_path / "seen.json"), "warm": 3, "plain": 4, "split": 2}
+        plan = {"worker": "-", "folder": "-", "out": str(tmp_path / "seen.json"), "warm": 3, "plain": 4, "split": 2,
+                "eager": True}  # fmt: skip
         folder = start.write("train", state, tmp_path / "job", steps=num_steps(plan), **QUIET)
         Watch(plan).install()
         with planted(Faults.from_json(read_json(folder / "faults.json"))):
@@ -59,7 +61,16 @@ def watched_here(monkeypatch, start, tmp_path):
     return watched
 
 
-def test_clocks_and_profile_show_padding_and_where_the_time_goes(watched_here, start, facts):
+def test_clocks_and_profile_show_padding_where_the_time_goes_and_what_is_made_anew(
+    watched_here, start, facts, monkeypatch
+):
+    forward = GPT.forward
+
+    def with_mask(model, *args):
+        torch.ones(512, 512).tril()
+        return forward(model, *args)
+
+    monkeypatch.setattr(GPT, "forward", with_mask)
     found, profile = watched_here({})
     signals = signals_of(found, profile, start, {}, facts)
     assert "D16" in {entry.detector for entry in detect(signals)} and signals.pad_share > 0.15
@@ -70,12 +81,15 @@ def test_clocks_and_profile_show_padding_and_where_the_time_goes(watched_here, s
     kinds = signals.memory_kinds
     assert kinds["weights"] == kinds["gradients"] > 0 and kinds["optimizer"] > 0 and kinds["activations"] >= 0
     assert signals.logits_bytes > 0 and 0 < signals.flop_share < 1
+    planted = [(names, path) for _, names, path, _ in found["constants"] if "tril" in names]
+    assert planted == [("ones, tril", "intone/train/step.py")] and signals.constant_share > 0.02
 
 
 def test_packed_the_same_clocks_show_no_padding(watched_here, start, facts):
     state = {"switches": {"padded_rows": False}}
     signals = signals_of(*watched_here(state), start, state, facts)
     assert signals.pad_share < 0.1 and signals.num_shapes == 1 and signals.micro_steps == 4
+    assert "D28" not in {entry.detector for entry in detect(signals)}
 
 
 def test_more_rows_are_tried_until_they_bring_nothing_or_memory_ends(start, facts):

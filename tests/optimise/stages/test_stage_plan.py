@@ -53,7 +53,7 @@ def test_what_no_setting_answers_is_told_in_words(start_folder):
 
 def test_every_detector_is_answered_by_a_setting_or_in_words():
     # these can not fire here: our own stages do not measure what they read
-    unseen = {"D10", "D11", "D18"}
+    unseen = {"D10", "D11", "D18", "D19", "D20", "D21", "D25"}
     assert set(DETECTORS) - unseen <= set(TRAIN_ANSWERS) | set(WRITE_ANSWERS) | set(TOLD)
 
 

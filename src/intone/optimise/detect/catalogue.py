@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from intone.optimise.detect import generation, training
+from intone.optimise.detect import generation, team, training
 from intone.optimise.detect.finding import Bottleneck
 from intone.optimise.signals import Signals
 
@@ -23,14 +23,20 @@ DETECTORS: dict[str, Detector] = {
     "D12": training.allocator,
     "D13": training.logits_memory,
     "D14": training.slow_dtype,
+    "D15": training.odd_sizes,
     "D16": training.padding,
     "D17": training.slow_attention,
     "D18": training.optimizer_share,
+    "D19": team.exchange_again,
+    "D20": team.exchange_share,
+    "D21": team.straggler,
     "D22": generation.copied_samples,
     "D23": generation.silent_losses,
     "D24": training.off_step,
+    "D25": training.recomputed,
     "D26": training.threads,
     "D27": generation.untrustworthy,
+    "D28": training.constants,
 }
 
 

@@ -210,6 +210,21 @@ def slow_dtype(signals: Signals) -> Bottleneck | None:
     )  # fmt: skip
 
 
+def odd_sizes(signals: Signals) -> Bottleneck | None:
+    """D15: a matrix product has sizes that the device is slow at: with more to compute it is faster."""
+    if signals.odd_product is None or signals.odd_product[2] <= 1.05:
+        return None
+    sizes, share, gain = signals.odd_product
+    evidence = (
+        f"the product {sizes}, takes {gain:.2f} times as long as the larger one (threshold 1.05)",
+        f"it takes {share:.1%} of a step",
+    )
+    return Bottleneck(
+        "D15", "sizes that do not fit the device", evidence, "a padded twin 5% faster", "rule",
+        bound_of(share * (1 - 1 / gain)), "odd_product",
+    )  # fmt: skip
+
+
 def padding(signals: Signals) -> Bottleneck | None:
     """D16: positions are computed that hold nothing."""
     share = signals.pad_share
@@ -235,6 +250,36 @@ def optimizer_share(signals: Signals) -> Bottleneck | None:
     return Bottleneck(
         "D18", "a slow optimizer", tuple(evidence), "10% of a step", "guess of the catalogue", bound_of(share),
         "parts.optimizer", hottest(signals, "optimizer"),
+    )  # fmt: skip
+
+
+def recomputed(signals: Signals) -> Bottleneck | None:
+    """D25: activations are computed again on the way back, and there is memory to keep them."""
+    gain, more = signals.kept_gain, signals.kept_bytes
+    if gain is None or more is None or gain <= 1.05 or signals.peak_bytes is None:
+        return None
+    used = ratio(signals.peak_bytes + more, signals.memory_bytes)
+    if used is None or used >= 0.7:
+        return None
+    evidence = (
+        f"passes that keep all activations were measured at {gain:.2f} times the speed (threshold 1.05)",
+        f"they keep {human_bytes(more)} more: {used:.0%} of the memory would be used (threshold 70%)",
+    )
+    return Bottleneck(
+        "D25", "activations computed again in vain", evidence, "1.05 times, below 70% of the memory",
+        "guess of the catalogue", gain, "kept_gain",
+    )  # fmt: skip
+
+
+def constants(signals: Signals) -> Bottleneck | None:
+    """D28: every step computes the same masks, positions or tables."""
+    share = signals.constant_share
+    if share is None or share <= 0.02:
+        return None
+    evidence = (f"{share:.1%} of a step computes what the step before computed alike (threshold 2%)",)
+    return Bottleneck(
+        "D28", "constants computed in every step", evidence, "2% of a step", "guess of the catalogue", bound_of(share),
+        "constant_share", signals.constant_place,
     )  # fmt: skip
 
 

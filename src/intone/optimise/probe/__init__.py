@@ -1,1 +1,1 @@
-"""What is put on the PYTHONPATH of a foreign program: four files of the standard library alone"""
+"""What is put on the PYTHONPATH of a foreign program: seven files of the standard library alone"""

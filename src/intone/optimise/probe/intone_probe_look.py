@@ -1,13 +1,16 @@
 """The probe's job of analysing: where the time of steps goes, what batches hold, and what lies in the memory.
 
-After the warm steps it samples where the main thread is, profiles two steps, lets intone_probe_swap time the model's
-pass with one thing swapped (where the plan has "swaps"), writes what it saw and ends the program. Beside
-sitecustomize.py, which starts it.
+After the warm steps it samples where the main thread is and profiles two steps. Then, unless the code is compiled (it
+would be compiled again), helpers go on: intone_probe_constant listens to a few steps; where processes train together
+intone_probe_team leaves out what they exchange instead; intone_probe_swap times the model's pass with one thing swapped
+(where the plan has "swaps"), intone_probe_twin its products with other sizes. It writes what it saw and ends the
+program. Beside sitecustomize.py, which starts it.
 """
 
 import atexit
 import importlib
 import os
+import statistics
 import sys
 import threading
 import time
@@ -44,14 +47,21 @@ class Job:
         self.sampler = None
         self.profiler = None
         self.trace = None
+        self.exchanges_at_warm = self.exchanges_steady = 0
+        self.later = None  # who goes on behind the profile
         self.graphs_at_warm = 0
         self.code_bytes = None
         self.memory_kinds = {}
         asked = probe.plan.get("swaps")
         self.swaps = importlib.import_module("intone_probe_swap").Swaps(probe, asked) if asked is not None else None
+        self.team = importlib.import_module("intone_probe_team").Team(probe)
+        self.constants = importlib.import_module("intone_probe_constant").Constants(probe, place_of)
 
     def install(self, torch):
         self.code_bytes = resident_bytes()
+        if self.swaps is not None:
+            self.swaps.install(torch)
+        self.team.install(torch)
         self.wrap_syncs(torch)
         self.wrap_calls(torch)
         self.wrap_loss(torch)
@@ -152,12 +162,14 @@ class Job:
         """After every step of training."""
         probe = self.probe
         last = probe.warm + probe.steps
+        self.team.settle()
         if probe.rank == 0:
             if probe.num_steps in (probe.warm, last):
                 probe.sync()
             self.ends_s.append(time.perf_counter())
         if probe.num_steps == probe.warm and probe.rank == 0:
             self.backwards_at_warm = probe.backwards
+            self.exchanges_at_warm = self.team.num_exchanges
             self.graphs_at_warm = graphs()
             self.memory_kinds = kinds_of(probe.optimizers.values(), probe.torch)
             if probe.on_cuda():
@@ -167,13 +179,23 @@ class Job:
         elif probe.num_steps == last:
             self.sampler = None
             self.backwards_steady = probe.backwards - self.backwards_at_warm
+            self.exchanges_steady = self.team.num_exchanges - self.exchanges_at_warm
             if probe.rank == 0:
                 self.start_profile()
         elif probe.num_steps == last + PROFILED_STEPS:
             self.stop_profile()
-            # compiled code would be compiled again for other rows, and processes of a team would wait for each other
-            self.finish(with_swaps=not graphs() and not probe.is_team())
-            probe.leave()
+            # compiled code would be compiled again for other rows and under other ears
+            self.later = None if graphs() else self.team if probe.is_team() else self.constants
+            if self.later is None or not self.later.begin():
+                self.end()
+        elif self.later is not None and self.later.step():
+            self.end()
+
+    def end(self):
+        """Behind the last step that is looked at."""
+        # processes of a team would wait for each other
+        self.finish(is_whole=not graphs() and not self.probe.is_team())
+        self.probe.leave()
 
     def start_profile(self):
         try:
@@ -201,7 +223,7 @@ class Job:
 
     # --- the end --------------------------------------------------------------------------------------------------
 
-    def finish(self, with_swaps=False):
+    def finish(self, is_whole=False):
         """Writes what was learned; once, also where the program ends before the probe is done.
 
         A process that saw nothing, as one that only starts others, leaves alone what they wrote.
@@ -224,10 +246,26 @@ class Job:
             "graphs": graphs(), "graphs_at_warm": self.graphs_at_warm, "trace": self.trace,
             "peak_bytes": probe.peak_bytes(), "memory_kinds": self.memory_kinds, "code_bytes": self.code_bytes,
             "threads": probe.torch.get_num_threads(), "memory": self.memory(), "notes": probe.notes,
+            "exchanges": self.exchanges_steady, "team": self.team.found(), "twins": [],
+            "constants": self.constants.found() if is_whole else [],
         }  # fmt: skip
         # behind all that they would change
-        found["swaps"] = self.swaps.measure() if with_swaps and self.swaps is not None else {}
+        found["swaps"] = self.swaps.measure() if is_whole and self.swaps is not None else {}
+        if is_whole and self.trace is not None:
+            found["twins"] = self.twins()
         probe.write(found)
+
+    def twins(self):
+        """Products whose sizes do not fit, each timed beside one whose do."""
+        steady = self.ends_s[self.probe.warm - 1 : self.probe.warm + self.probe.steps]
+        step_s = statistics.median(b - a for a, b in zip(steady, steady[1:]))  # noqa: B905  Python 3.8 has no strict
+        try:
+            module = importlib.import_module("intone_probe_twin")
+            device = self.probe.facts()["device"]
+            return module.twins(self.probe.torch, self.trace, PROFILED_STEPS, step_s, device)
+        except Exception as problem:
+            self.probe.notes.append(f"products of other sizes could not be timed: {problem}")
+            return []
 
     def memory(self):
         """What the allocator of a GPU says; nothing on a CPU."""

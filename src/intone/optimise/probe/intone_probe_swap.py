@@ -1,13 +1,18 @@
 """The probe's differential tests: the model's own pass forward and backward is timed again with one thing swapped.
 
 They come last, behind everything else that is looked at, and the program is ended behind them: nothing of it goes on
-with what they leave. The optimizer's part of a step is not in them.
+with what they leave. The optimizer's part of a step is not in them. From the start it is heard where the program asks
+for activations to be computed again on the way back (torch.utils.checkpoint): without that is one of the swaps.
 """
 
+import functools
+import importlib
 import time
 
 BLOCK_S = 0.15  # of passes that are timed together; four blocks a swap, in the order A B B A
 LONGEST_S = 3.0  # of one pass, above which nothing is swapped: a swap takes four passes and more
+# of torch.utils.checkpoint, and no arguments of the function that is computed again
+RECOMPUTING = {"use_reentrant", "context_fn", "determinism_check", "debug", "early_stop", "preserve_rng_state"}
 
 
 class Swaps:
@@ -18,13 +23,34 @@ class Swaps:
         self.call = None
         self.rows = 0
         self.passes = 1
+        self.num_recomputed = 0  # pieces of the program that it asked to compute again on the way back
+        self.keeps_all = False  # now: nothing is computed again
+
+    def install(self, torch):
+        """Listens to torch.utils.checkpoint, before the program takes its name from there."""
+        module, swaps = importlib.import_module("torch.utils.checkpoint"), self
+        plain, is_compiling = module.checkpoint, self.probe.is_compiling
+
+        @functools.wraps(plain)
+        def checkpoint(function, *args, **kwargs):
+            if is_compiling():
+                return plain(function, *args, **kwargs)
+            swaps.num_recomputed += 1
+            if not swaps.keeps_all:
+                return plain(function, *args, **kwargs)
+            return function(*args, **{name: value for name, value in kwargs.items() if name not in RECOMPUTING})
+
+        setattr(module, "checkpoint", checkpoint)  # noqa: B010  modules have no such attribute for a type checker
 
     def keep(self, module, args, kwargs, rows):
         """The newest call; its batch stays in memory."""
         self.call, self.rows = (module, args, kwargs), rows
 
     def measure(self):
-        """{"elasticity", "threads": [[count, gain]], "dtype_gain"}: rates over those as it is; failures are notes."""
+        """{"elasticity", "threads": [[count, gain]], "dtype_gain", "kept": [gain, bytes]}: rates over those as it is.
+
+        kept: without computing activations again, and the bytes that those take then. Failures are notes.
+        """
         if self.call is None:
             return {}
         torch, found = self.probe.torch, {}
@@ -46,6 +72,10 @@ class Swaps:
             gain = self.gain(name, self.run, lambda: self.run_in(getattr(torch, name)))
             if gain is not None:
                 found["dtype_gain"] = gain
+        if self.num_recomputed:
+            gain = self.gain("keeping all activations", self.run, self.run_keeping)
+            if gain is not None:
+                found["kept"] = [gain, self.saved_bytes(keeps_all=True) - self.saved_bytes(keeps_all=False)]
         return found
 
     def prepare(self):
@@ -95,6 +125,33 @@ class Swaps:
     def run_in(self, dtype):
         with self.probe.torch.autocast("cuda" if self.probe.on_cuda() else "cpu", dtype=dtype):
             self.run()
+
+    def run_keeping(self):
+        self.keeps_all = True
+        try:
+            self.run()
+        finally:
+            self.keeps_all = False
+
+    def saved_bytes(self, keeps_all):
+        """What a pass forward keeps for the way back, beside the weights."""
+        assert self.call is not None, "keep() comes first"
+        torch, (module, args, kwargs) = self.probe.torch, self.call
+        weights = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
+        saved = {}
+
+        def pack(tensor):
+            memory = tensor.untyped_storage()
+            if memory.data_ptr() not in weights:
+                saved[memory.data_ptr()] = memory.nbytes()
+            return tensor
+
+        self.keeps_all = keeps_all
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            answer = module(*args, **kwargs)
+        self.keeps_all = False
+        del answer
+        return sum(saved.values())
 
     def on(self, threads):
         def run():

@@ -1,10 +1,10 @@
 """Looks at a training or generation program from inside: found by Python at its start, it needs nothing but Python.
 
-The folder of this file stands on the program's PYTHONPATH. It holds four files of the standard library alone, since
+The folder of this file stands on the program's PYTHONPATH. It holds seven files of the standard library alone, since
 the program's environment may lack everything of ours: this one, which finds torch and the steps, one for each of two
-jobs, and intone_probe_swap, a helper of the first. INTONE_PROBE names a JSON file: {"mode": "analyse" | "live", "out":
-FILE, "socket": PATH, "warm": N, "steps": N}; analyse: intone_probe_look, live: intone_probe_blocks. Nothing of the
-program is edited. Python 3.8 and PyTorch 2.1 are the oldest that it knows.
+jobs, and four helpers of the first. INTONE_PROBE names a JSON file: {"mode": "analyse" | "live", "out": FILE, "socket":
+PATH, "warm": N, "steps": N}; analyse: intone_probe_look, live: intone_probe_blocks. Nothing of the program is edited.
+Python 3.8 and PyTorch 2.1 are the oldest that it knows.
 """
 
 import importlib

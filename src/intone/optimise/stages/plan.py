@@ -162,10 +162,12 @@ TOLD = {
     "D7": "use memory that the device can read by itself",
     "D8": "generate with a key-value cache",
     "D13": "give the model a smaller vocabulary or micro-batch; on a CPU our kernels compute the loss in pieces",
+    "D15": "choose a vocabulary, width or number of rows that is a multiple of 64; a trained model keeps its own",
     "D16": "pack rows instead of padding them",
     "D22": "draw each sample's token from its own logits; look for equal rows in the data",
     "D24": "evaluate and save less often: --eval-every, --save-every-s",
     "D23": "leave out rows that teach nothing",
+    "D28": "make the tensor at the named line once, and keep it",
     "D27": "end other programs, wait until the clock is steady, and start again",
 }  # fmt: skip
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from intone.child import PACKAGE_PARENT
 from intone.config import TrainJob
 from intone.errors import UserError
 from intone.hardware import Facts, compile_obstacle, quiet
 from intone.log import say
 from intone.model.attention import BACKENDS
 from intone.model.cost import train_flops_per_token
+from intone.optimise.late import late_signals
 from intone.optimise.program import drift, spread
 from intone.optimise.signals import PARTS, Signals
 from intone.optimise.stages.target import State, Target, child_variables
@@ -58,7 +60,9 @@ def watched(target: Target, state: State, scratch: Path) -> tuple[dict[str, Any]
     """What the clocks in the worker saw, and its profile. Raises UserError where the job does not come so far."""
     folder = scratch / "watched"
     out = scratch / "watched.json"
-    plan: dict[str, Any] = {"worker": target.worker, "folder": str(folder), "out": str(out), **STEPS}
+    segment = target.choices(state).segments[0]
+    eager = segment.kernels == "torch" and not segment.compiled
+    plan: dict[str, Any] = {"worker": target.worker, "folder": str(folder), "out": str(out), "eager": eager, **STEPS}
     target.write("train", state, folder, steps=num_steps(plan), **QUIET)
     write_json(scratch / "watch.json", plan)
     say("looking at a few steps of the training")
@@ -116,6 +120,7 @@ def signals_of(
         flop_share=flop_share(job, job.rows_per_step * job.context / step_s, segment.dtype, facts),
         matmul_dtypes=seen.product_dtypes if seen is not None and seen.product_dtypes else {segment.dtype: 1.0},
         **best_dtype(segment.dtype, facts),
+        **late_signals(found, step_s, len(times), PACKAGE_PARENT),
         threads=found["threads"] if found["device"] == "cpu" else None,
         memory_kinds={name: size for name, size in memory.items() if name != "start"},
         peak_bytes=found.get("peak_bytes"),

@@ -1,23 +1,30 @@
 """The stage's real worker with clocks in it: `python -m intone.optimise.stages.watch PLAN`, a child of the look.
 
-PLAN is a JSON file: {worker, folder, out, warm, plain, split}. The worker's module runs the job in folder; around its
-steps stand clocks: after the warm steps come plain ones, timed as they are, then split ones, in which the device is
-waited for around every part, then two under the profiler. What was seen is written to out. Nothing of the computation
-is changed. The job has at least STEPS(plan) steps.
+PLAN is a JSON file: {worker, folder, out, warm, plain, split, eager}. The worker's module runs the job in folder;
+around its steps stand clocks: after the warm steps come plain ones, timed as they are, then split ones, in which the
+device is waited for around every part, then two under the profiler. Where PyTorch's operators run one by one (eager)
+they are then listened to for constants, and products whose sizes do not fit are timed beside others. What was seen is
+written to out. Nothing of the computation is changed. The job has at least num_steps(plan) steps.
 """
 
 import contextlib
 import importlib
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
+from intone.child import PACKAGE_PARENT
 from intone.data.loader import Batch, Prefetcher
+from intone.optimise.probe.intone_probe_constant import NUM_STEPS as LISTENED
+from intone.optimise.probe.intone_probe_constant import Constants
+from intone.optimise.probe.intone_probe_twin import twins
 from intone.paths import read_json, write_json
 from intone.rates import waiter
 from intone.train import step as step_module
@@ -26,11 +33,12 @@ from intone.train.step import StepResult, TrainStep
 
 PROFILED = 2
 LOOKED_AT = 3  # steps whose batches are looked at; they lie within the warm ones
+HERE = (str(Path(__file__)), str(Path(__file__).parents[1] / "probe"))  # code that is not part of the training
 
 
 def num_steps(plan: dict[str, Any]) -> int:
     """Steps that a job needs for all of this; the last one only ends the interval before it."""
-    return int(plan["warm"] + plan["plain"] + plan["split"] + PROFILED + 1)
+    return int(plan["warm"] + plan["plain"] + plan["split"] + PROFILED + (LISTENED if plan["eager"] else 0) + 1)
 
 
 class Watch:
@@ -51,6 +59,7 @@ class Watch:
         self.memory: dict[str, int] = {}
         self.graphs_at_warm = 0
         self.profiler: Any = None
+        self.constants: Any = None
         self.facts: dict[str, Any] = {}
         self.wait: Callable[[], None] = lambda: None
 
@@ -101,7 +110,13 @@ class Watch:
             self.start_profile(runner._device)
         if self.count == self.first_profiled + PROFILED:
             self.stop_profile()
-            self.write()
+            if self.plan["eager"]:
+                self.listen(runner)
+            else:
+                self.write(runner._device)
+        elif self.count > self.first_profiled + PROFILED and self.constants is not None and self.constants.step():
+            self.write(runner._device)
+            self.constants = None
         self.count += 1
 
     def note_start(self, runner: Any) -> None:
@@ -146,13 +161,26 @@ class Watch:
         self.profiler.__exit__(None, None, None)
         self.profiler.export_chrome_trace(self.plan["out"] + ".trace")
 
-    def write(self) -> None:
+    def listen(self, runner: Any) -> None:
+        """Hears every operator of the next steps."""
+        optimizer = SimpleNamespace(param_groups=[{"params": runner._parameters}])
+        probe = SimpleNamespace(torch=torch, optimizers={0: optimizer}, notes=[], sync=self.wait)
+        self.constants = Constants(probe, place_of)
+        assert self.constants.begin(), "our own torch tells its operators"
+
+    def write(self, device: torch.device) -> None:
         steps = len(self.begins) - 1
+        listened = LISTENED if self.constants is not None else 0
+        step_s = np.diff(self.begins).tolist()
+        passes = self.passes / (steps + self.plan["split"] + PROFILED + listened)
+        odd = []
+        if self.plan["eager"]:
+            odd = twins(torch, self.plan["out"] + ".trace", PROFILED, statistics.median(step_s), str(device))
         write_json(Path(self.plan["out"]), {
-            "first_s": self.first_s, "step_s": np.diff(self.begins).tolist(), "split_s": self.split_s,
-            "parts": self.parts, "looks": self.looks, "passes": self.passes / (steps + self.plan["split"] + PROFILED),
-            "logits_bytes": self.logits_bytes, "memory": self.memory, "graphs": graphs(),
-            "graphs_at_warm": self.graphs_at_warm, **self.facts,
+            "first_s": self.first_s, "step_s": step_s, "split_s": self.split_s, "parts": self.parts,
+            "looks": self.looks, "passes": passes, "logits_bytes": self.logits_bytes, "memory": self.memory,
+            "graphs": graphs(), "graphs_at_warm": self.graphs_at_warm, "twins": odd,
+            "constants": self.constants.found() if self.constants is not None else [], **self.facts,
         })  # fmt: skip
 
     # --- clocks ---------------------------------------------------------------------------------------------------
@@ -249,6 +277,20 @@ def look(ids: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
         "rows": ids.shape[0], "tokens": ids.shape[1], "padded": int(tails[tails > 1].sum()),
         "learned": int(learned.sum()), "hashes": rows,
     }  # fmt: skip
+
+
+def place_of(frame: FrameType | None) -> tuple[str, str, int, str]:
+    """(kind of work, path, line, function): the line of our own code that asked for an operator; "" where none did."""
+    part = "own code"
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if "/torch/autograd/" in path or (path.endswith("/torch/_tensor.py") and frame.f_code.co_name == "backward"):
+            part = "backward"
+        if path.startswith(str(PACKAGE_PARENT / "intone")) and not path.startswith(HERE):
+            part = "optimizer" if Path(path).name.startswith("optim") else part
+            return part, str(Path(path).relative_to(PACKAGE_PARENT)), frame.f_lineno, frame.f_code.co_name
+        frame = frame.f_back
+    return part, "", 0, ""
 
 
 def graphs() -> int:
