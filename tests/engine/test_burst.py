@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from intone.engine import burst
+from intone.engine import burst, native_decoder
 from intone.engine.engine import Engine
+from intone.engine.pace import Pace
 from intone.engine.pages import PAGE
 from intone.engine.requests import Request, Token
 from intone.model.native import build
@@ -102,3 +103,28 @@ def test_lumps_are_short_in_tokens_and_in_time(model, byte_tokenizer, calls, mon
             monkeypatch.setattr(burst.NativeDecoder, "step_s", lambda self, num_rows, step_s=step_s: step_s)
             tokens = [event for event in engine.submit(request) if isinstance(event, Token)]
             assert len(tokens) == 60 and max(calls) == most
+
+
+def test_how_long_a_lump_may_be_follows_from_steps_of_growing_texts_and_not_from_prompts(
+    model, byte_tokenizer, calls, monkeypatch
+):
+    now_s, step, bursts = 0.0, native_decoder.step, native_decoder.burst
+
+    def fed(*args, **options):  # takes next to no time
+        nonlocal now_s
+        now_s += 1e-6
+        step(*args, **options)
+
+    def grown(*args, **options):
+        nonlocal now_s
+        made = bursts(*args, **options)
+        now_s += made * burst.MOST_LUMP_S / 2.5
+        return made
+
+    monkeypatch.setitem(Pace.__init__.__kwdefaults__, "clock", lambda: now_s)
+    monkeypatch.setattr(native_decoder, "step", fed)
+    monkeypatch.setattr(native_decoder, "burst", grown)
+    with Engine(model, byte_tokenizer, share_prefixes=False) as engine:
+        for seed in range(4):
+            engine.generate([Request([5], max_tokens=20, seed=seed, tools=False)])
+    assert set(calls) == {1, 2}

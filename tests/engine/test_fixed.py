@@ -55,8 +55,8 @@ def both(model, tokenizer, asked, **options):
     return *found, ahead._steps._num_launched
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("num_slots", [1, 3, 7])
+# a third of the texts at temperature 1 are greedy, and in one slot each of them is alone: that is not done twice
+@pytest.mark.parametrize(("num_slots", "temperature"), [(1, 1.0), (3, 0.0), (3, 1.0), (7, 0.0), (7, 1.0)])
 def test_tokens_are_those_of_steps_by_the_host(model, byte_tokenizer, small_sizes, temperature, num_slots):
     asked = requests(num_slots, temperature=temperature)
     by_host, by_device, num_launched = both(model, byte_tokenizer, asked, num_slots=num_slots)

@@ -74,7 +74,8 @@ class NativeDecoder:
         # rounded as in training, then widened: the rounded angles are part of the function that was learned
         self._cos, self._sin = (table.detach().to(dtype).float().contiguous() for table in rotary)
         self._work: WorkSpace | None = None
-        self._pace = Pace(torch.get_num_threads())
+        # apart: a token of a growing text reads keys of its own, so it takes longer than one of a prompt among others
+        self._pace, self._burst_pace = Pace(torch.get_num_threads()), Pace(torch.get_num_threads())
         self._stored: weakref.ReferenceType[PageStore] | None = None
         self._scored = torch.empty(0, dtype=dtype)  # keys and values of texts that are only scored
         self._row_logits = torch.empty(0, config.vocab_size)  # of bursts: fresh memory at every step costs its pages
@@ -171,8 +172,8 @@ class NativeDecoder:
         return out
 
     def step_s(self, num_rows: int) -> float | None:
-        """What a step of so many texts takes, by the last ones; None: there was none."""
-        return self._pace.step_s(num_rows)
+        """What a step of so many texts takes in burst(), by the last ones; None: there was none."""
+        return self._burst_pace.step_s(num_rows)
 
     def burst(
         self, store: PageStore, fed: np.ndarray, pages: Sequence[Sequence[int]], drawing: np.ndarray,
@@ -206,7 +207,7 @@ class NativeDecoder:
             made = burst(self._model, batch, asked, work, self._row_logits, threads=threads)
             return made
 
-        self._pace.run(count, some)
+        self._burst_pace.run(count, some)
         return found[:made]
 
     def _scratch(self, texts: Sequence[Piece]) -> tuple[list[np.ndarray], int]:
