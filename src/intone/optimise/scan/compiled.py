@@ -4,14 +4,14 @@ import ast
 import re
 from dataclasses import dataclass
 
-from intone.optimise.scan.calls import WRAPS
+from intone.optimise.scan.calls import WRAPS, functions_of
 from intone.optimise.scan.constants import is_never
-from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, text_of
-from intone.optimise.scan.loops import TrainLoop
-from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.expressions import called, code_of, dotted, is_true, keyword, last_name, names_in
+from intone.optimise.scan.loops import TrainLoop, is_periodic
+from intone.optimise.scan.project import Project, owner_of
+from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.source import Module, Scope, target_name, walk
-from intone.optimise.scan.values import is_model_call
+from intone.optimise.scan.values import is_backward, is_model_call, is_model_name, is_module_class
 
 OTHER_COMPILERS = re.compile(
     r"torch_xla|thunder|\bjax\b|deepspeed\.initialize|\bmlx\b|\.jit\(|CUDAGraph|make_graphed_callables"
@@ -25,15 +25,30 @@ SWITCHED_OFF = re.compile(
 
 @dataclass(frozen=True, eq=False)
 class Compile:
-    """A call that compiles. idle: why it has no effect, in words; None where it has one."""
+    """A call or decorator that compiles. idle: why it has no effect, in words; None where it has one.
 
-    call: ast.Call
+    function: what a decorator stands at; None for a call.
+    """
+
+    call: ast.expr
     scope: Scope
     idle: str | None
+    function: Scope | None = None
+
+    def option(self, name: str) -> ast.expr | None:
+        """What it is told under a name, or None."""
+        return keyword(self.call, name) if isinstance(self.call, ast.Call) else None
+
+    @property
+    def is_of_torch(self) -> bool:
+        """Whether it is torch.compile itself, not a method that compiles in place."""
+        return self.function is not None or (
+            isinstance(self.call, ast.Call) and called(self.call, self.scope) == "torch.compile"
+        )
 
 
 def compile_calls(module: Module, project: Project) -> list[Compile]:
-    """The calls of a file that compile something: torch.compile(...), model.compile()."""
+    """What compiles something in a file: torch.compile(...), model.compile(), @torch.compile."""
     key = ("compile_calls", module)
     if key not in project.remembered:
         project.remembered[key] = _compile_calls(module, project)
@@ -42,7 +57,7 @@ def compile_calls(module: Module, project: Project) -> list[Compile]:
 
 
 def _compile_calls(module: Module, project: Project) -> list[Compile]:
-    found = []
+    found = _decorated(module, project)
     for scope in module.scopes:
         for call in scope.calls:
             name = called(call, scope)
@@ -51,6 +66,45 @@ def _compile_calls(module: Module, project: Project) -> list[Compile]:
                 or (name.endswith((".compile", ".compile_model")) and not name.startswith(("re.", "regex.")))
             ) and not _is_regex(call):
                 found.append(Compile(call, scope, _why_idle(call, scope, project)))
+    return found
+
+
+def _decorated(module: Module, project: Project) -> list[Compile]:
+    """@torch.compile, @torch.compile(dynamic=False), @partial(torch.compile, fullgraph=True)"""
+    found = []
+    for scope in module.scopes[1:] if "compile" in module.text else ():
+        for item in getattr(scope.node, "decorator_list", []):
+            head = item.func if isinstance(item, ast.Call) else item
+            if last_name(head) == "partial" and isinstance(item, ast.Call) and item.args:
+                head = item.args[0]
+            if dotted(head, scope) == "torch.compile":
+                found.append(Compile(item, scope.outer or scope, _why_idle_function(item, scope, project), scope))
+    return found
+
+
+def _why_idle_function(item: ast.expr, function: Scope, project: Project) -> str | None:
+    if isinstance(item, ast.Call) and is_true(keyword(item, "disable")):
+        return "disable=True"
+    if (switch := SWITCHED_OFF.search(function.module.text)) is not None:
+        return f"`{switch[0][:40]}` switches compiling off"
+    return None if runs_model(function, project) else f"only `{function.simple_name}` is, which runs no model"
+
+
+def runs_model(function: Scope, project: Project) -> bool:
+    """Whether a function is a part of a model, runs one or goes backward, itself or in what it calls."""
+    key = ("runs a model", function)
+    if key not in project.remembered:
+        owner = owner_of(function)
+        project.remembered[key] = (
+            owner is not None
+            and is_module_class(owner)
+            or any(
+                isinstance(item.node, ast.Call)
+                and (is_backward(item.node) or is_model_call(item.node, item.scope, project))
+                for item in reached(function.node, function, project, 3)
+            )
+        )
+    found: bool = project.remembered[key]
     return found
 
 
@@ -85,13 +139,69 @@ def _why_idle(call: ast.Call, scope: Scope, project: Project) -> str | None:
     above_call = scope.module.parents.get(call)
     if called(call, scope) != "torch.compile":
         return None
+    if call.args and (part := _no_model(call.args[0], scope, project)) is not None:
+        return part
     if isinstance(above_call, ast.Expr):
         return "its result is thrown away"
     if isinstance(above_call, ast.Assign) and len(above_call.targets) == 1:
         name = target_name(above_call.targets[0])
         if name is not None and not _is_used(name, above_call, scope, project):
             return f"its result `{name}` is used nowhere"
+        if name is not None and not _is_used_later(name, above_call, scope):
+            return f"its result `{name}` comes after the last use of that name, so what was handed over is not compiled"
     return None
+
+
+def _no_model(node: ast.expr, scope: Scope, project: Project) -> str | None:
+    """torch.compile(loss_of), torch.compile(opt.step), torch.compile(flex_attention): what is no model, in words."""
+    if isinstance(node, (ast.Name, ast.Attribute)):
+        functions = functions_of(node, scope, project)
+        plain = [one for one in functions if one.simple_name not in ("forward", "__call__")]
+        if plain and len(plain) == len(functions) and not any(runs_model(one, project) for one in plain):
+            return f"only `{code_of(node, 30)}` is, which runs no model"
+        if not functions and (last_name(node) == "step" or dotted(node, scope).startswith("torch.nn.attention")):
+            return f"only `{code_of(node, 30)}` is"
+    return None
+
+
+def _is_used_later(name: str, made: ast.Assign, scope: Scope) -> bool:
+    """Whether a name of a function is read after its making, by the order of lines, in a loop, or by an inner one."""
+    if "." in name or name in scope.globals:
+        return True
+    module = scope.module
+    loops = module.loops_around(made)
+    for node in module.reads.get(name, []):
+        inner = module.scope_of.get(node) is not scope
+        if inner or node.lineno > (made.end_lineno or made.lineno):  # type: ignore[attr-defined]
+            return True
+        if any(above in loops for above in module.up(node)) and node not in set(walk(made)):
+            return True
+    return False
+
+
+def missed_by(one: Compile, loop: TrainLoop, runs: list[Reached], project: Project) -> str | None:
+    """Why a training loop does not run what was compiled: it runs the model by its old name; None where it may.
+
+    fast = torch.compile(model), and the loop or the function that it is handed to gets `model`.
+    """
+    made = one.scope.module.parents.get(one.call)
+    if not isinstance(one.call, ast.Call) or not one.call.args or not isinstance(made, ast.Assign):
+        return None
+    new, old = target_name(made.targets[0]), target_name(one.call.args[0])
+    if new is None or old is None or new == old or called(one.call, one.scope) != "torch.compile":
+        return None
+    told = f"the training loop runs `{old}`, not the compiled `{new}`"
+    if new.startswith("self."):
+        attribute = new.rpartition(".")[2]
+        same = owner_of(one.scope) is owner_of(loop.scope)
+        read = any(isinstance(i.node, ast.Attribute) and i.node.attr == attribute for i in loop.step_turn(project))
+        plain = all((target_name(run.node.func) or "").startswith("self.") for run in runs)  # type: ignore[attr-defined]
+        return told if same and plain and not read else None
+    runs = [run for run in runs if not is_periodic(run, loop.inner, project)]
+    handed = [run.anchor for run in runs] if loop.scope is one.scope else []
+    handed += [site.call for site in project.callers(loop.outer_scope) if site.scope is one.scope]
+    names = [names_in(node) for node in handed]
+    return told if names and all(old in known and new not in known for known in names) else None
 
 
 def _is_used(name: str, made: ast.Assign, scope: Scope, project: Project) -> bool:
@@ -129,25 +239,25 @@ def _unwrapped(node: ast.expr) -> list[ast.expr]:
     return []
 
 
-def is_decorated(module: Module) -> bool:
-    """Whether a function of a file is compiled by a decorator."""
-    if "compile" not in module.text:
-        return False
-    for scope in module.scopes[1:]:
-        for item in getattr(scope.node, "decorator_list", []):
-            if "torch.compile" in text_of(item):
-                return True
-    return False
+# methods of a model that run nothing
+STILL = re.compile(
+    r"^(train|eval|to|cuda|cpu|half|float|bfloat16|apply|zero_grad|step|backward|parameters|named_\w+|no_sync|save\w*|"
+    r"(load_)?state_dict|requires_grad_|set_\w+|get_\w+|update\w*|reset\w*|log\w*_dict|register\w*|clip\w*)$"
+)
 
 
 def model_calls(loop: TrainLoop, project: Project) -> list[Reached]:
-    """Where a training loop runs its model."""
-    return [
-        item for item in loop.turn(project)
-        if isinstance(item.node, ast.Call)
-        and not item.is_in_forward
-        and is_model_call(item.node, item.scope, project)
-    ]  # fmt: skip
+    """Where a training loop runs its model; where nothing else does, the methods of models: policy.log_prob(x)."""
+    calls = [item for item in loop.turn(project) if isinstance(item.node, ast.Call) and not item.is_in_forward]
+    found = [item for item in calls if is_model_call(item.node, item.scope, project)]  # type: ignore[arg-type]
+    return found or [item for item in calls if _is_of_model(item.node)]  # type: ignore[arg-type]
+
+
+def _is_of_model(call: ast.Call) -> bool:
+    func = call.func
+    if not isinstance(func, ast.Attribute) or not call.args or STILL.match(func.attr):
+        return False
+    return is_model_name(target_name(func.value) or "")
 
 
 def files_of(loop: TrainLoop, project: Project) -> list[Module]:

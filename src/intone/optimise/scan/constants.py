@@ -17,6 +17,7 @@ OPERATIONS: dict[type, Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
     ast.Div: operator.truediv, ast.Pow: operator.pow, ast.Mod: operator.mod, ast.LShift: operator.lshift,
 }  # fmt: skip
+SWITCHES = ("0", "1", "true", "false", "yes", "no", "on", "off", "none")
 MANY = 24  # values of one expression; more are not looked at
 
 
@@ -90,6 +91,8 @@ def _known(node: ast.expr, scope: Scope, project: Project, depth: int, seen: See
                 yield Known(-one.value, one.node, one.scope)
     elif isinstance(node, ast.BinOp):
         yield from _computed(node, scope, project, depth, seen)
+    elif isinstance(node, ast.Compare) and len(node.ops) == 1:
+        yield from _compared(node, scope, project, depth, seen)
     elif isinstance(node, ast.IfExp):
         yield from _known(node.body, scope, project, depth - 1, seen)
         yield from _known(node.orelse, scope, project, depth - 1, seen)
@@ -122,6 +125,15 @@ def _computed(node: ast.BinOp, scope: Scope, project: Project, depth: int, seen:
                     continue
 
 
+def _compared(node: ast.Compare, scope: Scope, project: Project, depth: int, seen: Seen) -> Iterator[Known]:
+    """os.environ.get("COMPILE", "0") == "1": a switch that is a text; what else is compared is no switch by itself."""
+    equal, right = isinstance(node.ops[0], ast.Eq), node.comparators[0]
+    wanted = right.value.lower() if isinstance(right, ast.Constant) and isinstance(right.value, str) else None
+    if wanted in SWITCHES and isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
+        for one in list(_known(node.left, scope, project, depth - 1, seen))[:4]:
+            yield Known((str(one.value).lower() == wanted) is equal, one.node, one.scope)
+
+
 def _of_call(node: ast.Call, scope: Scope, project: Project, depth: int, seen: Seen) -> Iterator[Known]:
     """int(x), os.environ.get("X", "4"), settings.get("x", 4), getattr(args, "x", 4), max(1, x), a function's return."""
     name = called(node, scope)
@@ -132,6 +144,8 @@ def _of_call(node: ast.Call, scope: Scope, project: Project, depth: int, seen: S
                 value = one.value
                 if name in ("int", "float") and isinstance(value, str):
                     value = int(value) if value.strip().isdigit() else None
+                if name == "bool" and value is not None:
+                    value = bool(value)
                 if value is not None:
                     yield Known(value, one.node, one.scope)
     elif name in ("os.environ.get", "os.getenv", "getattr") or (last == "get" and len(node.args) in (1, 2)):

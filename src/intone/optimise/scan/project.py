@@ -144,6 +144,8 @@ class Project:
             self._callers[scope] = []  # while it is looked for: a function that calls itself through others
             sites = [site for name in self._names_of(scope) for site in self.sites.get(name, [])]
             sites = [site for site in sites if site.scope is not scope]
+            if scope.outer is not None:  # optimizer.step(closure)
+                sites += [Site(call, scope.outer) for call in scope.outer.calls if last_name(call.func) == "step"]
             self._callers[scope] = [site for site in sites if scope in self.callees(site.call, site.scope)]
         return self._callers[scope]
 
@@ -228,6 +230,8 @@ class Project:
         if call not in self._callees:
             self._callees[call] = []  # while it is looked for: a call that is found through itself
             self._callees[call] = functions_of(call.func, scope, self)
+            if not self._callees[call] and last_name(call.func) == "step" and call.args:  # optimizer.step(closure)
+                self._callees[call] = functions_of(call.args[0], scope, self)
         return self._callees[call]
 
     def owner_of(self, scope: Scope) -> tuple[Module, ast.ClassDef] | None:

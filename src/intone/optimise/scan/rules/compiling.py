@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from intone.optimise.scan.compiled import (
     OTHER_COMPILERS,
@@ -10,20 +11,20 @@ from intone.optimise.scan.compiled import (
     compile_calls,
     files_of,
     is_compiled,
-    is_decorated,
+    missed_by,
     model_calls,
 )
 from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
+from intone.optimise.scan.expressions import code_of, is_false, keyword, last_name, text_of
 from intone.optimise.scan.growth import grown_argument
 from intone.optimise.scan.loops import TrainLoop, is_periodic, train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, inner_loops, loops_around
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.rules.padding import padded_rows
-from intone.optimise.scan.source import FunctionNode, Module, Scope, target_name, walk
+from intone.optimise.scan.rules.widths import varying_width
+from intone.optimise.scan.source import FunctionNode, Module, Scope, target_name
 from intone.optimise.scan.values import is_model_call, is_model_name, is_model_value
 
 
@@ -48,16 +49,26 @@ def not_compiled(module: Module, project: Project) -> Iterator[Place]:
         if not runs:
             continue
         files = files_of(loop, project)
-        if any(file.mentions(OTHER_COMPILERS) or is_decorated(file) for file in files):
-            return
-        compiles = [one for file in files for one in compile_calls(file, project)]
+        if any(file.mentions(OTHER_COMPILERS) for file in files):
+            break
+        calls = [item.node for item in loop.turn(project) if isinstance(item.node, ast.Call)]
+        if any("compiled" in (last_name(call.func) or "") for call in calls):
+            break  # whoever handed it over says so
+        compiles = [
+            replace(one, idle=one.idle or missed_by(one, loop, runs, project))
+            for file in files for one in compile_calls(file, project)
+        ]  # fmt: skip
         if any(one.idle is None for one in compiles):
-            return
+            break
         if any(is_compiled(run.node.func, run.scope, project) is not None for run in runs):  # type: ignore[attr-defined]
-            return
+            break
         yield _uncompiled(loop, module, compiles, runs[0])
         return  # one finding a file: its loops are the same model's
-    yield from _library_uncompiled(module, project)
+    else:
+        yield from _library_uncompiled(module, project)
+    for one in compile_calls(module, project):
+        if one.idle is not None and one.idle.startswith("its result") and _is_model(one, project):
+            yield Place(one.call, f"nothing runs what is compiled: {one.idle}", (code_of(one.call, 60),))
 
 
 # classes of settings from which a library's trainer reads whether to compile
@@ -71,7 +82,7 @@ def _library_uncompiled(module: Module, project: Project) -> Iterator[Place]:
         if (name := last_name(call.func) or "") == "fit" or TRAINER_SETTINGS.match(name)
     ]  # fmt: skip
     files = neighbours(module, project) if trainers else []
-    if any(file.mentions(OTHER_COMPILERS) or is_decorated(file) or compile_calls(file, project) for file in files):
+    if any(file.mentions(OTHER_COMPILERS) or compile_calls(file, project) for file in files):
         return
     for scope, call in trainers:
         if last_name(call.func) == "fit":
@@ -146,15 +157,15 @@ def _uncompiled(loop: TrainLoop, module: Module, compiles: list[Compile], run: R
 def changing_shapes(module: Module, project: Project) -> Iterator[Place]:
     """A model compiled for fixed shapes and fed rows padded to the longest; torch.compile in a hot loop."""
     for one in compile_calls(module, project):
-        if called(one.call, one.scope) != "torch.compile" or one.idle == "disable=True":
+        if not one.is_of_torch or one.idle == "disable=True":
             continue
         again = _compiled_again(one, project)
         if again:
             yield Place(one.call, "the model is compiled again at every turn", (again,))
             continue
-        dynamic = keyword(one.call, "dynamic")
+        dynamic = one.option("dynamic")
         fixed = dynamic is None or (isinstance(dynamic, ast.Constant) and dynamic.value is False)
-        varies = _varying(one, module, project) if fixed and _is_model(one, project) else None
+        varies = varying_width(module, project) if fixed and _is_model(one, project) else None
         if varies:
             words, where = varies
             yield Place(
@@ -169,6 +180,8 @@ def changing_shapes(module: Module, project: Project) -> Iterator[Place]:
 def _compiled_again(one: Compile, project: Project) -> str | None:
     """Why a compile call runs at every step: it stands in a training loop or in what one calls, or in forward."""
     scope = one.scope
+    if one.function is not None:
+        scope = one.function.outer or one.function  # a function that is made anew at every call of the one around
     if scope.simple_name in ("forward", "training_step", "train_step", "__call__"):
         return f"torch.compile stands in `{scope.simple_name}`"
     hot = {id(loop.inner) for module in project.modules for loop in train_loops(module, project)}
@@ -198,7 +211,9 @@ def _is_once(item: Reached, loop: ast.AST) -> bool:
 
 
 def _is_model(one: Compile, project: Project) -> bool:
-    if not one.call.args:
+    if one.function is not None:
+        return one.idle is None
+    if not isinstance(one.call, ast.Call) or not one.call.args:
         return False
     value = one.call.args[0]
     if isinstance(value, ast.Lambda):
@@ -211,131 +226,6 @@ def _is_model(one: Compile, project: Project) -> bool:
     return "model" in name.lower() or is_model_name(name) or bool(project.functions.get(name))
 
 
-def _varying(one: Compile, module: Module, project: Project) -> tuple[str, str] | None:
-    """(what changes, where) for the batches of a program that compiles a model."""
-    files = list(neighbours(module, project))
-    files += [other for other in project.modules if other not in files and module in neighbours(other, project)]
-    for file in files:
-        for place in padded_rows(file, project):
-            if "longest" in place.message:
-                at = place.scope.module.path if place.scope else file.path
-                line = getattr(place.node, "lineno", 0)
-                words = f"rows are filled up to the longest of the batch at {at}:{line}"
-                return "batches are as wide as their longest text", words
-    for file in files:
-        for loop in train_loops(file, project):
-            for item in loop.turn(project):
-                if found := _cut_to_width(item, project) or _drawn_width(item, project):
-                    return "batches are cut to a width that changes", f"{item.scope.module.path}:{item.line}: {found}"
-    return None
-
-
-def _cut_to_width(item: Reached, project: Project) -> str | None:
-    """x[:, :width] with a width that depends on the batch, the step or chance."""
-    node = item.node
-    if not isinstance(node, ast.Subscript) or not isinstance(node.slice, ast.Tuple):
-        return None
-    if item.is_in_forward:
-        return None
-    for part in node.slice.elts[1:]:
-        if (
-            isinstance(part, ast.Slice)
-            and part.upper is not None
-            and (
-                _changes(part.upper, item.scope, 3)
-                or _follows_step(part.upper, item, 2)
-                or _is_drawn(part.upper, item.scope, project)
-            )
-        ):
-            return code_of(node, 50)
-    return None
-
-
-WIDTH = re.compile(r"len|width|size|seq|ctx|context|block|height|side|resolution|crop|horizon|bucket|^[tThwHW]$|^res$")
-
-
-def _drawn_width(item: Reached, project: Project) -> str | None:
-    """width = random.choice(WIDTHS); x, y = get_batch(rows, width); also in a function, or by the step."""
-    node = item.node
-    if not isinstance(node, ast.Call) or item.is_in_forward:
-        return None
-    for arg in [*node.args, *(word.value for word in node.keywords)]:
-        for name in names_in(arg):
-            if not WIDTH.search(name):
-                continue
-            values = [b.value for b in item.scope.bindings.get(name, []) if b.how in ("=", "part")]
-            if any(_is_drawn(value, item.scope, project) or _by_step(value, item, project) for value in values):
-                return code_of(node, 50)
-    return None
-
-
-def _is_drawn(value: ast.expr, scope: Scope, project: Project, depth: int = 3) -> bool:
-    """Whether chance decides a number: by a call, through names and sums, or in a function that hands it back."""
-    for part in walk(value):
-        if isinstance(part, ast.Call):
-            if last_name(part.func) in ("randint", "randrange", "choice", "choices", "integers"):
-                return not _has_shape(part, scope)
-            if depth and any(
-                _is_drawn(result, function, project, depth - 1)
-                for function in project.callees(part, scope)[:2] for result in function.returns[:3]
-            ):  # fmt: skip
-                return True
-        elif isinstance(part, ast.Name) and depth:
-            made = [b.value for b in scope.bindings.get(part.id, []) if b.how == "="]
-            if len(made) == 1 and _is_drawn(made[0], scope, project, depth - 1):
-                return True
-    return False
-
-
-def _has_shape(draw: ast.Call, scope: Scope) -> bool:
-    """Whether a draw gives a tensor of numbers, which are no widths: randint(0, vocabulary, (rows, length))."""
-    shapes = [*draw.args, *(word.value for word in draw.keywords if word.arg == "size")]
-    shapes = [part for part in shapes if isinstance(part, (ast.Tuple, ast.List)) and part.elts]
-    above = scope.module.parents.get(draw)
-    read = isinstance(above, ast.Attribute) and above.attr in ("item", "tolist")
-    kept = last_name(draw.func) in ("choice", "choices", "integers")  # of a list; a size is its second argument
-    return bool(shapes[1:] if kept and draw.args and shapes and shapes[0] is draw.args[0] else shapes) and not read
-
-
-def _by_step(value: ast.expr, item: Reached, project: Project) -> bool:
-    """width = schedule(step): a number that a function of the project computes from the counter of the loop."""
-    if not isinstance(value, ast.Call) or not project.callees(value, item.scope):
-        return False
-    if not any(_follows_step(arg, item, 0) for arg in value.args):
-        return False
-    function = project.callees(value, item.scope)[0]
-    results = function.returns
-    return any(names_in(result) & set(function.parameters) for result in results) and not any(
-        isinstance(part, ast.Call) and last_name(part.func) not in ("min", "max", "int", "round", "len")
-        for result in results for part in walk(result)
-    )  # fmt: skip
-
-
-def _follows_step(node: ast.expr, item: Reached, depth: int) -> bool:
-    """A width that is computed from the counter of a loop around: min(longest, 64 + step // 100)."""
-    loops = item.scope.module.loops_around(item.node)
-    counters = {name for loop in loops if isinstance(loop, ast.For) for name in names_in(loop.target)}
-    counters = {name for name in counters if re.search(r"step|iter|epoch|^i$|^it$|^t$", name)}
-    names = names_in(node)
-    if names & counters:
-        return True
-    values = [b.value for name in names for b in item.scope.bindings.get(name, []) if b.how == "="]
-    return depth > 0 and any(_follows_step(value, item, depth - 1) for value in values)
-
-
-def _changes(node: ast.expr, scope: Scope, depth: int) -> bool:
-    text = text_of(node)
-    if re.search(r"\.max\(\)|max\(|\.sum\(|random\.|randint|choice\(|longest|max_in_batch", text):
-        return bool(re.search(r"len|mask|pad|random|randint|choice|longest|width|size", text))
-    if depth == 0:
-        return False
-    for name in names_in(node):
-        for binding in scope.bindings.get(name, []):
-            if binding.how == "=" and _changes(binding.value, scope, depth - 1):
-                return True
-    return False
-
-
 def _growing(module: Module, project: Project) -> Iterator[Place]:
     """A compiled model that gets a text one token longer at every turn."""
     for decode in decode_loops(module, project):
@@ -343,7 +233,8 @@ def _growing(module: Module, project: Project) -> Iterator[Place]:
             if not isinstance(item.node, ast.Call) or inner_loops(item, decode.loop):
                 continue
             made = is_compiled(item.node.func, item.scope, project) or _decorated(item)
-            if made is None or isinstance(made, ast.Call) and keyword(made, "dynamic") is not None:
+            dynamic = keyword(made, "dynamic") if isinstance(made, ast.Call) else None
+            if made is None or dynamic is not None and not is_false(dynamic):
                 continue
             grown = grown_argument(item, decode.loop, project)
             if grown is not None and not grown.is_filled:
