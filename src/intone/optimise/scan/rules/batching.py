@@ -5,34 +5,28 @@ import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.constants import fixed_values, is_one_of_many, known_values
-from intone.optimise.scan.expressions import code_of, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in
 from intone.optimise.scan.loops import TrainLoop, train_loops
-from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.rules.accumulation import counts_micro_batches, over_micro_batches
+from intone.optimise.scan.rules.accumulating import Where, accumulation_of, flag_of, written_settings
+from intone.optimise.scan.rules.accumulation import counts_micro_batches, over_micro_batches, walked_over
+from intone.optimise.scan.scaling import count_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 BATCH = re.compile(
     r"^(per_device_|device_|micro_|mini_|local_|train_|per_gpu_)*(train_)?(micro_)?"
     r"(batch|batch_size|bs|mbs|batchsize|bsz|batch_rows|rows_per_\w+|seqs_per_\w+|sequences_per_\w+|examples_per_\w+|"
-    r"samples_per_\w+|num_rows|num_seqs)(_per_(gpu|device|rank|step))?$",
+    r"samples_per_\w+|(num_|n_)?(rows|seqs|sequences)|(rows_)?at_once|micro(_?size)?|micro_?batch(_size)?|mb|"
+    r"micro_(rows|seqs|rollouts|prompts|samples|examples|sequences|episodes|texts|docs|groups|pairs|b|bs|bsz))"
+    r"(_per_(gpu|device|rank|step|micro|pass|forward))?$",
     re.I,
 )
-ACCUMULATES = re.compile(
-    r"accum|grad_acc|target_(examples|batch|tokens)|global_batch|total_batch|effective_batch|num_passes|tokens_per_step|"
-    r"tokens_per_update|(^|_)gas$",
-    re.I,
-)
-# what a file says somewhere in which anything is called so
-SAYS_ACCUMULATES = re.compile(ACCUMULATES.pattern.replace("(^|_)gas$", r"gas\b").replace("_", "[-_]"), re.I)
 # functions that cut rows into pieces of so many: rows, number
 CUTTERS = ("batched", "chunked", "grouper", "minibatches", "micro_batches", "ichunked", "chunks", "iter_batches")
 WORLD = re.compile(r"world|rank|gpus|devices|nproc|dp_size", re.I)
-ELSEWHERE = re.compile(r"(^|[/_])(eval\w*|infer\w*|generat\w*|sampl\w*|serv\w*|bench\w*|tests?|chat|rl\w*)([/_.]|$)")
 SMALL = 8  # rows; guess: below it the matrix products of a small model leave most of a GPU idle
-Where = tuple[str, int, str]  # path, line, code
 
 
 @rule(
@@ -52,11 +46,15 @@ def small_batch(module: Module, project: Project) -> Iterator[Place]:
     """A batch size of 8 rows or less as a constant, default or flag, in a program that accumulates gradients."""
     if re.search(r"(^|/)(test|tests)/", module.path):
         return
-    accumulation = _accumulation(module, project)
+    accumulation = accumulation_of(module, project)
     if accumulation is not None:
         for node, name, value in _constants(module, project):
             if (BATCH.match(name) or name == "B") and 1 <= value <= SMALL and _is_micro(name, module):
                 yield _place(node, name, value, accumulation, module)
+        for name, value, line in written_settings(module, project):
+            if BATCH.match(name) and 1 <= value <= SMALL and _is_micro(name, module):
+                at = ast.Constant(value, lineno=line, col_offset=0, end_lineno=line, end_col_offset=0)
+                yield _place(at, name, value, accumulation, module)
         yield from _handed_to_loader(module, accumulation, project)
     for loop in train_loops(module, project):
         over = loop.accumulates and counts_micro_batches(loop, project)
@@ -74,6 +72,10 @@ def _handed_to_loader(module: Module, accumulation: Where, project: Project) -> 
                 continue
             place = 2 if (last_name(call.func) or "").endswith("BatchSampler") else 1
             size = keyword(call, "batch_size") or (call.args[place] if len(call.args) > place else None)
+            if isinstance(size, ast.Constant) and size in call.args and type(size.value) is int:
+                if 1 <= size.value <= SMALL:
+                    yield _place(call, "batch_size", size.value, accumulation, module)
+                continue
             if size is None or isinstance(size, ast.Constant):
                 continue
             values = known_values(size, scope, project)
@@ -105,86 +107,6 @@ def _is_micro(name: str, module: Module) -> bool:
     if re.search(r"micro|device|mini|local|gpu|mbs", name, re.I):
         return True
     return not re.search(r"\b(micro_batch|device_batch|micro_bs|mini_batch_size|per_device)\w*", module.text)
-
-
-# --- accumulation -----------------------------------------------------------------------------------------------------
-
-
-def _accumulation(module: Module, project: Project) -> Where | None:
-    """Where the program that a file belongs to accumulates gradients: in the file first."""
-    if _says_one(module, project):
-        return None
-    own = _accumulation_in(module, project)
-    if own is not None or ELSEWHERE.search(module.path):
-        return own
-    for other in neighbours(module, project):
-        if other is not module and (found := _accumulation_in(other, project)) is not None:
-            return found
-    return None
-
-
-def _says_one(module: Module, project: Project) -> bool:
-    """Whether a file sets its accumulation to 1 itself."""
-    return any(
-        any(ACCUMULATES.search(name) for name in names)
-        and not isinstance(value, ast.Constant)
-        and {known.value for known in known_values(value, scope, project)} == {1}
-        for _, scope, names, value in _named_values(module)
-    )
-
-
-def _accumulation_in(module: Module, project: Project) -> Where | None:
-    """A name for accumulation with a value other than 1, a quotient of batch sizes, or a loop that accumulates."""
-    key = ("accumulation", module.path)
-    if key not in project.remembered:
-        project.remembered[key] = _find_accumulation(module, project)
-    found: Where | None = project.remembered[key]
-    return found
-
-
-def _find_accumulation(module: Module, project: Project) -> Where | None:
-    for node, scope, names, value in _named_values(module):
-        if not any(ACCUMULATES.search(name) for name in names):
-            continue
-        if isinstance(value, ast.Constant) and (value.value in (1, None) or not isinstance(value.value, int)):
-            continue
-        values = {known.value for known in known_values(value, scope, project)}
-        if values and values <= {1, None, False}:
-            continue
-        return module.path, value.lineno, code_of(node, 60)
-    for loop in train_loops(module, project):
-        if loop.accumulates and counts_micro_batches(loop, project):
-            return module.path, loop.inner.lineno, module.line_of(loop.inner)[:60]
-    return None
-
-
-def _named_values(module: Module) -> Iterator[tuple[ast.AST, Scope, list[str], ast.expr]]:
-    """(node, function, names, value) of what is named in a file in which something may be called an accumulation."""
-    for node in module.nodes if module.mentions(SAYS_ACCUMULATES) else ():
-        if type(node) not in (ast.Assign, ast.AnnAssign, ast.keyword, ast.Call, ast.Dict):
-            continue
-        scope = module.scope_of.get(node, module.top)
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            yield node, scope, [target_name(node.targets[0]) or ""], node.value
-        elif isinstance(node, ast.AnnAssign) and node.value is not None:
-            yield node, scope, [target_name(node.target) or ""], node.value
-        elif isinstance(node, ast.keyword) and node.arg:
-            yield node, scope, [node.arg], node.value
-        elif isinstance(node, ast.Call) and last_name(node.func) == "add_argument":
-            if (default := keyword(node, "default")) is not None:
-                yield node, scope, _flag(node), default
-        elif isinstance(node, ast.Dict):
-            for key, value in zip(node.keys, node.values, strict=True):
-                if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                    yield value, scope, [key.value], value
-
-
-def _flag(call: ast.Call) -> list[str]:
-    return [
-        arg.value.lstrip("-").replace("-", "_")
-        for arg in call.args
-        if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
-    ]
 
 
 # --- batch sizes ------------------------------------------------------------------------------------------------------
@@ -241,7 +163,7 @@ def _in_call(node: ast.Call, scope: Scope, project: Project) -> Iterator[tuple[a
         default = keyword(node, "default")
         if default is None and name == "DEFINE_integer" and len(node.args) > 1:
             default = node.args[1]
-        for flag in _flag(node)[-1:] if name != "DEFINE_integer" else _flag(node)[:1]:
+        for flag in flag_of(node)[-1:] if name != "DEFINE_integer" else flag_of(node)[:1]:
             yield from _number(node, flag, default, scope, project)
         return
     callees = project.callees(node, scope)[:2]
@@ -309,22 +231,59 @@ def _cut_by_loop(loop: TrainLoop, project: Project) -> Iterator[Place]:
 def _row_counts(loop: TrainLoop, project: Project) -> Iterator[tuple[ast.expr, Scope]]:
     """The expressions that say how many rows go through the model at once."""
     if isinstance(loop.inner, (ast.For, ast.AsyncFor)):
-        for part in walk(loop.inner.iter):
+        for part in (part for walked in walked_over(loop.inner, loop.scope) for part in walk(walked)):
             if isinstance(part, ast.Call) and last_name(part.func) == "range" and len(part.args) == 3:
                 yield part.args[2], loop.scope
-            if (
-                isinstance(part, ast.Call)
-                and last_name(part.func) == "split"
-                and part.args
-                and (not isinstance(part.args[0], ast.Constant) or type(part.args[0].value) is int)
-            ):
-                yield part.args[0], loop.scope
             if isinstance(part, ast.Call):
+                yield from ((size, loop.scope) for size in _split_size(part, loop.scope))
                 yield from _split_in(part, loop, project)
                 if last_name(part.func) in CUTTERS and len(part.args) > 1:
                     yield part.args[1], loop.scope
+    yield from _divisors(loop, project)
     for item in loop.turn(project):
         yield from _drawn(item)
+        yield from _sliced(item)
+
+
+def _sliced(item: Reached) -> Iterator[tuple[ast.expr, Scope]]:
+    """x[i * n : (i + 1) * n], slice(at, at + n): as many rows as a part has."""
+    node = item.node
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "slice":
+        lower, upper = (node.args[0], node.args[1]) if len(node.args) > 1 else (None, None)
+    elif isinstance(node, ast.Slice) and not isinstance(item.scope.module.parents.get(node), ast.Tuple):
+        lower, upper = node.lower, node.upper
+    else:
+        return
+    if isinstance(lower, ast.BinOp) and isinstance(lower.op, ast.Mult) and isinstance(upper, ast.BinOp):
+        sides = [side for side in (lower.left, lower.right) if isinstance(upper.op, ast.Mult)]
+        moving = {name for loop in item.scope.module.loops_around(node) if isinstance(loop, ast.For)
+                  for name in names_in(loop.target)}  # fmt: skip
+        yield from ((side, item.scope) for side in sides if not names_in(side) & moving)
+    elif isinstance(lower, ast.Name) and isinstance(upper, ast.BinOp) and target_name(upper.left) == lower.id:
+        yield upper.right, item.scope
+
+
+def _divisors(loop: TrainLoop, project: Project) -> Iterator[tuple[ast.expr, Scope]]:
+    """The factors that the number of micro-batches is a quotient by: n = batch_tokens // (rows * width * world)."""
+    count = count_of(loop, project)
+    for origin in project.origins(*count, depth=4) if count is not None else ():
+        for part in walk(origin.node):
+            if isinstance(part, ast.BinOp) and isinstance(part.op, (ast.FloorDiv, ast.Div)):
+                for factor in _factors(part.right, origin.scope, project):
+                    if not WORLD.search(" ".join(names_in(factor[0]))):
+                        yield factor
+
+
+def _factors(node: ast.expr, scope: Scope, project: Project, depth: int = 2) -> Iterator[tuple[ast.expr, Scope]]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        yield from _factors(node.left, scope, project, depth)
+        yield from _factors(node.right, scope, project, depth)
+        return
+    made = [b.value for b in scope.bindings.get(node.id, []) if b.how == "="] if isinstance(node, ast.Name) else []
+    if depth and len(made) == 1 and isinstance(made[0], ast.BinOp):
+        yield from _factors(made[0], scope, project, depth - 1)
+    else:
+        yield node, scope
 
 
 def _split_in(call: ast.Call, loop: TrainLoop, project: Project) -> Iterator[tuple[ast.expr, Scope]]:
@@ -333,8 +292,15 @@ def _split_in(call: ast.Call, loop: TrainLoop, project: Project) -> Iterator[tup
         for inner in function.calls:
             if last_name(inner.func) == "range" and len(inner.args) == 3:
                 yield inner.args[2], function
-            if last_name(inner.func) == "split" and inner.args and not isinstance(inner.args[0], ast.Constant):
-                yield inner.args[0], function
+            yield from ((size, function) for size in _split_size(inner, function))
+
+
+def _split_size(call: ast.Call, scope: Scope) -> list[ast.expr]:
+    """The rows of a part: x.split(4), torch.split(x, 4); the separator of a text is none."""
+    if last_name(call.func) != "split":
+        return []
+    size = call.args[1 if called(call, scope).startswith("torch.") else 0 :][:1]
+    return [one for one in size if not isinstance(one, ast.Constant) or type(one.value) is int]
 
 
 def _drawn(item: Reached) -> Iterator[tuple[ast.expr, Scope]]:

@@ -4,15 +4,13 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import called, is_false, keyword, last_name, names_in, text_of
-from intone.optimise.scan.options import option_values, options
-from intone.optimise.scan.project import Project
+from intone.optimise.scan.expressions import last_name
+from intone.optimise.scan.filling import LONGEST, filled_up, is_for_training
+from intone.optimise.scan.finding import Confidence
+from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, target_name, walk
-
-Found = tuple[ast.AST, str]
-# of a library, for rows with labels
-COLLATORS = re.compile(r"^DataCollator(ForSeq2Seq|ForTokenClassification|ForCompletionOnlyLM|WithPadding)$")
+from intone.optimise.scan.source import Module, Scope
+from intone.optimise.scan.values import is_module_class
 
 
 @rule(
@@ -30,46 +28,70 @@ COLLATORS = re.compile(r"^DataCollator(ForSeq2Seq|ForTokenClassification|ForComp
 )
 def padded_rows(module: Module, project: Project) -> Iterator[Place]:
     """A collate of training rows with labels that fills up to the longest row, or to a fixed length."""
+    for place in filled_rows(module, project):
+        if not (LONGEST in place.message and module.mentions(BY_LENGTH)):  # of about the same length
+            yield place
+
+
+def filled_rows(module: Module, project: Project) -> list[Place]:
+    """Where training rows are filled up in a file, also where they are of about the same length."""
     key = ("padded", module.path)
     if key not in project.remembered:  # the rule on changing shapes asks too
         project.remembered[key] = list(_padded_rows(module, project))
-    yield from project.remembered[key]
+    found: list[Place] = project.remembered[key]
+    return found
 
 
 def _padded_rows(module: Module, project: Project) -> Iterator[Place]:
     for scope in module.scopes:
         if scope.simple_name == "<lambda>" or _packs(scope):
             continue
-        padding = (
-            _pads_to_longest(scope, project)
-            or _pads_by_library(scope, project)
-            or _pads_lists(scope, project)
-            or _pads_step_by_step(scope, project)
-            or _fills_in_part(scope)
-        )
+        padding = filled_up(scope, project)
         if padding is None:
             continue
-        by_library = COLLATORS.match(_called_name(padding[0])) or _unpacked(padding[0])
-        labels = scope if by_library else _labels_near(scope, project)
-        if labels is None or _packs(labels):
-            continue
         node, how = padding
-        told = "the batch carries labels: it is for training"
-        if labels is not scope:
+        labels = scope if is_for_training(node) else _labels_near(scope, project)
+        if labels is not None and _packs(labels):
+            continue
+        if labels is None and not _feeds_training(scope, project, how):
+            continue
+        told = "the batch carries labels: it is for training" if labels is not None else "its program trains"
+        if labels is not None and labels is not scope:
             told += f" ({labels.module.path}: `{labels.simple_name}`)"
         home = next((other.scope_of[node] for other in project.modules if node in other.scope_of), scope)
-        yield Place(node, f"rows are filled up {how}, each with one text", (told,), scope=home)
+        confidence: Confidence = "high" if labels is not None else "medium"
+        yield Place(node, f"rows are filled up {how}, each with one text", (told,), confidence, scope=home)
 
 
-def _unpacked(node: ast.AST) -> bool:
-    """SFTConfig(packing=False): a library's trainer that was told not to pack."""
-    if not isinstance(node, ast.Call) or not re.search(r"Config$|Trainer$|Arguments$", last_name(node.func) or ""):
+ASKS = re.compile(
+    r"(^|[._])(eval\w*|valid\w*|val|test\w*|infer\w*|generat\w*|predict\w*|complet\w*|serve\w*|chat$|decod\w*|score\w*|"
+    r"rank\w*|search\w*|respond|answer\w*|rollout\w*|forward)(?=$|[._])",
+    re.I,
+)
+TOKENS = re.compile(r"cross_entropy|CrossEntropyLoss|ignore_index|nll_loss|log_softmax\([^#]*\.gather\(")
+# a file that trains, or that writes rows down for a training
+LEARNS = re.compile(
+    TOKENS.pattern + r"|nn\.\w*Loss\b|\.backward\(|def training_step|"
+    r"np\.savez?\w*\(|\.to_parquet\(|save_to_disk\(|np\.memmap\([^#]*['\"]w\+"
+)
+# rows of about the same length together: little is filled up
+BY_LENGTH = re.compile(
+    r"group_by_length\s*=\s*True|LengthGroup|by_length|key=(lambda \w+: )?len|key=\w*[lL]en\w*\.__getitem__"
+)
+
+
+def _feeds_training(scope: Scope, project: Project, how: str) -> bool:
+    """Whether rows without labels beside them are those of a training: of a file that trains, and not to be asked."""
+    module, sites = scope.module, project.callers(scope)[:6]
+    if any(last_name(call.func) == "generate" for one in [scope, *(s.scope for s in sites)] for call in one.calls):
         return False
-    return is_false(keyword(node, "packing"))
-
-
-def _called_name(node: ast.AST) -> str:
-    return (last_name(node.func) or "") if isinstance(node, ast.Call) else ""
+    if ASKS.search(scope.name) or sites and all(ASKS.search(site.scope.name) for site in sites):
+        return False
+    if (owner := owner_of(scope)) is not None and is_module_class(owner):
+        return False
+    users = {site.scope.module for site in sites}
+    learns = TOKENS if how == LONGEST else LEARNS  # frames of sound are often as long as the longest
+    return any(one.mentions(learns) for one in {module, *users})
 
 
 def _labels_near(scope: Scope, project: Project) -> Scope | None:
@@ -110,7 +132,7 @@ def _fills_ignored(scope: Scope) -> bool:
     for node in scope.of(ast.Call, ast.BinOp):
         if isinstance(node, ast.Call) and last_name(node.func) in (
             "full", "new_full", "full_like", "fill_", "masked_fill", "masked_fill_", "pad_sequence", "pad",
-            "constant_pad_nd",
+            "constant_pad_nd", "where",
         ):  # fmt: skip
             values = [*node.args[1:], *(word.value for word in node.keywords)]
             values += node.args[:1] if last_name(node.func) == "fill_" else []
@@ -160,183 +182,3 @@ def _packs(scope: Scope) -> bool:
         if isinstance(node, ast.Name) and PACKED.search(node.id):
             return True
     return False
-
-
-def _pads_to_longest(scope: Scope, project: Project) -> Found | None:
-    """full((rows, max(len(x) ...)), pad), also where the width is handed over."""
-    for node in scope.of(ast.Call):
-        if not node.args:
-            continue
-        if last_name(node.func) not in ("full", "zeros", "ones", "empty", "new_full", "new_zeros"):
-            continue
-        width: ast.expr = node.args[0]
-        if (
-            not isinstance(width, (ast.Tuple, ast.List))
-            and len(node.args) > 1
-            and "full" not in (last_name(node.func) or "")
-        ):
-            width = ast.Tuple(elts=list(node.args[:2]), ctx=ast.Load())
-        if (
-            isinstance(width, (ast.Tuple, ast.List))
-            and len(width.elts) == 2
-            and _is_filled(node, scope)
-            and _is_longest(width.elts[1], scope, project, 4)
-        ):
-            return node, "to the longest of the batch"
-    return None
-
-
-def _is_filled(node: ast.Call, scope: Scope) -> bool:
-    """Whether what was made is written row by row in the same function."""
-    above = scope.module.parents.get(node)
-    while isinstance(above, (ast.Call, ast.Attribute)):
-        above = scope.module.parents.get(above)
-    return isinstance(above, (ast.Assign, ast.AnnAssign, ast.Return, ast.Tuple, ast.Dict, ast.keyword))
-
-
-def _is_longest(node: ast.expr, scope: Scope, project: Project, depth: int) -> bool:
-    """max(len(row) for row in batch), perhaps plus or minus something, behind a name, or handed over by a caller."""
-    for part in walk(node):
-        if isinstance(part, ast.Call) and last_name(part.func) in ("max", "amax") and _is_of_lengths(part, scope):
-            return True
-        if (
-            isinstance(part, ast.Subscript)
-            and isinstance(part.value, ast.Call)
-            and last_name(part.value.func) == "sorted"
-            and "len" in text_of(part.value)
-        ):
-            return True
-        if depth and isinstance(part, ast.Call):
-            for function in project.callees(part, scope)[:2]:
-                if any(_is_longest(value, function, project, depth - 1) for value in function.returns):
-                    return True
-        if depth and isinstance(part, ast.Name):
-            for origin in project.origins(part, scope, depth=2):
-                if (
-                    origin.node is not part
-                    and not origin.is_annotation
-                    and _is_longest(origin.node, origin.scope, project, depth - 1)
-                ):
-                    return True
-    return False
-
-
-def _is_of_lengths(call: ast.Call, scope: Scope) -> bool:
-    """max over len(...), sizes or lengths; not max(1, n)."""
-    if re.search(r"len|size|shape", text_of(call)):
-        return True
-    return any(
-        "len(" in text_of(binding.value)
-        for arg in call.args for name in names_in(arg) for binding in scope.bindings.get(name, [])
-    )  # fmt: skip
-
-
-def _pads_by_library(scope: Scope, project: Project) -> Found | None:
-    """pad_sequence(...), tokenizer(..., padding=...), tokenizer.pad(...), F.pad(row, (0, longest - len(row)))."""
-    for call in scope.calls:
-        name = called(call, scope)
-        if name.endswith(("pad_sequence", "to_padded_tensor")):
-            return call, "to the longest of the batch"
-        if COLLATORS.match(name.rpartition(".")[2]):
-            return call, "to the longest of the batch"
-        if _unpacked(call):
-            return call, "to the longest of the batch"
-        if name.endswith("zip_longest") and keyword(call, "fillvalue") is not None:
-            return call, "to the longest of the batch"
-        for option in options(call, "padding", scope, project):
-            values = option_values(option, project)
-            if "max_length" in values:
-                return option.node, "to a fixed length"
-            if "longest" in values or any(value is True for value in values):  # 1 is a convolution's
-                return option.node, "to the longest of the batch"
-        if re.search(r"(^|[._])(tok|tokenizer|processor|extractor)\.pad$", name):
-            return call, "to the longest of the batch"
-        if name in ("torch.nn.functional.pad", "torch.constant_pad_nd", "np.pad", "numpy.pad") and len(call.args) > 1:
-            amount = call.args[1]
-            if re.search(r"len|size|shape", text_of(amount)) or _is_gap(amount, scope):
-                longest = _is_longest(amount, scope, project, 3)
-                return call, "to the longest of the batch" if longest else "one by one"
-    return None
-
-
-def _is_gap(node: ast.expr, scope: Scope) -> bool:
-    """A number that is the difference of two lengths, behind a name."""
-    for name in names_in(node):
-        for binding in scope.bindings.get(name, []):
-            value = binding.value
-            if isinstance(value, ast.Call) and last_name(value.func) == "max" and value.args:
-                value = value.args[-1]
-            if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Sub) and re.search(
-                r"len\(|\.size|shape|numel", text_of(value)
-            ):  # fmt: skip
-                return True
-    return False
-
-
-def _pads_lists(scope: Scope, project: Project) -> Found | None:
-    """row + [pad] * (longest - len(row)), row.extend([pad] * gap)."""
-    for node in scope.of(ast.BinOp):
-        if not isinstance(node.op, ast.Mult):
-            continue
-        one, count = (node.left, node.right) if isinstance(node.left, ast.List) else (node.right, node.left)
-        if not isinstance(one, ast.List) or len(one.elts) != 1:
-            continue
-        direct = isinstance(count, ast.BinOp) and isinstance(count.op, ast.Sub) and "len(" in text_of(count)
-        if not direct and not _is_gap(count, scope):
-            continue
-        if any(isinstance(loop, ast.While) for loop in scope.module.loops_around(node)):
-            continue
-        parts: list[ast.expr] = [count.left] if isinstance(count, ast.BinOp) else [count]
-        behind = [binding.value for name in names_in(count) for binding in scope.bindings.get(name, [])]
-        parts += [value.left for value in behind if isinstance(value, ast.BinOp)]
-        longest = any(_is_longest(part, scope, project, 3) for part in parts)
-        return node, "to the longest of the batch" if longest else "to a fixed length"
-    return None
-
-
-def _fills_in_part(scope: Scope) -> Found | None:
-    """row = full(width, pad); row[: len(ids)] = ids"""
-    for node in scope.of(ast.Assign):
-        if not isinstance(node.targets[0], ast.Subscript):
-            continue
-        target = node.targets[0]
-        index = target.slice.elts[-1] if isinstance(target.slice, ast.Tuple) and target.slice.elts else target.slice
-        if not isinstance(index, ast.Slice) or index.lower is not None or index.upper is None:
-            continue
-        name = target_name(target.value)
-        made = [b.value for b in scope.bindings.get(name or "", []) if b.how == "=" and isinstance(b.value, ast.Call)]
-        filled = [call for call in made if last_name(call.func) in ("full", "zeros", "ones", "new_full", "new_zeros")]
-        if filled and _is_length(index.upper, scope):
-            return filled[0], "to a fixed length"
-    return None
-
-
-def _is_length(node: ast.expr, scope: Scope) -> bool:
-    """len(row), row.size(0), or a name for one of them."""
-    if re.search(r"len\(|\.size\(|\.shape|numel", text_of(node)):
-        return True
-    values = [b.value for name in names_in(node) for b in scope.bindings.get(name, []) if b.how == "="]
-    return any(re.search(r"len\(|\.size\(|\.shape|numel", text_of(value)) for value in values)
-
-
-def _is_filler(node: ast.expr) -> bool:
-    return isinstance(node, (ast.Constant, ast.UnaryOp)) or bool(re.search(r"pad|ignore|eos", text_of(node), re.I))
-
-
-def _pads_step_by_step(scope: Scope, project: Project) -> Found | None:
-    """while len(row) < width: row.append(pad)"""
-    for node in scope.of(ast.While):
-        if len(node.body) > 3 or not isinstance(node.test, ast.Compare):
-            continue
-        if not re.match(r"len\(", text_of(node.test.left)) or not isinstance(node.test.ops[0], ast.Lt):
-            continue
-        row = names_in(node.test.left)
-        pads = [
-            call for statement in node.body for call in walk(statement)
-            if isinstance(call, ast.Call) and last_name(call.func) == "append" and call.args
-            and _is_filler(call.args[0]) and names_in(call.func) & row
-        ]  # fmt: skip
-        if pads:
-            longest = _is_longest(node.test.comparators[0], scope, project, 3)
-            return node, "to the longest of the batch" if longest else "to a fixed length"
-    return None
