@@ -177,6 +177,35 @@ BACKWARD, STEP, MOVES = "                loss.backward()\n", "            opt.st
 fault("S58", ACCUM.replace(BACKWARD, f"{BACKWARD}            {MOVES}"))
 right("S58", ACCUM.replace(STEP, f"{STEP}        {MOVES}"))
 
+# --- S59 -------------------------------------------------------------------------------------------------------------
+LIBRARY = """
+    from accelerate import Accelerator
+    def train(model, opt, loader, n):
+        accelerator = Accelerator(gradient_accumulation_steps=n)
+        for batch in loader:
+            with accelerator.accumulate(model):
+                loss = model(batch)
+                accelerator.backward(loss)
+                opt.step()
+                opt.zero_grad()
+"""
+fault("S59", LIBRARY.replace("n)", "accum)").replace("backward(loss)", "backward(loss / accum)"))
+right("S59", LIBRARY)
+fault("S59", """
+    import lightning
+    class Plan(lightning.LightningModule):
+        def training_step(self, batch, index):
+            return self.loss(batch) / self.trainer.accumulate_grad_batches
+""")  # fmt: skip
+right("S59", """
+    import lightning
+    class Plan(lightning.LightningModule):
+        def __init__(self):
+            self.automatic_optimization = False
+        def training_step(self, batch, index):
+            self.manual_backward(self.loss(batch) / self.hparams.accumulate)
+""")  # fmt: skip
+
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())
 def test_a_planted_fault_is_found(rule, code):

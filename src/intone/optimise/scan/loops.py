@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from intone.optimise.scan.constants import only_value
-from intone.optimise.scan.expressions import names_in, text_of
+from intone.optimise.scan.expressions import last_name, names_in, text_of
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import Frame, Reached, loops_around, reached
-from intone.optimise.scan.source import FunctionNode, Module, Scope, walk
+from intone.optimise.scan.source import FunctionNode, Module, Scope, target_name, walk
 from intone.optimise.scan.values import backward_loss, is_backward, steps_optimizer
 
 Loop = ast.For | ast.AsyncFor | ast.While
@@ -246,10 +246,9 @@ def _is_set_back(name: str, scope: Scope, project: Project) -> bool:
         places = [*places, *project.class_scopes(owner[1])]
     bindings = [b for place in places for b in place.bindings.get(name, [])]
     counted = any(isinstance(b.node, ast.AugAssign) and isinstance(b.node.op, (ast.Add, ast.Sub)) for b in bindings)
-    here = scope.bindings.get(name, [])
     reset = any(
-        isinstance(b.value, ast.Constant) and isinstance(scope.module.parents.get(b.node), (ast.If, ast.FunctionDef))
-        and scope.simple_name != "__init__" for b in here
+        isinstance(b.value, ast.Constant) and isinstance(place.module.parents.get(b.node), (ast.If, ast.FunctionDef))
+        and place.simple_name != "__init__" for place in places for b in place.bindings.get(name, []) if b.how == "="
     )  # fmt: skip
     return counted and reset
 
@@ -336,6 +335,8 @@ def _is_rare(test: ast.expr, scope: Scope, project: Project, *, words: bool = Tr
     if _is_always(test, scope, project):
         return False
     names = names_in(test)
+    if _is_full(test, scope):
+        return True
     if words and any(PERIODIC.search(name.rpartition(".")[2]) for name in names):
         return True
     values = [b.value for name in names for b in scope.bindings.get(name, []) if b.how == "="]
@@ -343,6 +344,18 @@ def _is_rare(test: ast.expr, scope: Scope, project: Project, *, words: bool = Tr
     inside = [(value, scope) for value in values]  # due = step % 50 == 0
     inside += [(value, f) for call in calls for f in project.callees(call, scope)[:2] for value in f.returns]
     return any(_is_remainder(part, at, project) for value, at in inside for part in walk(value))
+
+
+def _is_full(test: ast.expr, scope: Scope) -> bool:
+    """len(seen) == 100, of a list that is emptied in the function: true every hundred turns."""
+    if not isinstance(test, ast.Compare) or not isinstance(test.left, ast.Call) or not test.left.args:
+        return False
+    bound, name = test.comparators[0], target_name(test.left.args[0])
+    if last_name(test.left.func) != "len" or isinstance(bound, ast.Constant) and bound.value in (0, 1):
+        return False
+    emptied = any(last_name(call.func) == "clear" and name in names_in(call.func) for call in scope.calls)
+    made = [b.value for b in scope.bindings.get(name or "", []) if b.how == "="]
+    return emptied or sum(isinstance(value, ast.List) and not value.elts for value in made) > 1
 
 
 def _leaves(body: list[ast.stmt]) -> bool:

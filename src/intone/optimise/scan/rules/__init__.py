@@ -29,8 +29,10 @@ from intone.optimise.scan.rules import (
     resuming,
     row_reads,
     sampling,
+    scaled_twice,
     streams,
     syncs,
+    weight_casts,
     windows,
 )
 
@@ -63,7 +65,9 @@ __all__ = [
     "resuming",
     "row_reads",
     "sampling",
+    "scaled_twice",
     "streams",
     "syncs",
+    "weight_casts",
     "windows",
 ]

@@ -11,7 +11,7 @@ from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import COMPREHENSIONS, Reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.scaling import Scaling, count_of, is_count, same_number, scalings
-from intone.optimise.scan.source import Module, Scope, walk
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 SOURCE = "optimiser.md D19 and G3"
 
@@ -30,6 +30,11 @@ SOURCE = "optimiser.md D19 and G3"
 def steps_too_often(module: Module, project: Project) -> Iterator[Place]:
     """A loop over micro-batches, or a loss divided by their number, with optimizer.step() at every turn."""
     for loop in train_loops(module, project):
+        if loop.shape == "guarded" and (rest := _steps_on_rest(loop, project)) is not None:
+            step = loop.steps[0]
+            told = f"`{code_of(rest.test, 40)}` is true where a remainder is left"
+            words = f"`{code_of(step.node, 40)}` runs after every micro-batch but the last of a step"
+            yield Place(rest.test, words, (told,), scope=step.scope)
         if loop.shape != "plain" or not loop.steps or loop.outer is not loop.inner:
             continue
         over = over_micro_batches(loop.inner, loop.scope, project)
@@ -51,6 +56,24 @@ def steps_too_often(module: Module, project: Project) -> Iterator[Place]:
             )
 
 
+def _steps_on_rest(loop: TrainLoop, project: Project) -> ast.If | None:
+    """if (i + 1) % n: step(): the == 0 is missing."""
+    guard = counter_guard(loop.steps[0], loop.inner, project)
+    if guard is None or not any(above is guard and below in guard.body for below, above, _ in loop.steps[0].up()):
+        return None
+    test = guard.test
+    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], (ast.NotEq, ast.Gt)):
+        zero = isinstance(test.comparators[0], ast.Constant) and test.comparators[0].value == 0
+        test = test.left if zero else test
+    if not (isinstance(test, ast.BinOp) and isinstance(test.op, ast.Mod)):
+        return None
+    count = text_of(test.right)
+    counted = is_count(test.right, loop.steps[0].scope, project) or any(
+        text_of(scaling.factor) == count for item in loop.backwards for scaling in scalings(item, loop, project)
+    )
+    return guard if counted else None
+
+
 def _way(item: Reached) -> list[str]:
     return [item.path()] if item.chain else []
 
@@ -60,6 +83,8 @@ def over_micro_batches(loop: Loop, scope: Scope, project: Project) -> str | None
     walked, target = walk_of(loop)
     if walked is None or target is None:
         return None
+    if isinstance(walked, ast.Name):
+        walked = next((value for value in walked_over(loop, scope) if isinstance(value, ast.Call)), walked)
     text = code_of(walked, 50)
     names = {name.rpartition(".")[2] for name in names_in(walked)} | names_in(target)
     if re.search(r"loader|dataset", text):
@@ -79,6 +104,15 @@ def over_micro_batches(loop: Loop, scope: Scope, project: Project) -> str | None
     ):
         return text
     return None
+
+
+def walked_over(loop: ast.AST, scope: Scope) -> list[ast.expr]:
+    """What a loop walks over; of a name of the function what it is made of: parts = rows.chunk(n)."""
+    walked, _ = walk_of(loop)
+    if walked is None:
+        return []
+    made = [b.value for b in scope.bindings.get(target_name(walked) or "", []) if b.how == "="]
+    return [walked, *made] if len(made) == 1 else [walked]
 
 
 def walk_of(loop: ast.AST) -> tuple[ast.expr | None, ast.expr | None]:
@@ -129,9 +163,11 @@ def cleared_too_often(module: Module, project: Project) -> Iterator[Place]:
 
 
 def _clears(item: Reached) -> bool:
+    """optimizer.zero_grad(), p.grad = None, p.grad.zero_()"""
     node = item.node
     if isinstance(node, ast.Call):
-        return last_name(node.func) == "zero_grad"
+        of_gradient = isinstance(node.func, ast.Attribute) and last_name(node.func.value) == "grad"
+        return last_name(node.func) == "zero_grad" or last_name(node.func) in ("zero_", "fill_") and of_gradient
     return (
         isinstance(node, ast.Assign)
         and isinstance(node.targets[0], ast.Attribute)
@@ -146,7 +182,7 @@ def _behind_if(item: Reached, loop: ast.AST) -> bool:
     for below, above, _ in item.up():
         if above is loop:
             return False
-        if isinstance(above, ast.If) and below is not above.test:
+        if isinstance(above, ast.If) and below is not above.test and ".grad" not in text_of(above.test):
             return True
     return False
 
@@ -198,7 +234,7 @@ def counts_micro_batches(loop: TrainLoop, project: Project) -> bool:
         return True
     inner = loop.inner
     if isinstance(inner, ast.While):
-        return bool(ACCUM.search(" ".join(names_in(inner.test))))
+        return bool(ACCUM.search(" ".join(names_in(inner.test)))) or loop.shape == "nested" and _counts_up(inner)
     if over_micro_batches(inner, loop.scope, project):
         return True
     walked, target = walk_of(inner)
@@ -209,7 +245,22 @@ def counts_micro_batches(loop: TrainLoop, project: Project) -> bool:
         return False
     if re.search(r"epoch", " ".join(names_in(walked) | names_in(target))):
         return False
-    return bool(re.search(r"range\(|chunk|split|micro|batched\(|grouper\(", text))
+    if re.search(r"range\(|chunk|split|micro|batched\(|grouper\(", text):
+        return True
+    parts = f"len({target_name(walked)})"  # the loss is divided by their number
+    return any(
+        scaling.divides and text_of(scaling.factor) == parts
+        for item in loop.backwards for scaling in scalings(item, loop, project)
+    )  # fmt: skip
+
+
+def _counts_up(loop: ast.While) -> bool:
+    """while done < wanted: ...; done += len(x): as many micro-batches as a step needs."""
+    counted = {
+        name for node in walk(loop) if isinstance(node, ast.AugAssign) and isinstance(node.op, (ast.Add, ast.Sub))
+        for name in names_in(node.target)
+    }  # fmt: skip
+    return isinstance(loop.test, ast.Compare) and bool(counted & names_in(loop.test))
 
 
 def _scales_elsewhere(loop: TrainLoop, project: Project) -> bool:

@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import code_of, last_name, text_of
+from intone.optimise.scan.expressions import code_of, keyword, last_name, text_of
 from intone.optimise.scan.loops import TrainLoop, counter_guard, train_loops
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
@@ -43,6 +43,12 @@ def exchanged_too_often(module: Module, project: Project) -> Iterator[Place]:
                 scope=reduce.scope,
             )
             continue
+        inverted = _inverted(loop, project)
+        if inverted is not None:
+            told = f"{module.path}:{loop.inner.lineno}: {module.line_of(loop.inner)[:60]}"
+            words = "the exchange of gradients is left out at the last micro-batch, and done at all others"
+            yield Place(inverted.node, words, (told,), scope=inverted.scope)
+            continue
         wrapped = _wrapped_in(loop, project)
         if wrapped is not None:
             backward = loop.backwards[0]
@@ -70,9 +76,52 @@ def _wrapped_in(loop: TrainLoop, project: Project) -> str | None:
     for module in files.values():
         for scope in module.scopes:
             for call in scope.calls:
-                if last_name(call.func) in ("DistributedDataParallel", "DDP", "FSDP", "FullyShardedDataParallel"):
+                if last_name(call.func) in EXCHANGERS or _is_fabric(call):
                     return f"{module.path}:{call.lineno}"
     return None
+
+
+EXCHANGERS = ("DistributedDataParallel", "DDP", "FSDP", "FullyShardedDataParallel", "fully_shard")
+
+
+def _is_fabric(call: ast.Call) -> bool:
+    """Fabric(devices=8), Fabric(strategy="ddp"): what it sets up exchanges gradients at every backward pass."""
+    devices, strategy = keyword(call, "devices"), keyword(call, "strategy")
+    many = devices is not None and not (isinstance(devices, ast.Constant) and devices.value in (1, "1"))
+    return last_name(call.func) == "Fabric" and (many or strategy is not None)
+
+
+def _inverted(loop: TrainLoop, project: Project) -> Reached | None:
+    """no_sync() if last else nullcontext(): the exchange is left out only where it is needed."""
+    for item in loop.turn(project):
+        node = item.node
+        if not isinstance(node, ast.IfExp) or not any(
+            isinstance(part, ast.Call) and last_name(part.func) in NO_SYNC for part in (node.body, node.orelse)
+        ):
+            continue
+        off = isinstance(node.body, ast.Call) and last_name(node.body.func) in NO_SYNC
+        if _is_last(node.test, item.scope, project, off):
+            return item
+    return None
+
+
+NO_SYNC = ("no_sync", "no_backward_sync")
+
+
+def _is_last(test: ast.expr, scope: Scope, project: Project, wanted: bool, depth: int = 2) -> bool:
+    """Whether a test is as wanted at the last micro-batch of a step only: k == n - 1, (i + 1) % n == 0, or a name."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        return _is_last(test.operand, scope, project, not wanted, depth)
+    if isinstance(test, ast.Compare) and len(test.ops) == 1:
+        left, right, op = test.left, test.comparators[0], test.ops[0]
+        ends = isinstance(right, ast.BinOp) and isinstance(right.op, ast.Sub)
+        ends = ends or isinstance(left, ast.BinOp) and isinstance(left.op, ast.Mod)
+        last = isinstance(op, (ast.Eq, ast.GtE))
+        return ends and (last if wanted else isinstance(op, (ast.NotEq, ast.Lt)))
+    if isinstance(test, ast.Name) and depth:
+        made = [b.value for b in scope.bindings.get(test.id, []) if b.how == "="]
+        return len(made) == 1 and _is_last(made[0], scope, project, wanted, depth - 1)
+    return False
 
 
 def _reduces_gradients(call: ast.Call, scope: Scope) -> bool:
@@ -208,6 +257,8 @@ def _once_only(item: Reached) -> str | None:
     """What a call does that belongs to a whole step, in words; None for any other call."""
     if _named(item, "clip_grad_norm_", "clip_grad_value_"):
         return "gradients are clipped"
+    if _named(item, "unscale_", "update") and "scaler" in text_of(item.node):
+        return "the scaler moves on"
     if _named(item, "step") and isinstance(item.node, ast.Call) and isinstance(item.node.func, ast.Attribute):
         name = (target_name(item.node.func.value) or "").rpartition(".")[2]
         if re.search(r"(^|_)(lr_?)?(sched|scheduler|schedule|schedulers|warmup)(_lr)?$|lr_sched", name):

@@ -1,0 +1,268 @@
+"""A rule on weights that are cast to another number format at every pass or step."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from intone.optimise.scan.decode import decode_loops
+from intone.optimise.scan.expressions import called, code_of, is_false, keyword, last_name, text_of
+from intone.optimise.scan.loops import is_periodic, train_loops
+from intone.optimise.scan.neighbours import imported_by
+from intone.optimise.scan.origins import Origin
+from intone.optimise.scan.project import Project, owner_of
+from intone.optimise.scan.reach import Reached, reached
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.values import is_model_name, is_module_class
+
+CASTS = ("to", "type", "type_as", "half", "bfloat16", "float")
+WEIGHT_NAME = re.compile(r"self\.(\w+\.)?(\w*weight\w*|W|w_\w+|kernel|w\d?)")
+# names under which a loop holds weights
+HELD = re.compile(r"(^|\.)(p|param|params|w\d?|\w*weights?|kernel|master\w*|fp32\w*|\w*_fp32|\w*_master)(\.data)?$")
+PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "einsum", "embedding", "conv1d", "baddbmm")
+
+
+@rule(
+    "S41",
+    "weights cast again at every pass",
+    kind="recast",
+    severity="medium",
+    why="The whole weight is read in one format and written in another before it is used: 8 bytes per "
+    "parameter and token "
+    "instead of 2 when generating, where reading weights is all that counts.",
+    fix="For generation keep a copy in the format that is computed in; for training use autocast's cached "
+    "casts or let the "
+    "compiler fuse the cast.",
+    source="nanochat-facts.md 4.1.1",
+)
+def weight_recast(module: Module, project: Project) -> Iterator[Place]:
+    """F.linear(x, self.weight.to(x.dtype)) in a module's forward or what it calls; model.half() in a hot loop."""
+    for scope in module.scopes:
+        owner = owner_of(scope)
+        inside = owner is not None and is_module_class(owner) and scope.simple_name != "__init__"
+        if not inside and not _runs_for_forward(scope, project):
+            continue
+        if scope.simple_name in LOADING or not _has_casts(module, project):
+            continue
+        if owner is not None and _is_quantised(owner):
+            continue
+        for call in scope.calls:
+            if last_name(call.func) not in PRODUCTS:
+                continue
+            cast = next((cast for arg in call.args if (cast := _cast_weight(arg, scope, project))), None)
+            if cast is not None:
+                yield _copied_weight(cast, call, scope)
+                break
+        else:
+            yield from _product_by_operator(scope, project)
+    yield from _model_cast_in_loop(module, project)
+    yield from _casts_not_kept(module)
+
+
+def _casts_not_kept(module: Module) -> Iterator[Place]:
+    """autocast(..., cache_enabled=False): each use of a weight casts it again; only recorded graphs need that."""
+    if re.search(r"CUDAGraph|make_graphed_callables", module.text):
+        return
+    for scope in module.scopes:
+        for call in scope.calls:
+            if last_name(call.func) == "autocast" and is_false(keyword(call, "cache_enabled")):
+                told = "cache_enabled=False: a weight that is used twice is cast twice"
+                yield Place(call, "autocast keeps no casts of the weights", (told,))
+
+
+LOADING = (
+    "__init__",
+    "from_pretrained",
+    "load",
+    "reset_parameters",
+    "convert",
+    "_init_weights",
+    "init_weights",
+    "load_weights",
+)
+
+
+def _product_by_operator(scope: Scope, project: Project) -> Iterator[Place]:
+    """x @ self.weight.to(x.dtype).T"""
+    for node in scope.of(ast.BinOp):
+        if isinstance(node.op, ast.MatMult):
+            cast = _cast_weight(node.right, scope, project) or _cast_weight(node.left, scope, project)
+            if cast is not None:
+                yield _copied_weight(cast, node, scope)
+                return
+
+
+def _has_casts(module: Module, project: Project) -> bool:
+    """Whether anything is cast in a file or in what it imports."""
+    key = ("casts", module.path)
+    if key not in project.remembered:
+        files = [module, *imported_by(module, project)]
+        project.remembered[key] = any(
+            last_name(call.func) in CASTS for file in files for scope in file.scopes for call in scope.calls
+        )
+    found: bool = project.remembered[key]
+    return found
+
+
+def _copied_weight(found: Origin, user: ast.expr, scope: Scope) -> Place:
+    cast = found.node
+    assert isinstance(cast, ast.Call)
+    up = last_name(cast.func) == "float" or "float32" in text_of(cast)
+    told = f"used by {code_of(user, 60)}"
+    more = ("to fp32, where a copy kept in that format would do",) if up else ()
+    words = f"`{code_of(cast, 40)}` copies the weight in every forward pass"
+    also = ((user, scope),) if found.scope is not scope else ()
+    return Place(cast, words, (told, *more), severity="low" if up else None, scope=found.scope, also=also)
+
+
+def _runs_for_forward(scope: Scope, project: Project) -> bool:
+    """A plain function that a module's forward calls with its weight: matmul_cast(x, self.weight)."""
+    if scope.owner is not None or scope.node is scope.module.tree:
+        return False
+    for site in project.callers(scope)[:6]:
+        owner = owner_of(site.scope)
+        if (
+            owner is not None
+            and is_module_class(owner)
+            and site.scope.simple_name != "__init__"
+            and not _is_quantised(owner)
+        ):
+            return True
+    return False
+
+
+def _cast_weight(arg: ast.expr, scope: Scope, project: Project) -> Origin | None:
+    """self.weight.to(...), also behind a name, a property or a helper, or a parameter that callers hand a weight."""
+
+    def is_cast(origin: Origin) -> bool:
+        call = origin.node
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            return False
+        cast = call.func.attr in CASTS and _is_other_format(call)
+        return cast and _is_weight(call.func.value, origin.scope, project)
+
+    if not isinstance(arg, (ast.Name, ast.Attribute, ast.Call, ast.Subscript)):
+        return None
+    ends = project.origins(arg, scope, _turned, depth=2, stops=is_cast)
+    return next((end for end in ends if is_cast(end)), None)
+
+
+def _turned(node: ast.expr) -> list[ast.expr]:
+    """The matrix that another one is a view of: w.t(), w.T, w[i]."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        turns = ("t", "transpose", "detach", "contiguous", "permute", "view", "reshape", "unsqueeze", "mT")
+        return [node.func.value] if node.func.attr in turns else []
+    if isinstance(node, ast.Attribute) and node.attr in ("T", "mT", "data") or isinstance(node, ast.Subscript):
+        return [node.value]
+    return []
+
+
+def _is_weight(node: ast.expr, scope: Scope, project: Project) -> bool:
+    name = target_name(node) or ""
+    if WEIGHT_NAME.fullmatch(name):
+        return True
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("t", "transpose", "detach")
+    ):
+        return _is_weight(node.func.value, scope, project)
+    if isinstance(node, ast.Attribute) and node.attr in ("T", "data", "mT"):
+        return _is_weight(node.value, scope, project)
+    if isinstance(node, ast.Attribute) and node.attr == "weight":
+        return True
+    if isinstance(node, ast.Name):
+        if node.id in scope.parameters:
+            for site in project.callers(scope)[:6]:
+                value = project.argument(site, scope, node.id)
+                if value is not None and (target_name(value) or "").endswith("weight"):
+                    return True
+        return any(
+            b.how == "=" and not isinstance(b.value, ast.Name) and (target_name(b.value) or "").endswith("weight")
+            for b in scope.bindings.get(node.id, [])
+        )
+    return _is_parameter(name, scope, project)
+
+
+def _is_parameter(name: str, scope: Scope, project: Project) -> bool:
+    """self.table, made by nn.Parameter."""
+    owner = project.owner_of(scope)
+    if not name.startswith("self.") or owner is None:
+        return False
+    return any(
+        isinstance(b.value, ast.Call) and last_name(b.value.func) == "Parameter"
+        for method in project.class_scopes(owner[1]) for b in method.bindings.get(name, [])
+    )  # fmt: skip
+
+
+def _is_other_format(call: ast.Call) -> bool:
+    """A cast to another format, not a copy to a device."""
+    text = text_of(call).rpartition("(")[2]
+    return "device" not in text and "cuda" not in text
+
+
+def _is_quantised(owner: ast.ClassDef) -> bool:
+    """Weights kept in 8 bits or less are cast on purpose."""
+    return bool(re.search(r"int8|int4|uint8|float8|e4m3|quant|scales", text_of(owner), re.I))
+
+
+def _model_cast_in_loop(module: Module, project: Project) -> Iterator[Place]:
+    hot: list[tuple[ast.AST, Scope]] = []
+    for loop in train_loops(module, project):
+        hot.append((loop.inner, loop.scope))
+    hot += [(decode.loop, decode.scope) for decode in decode_loops(module, project)]
+    seen: set[ast.AST] = set()
+    for start, scope in hot:
+        for item in reached(start, scope, project):
+            call = item.node
+            if not isinstance(call, ast.Call) or call in seen or not isinstance(call.func, ast.Attribute):
+                continue
+            if call.func.attr not in CASTS or not _is_cast(call) or is_periodic(item, start, project):
+                continue
+            if item.is_in_forward:
+                continue
+            if _casts_weights(call, item):
+                seen.add(call)
+                begins = f"the loop at {module.path}:{start.lineno} begins with `{module.line_of(start)[:60]}`"  # type: ignore[attr-defined]
+                yield Place(
+                    call,
+                    f"`{code_of(call, 40)}` casts the weights at every turn of the loop",
+                    (begins, *([item.path()] if item.chain else [])),
+                    scope=item.scope,
+                )
+
+
+def _casts_weights(call: ast.Call, item: Reached) -> bool:
+    """The model, a parameter or master weight, or the values of a state dict."""
+    assert isinstance(call.func, ast.Attribute)
+    value = call.func.value
+    while (
+        isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in ("detach", "clone")
+    ):
+        value = value.func.value
+    name = target_name(value) or ""
+    if name.endswith(".grad") or called(call, item.scope).endswith("grad"):
+        return False
+    if is_model_name(name) and not _is_output(name, item):
+        return True
+    if HELD.search(name):
+        return True
+    for binding in item.scope.bindings.get(name, []):  # for name, x in model.state_dict().items()
+        if re.search(r"state_dict\(\)|parameters\(\)|master", text_of(binding.value)) and binding.how == "iter":
+            return True
+    for above in item.scope.module.up(call):
+        if isinstance(above, (ast.DictComp, ast.ListComp, ast.GeneratorExp)):
+            return bool(re.search(r"state_dict\(\)|parameters\(\)|master|params$", text_of(above.generators[0].iter)))
+    return False
+
+
+def _is_cast(call: ast.Call) -> bool:
+    """.half(), .to(dtype): a cast to another format, not a copy to a device."""
+    if last_name(call.func) not in ("to", "type"):
+        return not call.args
+    return bool(re.search(r"float|half|dtype", text_of(call).partition("(")[2]))
+
+
+def _is_output(name: str, item: Reached) -> bool:
+    """A name like a model's that holds what a model made."""
+    return any(b.how == "part" for b in item.scope.bindings.get(name, []))
