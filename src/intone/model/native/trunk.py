@@ -32,7 +32,7 @@ def forward(
     cos, sin = model.cos[:positions].contiguous(), model.sin[:positions].contiguous()
     # the last block's keys and values serve all tokens; what follows its attention serves only those that are learned
     learned = targets.flatten() >= 0
-    taken = None if bool(learned.all()) else learned.nonzero().squeeze(1)
+    taken = None if bool(learned.all()) else learned.nonzero().squeeze(1)  # scan: ok[S32] these are a CPU's kernels
     first = {window: first_visible(documents, rows, positions, window) for window in model.windows()}
     start = norm(model.embedding(ids).to(dtype), config.norm_eps)
     if config.smear:

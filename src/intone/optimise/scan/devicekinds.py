@@ -16,13 +16,36 @@ BAGS = re.compile(r"^(args?|cfg|conf|config|opts?|options|hps?|hparams|params|se
 def device_evidence(node: ast.expr, scope: Scope, project: Project) -> tuple[list[Origin], list[Origin]]:
     """(where a value is a torch.device, where it is a string)."""
     devices, strings = [], []
-    for origin in project.origins(node, scope):
+    for origin in project.origins(node, scope, lambda part: _held(part, scope, project)):
         kind = _device_kind(origin, project)
         if kind == "device":
             devices.append(origin)
         elif kind == "string":
             strings.append(origin)
     return devices, strings
+
+
+def _held(node: ast.expr, scope: Scope, project: Project) -> list[ast.expr]:
+    """What is held in a list, or under a key of a dict that is written out: [device for ...], {"device": device}."""
+    if isinstance(node, (ast.ListComp, ast.GeneratorExp, ast.SetComp)):
+        return [node.elt]
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return node.elts[:8]
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        tables = [part for part in project.literals(node.value, scope) if isinstance(part, ast.Dict)]
+        return [
+            value for table in tables for key, value in zip(table.keys, table.values, strict=True)
+            if isinstance(key, ast.Constant) and key.value == node.slice.value
+        ]  # fmt: skip
+    return []
+
+
+def is_numbered(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """str(x.device), where x lies somewhere: "cuda:0", never "cuda" alone, as a tensor's device has a number."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "str" and node.args):
+        return False
+    ends = [origin for origin in project.origins(node.args[0], scope) if _device_kind(origin, project) == "device"]
+    return bool(ends) and all(isinstance(end.node, ast.Attribute) for end in ends)
 
 
 def _device_kind(origin: Origin, project: Project) -> str:

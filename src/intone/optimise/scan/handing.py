@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import re
 
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached
@@ -16,6 +17,8 @@ def handed_from(item: Reached, home: Scope, project: Project) -> Reached:
     home: the function of the loop. A method of its class is no helper for anybody: what it does is told there.
     """
     while item.chain and _is_handed(item.node, item.scope) and not _is_of_class(item.scope, home):
+        if _knows(item):
+            break
         site = item.chain[-1]
         if (target_name(site.call.func) or "").partition(".")[0] in site.scope.parameters:
             break  # a callback: whoever wrote it hands it over to the loop
@@ -23,6 +26,20 @@ def handed_from(item: Reached, home: Scope, project: Project) -> Reached:
             break  # a hook, one of several: the loop does not know which
         item = Reached(site.call, site.scope, item.chain[:-1])
     return item
+
+
+# what a helper calls its parameters that is made for values of a training, not for any number
+TRAINED = re.compile(r"(^|_)(loss|losses|norm|grad|grads|logits|stats|metrics|outputs?|preds?)(_|$)", re.I)
+HOOK = re.compile(r"^_?(on|after|before)_")
+
+
+def _knows(item: Reached) -> bool:
+    """Whether a helper knows what it is handed: healthy(loss, norm), or a hook on_step(step, stats)."""
+    if item.chain[-1].scope.module is not item.scope.module and not HOOK.match(item.scope.simple_name):
+        return False
+    names = {part.id for part in walk(item.node) if isinstance(part, ast.Name)}
+    handed = names & (set(item.scope.parameters) - {"self", "cls"})
+    return bool(HOOK.match(item.scope.simple_name)) or any(TRAINED.search(name) for name in handed)
 
 
 def _is_of_class(scope: Scope, home: Scope) -> bool:
@@ -35,6 +52,8 @@ def _is_handed(node: ast.AST, scope: Scope, depth: int = DEPTH) -> bool:
     known = set(scope.module.imports) | set(scope.module.top.bindings) | set(dir(builtins)) | {"self", "cls"}
     found = False
     for part in walk(node):
+        if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in scope.parameters:
+            return False  # what the helper computes itself: model(x)
         if not isinstance(part, ast.Name) or part.id in scope.module.imports:
             continue
         if part.id in scope.parameters and part.id not in ("self", "cls") or part.id in scope.rest:

@@ -118,6 +118,8 @@ def _entry_on_device(node: ast.Subscript, key: str, scope: Scope, project: Proje
     """stats["loss"]: only what is put into the dict under this key counts, where the code shows its making."""
     name = target_name(node.value)
     bindings = _bindings(name, scope, project) if name is not None else []
+    if not bindings and name in scope.parameters and by_name and not project.callers(scope):
+        return bool(LOSS_NAME.search(key))  # outputs["loss"] of a hook that a library calls
     if not bindings:
         return on_device(node.value, scope, project, depth, by_name=by_name)
     for binding, at in bindings:

@@ -4,8 +4,8 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.devicekinds import device_evidence
-from intone.optimise.scan.expressions import code_of
+from intone.optimise.scan.devicekinds import device_evidence, is_numbered
+from intone.optimise.scan.expressions import code_of, last_name
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
@@ -31,6 +31,9 @@ def device_string(module: Module, project: Project) -> Iterator[Place]:
     for scope in module.scopes:
         for node in scope.of(ast.Compare, ast.Match, ast.Call, ast.Subscript):
             for value, words in _compared(node, scope):
+                if (told := _never_equal(node, value, scope, project)) is not None:
+                    yield Place(node, told, (f"compared with {words}",))
+                    continue
                 devices, strings = device_evidence(value, scope, project)
                 if not devices:
                     continue
@@ -41,6 +44,20 @@ def device_string(module: Module, project: Project) -> Iterator[Place]:
                     + tuple(f"elsewhere a string: {_where(o)}" for o in strings[:1]),
                     confidence="medium" if len(strings) > len(devices) + 2 else "high",
                 )
+
+
+def _never_equal(node: ast.AST, value: ast.expr, scope: Scope, project: Project) -> str | None:
+    """str(x.device) == "cuda", device.type == "cuda:0": texts on both sides that are never the same; in words."""
+    if not isinstance(node, ast.Compare) or not isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
+        return None
+    sides = [side for side in (node.left, node.comparators[0]) if isinstance(side, ast.Constant)]
+    words = [side.value for side in sides if isinstance(side.value, str)]
+    if any(word in ("cuda", "mps", "xpu") for word in words) and is_numbered(value, scope, project):
+        return f"`{code_of(value, 30)}` ends in a number, as in cuda:0"
+    numbered = any(":" in word for word in words) and isinstance(value, ast.Attribute) and value.attr == "type"
+    if numbered and re.search(r"(device|dev)\.type$", code_of(value, 60)):
+        return f"`{code_of(value, 30)}` is the kind of device without a number"
+    return None
 
 
 def _compared(node: ast.AST, scope: Scope) -> Iterator[tuple[ast.expr, str]]:
@@ -109,8 +126,11 @@ def _is_device_word(node: ast.expr, scope: Scope) -> bool:
         bindings = _bindings(node.id, scope)
         return bool(bindings) and all(
             b.how == "=" and not isinstance(b.value, ast.Name) and _is_device_word(b.value, scope)
-            or b.how == "iter" and isinstance(b.value, (ast.Tuple, ast.List, ast.Set))
+            or b.how == "iter" and isinstance(b.value, (ast.Tuple, ast.List, ast.Set, ast.Name, ast.Dict))
             and _are_device_words(b.value, scope)
+            or b.how == "iter" and b.index in (None, 0) and isinstance(b.value, ast.Call)
+            and last_name(b.value.func) in ("items", "keys") and isinstance(b.value.func, ast.Attribute)
+            and _are_device_words(b.value.func.value, scope)
             for b in bindings
         )  # fmt: skip
     return False

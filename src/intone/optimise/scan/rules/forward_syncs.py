@@ -4,12 +4,12 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import called, code_of, names_in
+from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import is_periodic
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, walk
+from intone.optimise.scan.source import Module, Parameter, Scope, walk
 from intone.optimise.scan.values import is_module_class, is_property
 
 
@@ -40,24 +40,90 @@ def sync_in_forward(module: Module, project: Project) -> Iterator[Place]:
             if test is not None:
                 told = f"`if {code_of(test, 40)}` waits in every forward pass"
                 yield Place(test, told, (_how_reached(scope, project),))
+                continue
+            cut = next(
+                (end for node in scope.of(ast.Slice) if (end := _cut_by(node, scope, project)) is not None), None
+            )
+            if cut is not None:
+                told = f"the cut at `{code_of(cut, 40)}` waits in every forward pass"
+                yield Place(cut, told, (_how_reached(scope, project),))
+
+
+def _cut_by(node: ast.Slice, scope: Scope, project: Project) -> ast.expr | None:
+    """x[:, : lengths.max()]: where to cut is read from the device."""
+    for end in (node.lower, node.upper):
+        if isinstance(end, ast.Call) and last_name(end.func) in REDUCES and _is_of_tensor(end, scope, project):
+            return end
+    return None
 
 
 TESTS = (ast.If, ast.While, ast.Assert, ast.IfExp)
 
 
 def _asked(node: ast.AST, scope: Scope, project: Project) -> ast.expr | None:
-    """if mask.any(), assert torch.isfinite(x).all(): a question about an input's values; None for any other node."""
+    """if mask.any(), if x.abs().max() > limit, assert torch.isfinite(x).all(): a question about a tensor's values."""
     if not isinstance(node, TESTS) or is_periodic(Reached(node, scope), scope.node, project):
         return None
     for part in walk(node.test):
-        if not isinstance(part, ast.Call) or not isinstance(part.func, ast.Attribute):
-            continue
-        if part.func.attr not in ("any", "all", "isnan", "isfinite", "equal", "allclose"):
-            continue
-        names = {name.partition(".")[0] for name in names_in(part)}
-        if names & (set(scope.parameters) - {"self"}) and not names & {"np", "numpy", "math", "re"}:
+        if isinstance(part, ast.Call) and last_name(part.func) in QUESTIONS and _is_of_tensor(part, scope, project):
             return node.test
+        if isinstance(part, ast.Compare) and not any(isinstance(op, (ast.Is, ast.IsNot)) for op in part.ops):
+            sides = [side for side in (part.left, *part.comparators) if isinstance(side, ast.Call)]
+            if any(last_name(side.func) in REDUCES and _is_of_tensor(side, scope, project) for side in sides):
+                return node.test
     return None
+
+
+QUESTIONS = ("any", "all", "isnan", "isfinite", "equal", "allclose")
+REDUCES = ("sum", "max", "min", "mean", "norm", "amax", "amin", "std", "var", "count_nonzero")
+COUNTED = ("nonzero", "argwhere", "unique", "masked_select")
+
+
+def _is_of_tensor(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """mask.sum(), torch.any(x > 3): a method of a tensor, or a function of torch about one."""
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    names = {name.partition(".")[0] for name in names_in(call)}
+    return bool(names & _tensors(scope, project)) and not names & {"np", "numpy", "math", "re"}
+
+
+def _tensors(scope: Scope, project: Project) -> set[str]:
+    """Names of a forward pass that hold tensors: its inputs that are no settings, and what is computed from them."""
+    key = ("tensors", scope)
+    if key not in project.remembered:
+        found = {
+            name for name, one in scope.parameters.items()
+            if name not in ("self", "cls") and not _is_setting(one)
+        }  # fmt: skip
+        for _ in range(3):
+            for name, bindings in scope.bindings.items():
+                if any(b.how in ("=", "part") and _keeps_tensor(b.value, found) for b in bindings):
+                    found.add(name)
+        project.remembered[key] = found
+    tensors: set[str] = project.remembered[key]
+    return tensors
+
+
+def _is_setting(parameter: Parameter) -> bool:
+    """A parameter that is a number or text by its type or default."""
+    written = text_of(parameter.annotation) if parameter.annotation is not None else ""
+    plain = bool(re.search(r"\b(int|float|bool|str|list|dict|List|Dict)\b", written)) and "Tensor" not in written
+    value = parameter.default
+    return plain or isinstance(value, ast.Constant) and value.value is not None
+
+
+def _keeps_tensor(value: ast.expr, tensors: set[str]) -> bool:
+    """Whether an expression of tensors is one: not a size, a shape or a number that was read."""
+    hosts = ("size", "dim", "len", "numel", "item", "tolist", "int", "float", "range", "isinstance", "get", "type")
+    for part in walk(value):
+        if isinstance(part, ast.Attribute) and part.attr in ("shape", "device", "dtype", "ndim"):
+            return False
+        if isinstance(part, ast.Call) and last_name(part.func) in hosts and not (
+            last_name(part.func) in ("int", "float") and isinstance(part.func, ast.Attribute)
+        ):  # fmt: skip
+            return False
+    computed = isinstance(value, (ast.Call, ast.BinOp, ast.Subscript, ast.Compare, ast.UnaryOp))
+    return computed and bool({name.partition(".")[0] for name in names_in(value)} & tensors)
 
 
 def _reads_in_forward(call: ast.Call, scope: Scope, project: Project) -> bool:
@@ -65,6 +131,11 @@ def _reads_in_forward(call: ast.Call, scope: Scope, project: Project) -> bool:
         return True
     if called(call, scope) in ("torch.cuda.synchronize",):
         return True
+    if last_name(call.func) in COUNTED and _is_of_tensor(call, scope, project):
+        return True
+    if isinstance(call.func, ast.Name) and call.func.id == "range":
+        counted = [arg for arg in call.args if isinstance(arg, ast.Call) and last_name(arg.func) in REDUCES]
+        return any(_is_of_tensor(arg, scope, project) for arg in counted)
     if isinstance(call.func, ast.Name) and call.func.id in ("int", "float") and len(call.args) == 1:
         inside = call.args[0]  # int(mask.sum()), float(x.max())
         if isinstance(inside, ast.Call) and isinstance(inside.func, ast.Attribute):

@@ -30,8 +30,17 @@ SHOWS = (
     "warning", "log_metric", "log_metrics", "report_scalar", "pprint", "log_scalar", "set_postfix_str",
 )  # fmt: skip
 NUMBERS = ("float", "int", "bool", "str", "repr", "round", "format")  # built-in: a number or text of a tensor
-WAITS = ("torch.cuda.synchronize", "torch.mps.synchronize", "torch.cuda.empty_cache", "torch.accelerator.synchronize")
-HOT_METHODS = ("training_step", "compute_loss", "train_step", "train_batch")
+WAITS = (
+    "torch.cuda.synchronize", "torch.mps.synchronize", "torch.cuda.empty_cache", "torch.accelerator.synchronize",
+    "torch.distributed.barrier",
+)  # fmt: skip
+# what gives as many entries as the values say: their number is read to make room for them
+COUNTED = ("nonzero", "argwhere", "unique", "masked_select")
+REDUCES = ("sum", "max", "min", "amax", "amin", "argmax", "count_nonzero")
+HOT_METHODS = (
+    "training_step", "compute_loss", "train_step", "train_batch", "on_train_batch_end", "on_before_optimizer_step",
+    "optimizer_step",
+)  # fmt: skip
 SOURCE = "optimiser.md D5; nanochat-facts.md 4.1.3"
 
 
@@ -159,6 +168,8 @@ def _reads(items: Sequence[Reached], project: Project) -> Iterator[tuple[Reached
             what = _read_by(item.node, item.scope, project)
         elif isinstance(item.node, (ast.If, ast.While, ast.Assert, ast.IfExp)):
             what = tested(item.node.test, item.scope, project)
+        elif isinstance(item.node, ast.Slice):
+            what = _cut_by(item.node, item.scope, project)
         elif isinstance(item.node, ast.FormattedValue):
             what = _formatted(item.node.value, item.scope, project)
         elif isinstance(item.node, ast.BinOp) and isinstance(item.node.op, ast.Mod):
@@ -169,7 +180,7 @@ def _reads(items: Sequence[Reached], project: Project) -> Iterator[tuple[Reached
 
 def _read_by(node: ast.Call, scope: Scope, project: Project) -> str | None:
     """The code of a call that reads a device tensor's value, or None."""
-    func = node.func
+    func, func_name = node.func, last_name(node.func)
     name = called(node, scope)
     if isinstance(func, ast.Attribute) and (func.attr in READS and not node.args or to_cpu(node)):
         func = _without_copy(func)
@@ -188,9 +199,31 @@ def _read_by(node: ast.Call, scope: Scope, project: Project) -> str | None:
     elif name in ("math.isnan", "math.isfinite", "math.isinf", "math.exp", "math.log") and node.args:
         if on_device(node.args[0], scope, project) and not has_read(node.args[0]):
             return code_of(node, 40)
+    elif (
+        isinstance(func, ast.Attribute)
+        and func.attr == "get_scale"
+        and "scaler" in text_of(func.value)
+        or func_name in COUNTED
+        and is_tensor(node, scope, project)
+    ):
+        return code_of(node, 40)
+    elif isinstance(func, ast.Name) and func.id == "range":
+        return next((code_of(node, 40) for arg in node.args if _is_reduced(arg, scope, project)), None)
     elif _shows(node):
         return _shown(node, scope, project)
     return None
+
+
+def _is_reduced(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """mask.sum(1).max(): a number that a tensor says, as a tensor."""
+    reduces = isinstance(node, ast.Call) and last_name(node.func) in REDUCES
+    return reduces and not has_read(node) and is_tensor(node, scope, project)
+
+
+def _cut_by(node: ast.Slice, scope: Scope, project: Project) -> str | None:
+    """x[:, : lengths.max()]: where to cut is read from the device."""
+    ends = [end for end in (node.lower, node.upper) if end is not None]
+    return next((f"[: {code_of(end, 30)}]" for end in ends if _is_reduced(end, scope, project)), None)
 
 
 def _shows(node: ast.Call) -> bool:
@@ -249,9 +282,16 @@ def tested(test: ast.expr, scope: Scope, project: Project) -> str | None:
         sides = [test.left, *test.comparators]
         device = any(is_tensor(side, scope, project) for side in sides) and not has_read(test)
         return f"if {code_of(test, 40)}" if device else None
+    if isinstance(test, ast.Name):  # bad = torch.isnan(loss).any(); if bad:
+        made = [b.value for b in scope.bindings.get(test.id, []) if b.how == "="]
+        asks = len(made) == 1 and isinstance(made[0], (ast.Compare, ast.Call, ast.UnaryOp))
+        told = tested(made[0], scope, project) if asks else None
+        return told and f"if {test.id}"
     if isinstance(test, ast.Call) and not has_read(test):
         last = last_name(test.func)
-        if last in ("all", "any", "isfinite", "isnan", "isinf", "equal") and is_tensor(test, scope, project):
+        asks = last in ("all", "any", "isfinite", "isnan", "isinf", "equal")
+        named = called(test, scope).startswith("torch.is") and on_device(test, scope, project)
+        if asks and (named or is_tensor(test, scope, project)):
             return f"if {code_of(test, 40)}"
     return None
 
