@@ -11,7 +11,7 @@ from intone.optimise.scan.expressions import last_name, names_in, text_of
 from intone.optimise.scan.loops import is_inside
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Loop, Reached
-from intone.optimise.scan.source import Scope, own_nodes, target_name, walk
+from intone.optimise.scan.source import Binding, Scope, own_nodes, target_name, walk
 
 
 @dataclass
@@ -64,6 +64,8 @@ class Work:
                 again = walked is not None and walked == target_name(node.targets[0]) and node.value.generators[0].ifs
                 if again and self._is_same(node.targets[0], other, holders):
                     return True
+            if isinstance(node, ast.Assign) and "remove" in methods and self._is_rest(node, other, holders):
+                return True
             if (
                 isinstance(node, ast.AugAssign)
                 and "append" in methods
@@ -72,6 +74,15 @@ class Work:
             ):
                 return True
         return False
+
+    def _is_rest(self, node: ast.Assign, other: Reached, holders: Sequence[tuple[Scope, str]]) -> bool:
+        """todo = rest, in a while over todo: what did not fit becomes the list."""
+        loops = other.scope.module.loops_around(node)
+        if not isinstance(node.value, ast.Name) or not loops or not isinstance(loops[0], ast.While):
+            return False
+        target, rest = target_name(node.targets[0]), other.scope.bindings.get(node.value.id, [])
+        filled = any(b.how == "add" and is_inside(b.node, loops[0], other.scope.module) for b in rest)
+        return filled and target in names_in(loops[0].test) and self._is_same(node.targets[0], other, holders)
 
     def is_filled(self, holders: Sequence[tuple[Scope, str]]) -> bool:
         """Whether places of a list are counted down or up in the loop: free[r] -= n, used[r] += n."""
@@ -97,11 +108,19 @@ class Work:
             return False
         inside = scope is not self.scope
         for binding in scope.bindings.get(name, []):
+            if self._goes_on(binding, name, scope):
+                continue
             if binding.how in ("=", "iter", "part") and (inside or is_inside(binding.node, self.loop, scope.module)):
                 return not remakes(binding.value, name)
             if binding.node is self.loop:
                 return True
         return False
+
+    def _goes_on(self, binding: Binding, name: str, scope: Scope) -> bool:
+        """todo = rest, in a while over todo: the list of the turns before, made shorter."""
+        loops = scope.module.loops_around(binding.node)
+        again = bool(loops) and isinstance(loops[0], ast.While) and name in names_in(loops[0].test)
+        return again and isinstance(binding.value, ast.Name)
 
     def is_of_texts(self, holders: Sequence[tuple[Scope, str]], item: Reached) -> bool:
         """Whether a list holds texts, rows or tokens: by its name, or by what is named around where one alone says

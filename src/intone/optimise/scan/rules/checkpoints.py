@@ -4,31 +4,20 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import called, code_of, keyword, last_name, text_of
+from intone.optimise.scan.expressions import called, code_of, text_of
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.statefiles import Written, goes_elsewhere, is_moved_after, moves_in, written_by
 
-MOVES = re.compile(
-    r"os\.replace|os\.rename|\.rename\(|\.replace\(\s*\w*(path|file|final|dst|target|out|ckpt)|shutil\.move|atomic|tempfile|NamedTemporary"
-)
 STATE = re.compile(
     r"state_dict|checkpoint|ckpt|optim|model|weights|snapshot|(^|[._])state($|[_(.])|params|(^|[^\w])(net|opt)($|[^\w])",
     re.I,
 )
-# what writes a file: its name -> (place and keyword of what is written, place and keyword of where)
-WRITERS = {
-    "torch.save": (0, "obj", 1, "f"), "pickle.dump": (0, "obj", 1, "file"), "dill.dump": (0, "obj", 1, "file"),
-    "cloudpickle.dump": (0, "obj", 1, "file"), "joblib.dump": (0, "value", 1, "filename"),
-    "safetensors.torch.save_file": (0, "tensors", 1, "filename"),
-    "safetensors.torch.save_model": (0, "model", 1, "filename"),
-    "torch.distributed.checkpoint.save": (0, "state_dict", 1, "checkpoint_id"),
-    "np.savez": (1, "arrays", 0, "file"), "numpy.savez": (1, "arrays", 0, "file"),
-    "np.savez_compressed": (1, "arrays", 0, "file"), "numpy.savez_compressed": (1, "arrays", 0, "file"),
-}  # fmt: skip
-# objects that save for others: accelerator.save(state, path). Lightning's fabric and trainer put a file in its place
-SAVERS = {"accelerator": (0, "obj", 1, "f")}
+PROGRESS = re.compile(r"state|progress|resume|checkpoint|ckpt|cursor|snapshot", re.I)
+COUNTS = ("step", "epoch", "iteration", "iter", "global_step", "cursor", "offset", "position", "rng", "samples_seen")
+COPIES = ("shutil.copy", "shutil.copyfile", "shutil.copy2", "shutil.copytree")
 
 
 @rule(
@@ -45,103 +34,121 @@ SAVERS = {"accelerator": (0, "obj", 1, "f")}
 def written_in_place(module: Module, project: Project) -> Iterator[Place]:
     """A model's or optimizer's state written to its final name, by whatever writes it."""
     for scope in module.scopes:
+        states = []
         for call in scope.calls:
-            written = _written(call, scope)
-            if written is None:
+            written = written_by(call, scope, project)
+            if written is None or not _is_state(written, scope, project):
                 continue
-            what, where = written
-            if not _is_state(what, scope, project) or _goes_elsewhere(where, scope):
+            states.append(written)
+            if not _is_in_place(written, scope, project):
                 continue
-            if MOVES.search(text_of(scope.node)) and scope.name != "<module>" or _moved_near(call, scope):
-                continue
-            same = _same_name(where) and _in_training(call, scope, project)
+            same = _same_name(written.where) and _in_training(call, scope, project)
             yield Place(
                 call,
-                f"`{code_of(what, 30)}` is written straight to its final name",
+                f"`{code_of(written.what, 30)}` is written straight to its final name",
                 (
                     "no temporary name and rename in this function",
                     *(["the name is the same at every save"] if same else []),
                 ),
                 severity="high" if same else None if _keeps_training(module, scope) else "low",
             )
+        yield from _copied(scope, states)
+        yield from _removed_first(scope, states)
 
 
-def _written(call: ast.Call, scope: Scope) -> tuple[ast.expr, ast.expr | None] | None:
-    """(what, where to) of a call that writes a file, or None."""
-    name = called(call, scope)
-    form = WRITERS.get(name)
-    if form is None and isinstance(call.func, ast.Attribute) and call.func.attr == "save":
-        form = SAVERS.get((target_name(call.func.value) or "").rpartition(".")[2].lstrip("_"))
-    if form is None:
-        return _bytes_written(call, scope)
-    what_at, what_word, where_at, where_word = form
-    words = [word.value for word in call.keywords if word.arg is None]  # np.savez(path, **arrays)
-    what = call.args[what_at] if what_at < len(call.args) else keyword(call, what_word) or (words[0] if words else None)
-    where = call.args[where_at] if where_at < len(call.args) else keyword(call, where_word)
-    return (what, where) if what is not None else None
-
-
-def _bytes_written(call: ast.Call, scope: Scope) -> tuple[ast.expr, ast.expr | None] | None:
-    """path.write_bytes(buffer.getvalue()), file.write(pickle.dumps(state)): bytes of a state that were made before."""
-    if (
-        not isinstance(call.func, ast.Attribute)
-        or call.func.attr not in ("write_bytes", "write")
-        or len(call.args) != 1
-    ):
-        return None
-    where = call.func.value if call.func.attr == "write_bytes" else _opened(call.func.value, scope)
-    value = call.args[0]
-    if isinstance(value, ast.Name):
-        made = [b.value for b in scope.bindings.get(value.id, []) if b.how == "="]
-        value = made[0] if made else value
-    if not isinstance(value, ast.Call):
-        return None
-    if called(value, scope) in ("pickle.dumps", "dill.dumps", "cloudpickle.dumps") and value.args:
-        return value.args[0], where
-    if last_name(value.func) in ("getvalue", "getbuffer") and isinstance(value.func, ast.Attribute):
-        buffer = target_name(value.func.value)
-        for other in scope.calls:
-            form = WRITERS.get(called(other, scope))
-            if form and len(other.args) > 1 and target_name(other.args[form[2]]) == buffer:
-                return other.args[form[0]], where
-    return None
-
-
-def _opened(node: ast.expr, scope: Scope) -> ast.expr | None:
-    """The name of an opened file: with open(path, "wb") as f -> path."""
-    for binding in scope.bindings.get(target_name(node) or "", []):
-        if isinstance(binding.value, ast.Call) and last_name(binding.value.func) == "open" and binding.value.args:
-            return binding.value.args[0]
-    return node
-
-
-def _is_state(node: ast.expr, scope: Scope, project: Project) -> bool:
-    """Whether what is saved is a state: by its name, by what it is made of, or by the name of what saves it."""
-    if STATE.search(text_of(node)):
-        return True
-    if any("state_dict" in text_of(origin.node) for origin in project.origins(node, scope, depth=3)):
-        return True
-    handed = (target_name(node) or "") in scope.parameters and not project.callers(scope)
-    return handed and bool(re.search(r"checkpoint|ckpt|snapshot", scope.simple_name, re.I))
-
-
-def _goes_elsewhere(target: ast.expr | None, scope: Scope) -> bool:
-    """Into a buffer in memory, or to a name that says temporary."""
-    if target is None:
+def _is_in_place(written: Written, scope: Scope, project: Project, depth: int = 2) -> bool:
+    """Whether a file is written under the name that it keeps, by its function and by those that say the name."""
+    if goes_elsewhere(written.where, scope, project) or is_moved_after(written, scope):
         return False
-    text = text_of(target)
-    made = [text_of(b.value) for b in scope.bindings.get(target_name(target) or "", []) if b.how in ("=", "with")]
-    return bool(
-        re.search(r"(^|[^a-z])(tmp|temp)|buffer|\bbuf\b|BytesIO|partial|\.part\b", " ".join([text, *made]), re.I)
+    name = target_name(written.where) if written.where is not None else None
+    sites = project.callers(scope)[:4] if name in scope.parameters and depth else []
+    handed = [(site, project.argument(site, scope, name or "")) for site in sites]
+    known = [(site, value) for site, value in handed if value is not None]
+    return not known or any(
+        _is_in_place(Written(site.call, written.what, value, written.rarely), site.scope, project, depth - 1)
+        for site, value in known
     )
 
 
-def _moved_near(call: ast.Call, scope: Scope) -> bool:
-    """At module level: a rename within the next ten lines."""
-    if scope.name != "<module>":
-        return False
-    near = "\n".join(scope.module.lines[call.lineno - 1 : (call.end_lineno or call.lineno) + 10])
-    return bool(MOVES.search(near))
+def _copied(scope: Scope, states: list[Written]) -> Iterator[Place]:
+    """shutil.copy(tmp, path): a copy is a write, and what was written before it is no safety for its own name."""
+    names = {text_of(one.where) for one in states if one.where is not None}
+    for call in scope.calls:
+        if called(call, scope) not in COPIES or len(call.args) < 2:
+            continue
+        source, to = text_of(call.args[0]), text_of(call.args[1])
+        best = re.search(r"best|last|latest", to, re.I) and re.search(r"\.(pth?|ckpt|tar|safetensors)|ckpt|model", to)
+        if not (source in names or best) or re.search(r"(^|[^a-z])(te?mp|bak|backup|old|prev)", to, re.I):
+            continue
+        if any(text_of(move.args[0]) == to for move in moves_in(scope) if move.args):
+            continue
+        told = f"{code_of(call, 60)}: half a copy has the final name until it is done"
+        yield Place(call, "a checkpoint is copied straight to its final name", (told,))
+
+
+def _is_removed(written: Written, scope: Scope) -> bool:
+    """Whether what was there before is removed in the same function: rmtree(out); model.save_pretrained(out)."""
+    return written.where is not None and any(text_of(gone) == text_of(written.where) for gone, _ in _removals(scope))
+
+
+def _removals(scope: Scope) -> Iterator[tuple[ast.expr, ast.Call]]:
+    for call in scope.calls:
+        name = called(call, scope)
+        if name in ("os.remove", "os.unlink", "shutil.rmtree") and call.args:
+            yield call.args[0], call
+        elif isinstance(call.func, ast.Attribute) and call.func.attr == "unlink" and name != "os.unlink":
+            yield call.func.value, call
+
+
+def _removed_first(scope: Scope, states: list[Written]) -> Iterator[Place]:
+    """os.remove(path) before os.rename(tmp, path): a crash between them leaves no checkpoint at all."""
+    written = {text_of(one.where) for one in states if one.where is not None}
+    moved = {
+        text_of(move.args[-1]): move for move in moves_in(scope)
+        if text_of(move.func.value if len(move.args) == 1 else move.args[0]) in written  # type: ignore[attr-defined]
+    }  # fmt: skip
+    for gone, call in _removals(scope) if states else ():
+        move = moved.get(text_of(gone))
+        if move is not None and move.lineno >= call.lineno:
+            words = f"`{code_of(call, 40)}` removes the last checkpoint before the new one has its name"
+            yield Place(call, words, (f"line {move.lineno}: {code_of(move, 50)}",))
+
+
+def _is_state(written: Written, scope: Scope, project: Project) -> bool:
+    """Whether what is saved is a state: by its name, by what it is made of, or by the name of what saves it."""
+    node, named = written.what, f"{scope.simple_name} {text_of(written.where) if written.where is not None else ''}"
+    if written.is_text:  # settings and results are texts too
+        keys = [
+            key.value for part in project.literals(node, scope) if isinstance(part, ast.Dict)
+            for key in part.keys if isinstance(key, ast.Constant)
+        ]  # fmt: skip
+        counts = any(key in COUNTS for key in keys) or bool(re.search(r"(^|[._(])state(_dict|$|[).])", text_of(node)))
+        return counts and bool(PROGRESS.search(named)) and "config" not in named.lower()
+    if written.is_array:
+        ends = project.origins(node, scope, _inside, depth=3)
+        return any(re.search(r"state_dict|named_parameters|parameters\(", text_of(end.node)) for end in ends)
+    if written.rarely:  # a whole model written once, at the end, is no checkpoint
+        hook = bool(re.match(r"on_(epoch|step|save|evaluate|train_batch|train_epoch)", scope.simple_name))
+        return hook or _keeps_name(scope) or _in_training(written.call, scope, project) or _is_removed(written, scope)
+    if STATE.search(text_of(node)):
+        return True
+    ends = project.origins(node, scope, _inside, depth=3)
+    if any(re.search(r"state_dict|named_parameters", text_of(end.node)) for end in ends):
+        return True
+    handed = (target_name(node) or "") in scope.parameters and not project.callers(scope)
+    return handed and _keeps_name(scope)
+
+
+def _inside(node: ast.expr) -> list[ast.expr]:
+    """What a chain of methods begins with: p.detach().cpu().numpy() -> p."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return []
+    same = ("detach", "cpu", "numpy", "float", "clone", "contiguous", "half", "to")
+    return [node.func.value] if node.func.attr in same else []
+
+
+def _keeps_name(scope: Scope) -> bool:
+    return bool(re.search(r"checkpoint|ckpt|snapshot", scope.simple_name, re.I))
 
 
 def _same_name(target: ast.expr | None) -> bool:

@@ -3,12 +3,14 @@
 import ast
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import is_inside, train_loops
+from intone.optimise.scan.moving import Found, converted, flattened, grown_anew, is_list, moved
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import Reached, reached
+from intone.optimise.scan.reach import Reached, reached, turns_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import LOOPS, Module, Scope, own_nodes, target_name
 from intone.optimise.scan.waiting import (
@@ -21,16 +23,17 @@ from intone.optimise.scan.waiting import (
     is_fitting,
     list_name,
     masked_by,
-    remakes,
     words_of,
 )
 
 FEW = 256  # waiting texts: looking at so few costs less than making one of them into tokens; guess
 PACKS = re.compile(r"pack|bin|fit|bucket|chunk|concat|fill|group|place|arrange|lay_out|build_rows", re.I)
 # what the four looks at a node are about
-LOOKED_AT = (ast.Call, ast.For, ast.AsyncFor, ast.ListComp, ast.Compare, ast.Delete, ast.Assign)
+LOOKED_AT = (ast.Call, ast.For, ast.AsyncFor, ast.ListComp, ast.Compare, ast.Delete, ast.Assign, ast.AugAssign)
 TAKES = ("pop", "remove", "popleft", "__delitem__")
 GROWS = ("append", "extend", "insert", "add", "put")
+# names of methods that are called once for each text
+ADDS = re.compile(r"^_?(add|push|place|put|insert|feed|append|offer|accept|pack|fit|assign|take|enqueue|submit)($|_)")
 
 
 @rule(
@@ -53,15 +56,16 @@ def quadratic_packing(module: Module, project: Project) -> Iterator[Place]:
         loop.around for loop in train_loops(module, project)
     }
     for scope in module.scopes:
-        outermost = [node for node in scope.of(*LOOPS) if isinstance(node, LOOPS) and not module.loops_around(node)]
-        for loop in outermost:
+        yield from _flattened(scope)
+        for loop in _walks(scope, project):
             if any(one is loop or is_inside(one, loop, module) for one in hot):
                 continue
             work = Work(loop, scope, reached(loop, scope, project, 2), project)
             for item in work.items:
                 if type(item.node) not in LOOKED_AT:
                     continue
-                found = _prefix_sum(item) or _scanned(item, work) or _moved(item, work) or _grown_anew(item, work)
+                found = _prefix_sum(item) or _scanned(item, work) or moved(item, work) or grown_anew(item, work)
+                found = found or converted(item, work)
                 if found and not work.is_after_error(item):
                     message, evidence, severity = found
                     way = [item.path()] if item.chain else []
@@ -69,7 +73,24 @@ def quadratic_packing(module: Module, project: Project) -> Iterator[Place]:
                     break
 
 
-Found = tuple[str, tuple[str, ...], str | None]
+def _walks(scope: Scope, project: Project) -> Iterator[Any]:
+    """The outermost loops of a function; or a method that takes one text and that nothing of the project calls."""
+    outermost = [node for node in scope.of(*LOOPS) if not scope.module.loops_around(node)]
+    takes = scope.owner is not None and bool(ADDS.search(scope.simple_name)) and len(scope.parameters) > 1
+    walked = {name for loop in outermost if isinstance(loop, ast.For) for name in names_in(loop.iter)}
+    if takes and not walked & (set(scope.parameters) - {"self"}) and not project.callers(scope):
+        yield scope.node
+    else:
+        yield from outermost
+
+
+def _flattened(scope: Scope) -> Iterator[Place]:
+    """sum(lists, []), [sum(lengths[:i]) for i in range(n)]: no loop stands around these."""
+    for call in scope.calls:
+        if (code := flattened(call, scope)) is not None:
+            yield Place(call, "each list that is added copies all lists before it", (code,), severity="low")
+        elif (found := _prefix_sum(Reached(call, scope))) is not None and not scope.module.loops_around(call):
+            yield Place(call, found[0], found[1])
 
 
 # --- searches ---------------------------------------------------------------------------------------------------------
@@ -85,9 +106,13 @@ def _scanned(item: Reached, work: Work) -> Found | None:
         return None
     name, how = walked
     holders = work.holders(name, item)
-    if work.is_fresh(holders) or not (work.is_of_texts(holders, item) or is_fitting(item.node)):
-        return None
-    if how in ONE_ENTRY and work.is_hashed(holders):
+    if how in ONE_ENTRY and (work.is_hashed(holders) or _is_walked_itself(name, item)):
+        again = not work.is_hashed(holders)
+        told = (f"{item.scope.module.path}:{item.line}: {how} over the list that the loop walks over",)
+        return (f"every entry of `{name}` is looked for in all of `{name}`", told, None) if again else None
+    one_by_one = how == "in" and _over_documents(item)  # if document not in kept: kept.append(document)
+    named = one_by_one or work.is_of_texts(holders, item) or is_fitting(item.node)
+    if work.is_fresh(holders) or not named:
         return None
     takes, grows = work.is_touched(holders, TAKES) or _marks_taken(item, work), work.is_touched(holders, GROWS)
     fills = work.is_filled(holders)
@@ -106,6 +131,20 @@ def _scanned(item: Reached, work: Work) -> Found | None:
         evidence = (f"{line}: walks over `{name}` for each text that is placed ({how})", *more)
         return f"all of `{name}` is searched for every text that is placed", evidence, "low" if bound else None
     return f"every text looks at all of `{name}`", (f"{line}: {how} over a list that grows",), None
+
+
+def _over_documents(item: Reached) -> bool:
+    """Whether the innermost loop around a node walks over data with a `for`."""
+    loops = item.scope.module.loops_around(item.node)
+    walked = loops[0] if loops else None
+    return isinstance(walked, ast.For) and bool(OVER_DATA.search(f"{text_of(walked.iter)} {text_of(walked.target)}"))
+
+
+def _is_walked_itself(name: str, item: Reached) -> bool:
+    """for text in texts: texts.index(text), of a list of texts by its name."""
+    loops = item.scope.module.loops_around(item.node)
+    walked = any(isinstance(loop, ast.For) and list_name(loop.iter) == name for loop in loops)
+    return walked and last_name(getattr(item.node, "func", ast.Name(""))) in ("index", "count")
 
 
 MARKS = re.compile(r"(^|[._])(used|taken|placed|done|free|gone|left|assigned|packed|remaining|alive|available)$", re.I)
@@ -141,9 +180,9 @@ def _prefix_sum(item: Reached) -> Found | None:
     if not isinstance(walked, ast.Subscript) or not isinstance(walked.slice, ast.Slice) or walked.slice.upper is None:
         return None
     name = target_name(walked.value) or ""
-    moving = {
-        n for loop in item.scope.module.loops_around(node) if isinstance(loop, ast.For) for n in names_in(loop.target)
-    }
+    loops = [loop for loop in turns_around(node, item.scope) if not isinstance(loop, ast.While)]
+    targets = [part.target for loop in loops for part in getattr(loop, "generators", [loop])]
+    moving = {name for target in targets for name in names_in(target)}
     if (
         walked.slice.lower is not None
         or not names_in(walked.slice.upper) & moving
@@ -198,7 +237,7 @@ def _walked_by(item: Reached) -> tuple[str, str] | None:
         return (name, "a list comprehension with a test") if name else None
     if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn)):
         name = target_name(node.comparators[0])
-        if name is not None and _is_list(name, item.scope):
+        if name is not None and is_list(name, item.scope):
             return name, "in"
     return None
 
@@ -209,172 +248,3 @@ def _is_numpy(node: ast.Call) -> bool:
 
 def _sorted_once(item: Reached) -> bool:
     return not item.chain and not item.scope.module.loops_around(item.node)
-
-
-def _is_list(name: str, scope: Scope) -> bool:
-    at: Scope | None = scope
-    while at is not None:
-        for binding in at.bindings.get(name, []):
-            value = binding.value
-            if (
-                isinstance(value, (ast.List, ast.ListComp))
-                or isinstance(value, ast.Call)
-                and last_name(value.func) == "list"
-            ):
-                return True
-        at = at.outer
-    if name.startswith("self."):
-        for method in scope.module.scopes:
-            if method.owner is not None and method.owner is scope.owner:
-                for binding in method.bindings.get(name, []):
-                    if isinstance(binding.value, (ast.List, ast.ListComp)):
-                        return True
-    return False
-
-
-# --- moves and copies -------------------------------------------------------------------------------------------------
-
-
-def _moved(item: Reached, work: Work) -> Found | None:
-    """buffer.pop(0), buffer.insert(0, x), buffer = buffer[n:], del buffer[:n]: all the rest is moved each time."""
-    node, scope = item.node, item.scope
-    if not isinstance(node, (ast.Call, ast.Delete, ast.Assign)):
-        return None
-    if not item.chain and not scope.module.loops_around(node):
-        return None
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("pop", "insert"):
-        name = target_name(node.func.value)
-        first = node.args[0] if node.args else None
-        zero = isinstance(first, ast.Constant) and first.value == 0
-        short = name is not None and work.is_window(item, name)
-        if name and zero and not short and _is_kept(name, item, work) and not _is_deque(name, item, work):
-            return f"`{code_of(node, 40)}` moves the whole list at every turn", _code_at(item, 50), None
-    if isinstance(node, ast.Delete) and isinstance(node.targets[0], ast.Subscript):
-        target = node.targets[0]
-        name = target_name(target.value)
-        front = isinstance(target.slice, ast.Constant) and target.slice.value == 0
-        front = (
-            front
-            or isinstance(target.slice, ast.Slice)
-            and target.slice.lower is None
-            and target.slice.upper is not None
-        )
-        if name and front and _is_kept(name, item, work):
-            return f"`{code_of(node, 40)}` moves the whole list at every turn", _code_at(item, 50), None
-    if isinstance(node, ast.Assign) and len(node.targets) == 1:
-        for name, value in _assigned(node):
-            cut = isinstance(value, ast.Subscript) and target_name(value.value) == name and _is_tail(value.slice)
-            gone = value.args[0] if isinstance(value, ast.Call) and last_name(value.func) == "delete" else None
-            taken = gone is not None and target_name(gone) == name
-            if name and (cut or taken) and _is_kept(name, item, work) and (taken or _is_stream(name, item, work)):
-                return f"`{code_of(node, 50)}` copies all the rest at every turn", _code_at(item, 50), None
-    return None
-
-
-def _code_at(item: Reached, limit: int) -> tuple[str]:
-    return (f"{item.scope.module.path}:{item.line}: {code_of(item.node, limit)}",)
-
-
-def _assigned(node: ast.Assign) -> list[tuple[str | None, ast.expr]]:
-    """(name, value) of an assignment, also of its parts: row, rest = rest[:n], rest[n:]."""
-    target, value = node.targets[0], node.value
-    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
-        return [(target_name(one), part) for one, part in zip(target.elts, value.elts, strict=True)]
-    return [(target_name(target), value)]
-
-
-def _is_tail(index: ast.expr) -> bool:
-    return isinstance(index, ast.Slice) and index.lower is not None and index.upper is None
-
-
-def _is_kept(name: str, item: Reached, work: Work, *, named: bool = True) -> bool:
-    """Whether a list lives longer than a turn of the loop. named: and reads like one of texts."""
-    holders = work.holders(name, item)
-    if named and not work.is_of_texts(holders, item):
-        return False
-    if holders[-1][0] is work.scope and not name.startswith("self."):
-        inner = work.scope.module.loops_around(item.anchor)[:1]
-        bindings = work.scope.bindings.get(holders[-1][1], [])
-        made = [b for b in bindings if b.how in ("=", "iter", "part") and not remakes(b.value, holders[-1][1])]
-        if any(b.node in inner or inner and is_inside(b.node, inner[0], work.scope.module) for b in made):
-            return False
-    elif not name.startswith("self.") and len(holders) == 1 and item.chain:
-        return False  # a list of the function's own
-    return True
-
-
-def _is_deque(name: str, item: Reached, work: Work) -> bool:
-    for scope, held in work.holders(name, item):
-        at: Scope | None = scope
-        while at is not None:
-            if any("deque" in text_of(b.value) for b in at.bindings.get(held, [])):
-                return True
-            at = at.outer
-        owner = work.project.owner_of(scope)
-        if held.startswith("self.") and owner is not None:
-            for method in work.project.class_scopes(owner[1]):
-                if any("deque" in text_of(b.value) for b in method.bindings.get(held, [])):
-                    return True
-    return False
-
-
-def _is_stream(name: str, item: Reached, work: Work) -> bool:
-    """Whether a list is cut row by row in an inner loop, or by a function that is called again and again."""
-    loops = item.scope.module.loops_around(item.node)
-    if loops and isinstance(loops[0], ast.While):
-        return name in names_in(loops[0].test) or name.startswith("self.") or "True" in text_of(loops[0].test)
-    return bool(item.chain)
-
-
-def _grown_anew(item: Reached, work: Work) -> Found | None:
-    """tokens = tokens + new, np.append, torch.cat([buffer, new]) at every turn."""
-    node, scope = item.node, item.scope
-    if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not _over_data(work, item):
-        return None
-    name, value = target_name(node.targets[0]), node.value
-    if name is None or not _is_kept(name, item, work, named=False):
-        return None
-    if item.chain and not name.startswith("self."):
-        return None
-    message = f"`{name}` is copied as a whole for every piece that is added"
-    if (
-        isinstance(value, ast.Call)
-        and last_name(value.func) in ("cat", "concat", "concatenate", "append", "hstack", "vstack", "column_stack")
-        and value.args
-    ):
-        parts = value.args[0].elts if isinstance(value.args[0], (ast.List, ast.Tuple)) else value.args
-        if any(target_name(part) == name for part in parts) and not _starts_anew(name, item, work):
-            return message, _code_at(item, 60), None
-    if (
-        isinstance(value, ast.BinOp)
-        and isinstance(value.op, ast.Add)
-        and target_name(value.left) == name
-        and _is_list(name, scope)
-        and not _starts_anew(name, item, work)
-    ):
-        return message, _code_at(item, 60), None
-    return None
-
-
-def _over_data(work: Work, item: Reached) -> bool:
-    """Whether the loop, or one inside it around a node, walks over documents, files or batches."""
-    loops = [work.loop, *item.scope.module.loops_around(item.node)]
-    return any(
-        OVER_DATA.search(
-            f"{text_of(loop.iter)} {text_of(loop.target)}"
-            if isinstance(loop, (ast.For, ast.AsyncFor))
-            else text_of(loop.test)
-        )
-        for loop in loops
-    )
-
-
-def _starts_anew(name: str, item: Reached, work: Work) -> bool:
-    """Whether the name is set afresh inside the same loop: it does not grow over the whole data."""
-    scope = item.scope
-    loops = scope.module.loops_around(item.node)
-    region: ast.AST = loops[0] if loops else scope.node
-    return any(
-        b.node is not item.node and b.how == "=" and is_inside(b.node, region, scope.module)
-        for b in scope.bindings.get(name, [])
-    )
