@@ -49,7 +49,8 @@ def both(model, tokenizer, asked, **options):
     """The answers with steps of the host and with fixed ones; and how many of the latter there were."""
     found = []
     for steps in ("eager", "captured"):
-        with Engine(model, tokenizer, kernels="torch", steps=steps, num_guesses=0, **options) as engine:
+        sizes = {"num_guesses": 0, "prompt_tokens": PAGE, **options}  # prompts come in parts, beside texts that grow
+        with Engine(model, tokenizer, kernels="torch", steps=steps, **sizes) as engine:
             found.append(answers(engine, asked))
             ahead = engine._worker._ahead
     return *found, ahead._steps._num_launched

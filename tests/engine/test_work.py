@@ -55,7 +55,8 @@ def test_deterministic_tokens_and_logprobs_have_the_same_bits_in_any_company(mod
         ]  # fmt: skip
         order = [*enumerate(wanted), *((None, other) for other in others)]
         random.Random(mix).shuffle(order)
-        with Engine(model, byte_tokenizer, num_slots=3 + 4 * mix, num_guesses=2 * mix, **options) as engine:
+        sizes = {"num_slots": 3 + 4 * mix, "num_guesses": 2 * mix, "prompt_tokens": (PAGE, 100, 8 * PAGE)[mix]}
+        with Engine(model, byte_tokenizer, **sizes, **options) as engine:
             found = answers(engine, [request for _, request in order])
         for (number, _), got in zip(order, found, strict=True):
             assert number is None or got == expected[number]
@@ -113,7 +114,7 @@ def test_greedy_texts_over_pages_and_windows_are_those_without_a_cache(model, by
     ends = {byte_tokenizer.bos, byte_tokenizer.special("<|assistant_end|>")}
     texts = [prompt(rng, length, length + 1) for length in (PAGE - 1, PAGE, 2 * PAGE - 20, 1, 20, 21, 22)]
     requests = [Request(text, max_tokens=30, temperature=0.0) for text in texts]
-    with Engine(model, byte_tokenizer, kernels=kernels, num_slots=3) as engine:
+    with Engine(model, byte_tokenizer, kernels=kernels, num_slots=3, prompt_tokens=PAGE) as engine:
         found = [samples[0].ids for samples in engine.generate(requests)]
     assert found == [generate_naive(model, text, max_tokens=30, stop_ids=frozenset(ends)).ids for text in texts]
 
@@ -160,7 +161,8 @@ def test_whatever_arrives_is_cancelled_fails_or_runs_out_every_request_ends_once
     with torch.no_grad():
         model.embedding.weight[255] = torch.nan  # texts with this token fail, where it is given or drawn
     rng = np.random.default_rng(seed)
-    options = {"num_slots": int(rng.integers(2, 9)), "num_guesses": 2 * (seed % 2), "kernels": kernels}
+    options = {"num_slots": int(rng.integers(2, 9)), "num_guesses": 2 * (seed % 2), "kernels": kernels,
+               "prompt_tokens": (1 + 3 * (seed % 3)) * PAGE}  # fmt: skip
     if kernels == "captured":
         options |= {"kernels": "torch", "steps": "captured", "num_guesses": 0}
     whole_bytes = 2 * model.config.num_kv_heads * 32 * 4 * PAGE  # of a page in one block
