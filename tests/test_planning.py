@@ -169,11 +169,28 @@ def test_a_step_time_that_was_measured_among_others_says_so():
     load = Disturbance("load", "other programs used 1.2 of 2 cores", 8.0)
     steal = Disturbance("steal", "the host took 5% of the processor time for others", 2.5)
     clock = Disturbance("clock", "the processor's speed moved by 90%", 13.0)
-    busy = ground.step_choice(0.25, [steal, load, clock], "cpu")
+    words = ground.busy_words([steal, load, clock], "cpu")
+    assert words == load.words
+    assert ground.busy_words([clock], "cpu") is None and ground.busy_words([load], "cuda") is None
+    busy = ground.step_choice(0.25, words)
     assert (busy.value, busy.origin) == (0.25, "measured")
     assert busy.reason.endswith("; meanwhile other programs used 1.2 of 2 cores: it may be too long")
-    assert "meanwhile" not in ground.step_choice(0.25, [clock], "cpu").reason
-    assert "meanwhile" not in ground.step_choice(0.25, [load], "cuda").reason
+    assert "meanwhile" not in ground.step_choice(0.25, None).reason
+
+
+def test_few_steps_from_a_busy_moment_are_planned_for_a_faster_machine():
+    config = model_config("modern", depth=1, vocab_size=300, context=32)
+    quiet = ground.Ground(config, None, None, "cpu", "fp32", 1, "torch", "sdpa", False, 3, 8, 2.0, 2.0, {})
+    busy = planning.replace(quiet, was_busy=True)
+    beside = ground.Beside(start_s=4.0, stage_steps=1.0)
+
+    def steps(left_s, plan):
+        return planning.fitting_steps(left_s, plan, beside, num_stages=3)
+
+    assert [steps(left_s, quiet) for left_s in (12, 58, 618)] == [0, 20, 300]
+    # at half a second a step 13.5 s go beside them
+    assert [steps(left_s, busy) for left_s in (12, 23.5, 58, 618)] == [0, 20, 89, 300]
+    assert steps(118, busy) == planning.FEW_STEPS
 
 
 def test_the_gates_trial_serves_as_the_speed_trial():

@@ -102,6 +102,7 @@ class Ground:
     head_pieces: int = 1  # see records.Segment
     by_block: bool = False  # see records.Segment
     swap_step: int | None = None  # eager until this step, compiled from it on; None: one way from the start
+    was_busy: bool = False  # others used the machine while step_s was measured
 
 
 def settle_ground(
@@ -170,21 +171,25 @@ def settle_ground(
     settled.choices["memory_margin_bytes"] = memory_margin(settled.found, facts)
     if settled.found is not None:
         step_s *= faster_by(settled.found, runner.device_batch)
-    settled.put("step_s", step_choice(step_s, disturbances([(begin, watch.look())], watch.num_cpus), device))
+    busy = busy_words(disturbances([(begin, watch.look())], watch.num_cpus), device)
+    settled.put("step_s", step_choice(step_s, busy))
     return Ground(
         config, tokenizer_folder, tokenizer, device, dtype, threads, kernels, attention, compiled,
         batch.value, rows_per_step, step_s, eager_s, variables, devices, head_pieces,
-        runner.by_block and (compiled or swaps), settled.swap_step,
+        runner.by_block and (compiled or swaps), settled.swap_step, busy is not None,
     )  # fmt: skip
 
 
-def step_choice(step_s: float, found: Sequence[Disturbance], device: str) -> Choice:
-    """Seconds per optimizer step as planned, with what others did to a CPU's machine while its trials ran."""
-    reason = "seconds per optimizer step, as the trials had it"
+def busy_words(found: Sequence[Disturbance], device: str) -> str | None:
+    """What others did most to a CPU's machine while trials ran on it; None: nothing that makes steps slower."""
     busy = [entry for entry in found if entry.kind in BUSY and device == "cpu"]
-    if busy:
-        reason += f"; meanwhile {max(busy, key=lambda entry: entry.size).words}: it may be too long"
-    return Choice(round(step_s, 6), reason, "measured")
+    return max(busy, key=lambda entry: entry.size).words if busy else None
+
+
+def step_choice(step_s: float, busy: str | None) -> Choice:
+    """Seconds per optimizer step as planned, with what others did meanwhile."""
+    meanwhile = f"; meanwhile {busy}: it may be too long" if busy else ""
+    return Choice(round(step_s, 6), f"seconds per optimizer step, as the trials had it{meanwhile}", "measured")
 
 
 def settle_surroundings(

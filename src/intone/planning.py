@@ -10,7 +10,7 @@ from intone import recipe
 from intone.config import ModelConfig, ScheduleConfig, TrainJob, model_config
 from intone.data.tokenizer import Tokenizer
 from intone.errors import UserError
-from intone.ground import VAL_TOKENS, Ground, Settled, beside_steps, settle_ground
+from intone.ground import VAL_TOKENS, Beside, Ground, Settled, beside_steps, settle_ground
 from intone.hardware import Facts, load_facts
 from intone.log import human_count, human_duration, say
 from intone.model.checkpoint import has_optimizer, load_weights
@@ -32,6 +32,9 @@ from intone.runs import find_stage
 from intone.settings import RunSettings, TrainingSettings, TrainSettings
 from intone.tune.settle import fallbacks, settle_device, settle_device_batch, settle_devices
 from intone.tune.trial import attention_for
+
+FEW_STEPS = 100  # of a run; its first stage, 15 of them, is then long enough for a look at how fast they are
+BUSY_FACTOR = 4  # guess: what a machine that others used may become faster by
 
 STARTER_PROMPTS = {
     "base": ("One day Anna walked to the", "Words in order:", "One metre is"),
@@ -82,8 +85,7 @@ def plan_run(
     )  # fmt: skip
     started_s += fetch_s  # the minutes of a run begin when its data is here
     beside = beside_steps(ground, asks_skills=talk.has_starter)
-    left_s = 60 * minutes - (time.monotonic() - started_s) - beside.seconds(3, ground.step_s)
-    steps = max(30, int(left_s / ground.step_s))
+    steps = max(30, fitting_steps(60 * minutes - (time.monotonic() - started_s), ground, beside, num_stages=3))
     plans = recipe.stage_plans(steps, is_starter=text.is_starter, lr_scale=1.0)
     say(
         f"{steps:,} steps of {human_count(batch_tokens)} tokens at {human_count(batch_tokens / ground.step_s)} "
@@ -183,9 +185,7 @@ def stage_ground(settled: Settled, settings: TrainSettings, origins: Mapping[str
         settled, settings, origins, config, tokenizer_folder, tokenizer, trial_data=val_set.folder,
         rows_per_step=rows_per_step, device=device, devices=devices, expected_steps=expected_steps,
     )  # fmt: skip
-    return StageGround(
-        ground, named, val_set.folder, before, keeps_optimizer, batch_tokens, minutes, fetch_s
-    )  # fmt: skip
+    return StageGround(ground, named, val_set.folder, before, keeps_optimizer, batch_tokens, minutes, fetch_s)
 
 
 def plan_stage(
@@ -202,8 +202,7 @@ def plan_stage(
         steps = settings.steps
     else:
         beside = beside_steps(ground, asks_skills=False)
-        left_s = 60 * minutes - (time.monotonic() - started_s) - beside.seconds(1, ground.step_s)
-        steps = max(10, int(left_s / ground.step_s))
+        steps = max(10, fitting_steps(60 * minutes - (time.monotonic() - started_s), ground, beside, num_stages=1))
         forecast |= {"stages": {settings.stage: steps}, "beside": asdict(beside)}
     tokens = steps * batch_tokens
     mixes = [
@@ -282,6 +281,19 @@ def settle_steps(
             origins["device_batch"], settled.facts, config, rows_per_step=rows_per_step, dtype="fp32", compiled=False
         )
     return batch_tokens, int(total / batch_tokens)
+
+
+def fitting_steps(left_s: float, ground: Ground, beside: Beside, *, num_stages: int) -> int:
+    """Steps that fit into so many seconds beside what else must be done in them.
+
+    Few steps from a busy moment are too few to see in time that the machine is faster (pipeline/horizon.py): those that
+    would fit on one BUSY_FACTOR times as fast are planned then, up to FEW_STEPS.
+    """
+
+    def fit(step_s: float) -> int:
+        return int((left_s - beside.seconds(num_stages, step_s)) / step_s)
+
+    return max(0, fit(ground.step_s), min(FEW_STEPS, fit(ground.step_s / BUSY_FACTOR)) if ground.was_busy else 0)
 
 
 def settle_batch_tokens(asked: Resolved, context: int, total_tokens: float) -> Choice:
