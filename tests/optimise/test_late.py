@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.utils.checkpoint
+from torch._higher_order_ops.cond import cond_op
 
 from intone.optimise.detect.catalogue import detect
 from intone.optimise.late import late_signals
@@ -19,6 +20,15 @@ from tests.bench.test_casestudy import FACTS
 from tests.optimise.test_program import loaded
 
 SEEN = {"constants": [], "twins": [], "exchanges": 0, "team": {}, "swaps": {}}
+
+
+@pytest.fixture
+def in_one_thread():
+    """Passes of this process on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # --- constants -------------------------------------------------------------------------------------------------------
@@ -70,6 +80,7 @@ OTHERS = {
     "written over": lambda number, x, weight: torch.zeros(3, 64).add_(x.detach()).tril() + x,
     "written over in part": lambda number, x, weight: into_rows(torch.zeros(3, 64), x),
     "rows in another order": lambda number, x, weight: x @ torch.cat([ROWS[number % 2], ROWS[1 - number % 2]]),
+    "by functions": lambda number, x, weight: x + cond_op(KEPT[0, 0] > number, torch.sin, torch.cos, (x.detach(),)),
     "of trained weights": lambda number, x, weight: x.detach() @ weight.detach().double().float(),
 }
 
@@ -126,7 +137,7 @@ def test_products_of_odd_sizes_are_timed_beside_padded_ones_and_the_rest_is_left
     assert finding.detector == "D15" and finding.bound == pytest.approx(1 / (1 - 0.1 * 0.2))
 
 
-def test_matrices_lie_as_they_did_in_the_program_and_are_timed():
+def test_matrices_lie_as_they_did_in_the_program_and_are_timed(in_one_thread):
     module = loaded("intone_probe_twin")
     left, right = module.made(torch, (3, 5, 7, 9), "bfloat16", (True, False), "cpu")
     assert left.shape == (3, 5, 7) and left.stride()[1:] == (1, 5) and right.stride()[1:] == (9, 1)
@@ -178,15 +189,6 @@ class Again(torch.nn.Module):
         if not self.is_again:
             return self.wait(x)
         return torch.utils.checkpoint.checkpoint(self.wait, x, use_reentrant=False)
-
-
-@pytest.fixture
-def in_one_thread():
-    """Passes of this process on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("is_again", [True, False])

@@ -81,7 +81,7 @@ def test_exchanges_are_counted_per_step_and_left_out_in_the_steps_between(team, 
         model = torch.nn.parallel.DistributedDataParallel(model)
 
         def hook(_state, bucket):
-            calls.append(1)
+            torch.distributed.all_reduce(bucket.buffer())  # as hooks do, and not another exchange
             future = torch.futures.Future()
             future.set_result(bucket.buffer())
             return future

@@ -55,7 +55,9 @@ class Constants:
         def hear(mode, func, types, args=(), kwargs=None):
             return constants.hear(func, args, kwargs or {})
 
-        self.mode = type("Listening", (mode_class,), {"__torch_dispatch__": hear})()
+        # operators that take functions come to a mode only where it says that it knows them, and fail elsewhere
+        ways = {"__torch_dispatch__": hear, "supports_higher_order_operators": True}
+        self.mode = type("Listening", (mode_class,), ways)()
         self.mode.__enter__()
         return True
 

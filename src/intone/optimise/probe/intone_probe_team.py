@@ -20,7 +20,8 @@ class Team:
     def __init__(self, probe):
         self.probe = probe
         self.models = []  # of DistributedDataParallel
-        self.exchanged = False  # since the newest backward pass, by all_reduce on gradients
+        self.prepared = False  # a model exchanges the gradients of the newest backward pass
+        self.exchanged = False  # all_reduce was called on them, by the program or for a model
         self.num_exchanges = 0  # backward passes whose gradients were exchanged
         self.gradients = None  # (places in memory, number of values) since the newest backward pass
         self.is_silent = False
@@ -72,14 +73,14 @@ class Team:
         distributed.all_reduce = all_reduce
 
     def before_backward(self):
-        """Counts the pass before where its gradients were exchanged by hand, and this one where its model will."""
         self.settle()
         # the flag says what the newest forward pass prepared: no_sync() around it clears it
-        self.num_exchanges += any(getattr(model, "require_forward_param_sync", False) for model in self.models)
+        self.prepared = any(getattr(model, "require_forward_param_sync", False) for model in self.models)
 
     def settle(self):
-        self.num_exchanges += self.exchanged
-        self.exchanged, self.gradients = False, None
+        """Counts the newest backward pass where its gradients were exchanged."""
+        self.num_exchanges += self.prepared or self.exchanged
+        self.prepared, self.exchanged, self.gradients = False, False, None
 
     def is_gradient(self, tensor):
         """Whether an exchanged tensor is a gradient, or holds at least half of them."""
