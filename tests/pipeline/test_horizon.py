@@ -35,7 +35,7 @@ class Clockwork(Machine):
     def __init__(self, job, counted_s, pace):
         super().__init__(job)
         self.counted_s, self.pace, self.clock_s = counted_s, pace, SETTLED_S
-        self.restarts = []
+        self.restarts, self.renewed = [], []
 
     def plan_run(self, settings, origins, folder, *, started_s):
         plan = super().plan_run(settings, origins, folder, started_s=started_s)
@@ -90,8 +90,9 @@ def clockwork(home, tiny_job, monkeypatch):
             monkeypatch.setattr(module, name, getattr(machine, name))
         monkeypatch.setattr(CostWatch, "seconds", property(lambda _: machine.clock_s))
         monkeypatch.setattr(verb, "write_page", lambda run: None)
-        monkeypatch.setattr(horizon, "renew_data", lambda folder, settings, steps: None)
-        monkeypatch.setattr(horizon, "most_steps", lambda folder: 10**6)  # the text of the tiny job is short
+        monkeypatch.setattr(horizon, "renew_data", lambda folder, _, steps: machine.renewed.append(folder.name))
+        # the text of the tiny job is short; here 200 steps go over it once, and it never wears out
+        monkeypatch.setattr(horizon, "steps_for", lambda folder, times: 200 if times == 1 else 10**6)
         return machine
 
     return made
@@ -125,6 +126,7 @@ def test_a_plan_from_a_busy_moment_grows_to_fill_the_minutes(clockwork, capsys):
     assert total > 600 > 5 * sum(read_json(find_run("d1-1").folder / "forecast.json")["stages"].values())
     for stage, share in recipe.STARTER_SHARES.items():
         assert steps[stage] == pytest.approx(share * total, rel=0.1)
+    assert machine.renewed == ["sft"]  # 100 steps of mid have enough with what they had
     (stage, step, words), *_ = new_plans()
     assert stage == "base" and words.startswith("base 17 -> ") and ", mid 17 -> " in words
     assert "a step takes 0.8 s, 4 s were counted on; " in words and words.endswith(" of 10 min are left")
@@ -246,11 +248,11 @@ def test_the_pace_is_that_of_the_last_minute_or_of_enough_steps():
 
 def test_no_stage_grows_beyond_what_its_text_is_good_for(tiny_job, tmp_path):
     folder = write_job(tmp_path, tiny_job)
-    rows = 5 * horizon.most_steps(folder)
+    rows = 5 * horizon.steps_for(folder, MANY_EPOCHS)
     text = Rows([TokenSet.open(planning.Path(tiny_job.data[0]))], tiny_job.context, tiny_job.seed)
     assert text.epochs(rows) == pytest.approx(MANY_EPOCHS, rel=0.05)
     write_job(tmp_path, tiny_job, data=(str(tmp_path / "gone"),))
-    assert horizon.most_steps(folder) == 0
+    assert horizon.steps_for(folder, MANY_EPOCHS) == 0
 
 
 def test_the_data_of_a_stage_planned_anew_is_what_planning_takes_for_so_many_tokens(

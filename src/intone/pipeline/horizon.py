@@ -77,7 +77,7 @@ class Horizon:
         fit = (self.left_s - self.beside.seconds(len(still), step_s)) / step_s
         steps = spread(self.stages, done, still, max(LEAST_FIT, fit))
         folder = self.run.stage_folder(stage)
-        return steps | {stage: min(steps[stage], max(self.planned(stage), most_steps(folder)))}
+        return steps | {stage: min(steps[stage], max(self.planned(stage), steps_for(folder, MANY_EPOCHS)))}
 
     def is_off(self, stage: str, step: int, steps: Mapping[str, int], tolerance: float) -> bool:
         """Whether so many more or fewer steps are left than planned."""
@@ -99,8 +99,9 @@ class Horizon:
         fitting = self.fitting(stage, 0, step_s)
         is_off = self.is_off(stage, 0, fitting, BORDER_TOLERANCE)
         wanted = {**steps, **fitting} if is_off else steps
-        if wanted[stage] > self.stages[stage] and isinstance(self.settings, RunSettings):
-            renew_data(self.run.stage_folder(stage), self.settings, wanted)
+        folder, grown = self.run.stage_folder(stage), wanted[stage] > self.stages[stage]
+        if grown and wanted[stage] > steps_for(folder, 1) and isinstance(self.settings, RunSettings):
+            renew_data(folder, self.settings, wanted)
             fitting = self.fitting(stage, 0, step_s)  # that took time, and there may be more data now
         if is_off:
             self.write(stage, 0, fitting, step_s)
@@ -272,11 +273,11 @@ def swaps_after(choices: Choices, step: int) -> bool:
     return swap is not None and swap.from_step >= step
 
 
-def most_steps(folder: Path) -> int:
-    """Steps of a stage after which its text was seen MANY_EPOCHS times; 0 where that is not known."""
+def steps_for(folder: Path, times: float) -> int:
+    """Steps of a stage after which a text of it was seen so many times; 0 where that is not known."""
     config = read_json(folder / "config.json")
     epochs = [entry["epochs"] for entry in epochs_of(config, config["rows_per_step"] * config["context"])]
-    return int(MANY_EPOCHS / max(epochs)) if epochs else 0
+    return int(times / max(epochs)) if epochs else 0
 
 
 def renew_data(folder: Path, settings: RunSettings, steps: Mapping[str, int]) -> None:
