@@ -48,12 +48,12 @@ def test_the_candidates_are_the_sizes_that_split_a_step_evenly():
 
 @pytest.mark.parametrize("rows_per_step", [1, 2, 7, 48, 256])
 @pytest.mark.parametrize("overhead", [0.0001, 0.02, 0.3])
-def test_on_a_line_the_choice_is_the_smallest_within_1_percent_of_the_best(rows_per_step, overhead):
+def test_on_a_line_the_choice_is_the_smallest_within_1_percent_of_the_best_that_pads_nothing(rows_per_step, overhead):
     machine = Machine(lambda rows: overhead + 0.004 * rows)
     found = machine.search(rows_per_step, 10**12)
     best = min(machine.step_s(rows_per_step, rows) for rows in candidates(rows_per_step))
     good = [rows for rows in candidates(rows_per_step) if machine.step_s(rows_per_step, rows) <= 1.01 * best]
-    assert found.rows == good[0]
+    assert found.rows == next(rows for rows in good if rows_per_step % rows == 0)
     assert found.num_out_of_memory == machine.num_failed == 0
 
 
@@ -77,6 +77,20 @@ def test_slow_and_fast_spells_of_the_machine_do_not_choose():
     machine = Shared(lambda rows: 0.005 + 0.012 * rows, update_s=0.02)
     found = machine.search(32, 2**40)
     assert machine.asked.count(found.rows) > 2 and machine.share_of_best(32, found) > 0.95
+
+
+def test_a_size_that_pads_its_last_pass_must_be_clearly_faster():
+    """Seen on a shared host: 7 rows in 5 passes won over 8 in 4 by two looks, and were a fifth slower than the best."""
+
+    def best(pace):
+        machine = Machine(lambda rows: 0.01 + 0.016 * rows * (pace if rows == 7 else 1.0))
+        search = Search(machine, 32, 10**12)
+        for rows in (4, 7, 8):
+            search.probe(rows)
+        return search.best([4, 7, 8])
+
+    assert best(0.9) == 8, "35 computed rows look 1 % faster than 32"
+    assert best(0.8) == 7
 
 
 def test_a_choice_that_only_the_line_knows_is_looked_at_for_its_memory():

@@ -6,7 +6,7 @@ grow with B along a line, which two or three small probes show:
 
 1. steps of two passes with one row each: seconds of a pass and of the update, and the memory of both;
 2. four times the rows, then up to sixteen: lines through what was seen say what every other size needs;
-3. of the sizes whose memory fits below a margin, the smallest whose step is within 1 % of the best;
+3. of the sizes whose memory fits below a margin, the smallest whose step is within 1 % of the best and pads nothing;
 4. that size, its neighbours and its best rival are measured in turns, and the measured winner is taken: a machine that
    others use has slow spells and fast ones, and a single look at a size may fall into either.
 
@@ -30,6 +30,9 @@ from intone.tune.found import Found, Line, Measure, ProbeFailed, Size, fit
 Method = Literal["line", "bisect"]
 
 WITHIN = 0.01  # a smaller size within this of the best is taken: it leaves memory for others
+# a size that pads its last pass must win by this over one that pads less: it computes more by arithmetic, and where two
+# looks said otherwise the machine's slow spells did (LOG.md)
+PADDED_WORTH = 0.03
 MARGIN = 0.15  # of free memory, where nothing says how far off the line may be (the published algorithm's)
 KNOWN_MARGIN = 0.02  # of free memory, beside three times the line's own error (training.md 3.2)
 TIME_OFF_LINE = 0.10  # of a pass: noise of one probe on a shared machine is 5 % (CONTRACTS)
@@ -177,9 +180,17 @@ class Search:
         return fitting if self.is_on_line() else [rows for rows in fitting if rows in self.samples]
 
     def best(self, rows: Sequence[int]) -> int:
-        """The smallest of these sizes whose step is within 1 % of the fastest."""
-        fastest = min(self.step_s(size) for size in rows)
-        return min(size for size in rows if self.step_s(size) <= (1 + WITHIN) * fastest)
+        """The smallest of these sizes whose step is within 1 % of the fastest, of those that pad the least."""
+        fastest = min(rows, key=self.step_s)
+        bar = (1 + PADDED_WORTH) * self.step_s(fastest)
+        least = min(self.computed(size) for size in rows if self.step_s(size) <= bar)
+        even = [size for size in rows if self.computed(size) == least and self.step_s(size) <= bar]
+        bar = (1 + WITHIN) * min(self.step_s(size) for size in even)
+        return min(size for size in even if self.step_s(size) <= bar)
+
+    def computed(self, rows: int) -> int:
+        """The rows of all passes of a step, those included that fill up the last one and are ignored."""
+        return passes_of(self.rows_per_step, rows) * rows
 
     def nearest(self, rows: float) -> int:
         return min(self.sizes, key=lambda size: (abs(size - rows), size))
@@ -330,7 +341,7 @@ def verified(search: Search, rows: int, verify_s: float) -> None:
 
 
 def winner(search: Search) -> int:
-    """The smallest measured size within 1 % of the best, by measurement or, where that holds, by the line.
+    """The best measured size where it is within 1 % of the best of all, which may be known by the line alone.
 
     Where only the line says that a step could be faster and there was no time to look, the line is believed.
     """
@@ -338,9 +349,9 @@ def winner(search: Search) -> int:
     believed = search.believed()
     if not known:
         return believed[0] if believed else search.sizes[0]
-    bar = (1 + WITHIN) * min(search.step_s(size) for size in {*known, *believed})
-    near_best = [size for size in known if search.step_s(size) <= bar]
-    return min(near_best, default=min([size for size in believed if search.step_s(size) <= bar], default=known[0]))
+    measured, best = search.best(known), search.best([*{*known, *believed}])
+    is_near = search.step_s(measured) <= (1 + WITHIN) * search.step_s(best)
+    return measured if is_near else best
 
 
 def found(search: Search, rows: int, method: str) -> Found:
@@ -369,6 +380,8 @@ def reason_for(search: Search, rows: int, method: str) -> str:
         first = f"the largest of {len(search.samples)} measured sizes that leaves {MARGIN:.0%} of memory"
     elif fastest == rows or share >= 1:
         first = "the fastest step"
+    elif search.computed(fastest) > search.computed(rows):
+        first = f"pads less than {fastest}, whose step looked {1 - share:.1%} faster"
     else:
         first = f"the smallest within {WITHIN:.0%} of the best step ({share:.1%} of that with {fastest})"
     growth = search.growth_at(rows)
