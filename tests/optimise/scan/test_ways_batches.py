@@ -494,6 +494,28 @@ fault("padding", "F.pad", """
             labels = F.pad(labels, (0, gap), value=-100)
             return ids, labels
 """)  # fmt: skip
+fault("padding", "tokenizers lib", """
+    import torch
+    from tokenizers import Tokenizer
+    tok = Tokenizer.from_file("tok.json")
+    tok.enable_padding(pad_id=0, length=512)  # <-
+    tok.enable_truncation(512)
+    def collate(texts):
+        enc = tok.encode_batch(texts)
+        ids = torch.tensor([e.ids for e in enc])
+        labels = ids.masked_fill(ids == 0, -100)
+        return ids, labels
+""")  # fmt: skip
+fault("padding", "torchtext transform", """
+    import torch
+    import torchtext.transforms as T
+    pipeline = T.Sequential(T.VocabTransform(vocab), T.Truncate(256), T.ToTensor(), T.PadTransform(256, 0))  # <-
+    def collate(texts):
+        ids = torch.stack([pipeline(t) for t in texts])
+        labels = ids[:, 1:].clone()
+        labels[labels == 0] = -100
+        return ids[:, :-1], labels
+""")  # fmt: skip
 fault("padding", "np resize", """
     import numpy as np, torch
     def row(ids, width, pad):

@@ -21,6 +21,19 @@ fault("compile", "plain while", """
             l.backward()
             opt.step()
 """)  # fmt: skip
+fault("compile", "eval only compiled", """
+    import torch
+    def main(model, loader, val, opt):
+        fast = torch.compile(model)
+        for step, (x, y) in enumerate(loader):  # <-
+            loss = model(x, y)
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+            if step % 1000 == 0:
+                with torch.no_grad():
+                    print(sum(fast(a, b) for a, b in val))
+""")  # fmt: skip
 fault("compile", "flag off dataclass", """
     import torch
     from dataclasses import dataclass
@@ -118,6 +131,17 @@ fault("compile", "lightning", """
             return self.net(x, y)
     def main(net, loader):
         pl.Trainer(max_epochs=1).fit(Lit(net), loader)  # <-
+""")  # fmt: skip
+fault("compile", "in epoch loop", """
+    import torch
+    def main(model, make_loader, opt):
+        for epoch in range(10):
+            m = torch.compile(model)  # <-
+            for x, y in make_loader(epoch):
+                loss = m(x, y)
+                loss.backward()
+                opt.step()
+                opt.zero_grad()
 """)  # fmt: skip
 fault("compile", "in step", """
     import torch
@@ -767,6 +791,14 @@ fault("checkpoint", "safetensors save model", """
     from safetensors.torch import save_model
     def keep(net, out):
         save_model(net, f"{out}/last.safetensors")  # <-
+""")  # fmt: skip
+fault("checkpoint", "np savez", """
+    import torch, os, json, shutil, pickle
+    from pathlib import Path
+
+    import numpy as np
+    def save(params, path):
+        np.savez(path, **{k: v.cpu().numpy() for k, v in params.items()})  # <-
 """)  # fmt: skip
 fault("checkpoint", "np save each", """
     import torch, os, json, shutil, pickle

@@ -210,6 +210,20 @@ fault("accumulation", "sched per micro", """
                 opt.step(); opt.zero_grad()
             sched.step()  # <-
 """)  # fmt: skip
+fault("accumulation", "accelerate double", """
+    import torch
+
+    from accelerate import Accelerator
+    def main(model, opt, loader):
+        acc = Accelerator(gradient_accumulation_steps=8)
+        model, opt, loader = acc.prepare(model, opt, loader)
+        for b in loader:
+            with acc.accumulate(model):
+                loss = model(**b).loss / 8
+                acc.backward(loss)  # <-
+                opt.step()
+                opt.zero_grad()
+""")  # fmt: skip
 fault("accumulation", "accelerate double field", """
     import torch
 

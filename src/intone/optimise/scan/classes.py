@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from intone.optimise.scan.project import Project
 
 ClassPlace = tuple[Module, ast.ClassDef]
+FIELDS = ("field", "Field", "Option", "ib", "attrib")  # what gives a field its default: dataclasses, pydantic, attrs
 
 
 def named_classes(name: str, scope: Scope, project: "Project") -> list[ClassPlace]:
@@ -74,7 +75,7 @@ def class_field(node: ast.ClassDef, name: str) -> ast.expr | None:
         value = None
         if isinstance(statement, (ast.Assign, ast.AnnAssign)) and name in fields_of(statement):
             value = statement.value
-        if isinstance(value, ast.Call) and last_name(value.func) in ("field", "Field"):
+        if isinstance(value, ast.Call) and last_name(value.func) in FIELDS:
             words = {word.arg: word.value for word in value.keywords}
             value = words.get("default", value.args[0] if value.args else None)
         if value is not None:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 from intone.optimise.scan.calls import WRAPS, functions_of
-from intone.optimise.scan.constants import is_never
+from intone.optimise.scan.constants import is_never, known_values
 from intone.optimise.scan.expressions import called, code_of, dotted, is_true, keyword, last_name, names_in
 from intone.optimise.scan.loops import TrainLoop, is_periodic
 from intone.optimise.scan.project import Project, owner_of
@@ -114,8 +114,10 @@ def _is_regex(call: ast.Call) -> bool:
 
 def _why_idle(call: ast.Call, scope: Scope, project: Project) -> str | None:
     """Switched off, thrown away or never used."""
-    if is_true(keyword(call, "disable")):
-        return "disable=True"
+    if (off := keyword(call, "disable")) is not None:
+        known = known_values(off, scope, project)
+        if known and all(one.value for one in known):
+            return "disable=True"
     if (switch := SWITCHED_OFF.search(scope.module.text)) is not None:
         return f"`{switch[0][:40]}` switches compiling off"
     backend = keyword(call, "backend")
@@ -126,14 +128,14 @@ def _why_idle(call: ast.Call, scope: Scope, project: Project) -> str | None:
         if above is scope.node:
             break
         if isinstance(above, (ast.If, ast.IfExp)) and below is not above.test:
-            off = is_never(above.test, scope, project)
+            never = is_never(above.test, scope, project)
             on = (
                 isinstance(above, ast.If)
                 and below in above.orelse
                 or isinstance(above, ast.IfExp)
                 and below is above.orelse
             )
-            if off and not on:
+            if never and not on:
                 return f"it stands behind `{code_of(above.test, 40)}`, which is off by default"
         below = above
     above_call = scope.module.parents.get(call)
@@ -200,6 +202,8 @@ def missed_by(one: Compile, loop: TrainLoop, runs: list[Reached], project: Proje
     runs = [run for run in runs if not is_periodic(run, loop.inner, project)]
     handed = [run.anchor for run in runs] if loop.scope is one.scope else []
     handed += [site.call for site in project.callers(loop.outer_scope) if site.scope is one.scope]
+    if (owner := owner_of(loop.outer_scope)) is not None:  # Trainer(model=model).fit()
+        handed = [site.call for site in project.sites.get(owner.name, []) if site.scope is one.scope] or handed
     names = [names_in(node) for node in handed]
     return told if names and all(old in known and new not in known for known in names) else None
 

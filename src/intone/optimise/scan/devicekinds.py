@@ -40,6 +40,18 @@ def _held(node: ast.expr, scope: Scope, project: Project) -> list[ast.expr]:
     return []
 
 
+def text_evidence(node: ast.expr, scope: Scope, project: Project) -> list[Origin]:
+    """Where a value is a text, by its type or by what it is made of; empty where it may be anything else."""
+    found = []
+    for origin in project.origins(node, scope, depth=3):
+        typed = origin.is_annotation and re.fullmatch(r"str|(Optional\[str\])|str \| None", text_of(origin.node))
+        if typed or _device_kind(origin, project) == "string":
+            found.append(origin)
+        elif not (isinstance(origin.node, ast.Constant) and origin.node.value is None):
+            return []
+    return found
+
+
 def is_numbered(node: ast.expr, scope: Scope, project: Project) -> bool:
     """str(x.device), where x lies somewhere: "cuda:0", never "cuda" alone, as a tensor's device has a number."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "str" and node.args):

@@ -12,7 +12,7 @@ Found = tuple[ast.AST, str]
 LONGEST, FIXED = "to the longest of the batch", "to a fixed length"
 # of a library, for rows with labels
 COLLATORS = re.compile(r"^DataCollator(ForSeq2Seq|ForTokenClassification|ForCompletionOnlyLM|WithPadding)$")
-MAKES = ("full", "zeros", "ones", "empty", "new_full", "new_zeros", "new_ones")
+MAKES = ("full", "zeros", "ones", "empty", "new_full", "new_zeros", "new_ones", "bytearray", "full_like", "zeros_like")
 
 
 def filled_up(scope: Scope, project: Project) -> Found | None:
@@ -23,6 +23,7 @@ def filled_up(scope: Scope, project: Project) -> Found | None:
         or _fills_gap(scope, project)
         or _pads_step_by_step(scope, project)
         or _goes_on_for_ever(scope)
+        or _filled_and_cut(scope)
         or _fills_in_part(scope)
     )
 
@@ -128,9 +129,12 @@ def _pads_by_library(scope: Scope, project: Project) -> Found | None:
             return call, LONGEST
         for option in options(call, "padding", scope, project):
             values = option_values(option, project)
-            if "max_length" in values:
+            said = text_of(option.value)
+            if "max_length" in values or said.endswith("Strategy.MAX_LENGTH"):
                 return option.node, FIXED
-            if "longest" in values or any(value is True for value in values):  # 1 is a convolution's
+            if (
+                "longest" in values or said.endswith("Strategy.LONGEST") or any(value is True for value in values)
+            ):  # 1 is a convolution's
                 return option.node, LONGEST
         if name.endswith((".enable_padding", "PadTransform")) or is_true(keyword(call, "pad_to_max_length")):
             return call, FIXED
@@ -187,6 +191,24 @@ def _is_letter(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes)) and len(node.value) == 1
 
 
+def _filled_and_cut(scope: Scope) -> Found | None:
+    """(ids + [pad] * width)[:width]"""
+    for node in scope.of(ast.Subscript):
+        upper = node.slice.upper if isinstance(node.slice, ast.Slice) and node.slice.lower is None else None
+        if upper is None:
+            continue
+        value: ast.expr = node.value
+        made = [b.value for b in scope.bindings.get(target_name(value) or "", []) if b.how == "="]
+        for one in [value, *made]:
+            filler = one.right if isinstance(one, ast.BinOp) and isinstance(one.op, ast.Add) else None
+            if isinstance(filler, ast.BinOp) and isinstance(filler.op, ast.Mult):
+                sides = (filler.left, filler.right)
+                lists = any(isinstance(side, (ast.List, ast.Tuple)) and len(side.elts) == 1 for side in sides)
+                if lists and any(text_of(side) == text_of(upper) for side in sides):
+                    return one, FIXED
+    return None
+
+
 def _goes_on_for_ever(scope: Scope) -> Found | None:
     """islice(chain(row, repeat(pad)), width), line.ljust(width, "~"): as many as are wanted."""
     for node in scope.calls:
@@ -208,11 +230,27 @@ def _fills_in_part(scope: Scope) -> Found | None:
         target = node.targets[0]
         index = target.slice.elts[-1] if isinstance(target.slice, ast.Tuple) and target.slice.elts else target.slice
         name = target_name(target.value)
-        made = [b.value for b in scope.bindings.get(name or "", []) if b.how == "=" and isinstance(b.value, ast.Call)]
+        made = _made(name or "", scope)
         filled = [call for call in made if last_name(call.func) in MAKES and last_name(call.func) != "empty"]
         if filled and (_is_begin(index, scope) or _is_end(index, scope) or _is_counter(index, node, scope)):
             return filled[0], FIXED
     return None
+
+
+def _made(name: str, scope: Scope) -> list[ast.Call]:
+    """The calls that made a name; of a row in zip(out, rows) those that made `out`."""
+    found = []
+    for binding in scope.bindings.get(name, []):
+        value = binding.value
+        if binding.how == "=" and isinstance(value, ast.Call):
+            found.append(value)
+        elif binding.how == "iter":
+            walked = [value]
+            if isinstance(value, ast.Call) and last_name(value.func) in ("zip", "enumerate"):
+                walked = value.args[binding.index or 0 :][:1] if last_name(value.func) == "zip" else value.args[:1]
+            made = [b.value for one in walked for b in scope.bindings.get(target_name(one) or "", []) if b.how == "="]
+            found += [one for one in made if isinstance(one, ast.Call)]
+    return found
 
 
 def _is_begin(index: ast.expr, scope: Scope) -> bool:
@@ -245,10 +283,10 @@ def _is_counter(index: ast.expr, node: ast.Assign, scope: Scope) -> bool:
 
 def _is_length(node: ast.expr, scope: Scope) -> bool:
     """len(row), row.size(0), or a name for one of them."""
-    if re.search(r"len\(|\.size\(|\.shape|numel", text_of(node)):
+    if re.search(r"len\(|\.size\b|\.shape|numel", text_of(node)):
         return True
     values = [b.value for name in names_in(node) for b in scope.bindings.get(name, []) if b.how == "="]
-    return any(re.search(r"len\(|\.size\(|\.shape|numel", text_of(value)) for value in values)
+    return any(re.search(r"len\(|\.size\b|\.shape|numel", text_of(value)) for value in values)
 
 
 def _is_filler(node: ast.expr) -> bool:
@@ -257,6 +295,13 @@ def _is_filler(node: ast.expr) -> bool:
 
 def _pads_step_by_step(scope: Scope, project: Project) -> Found | None:
     """while len(row) < width: row.append(pad)"""
+    for turn in scope.of(ast.For):  # for _ in range(width - len(row)): row.append(pad)
+        counted = (
+            turn.iter.args[-1:] if isinstance(turn.iter, ast.Call) and last_name(turn.iter.func) == "range" else []
+        )
+        puts = [one for one in walk(turn) if isinstance(one, ast.Call) and last_name(one.func) == "append" and one.args]
+        if counted and _is_gap(counted[0], scope) and any(_is_filler(one.args[0]) for one in puts):
+            return turn, LONGEST if _is_longest(counted[0], scope, project, 3) else FIXED
     for node in scope.of(ast.While):
         if len(node.body) > 3 or not isinstance(node.test, ast.Compare):
             continue

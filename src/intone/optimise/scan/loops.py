@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from intone.optimise.scan.constants import only_value
 from intone.optimise.scan.expressions import last_name, names_in, text_of
 from intone.optimise.scan.project import Project, Site
-from intone.optimise.scan.reach import Frame, Reached, loops_around, reached
+from intone.optimise.scan.reach import COMPREHENSIONS, Frame, Reached, loops_around, reached
 from intone.optimise.scan.source import FunctionNode, Module, Scope, target_name, walk
 from intone.optimise.scan.values import backward_loss, is_backward, steps_optimizer
 
@@ -155,6 +155,35 @@ def step_events(start: ast.AST, scope: Scope, project: Project) -> list[Reached]
         item for item in reached(start, scope, project)
         if isinstance(item.node, ast.Call) and steps_optimizer(item.node, item.scope, project)
     ]  # fmt: skip
+
+
+# --- what a loop walks over -------------------------------------------------------------------------------------------
+
+
+def walked_over(loop: ast.AST, scope: Scope) -> list[ast.expr]:
+    """What a loop walks over; of a name of the function what it is made of: parts = rows.chunk(n)."""
+    walked, _ = walk_of(loop)
+    found = [] if walked is None else [walked]
+    parts = walked.args if isinstance(walked, ast.Call) and last_name(walked.func) in ("zip", "enumerate") else found
+    for part in list(parts):
+        made = [b.value for b in scope.bindings.get(target_name(part) or "", []) if b.how == "="]
+        found += made if len(made) == 1 else []
+    return found
+
+
+def is_cut(node: ast.AST) -> bool:
+    """x.chunk(n), torch.split(x, n)"""
+    cuts = ("chunk", "split", "tensor_split", "array_split")
+    return isinstance(node, ast.Call) and last_name(node.func) in cuts
+
+
+def walk_of(loop: ast.AST) -> tuple[ast.expr | None, ast.expr | None]:
+    """(what a loop or comprehension walks over, its variable); (None, None) for a while."""
+    if isinstance(loop, (ast.For, ast.AsyncFor)):
+        return loop.iter, loop.target
+    if isinstance(loop, COMPREHENSIONS):
+        return loop.generators[0].iter, loop.generators[0].target
+    return None, None
 
 
 # --- what runs only now and then --------------------------------------------------------------------------------------

@@ -145,6 +145,8 @@ def grown_anew(item: Reached, work: Work) -> Found | None:
         parts = value.args[0].elts if isinstance(value.args[0], (ast.List, ast.Tuple)) else value.args
         if any(target_name(part) == name for part in parts) and not _starts_anew(name, item, work):
             return message, _code_at(item, 60), None
+    if _holds_itself(value, name) and not _starts_anew(name, item, work):
+        return message, _code_at(item, 60), None
     first = value
     while isinstance(first, ast.BinOp) and isinstance(first.op, ast.Add):
         first = first.left
@@ -153,6 +155,24 @@ def grown_anew(item: Reached, work: Work) -> Found | None:
     if is_list(name, scope) or _is_text(name, scope) and _adds_text(value, item):
         return message, _code_at(item, 60), None
     return None
+
+
+def _holds_itself(value: ast.expr, name: str) -> bool:
+    """[*rows, *new], "".join([text, new]), f"{text}{new}", list(chain(rows, new)), np.r_[ids, new]: made of itself."""
+    parts: list[ast.expr] = []
+    if isinstance(value, (ast.List, ast.Tuple)) and len(value.elts) > 1:
+        parts = [part.value for part in value.elts if isinstance(part, ast.Starred)]
+    elif isinstance(value, ast.JoinedStr) and len(value.values) > 1 and any(TEXTS.match(w) for w in words_of(name)):
+        parts = [part.value for part in value.values if isinstance(part, ast.FormattedValue)][:1]
+    elif isinstance(value, ast.Subscript) and last_name(value.value) in ("r_", "c_"):
+        parts = list(value.slice.elts) if isinstance(value.slice, ast.Tuple) else []
+    elif isinstance(value, ast.Call) and value.args:
+        inside = value.args[0]
+        if last_name(value.func) == "join" and isinstance(inside, (ast.List, ast.Tuple)):
+            parts = list(inside.elts)
+        elif last_name(value.func) == "list" and isinstance(inside, ast.Call) and last_name(inside.func) == "chain":
+            parts = list(inside.args)
+    return any(target_name(part) == name for part in parts)
 
 
 def _joins_encoded(value: ast.expr, work: Work) -> bool:

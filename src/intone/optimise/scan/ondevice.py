@@ -24,6 +24,7 @@ LOSSES = (
     "torch.nn.functional.mse_loss", "torch.nn.functional.kl_div", "torch.nn.utils.get_total_norm",
 )  # fmt: skip
 DEVICE_NAME = re.compile(r"(^|[._])(device|dev|cuda|gpu)(_\w+)?$|^(local_)?rank$", re.I)
+ROWS = ("argmax", "softmax", "topk", "unbind", "split", "chunk", "flatten", "view", "detach", "squeeze", "sum", "mean")
 WALKS = ("items", "values", "enumerate", "zip", "list", "tuple", "reversed", "iter")
 
 
@@ -189,6 +190,8 @@ def _followed(binding: Binding) -> ast.expr | None:
             value, place = value.args[0], None
         else:
             return None
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in ROWS:
+        return value  # for token in logits.argmax(-1)
     return value if isinstance(value, (ast.Name, ast.Attribute, ast.Dict, ast.List, ast.Tuple)) else None
 
 

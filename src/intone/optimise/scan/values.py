@@ -260,16 +260,8 @@ def backward_loss(call: ast.Call) -> ast.expr | None:
     value: ast.expr = func.value
     if isinstance(value, ast.Call) and last_name(value.func) == "scale" and value.args:
         return value.args[0]
-    if call.args and last_name(value) in (
-        "fabric",
-        "accelerator",
-        "self",
-        "engine",
-        "autograd",
-        "model",
-        "model_engine",
-    ):
-        return call.args[0]
+    if call.args and isinstance(value, (ast.Name, ast.Attribute)) and not LOSS_NAME.search(last_name(value) or ""):
+        return call.args[0]  # accelerator.backward(loss)
     return value
 
 

@@ -280,6 +280,11 @@ def masked_by(node: ast.Call) -> str | None:
     """np.flatnonzero(free >= n), (free >= n).nonzero(), argmin([r.used for r in rows]): what is walked."""
     if last_name(node.func) not in MASKS:
         return None
+    if last_name(node.func) in ("argmax", "argmin"):  # free.argmax(), np.argmin(used)
+        method = isinstance(node.func, ast.Attribute) and not node.args
+        whole = node.func.value if method else node.args[0] if node.args else None  # type: ignore[attr-defined]
+        if whole is not None and (name := target_name(whole)) is not None:
+            return name
     for part in [*node.args[:1], *([node.func.value] if isinstance(node.func, ast.Attribute) else [])]:
         for test in walk(part):
             if isinstance(test, ast.ListComp) and last_name(node.func) in ("argmax", "argmin"):

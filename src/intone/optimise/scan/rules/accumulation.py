@@ -6,9 +6,18 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.constants import only_value
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
-from intone.optimise.scan.loops import ACCUM, Loop, TrainLoop, counter_guard, train_loops
+from intone.optimise.scan.loops import (
+    ACCUM,
+    Loop,
+    TrainLoop,
+    counter_guard,
+    is_cut,
+    train_loops,
+    walk_of,
+    walked_over,
+)
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import COMPREHENSIONS, Reached
+from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.scaling import Scaling, count_of, is_count, same_number, scalings
 from intone.optimise.scan.source import Module, Scope, target_name, walk
@@ -83,8 +92,10 @@ def over_micro_batches(loop: Loop, scope: Scope, project: Project) -> str | None
     walked, target = walk_of(loop)
     if walked is None or target is None:
         return None
+    made = walked_over(loop, scope)[1:]
+    walked = next((value for value in made if is_cut(value)), walked)
     if isinstance(walked, ast.Name):
-        walked = next((value for value in walked_over(loop, scope) if isinstance(value, ast.Call)), walked)
+        walked = next((value for value in made if isinstance(value, ast.Call)), walked)
     text = code_of(walked, 50)
     names = {name.rpartition(".")[2] for name in names_in(walked)} | names_in(target)
     if re.search(r"loader|dataset", text):
@@ -92,7 +103,7 @@ def over_micro_batches(loop: Loop, scope: Scope, project: Project) -> str | None
     if any(ACCUM.search(name) for name in names):
         return text
     for part in walk(walked):
-        if isinstance(part, ast.Call) and last_name(part.func) in ("chunk", "split", "tensor_split", "array_split"):
+        if is_cut(part):
             return text
         if isinstance(part, ast.Call) and ACCUM.search(last_name(part.func) or ""):
             return text
@@ -104,24 +115,6 @@ def over_micro_batches(loop: Loop, scope: Scope, project: Project) -> str | None
     ):
         return text
     return None
-
-
-def walked_over(loop: ast.AST, scope: Scope) -> list[ast.expr]:
-    """What a loop walks over; of a name of the function what it is made of: parts = rows.chunk(n)."""
-    walked, _ = walk_of(loop)
-    if walked is None:
-        return []
-    made = [b.value for b in scope.bindings.get(target_name(walked) or "", []) if b.how == "="]
-    return [walked, *made] if len(made) == 1 else [walked]
-
-
-def walk_of(loop: ast.AST) -> tuple[ast.expr | None, ast.expr | None]:
-    """(what a loop or comprehension walks over, its variable); (None, None) for a while."""
-    if isinstance(loop, (ast.For, ast.AsyncFor)):
-        return loop.iter, loop.target
-    if isinstance(loop, COMPREHENSIONS):
-        return loop.generators[0].iter, loop.generators[0].target
-    return None, None
 
 
 def _divided_by_count(loop: TrainLoop, project: Project) -> str | None:
@@ -148,6 +141,10 @@ def _divided_by_count(loop: TrainLoop, project: Project) -> str | None:
 def cleared_too_often(module: Module, project: Project) -> Iterator[Place]:
     """zero_grad() at every turn of the loop over micro-batches, while the step comes later."""
     for loop in train_loops(module, project):
+        if (cleared := _cleared_before_step(loop)) is not None:
+            told = f"line {cleared.line}: {code_of(cleared.node, 50)}, and then {code_of(loop.steps[0].node, 40)}"
+            yield Place(cleared.node, "gradients are cleared right before the step that needs them", (told,),
+                        scope=cleared.scope)  # fmt: skip
         if not loop.accumulates or not counts_micro_batches(loop, project):
             continue
         for item in loop.turn(project):
@@ -160,6 +157,22 @@ def cleared_too_often(module: Module, project: Project) -> Iterator[Place]:
                     scope=item.scope,
                 )
                 break
+
+
+def _cleared_before_step(loop: TrainLoop) -> Reached | None:
+    """optimizer.zero_grad(); optimizer.step() one after the other in a block: the step finds nothing."""
+    for step in loop.steps[:2]:
+        module = step.scope.module
+        statement = module.parents.get(step.node)
+        above = module.parents.get(statement) if isinstance(statement, ast.Expr) else None
+        for block in (getattr(above, name, None) for name in ("body", "orelse")):
+            if isinstance(block, list) and statement in block and block.index(statement) > 0:
+                before = block[block.index(statement) - 1]
+                cleared = step.at(before.value) if isinstance(before, ast.Expr) else None
+                if cleared is not None and _clears(cleared):
+                    holder = text_of(before).partition(".zero_grad")[0]
+                    return cleared if holder in text_of(step.node) or "model" in holder else None
+    return None
 
 
 def _clears(item: Reached) -> bool:

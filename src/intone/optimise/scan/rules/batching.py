@@ -4,14 +4,15 @@ import ast
 import re
 from collections.abc import Iterator
 
+from intone.optimise.scan.classes import FIELDS
 from intone.optimise.scan.constants import fixed_values, is_one_of_many, known_values
 from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in
-from intone.optimise.scan.loops import TrainLoop, train_loops
+from intone.optimise.scan.loops import TrainLoop, train_loops, walked_over
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.accumulating import Where, accumulation_of, flag_of, written_settings
-from intone.optimise.scan.rules.accumulation import counts_micro_batches, over_micro_batches, walked_over
+from intone.optimise.scan.rules.accumulation import counts_micro_batches, over_micro_batches
 from intone.optimise.scan.scaling import count_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
@@ -70,8 +71,7 @@ def _handed_to_loader(module: Module, accumulation: Where, project: Project) -> 
                 continue
             if re.search(r"eval|val|test|dev", f"{scope.simple_name} {code_of(call, 200)}", re.I):
                 continue
-            place = 2 if (last_name(call.func) or "").endswith("BatchSampler") else 1
-            size = keyword(call, "batch_size") or (call.args[place] if len(call.args) > place else None)
+            size = keyword(call, "batch_size") or (call.args[1] if len(call.args) > 1 else None)
             if isinstance(size, ast.Constant) and size in call.args and type(size.value) is int:
                 if 1 <= size.value <= SMALL:
                     yield _place(call, "batch_size", size.value, accumulation, module)
@@ -151,7 +151,7 @@ def _assigned(
 
 def _field(value: ast.expr | None) -> ast.expr | None:
     """x: int = field(default=4) -> 4"""
-    if isinstance(value, ast.Call) and last_name(value.func) in ("field", "Field", "Option"):
+    if isinstance(value, ast.Call) and last_name(value.func) in FIELDS:
         return keyword(value, "default") or (value.args[0] if value.args else None)
     return value
 

@@ -126,7 +126,8 @@ def _is_state(written: Written, scope: Scope, project: Project) -> bool:
         return counts and bool(PROGRESS.search(named)) and "config" not in named.lower()
     if written.is_array:
         ends = project.origins(node, scope, _inside, depth=3)
-        return any(re.search(r"state_dict|named_parameters|parameters\(", text_of(end.node)) for end in ends)
+        weights = re.search(r"(^|[^\w])(params|weights|state)($|[^\w])", text_of(node)) is not None
+        return weights or any(re.search(r"state_dict|parameters\(", text_of(end.node)) for end in ends)
     if written.rarely:  # a whole model written once, at the end, is no checkpoint
         hook = bool(re.match(r"on_(epoch|step|save|evaluate|train_batch|train_epoch)", scope.simple_name))
         return hook or _keeps_name(scope) or _in_training(written.call, scope, project) or _is_removed(written, scope)

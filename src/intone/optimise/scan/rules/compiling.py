@@ -18,13 +18,13 @@ from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import code_of, is_false, keyword, last_name, text_of
 from intone.optimise.scan.growth import grown_argument
-from intone.optimise.scan.loops import TrainLoop, is_periodic, train_loops
+from intone.optimise.scan.loops import TrainLoop, is_inside, is_periodic, train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, inner_loops, loops_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.widths import varying_width
-from intone.optimise.scan.source import FunctionNode, Module, Scope, target_name
+from intone.optimise.scan.source import FunctionNode, Module, Scope, target_name, walk
 from intone.optimise.scan.values import is_model_call, is_model_name, is_model_value
 
 
@@ -46,6 +46,7 @@ def not_compiled(module: Module, project: Project) -> Iterator[Place]:
         if isinstance(loop.inner, FunctionNode):
             continue  # one step, and whoever calls it may have compiled
         runs = model_calls(loop, project) if loop.steps else []
+        runs = [run for run in runs if not is_periodic(run, loop.inner, project)] or runs
         if not runs:
             continue
         files = files_of(loop, project)
@@ -118,8 +119,9 @@ def _made(run: Reached) -> tuple[ast.AST, Scope] | None:
 
 
 def _uncompiled(loop: TrainLoop, module: Module, compiles: list[Compile], run: Reached) -> Place:
-    if compiles:
-        one = compiles[0]
+    partly = [one for one in compiles if (one.idle or "").startswith("only ")]
+    if len(compiles) > len(partly):
+        one = next(one for one in compiles if one not in partly)
         return Place(
             one.call,
             f"the model is not compiled: {one.idle}",
@@ -127,14 +129,15 @@ def _uncompiled(loop: TrainLoop, module: Module, compiles: list[Compile], run: R
             scope=one.scope,
         )
     off = [line for line, text in module.comments.items() if re.search(r"\btorch\.compile\(|\.compile\(", text)]
-    told = [f"commented out at line {line}: {module.lines[line - 1].strip()[:70]}" for line in off[:1]]
+    told = [f"compiled at {one.scope.module.path}:{one.call.lineno}: {one.idle}" for one in partly[:1]]
+    told += [f"commented out at line {line}: {module.lines[line - 1].strip()[:70]}" for line in off[:1]]
     made = _made(run)
     if made is not None:
         told.append(f"the model is made at {made[1].module.path}:{getattr(made[0], 'lineno', 0)}")
     return Place(
         loop.around,
         "the training loop runs the model uncompiled",
-        ("no torch.compile in this file or on the way to it", *told),
+        (*([] if partly else ["no torch.compile in this file or on the way to it"]), *told),
         confidence="high" if off else "medium",
         scope=loop.outer_scope,
         also=(made,) if made is not None else (),
@@ -190,10 +193,21 @@ def _compiled_again(one: Compile, project: Project) -> str | None:
     for nest in loops_around(one.call, scope, project):
         for frame in nest:
             item = Reached(one.call, scope, frame.chain)
-            if id(frame.loop) in hot and not is_periodic(item, frame.loop, project) and not _is_once(item, frame.loop):
+            hot_or_around = id(frame.loop) in hot or _is_around(frame.loop, one, project)
+            if hot_or_around and not is_periodic(item, frame.loop, project) and not _is_once(item, frame.loop):
                 way = f", {item.path()}" if frame.chain else ""
                 return f"it stands in the loop at {frame.module.path}:{frame.loop.lineno}{way}"
     return None
+
+
+def _is_around(loop: ast.AST, one: Compile, project: Project) -> bool:
+    """Whether a loop over epochs around a training loop compiles one and the same model."""
+    name = target_name(one.call.args[0]) if isinstance(one.call, ast.Call) and one.call.args else None
+    module = one.scope.module
+    made = [b.node for b in one.scope.bindings.get(name or "", []) if b.how in ("=", "part", "iter")]
+    if name is None or any(is_inside(node, loop, module) for node in made if one.call not in walk(node)):
+        return False  # another model at every turn
+    return any(is_inside(train.inner, loop, module) for train in train_loops(module, project))
 
 
 def _is_once(item: Reached, loop: ast.AST) -> bool:

@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.devicekinds import device_evidence, is_numbered
+from intone.optimise.scan.devicekinds import device_evidence, is_numbered, text_evidence
 from intone.optimise.scan.expressions import code_of, last_name
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project
@@ -29,6 +29,9 @@ NUMBERED = re.compile(r"^(cpu|cuda|mps|xpu|hpu|npu|xla)(:|$)")  # the beginning 
 def device_string(module: Module, project: Project) -> Iterator[Place]:
     """device == "cuda", device in ("cuda", "cpu"), "cuda" in device, match device: where device is a torch.device."""
     for scope in module.scopes:
+        for compared in scope.of(ast.Compare):
+            if (found := _against_text(compared, scope, project)) is not None:
+                yield Place(compared, *found)
         for node in scope.of(ast.Compare, ast.Match, ast.Call, ast.Subscript):
             for value, words in _compared(node, scope):
                 if (told := _never_equal(node, value, scope, project)) is not None:
@@ -44,6 +47,26 @@ def device_string(module: Module, project: Project) -> Iterator[Place]:
                     + tuple(f"elsewhere a string: {_where(o)}" for o in strings[:1]),
                     confidence="medium" if len(strings) > len(devices) + 2 else "high",
                 )
+
+
+def _against_text(node: ast.Compare, scope: Scope, project: Project) -> tuple[str, tuple[str, ...]] | None:
+    """x.device == wanted, where `wanted` is a text by its type or by all that it is made of; message and evidence."""
+    if len(node.ops) != 1 or not isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
+        return None
+    sides = (node.left, node.comparators[0])
+    if not all(isinstance(side, (ast.Name, ast.Attribute, ast.Call)) for side in sides):
+        return None
+    if not any("dev" in code_of(side, 200).lower() for side in sides):
+        return None
+    for one, other in (sides, sides[::-1]):
+        if isinstance(other, ast.Name) and _is_device_word(other, scope):
+            continue  # told where it is compared with names of devices
+        devices, strings = device_evidence(one, scope, project)
+        texts = text_evidence(other, scope, project) if devices and not strings else []
+        if texts and not device_evidence(other, scope, project)[0]:
+            words = f"`{code_of(one, 30)}` is a torch.device, and `{code_of(other, 30)}` is a string"
+            return words, (_where(devices[0]), _where(texts[0]))
+    return None
 
 
 def _never_equal(node: ast.AST, value: ast.expr, scope: Scope, project: Project) -> str | None:

@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import is_periodic
 from intone.optimise.scan.project import Project, owner_of
@@ -166,12 +167,27 @@ def _leads_from_forward(scope: Scope, project: Project, depth: int) -> bool:
     owner = owner_of(scope)
     if scope.simple_name == "forward" and owner is not None and is_module_class(owner):
         return True
+    if scope in _hooks(project):
+        return True
     if depth == 0 or scope.simple_name in ("<lambda>", "__init__", "generate") or scope.simple_name == "<module>":
         return False
     if is_property(scope):
         return _property_in_forward(scope, project)
     callers = [site.scope for site in project.callers(scope)[:8] if site.scope is not scope]
     return any(_runs_in_forward(caller, project, depth - 1) for caller in callers)
+
+
+def _hooks(project: Project) -> set[Scope]:
+    """The functions that modules call at every pass: layer.register_forward_hook(watch)."""
+    key = ("hooks of modules", None)
+    if key not in project.remembered:
+        adders = ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook")
+        project.remembered[key] = {
+            function for name in adders for site in project.sites.get(name, []) if site.call.args
+            for function in functions_of(site.call.args[0], site.scope, project)
+        }  # fmt: skip
+    found: set[Scope] = project.remembered[key]
+    return found
 
 
 def _property_in_forward(scope: Scope, project: Project) -> bool:

@@ -44,7 +44,7 @@ def filled_rows(module: Module, project: Project) -> list[Place]:
 
 def _padded_rows(module: Module, project: Project) -> Iterator[Place]:
     for scope in module.scopes:
-        if scope.simple_name == "<lambda>" or _packs(scope):
+        if _packs(scope):
             continue
         padding = filled_up(scope, project)
         if padding is None:
@@ -104,9 +104,9 @@ def _labels_near(scope: Scope, project: Project) -> Scope | None:
         sites = project.callers(scope)[:6]
         near += [site.scope for site in sites]
         near += [site.scope for up in sites for site in project.callers(up.scope)[:4] if up.scope.outer is not None]
-    return next((one for one in near if one.node is not one.module.tree and _makes_labels(one)), None) or (
-        scope if scope.node is scope.module.tree and _makes_labels(scope) else None
-    )
+    if scope.node is scope.module.tree:  # a tokenizer that is set up once
+        near = scope.module.scopes
+    return next((one for one in near if (one.node is not one.module.tree or one is scope) and _makes_labels(one)), None)
 
 
 def _makes_labels(scope: Scope) -> bool:

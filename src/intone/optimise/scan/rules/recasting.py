@@ -56,6 +56,9 @@ def _in_generation(module: Module, project: Project) -> Iterator[Place]:
             if value is None or isinstance(value, ast.Subscript):
                 continue
             value = _whole(value)
+            if isinstance(value, ast.Attribute) and value.attr == "logits":  # out = model(ids); out.logits.float()
+                made = item.scope.bindings.get(target_name(value.value) or "", [])
+                value = next((b.value for b in made if isinstance(b.value, ast.Call)), value)
             if isinstance(value, ast.Call) and is_model_call(value, item.scope, project) and _cut_later(item):
                 words = "the logits of all positions are copied to fp32, and only the last one's are used"
                 yield Place(call, words, (code_of(call, 60),), scope=item.scope)
@@ -118,10 +121,8 @@ def _is_logits(name: str, scope: Scope, project: Project) -> bool:
     if name in scope.parameters:
         return False
     goes_in = any(name in names_in(arg) for call in scope.calls if last_name(call.func) in LOSSES for arg in call.args)
-    return goes_in and any(
-        binding.how == "=" and isinstance(binding.value, ast.Call) and is_model_call(binding.value, scope, project)
-        for binding in scope.bindings.get(name, [])
-    )
+    made = [_whole(binding.value) for binding in scope.bindings.get(name, []) if binding.how == "="]
+    return goes_in and any(isinstance(value, ast.Call) and is_model_call(value, scope, project) for value in made)
 
 
 LOSSES = (
@@ -139,6 +140,8 @@ def _computes_loss(scope: Scope, project: Project) -> bool:
             "logit" in name for arg in call.args for name in names_in(arg)
         ):
             return True
+    if scope.simple_name == "forward" and any("logit" in text_of(value) for value in scope.returns):
+        return "cross_entropy(" in scope.module.text  # whoever runs the model computes the loss
     return any(
         any(last_name(c.func) in LOSSES or re.search(r"loss", last_name(c.func) or "") for c in site.scope.calls)
         for site in project.callers(scope)[:4]

@@ -21,7 +21,7 @@ from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, inner_loops, loops_around, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name
-from intone.optimise.scan.values import is_chosen
+from intone.optimise.scan.values import is_chosen, is_model_call
 
 NO_GRAD = re.compile(r"no_grad|inference_mode")
 # what turns a tensor that it is handed into text or a number at once
@@ -63,8 +63,10 @@ def sync_in_training(module: Module, project: Project) -> Iterator[Place]:
         reads = [
             (item, what)
             for item, what in _reads(loop.step_turn(project), project)
-            if not is_periodic(item, loop.around, project) and not _in_evaluation(item, loop.around)
+            if not is_periodic(item, loop.around, project) and not _in_evaluation(item, loop.around, project)
         ]
+        if isinstance(loop.inner, ast.While) and (what := tested(loop.inner.test, loop.scope, project)):
+            reads.append((Reached(loop.inner.test, loop.scope), what))  # while loss > limit
         micro = [(item, what) for item, what in reads if loop.in_inner(item)]
         step = [(item, what) for item, what in reads if not loop.in_inner(item)]
         if micro:
@@ -123,7 +125,7 @@ def _in_step_functions(module: Module, project: Project) -> Iterator[Place]:
             continue
         reads = [
             (item, what) for item, what in _reads(reached(scope.node, scope, project), project)
-            if not is_periodic(item, scope.node, project) and not _in_evaluation(item, scope.node)
+            if not is_periodic(item, scope.node, project) and not _in_evaluation(item, scope.node, project)
         ]  # fmt: skip
         if reads:
             words = f"waits for the device whenever `{scope.simple_name}` runs a step"
@@ -141,18 +143,30 @@ def _is_cpu_only(module: Module, project: Project) -> bool:
     return sets and not any("cuda" in other.text for other in neighbours(module, project))
 
 
-def _in_evaluation(item: Reached, outer: ast.AST) -> bool:
-    """Inside no_grad in the loop, by a block or a decorator: an evaluation, which comes only now and then."""
+def _in_evaluation(item: Reached, outer: ast.AST, project: Project) -> bool:
+    """Inside no_grad in the loop, by a block or a decorator: an evaluation, which comes only now and then.
+
+    A block without a loop or a pass of a model in it computes a number of the step itself.
+    """
     for site_scope in (item.scope, *(site.scope for site in item.chain[1:])):
         decorators = getattr(site_scope.node, "decorator_list", [])
         if item.chain and any(NO_GRAD.search(text_of(decorator)) for decorator in decorators):
-            return True
-    for _, above, _ in item.up():
+            return _evaluates(site_scope.node, site_scope, project)
+    for _, above, module in item.up():
         if above is outer:
             return False
         if isinstance(above, ast.With) and NO_GRAD.search(" ".join(text_of(i) for i in above.items)):
-            return True
+            return _evaluates(above, module.scope_of.get(above, module.top), project)
     return False
+
+
+def _evaluates(block: ast.AST, scope: Scope, project: Project) -> bool:
+    """Whether a block or function walks over data or runs a model, itself or in what it calls."""
+    return any(
+        isinstance(item.node, (ast.For, ast.While))
+        or isinstance(item.node, ast.Call) and is_model_call(item.node, item.scope, project)
+        for item in reached(block, scope, project, 2)
+    )  # fmt: skip
 
 
 # --- what reads a value -----------------------------------------------------------------------------------------------
@@ -350,6 +364,11 @@ def sync_in_decoding(module: Module, project: Project) -> Iterator[Place]:
 
 def _reads_token(item: Reached, project: Project) -> bool:
     call = item.node
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or call.args:
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+        return False
+    texts = bool(re.search(r"tok|enc|bpe|(^|[._])sp$|vocab|processor", text_of(call.func.value)))
+    if texts and call.func.attr in ("decode", "batch_decode") and len(call.args) == 1 and not has_read(call):
+        return is_chosen(call.args[0], item.scope, project, greedy=True)  # a tensor is read to be made a text
+    if call.args:
         return False
     return call.func.attr in ("item", "tolist", "cpu") and is_chosen(call.func.value, item.scope, project, greedy=True)

@@ -167,8 +167,10 @@ def _is_weight(node: ast.expr, scope: Scope, project: Project) -> bool:
         and node.func.attr in ("t", "transpose", "detach")
     ):
         return _is_weight(node.func.value, scope, project)
-    if isinstance(node, ast.Attribute) and node.attr in ("T", "data", "mT"):
+    if isinstance(node, ast.Attribute) and node.attr in ("T", "data", "mT") or isinstance(node, ast.Subscript):
         return _is_weight(node.value, scope, project)
+    if isinstance(node, ast.BinOp):  # (self.weight + self.up @ self.down).to(x.dtype)
+        return _is_weight(node.left, scope, project) or _is_weight(node.right, scope, project)
     if isinstance(node, ast.Attribute) and node.attr == "weight":
         return True
     if isinstance(node, ast.Name):
