@@ -14,6 +14,7 @@ from intone.optimise.scan.classes import (
 )
 from intone.optimise.scan.expressions import dotted, keyword, last_name
 from intone.optimise.scan.source import Scope, target_name
+from intone.optimise.scan.tables import entries, table_of
 
 if TYPE_CHECKING:
     from intone.optimise.scan.project import Project
@@ -54,7 +55,7 @@ def functions_of(func: ast.expr, scope: Scope, project: "Project", depth: int = 
     if isinstance(func, ast.Attribute):
         return _of_attribute(func, scope, project, depth)
     if isinstance(func, ast.Subscript):
-        return _of_table(func, scope, project, depth)
+        return _of_table(func.value, scope, project, depth)
     return []
 
 
@@ -74,6 +75,9 @@ def _of_call(func: ast.Call, scope: Scope, project: "Project", depth: int) -> li
         return functions_of(func.func.args[0], scope, project, depth - 1)
     if isinstance(func.func, ast.Attribute) and name in KEEPS_OBJECT:
         return functions_of(func.func.value, scope, project, depth - 1)
+    table = table_of(func)
+    if table is not None and (found := _of_table(table, scope, project, depth)):
+        return found
     made = [
         functions_of(value, maker, project, depth - 1)
         for maker in functions_of(func.func, scope, project, depth - 1)
@@ -234,17 +238,9 @@ def _member(place: ClassPlace, name: str, project: "Project", depth: int) -> lis
     return _united([out])
 
 
-def _of_table(func: ast.Subscript, scope: Scope, project: "Project", depth: int) -> list[Scope]:
-    """TABLE["name"](...): the functions in a dict that stands as a literal somewhere near."""
-    out: list[Scope] = []
-    for node in project.literals(func.value, scope):
-        parts = (
-            node.values if isinstance(node, ast.Dict) else node.elts if isinstance(node, (ast.List, ast.Tuple)) else []
-        )
-        for part in parts[:8]:
-            if part is not None:
-                out += functions_of(part, scope, project, depth - 1)
-    return _united([out])
+def _of_table(table: ast.expr, scope: Scope, project: "Project", depth: int) -> list[Scope]:
+    """TABLE["name"](...), TABLE.get("name")(...): the functions in a table that stands somewhere near."""
+    return _united(functions_of(value, at, project, depth - 1) for value, at in entries(table, scope, project))
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------

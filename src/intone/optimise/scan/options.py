@@ -3,6 +3,8 @@
 import ast
 from dataclasses import dataclass
 
+from intone.optimise.scan.calls import classes_of
+from intone.optimise.scan.classes import class_field
 from intone.optimise.scan.constants import known_values
 from intone.optimise.scan.expressions import keyword, last_name
 from intone.optimise.scan.project import Project
@@ -30,9 +32,11 @@ def options(call: ast.Call, name: str, scope: Scope, project: Project) -> list[O
             said = _entry(origin.node, name)
             if said is not None:
                 found.append(Option(said[1], said[0], origin.scope))
+            found += _of_fields(origin.node, name, origin.scope, project)
         held = target_name(word.value)
         owner = project.owner_of(scope) if held is not None and held.startswith("self.") else None
-        for method in project.class_scopes(owner[1]) if owner is not None else [scope]:
+        places = [scope] if held in scope.bindings or held in scope.parameters else [scope, scope.module.top]
+        for method in project.class_scopes(owner[1]) if owner is not None else dict.fromkeys(places):
             for node in method.body:
                 if held is not None and (put := _put_later(node, held, name)) is not None:
                     found.append(Option(put, node, method))
@@ -48,6 +52,13 @@ def is_on(call: ast.Call, name: str, scope: Scope, project: Project) -> bool:
     """Whether a call is told True under a name, and nothing else by all that the code shows."""
     values = [option_values(option, project) for option in options(call, name, scope, project)]
     return any(set(one) == {True} for one in values)
+
+
+def is_told(call: ast.Call, name: str, scope: Scope, project: Project, *, place: int | None = None) -> bool:
+    """Whether a call is told True under a name or at a place among its arguments, by all that the code shows."""
+    if place is not None and len(call.args) > place:
+        return {known.value for known in known_values(call.args[place], scope, project)} == {True}
+    return any(word.arg in (name, None) for word in call.keywords) and is_on(call, name, scope, project)
 
 
 def hides_options(call: ast.Call, scope: Scope, project: Project) -> bool:
@@ -73,6 +84,20 @@ def _entry(node: ast.expr, name: str) -> tuple[ast.AST, ast.expr] | None:
     return None
 
 
+def _of_fields(node: ast.expr, name: str, scope: Scope, project: Project) -> list[Option]:
+    """asdict(settings), vars(settings), settings.model_dump(): the field of this name of the settings' class."""
+    if not isinstance(node, ast.Call):
+        return []
+    if last_name(node.func) in ("asdict", "vars") and node.args:
+        held = node.args[0]
+    elif isinstance(node.func, ast.Attribute) and node.func.attr in ("model_dump", "dict", "to_dict", "_asdict"):
+        held = node.func.value
+    else:
+        return []
+    fields = [(file, class_field(owner, name)) for file, owner in classes_of(held, scope, project)]
+    return [Option(value, value, file.top) for file, value in fields if value is not None]
+
+
 def _merged(node: ast.expr, name: str | None) -> list[ast.expr]:
     """The dicts that another one is made of, unless it says itself: {**defaults, "top_k": 5}, defaults | {...}."""
     if name is not None and _entry(node, name) is not None:
@@ -90,11 +115,18 @@ def _merged(node: ast.expr, name: str | None) -> list[ast.expr]:
 
 
 def _put_later(node: ast.AST, held: str, name: str) -> ast.expr | None:
-    """kwargs["name"] = value; kwargs.update(name=value)"""
+    """kwargs["name"] = value; kwargs.update(name=value); kwargs.setdefault("name", value)"""
     if isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Subscript):
         key = target.slice
         put = isinstance(key, ast.Constant) and key.value == name and target_name(target.value) == held
         return node.value if put else None
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "update":
-        return keyword(node, name) if target_name(node.func.value) == held else None
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return None
+    if target_name(node.func.value) != held:
+        return None
+    if node.func.attr == "update":
+        written = _entry(node.args[0], name) if node.args else None
+        return keyword(node, name) or (written[1] if written is not None else None)
+    if node.func.attr == "setdefault" and len(node.args) == 2 and isinstance(node.args[0], ast.Constant):
+        return node.args[1] if node.args[0].value == name else None
     return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from intone.optimise.scan.calls import classes_of
 from intone.optimise.scan.classes import class_field, class_methods
-from intone.optimise.scan.expressions import dotted, keyword, text_of
+from intone.optimise.scan.expressions import dotted, keyword, last_name, text_of
 from intone.optimise.scan.source import Binding, FunctionNode, Module, Scope, target_name
 
 if TYPE_CHECKING:
@@ -110,11 +110,41 @@ def _back_from_parameter(project: "Project", name: str, scope: Scope) -> Iterato
     if parameter.default is not None:
         yield Origin(parameter.default, scope.outer or scope)
     yield from _back_from_handing(project, scope)
+    yield from _back_from_start(project, name, scope)
     for site in project.callers(scope)[:20]:
         value = project.argument(site, scope, name)
         if value is None:
             continue
         yield Origin(value, site.scope)
+
+
+# what runs a function elsewhere, with arguments: its name -> how many arguments stand before the function
+STARTERS = {
+    "submit": 0, "to_thread": 0, "apply_async": 0, "apply": 0, "run_in_executor": 1, "run_in_threadpool": 0, "map": 0,
+    "imap": 0, "imap_unordered": 0, "starmap": 0, "map_async": 0, "partial": 0, "run_sync": 0, "spawn": 0,
+}  # fmt: skip
+
+
+def _back_from_start(project: "Project", name: str, scope: Scope) -> Iterator[Origin]:
+    """pool.submit(f, text), Process(target=f, args=(text,)), pool.map(f, texts): what a process or thread gets."""
+    place = scope.parameters[name].position
+    place = place - 1 if place is not None and scope.owner is not None and not is_static(scope) else place
+    for starter in ("Process", "Thread"):
+        for site in project.sites.get(starter, [])[:20]:
+            target, args = keyword(site.call, "target"), keyword(site.call, "args")
+            if target is None or last_name(target) != scope.simple_name or place is None:
+                continue
+            if isinstance(args, (ast.Tuple, ast.List)) and place < len(args.elts):
+                yield Origin(args.elts[place], site.scope)
+    for starter, before in STARTERS.items():
+        for site in project.sites.get(starter, [])[:20]:
+            args_ = site.call.args[before:]
+            if not args_ or last_name(args_[0]) != scope.simple_name:
+                continue
+            if place is not None and place + 1 < len(args_):
+                yield Origin(args_[place + 1], site.scope)
+            elif (word := keyword(site.call, name)) is not None:
+                yield Origin(word, site.scope)
 
 
 def _back_from_handing(project: "Project", scope: Scope) -> Iterator[Origin]:

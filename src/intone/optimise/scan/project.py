@@ -11,6 +11,7 @@ from intone.optimise.scan.classes import class_field, fields_of
 from intone.optimise.scan.expressions import keyword, last_name
 from intone.optimise.scan.origins import DEPTH, Origin, Passes, is_static, origins
 from intone.optimise.scan.source import Binding, Module, Scope, target_name
+from intone.optimise.scan.tables import registries, table_of, written
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,12 @@ class Project:
 
     @cached_property
     def sites(self) -> dict[str, list[Site]]:
-        """Simple name of what is called -> the calls."""
+        """Simple name of what is called -> the calls; of a function out of a table that of the table."""
         found: dict[str, list[Site]] = {}
         for module in self.modules:
             for scope in module.scopes:
                 for call in scope.calls:
-                    name = last_name(call.func)
+                    name = last_name(call.func) or last_name(table_of(call.func) or call.func)
                     if name:
                         found.setdefault(name, []).append(Site(call, scope))
         return found
@@ -102,16 +103,22 @@ class Project:
             for scope in module.scopes:
                 for name, bindings in scope.bindings.items():
                     for binding in bindings:
-                        for meant in self._handed(binding.value) if binding.how == "=" else ():
+                        table = self._in_table(binding.value, scope)
+                        for meant in [*table, *(self._handed(binding.value) if binding.how == "=" else ())]:
                             found.setdefault(meant, set()).add(name.rpartition(".")[2])
                 for call in scope.calls:
                     for name, value in self._parameter_names(call):
                         for meant in self._handed(value):
                             found.setdefault(meant, set()).add(name)
+            for meant, tables in registries(module).items():
+                found.setdefault(meant, set()).update(tables)
         return found
 
     def _handed(self, node: ast.expr) -> Iterator[str]:
-        """The functions and classes of the project that an expression hands on: f, torch.compile(f), Class(...)."""
+        """The functions and classes of the project that an expression hands on: f, torch.compile(f), Class(...).
+
+        Of what is looked up in a table the table's name.
+        """
         if isinstance(node, (ast.Name, ast.Attribute)) and (name := last_name(node)) in self.functions:
             yield name or ""
         elif isinstance(node, ast.Call):
@@ -123,6 +130,26 @@ class Project:
         elif isinstance(node, (ast.IfExp, ast.BoolOp)):
             parts = [node.body, node.orelse] if isinstance(node, ast.IfExp) else node.values
             yield from (found for part in parts for found in self._handed(part))
+        if (table := table_of(node)) is not None and (name := last_name(table)) in self._tables:
+            yield name or ""
+
+    @cached_property
+    def _tables(self) -> set[str]:
+        """The names of what functions are looked up in."""
+        found = {table for module in self.modules for tables in registries(module).values() for table in tables}
+        for module in self.modules:
+            for scope in module.scopes:
+                for name, bindings in scope.bindings.items():
+                    if any(self._in_table(binding.value, scope) for binding in bindings):
+                        found.add(name.rpartition(".")[2])
+        return found
+
+    def _in_table(self, node: ast.expr, scope: Scope) -> list[str]:
+        """The functions in a dict, list or tuple that is written out and holds nothing but functions."""
+        parts = written(node)
+        names = [last_name(part) or "" for part in parts if isinstance(part, (ast.Name, ast.Attribute))]
+        local = any(name in scope.bindings or name in scope.parameters for name in names)
+        return names if names and len(names) == len(parts) and not local and self.functions.keys() >= set(names) else []
 
     def _parameter_names(self, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
         """(the name of the parameter, what is handed over) for a call of a function or class of the project."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.source import LOOPS, SCOPES, Module, Scope, own_nodes, walk
 
@@ -95,12 +96,29 @@ def _reached(start: ast.AST, scope: Scope, project: Project, depth: int) -> list
                         continue
                     if id(node) in header and not inner.yields:
                         continue  # made once, before the first turn
-                    if _is_tested(node, at, start):
-                        later.append((inner, (*chain, Site(node, at)), inner.body))
-                    else:
-                        entered.add(inner.node)
-                        todo.append((inner, (*chain, Site(node, at)), inner.body))
+                    for one in [inner, *wrappers(inner, project)]:
+                        if one.node in entered:
+                            continue
+                        if _is_tested(node, at, start):
+                            later.append((one, (*chain, Site(node, at)), one.body))
+                        else:
+                            entered.add(one.node)
+                            todo.append((one, (*chain, Site(node, at)), one.body))
     return found
+
+
+def wrappers(function: Scope, project: Project) -> list[Scope]:
+    """The functions that decorators of the project put around one: they run with every call of it."""
+    found: list[Scope] = []
+    for item in getattr(function.node, "decorator_list", []):
+        func = item.func if isinstance(item, ast.Call) else item
+        for decorator in functions_of(func, function.module.top, project)[:1]:
+            found += [scope for scope in decorator.module.scopes if _is_within(scope, decorator)]
+    return found[:WIDTH]
+
+
+def _is_within(scope: Scope, around: Scope) -> bool:
+    return scope.outer is around or scope.outer is not None and scope.outer.outer is around
 
 
 def _is_tested(node: ast.AST, scope: Scope, start: ast.AST) -> bool:
