@@ -10,6 +10,11 @@ from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.source import Binding, FunctionNode, Scope, own_nodes, target_name, walk
 from intone.optimise.scan.values import is_chosen, is_model_name
 
+# what makes a tensor of tokens, or changes its form, and computes nothing
+MAKES = (
+    "tensor", "as_tensor", "array", "asarray", "LongTensor", "from_numpy", "stack", "encode", "unsqueeze", "view",
+    "reshape", "to", "long", "clone", "detach", "contiguous", "list", "int",
+)  # fmt: skip
 JOINS = ("cat", "concat", "concatenate", "hstack", "append", "column_stack", "pad", "vstack")
 FILLED = "writing into "
 DEPTH = 9  # names, arguments and slices between a model's input and what grows
@@ -22,6 +27,7 @@ class Growth:
     name: str
     how: str
     is_filled: bool = False  # the text has a fixed width, and a token is written into it
+    is_cut: bool = False  # the whole text was computed, and only its newest position goes on
 
 
 def grown_argument(item: Reached, loop: ast.AST, project: Project) -> Growth | None:
@@ -51,7 +57,7 @@ class _Finder:
 
     def grows(self, node: ast.expr, scope: Scope, chain: tuple[Site, ...], depth: int) -> Growth | None:
         """Whether an expression holds a text that gets longer: through names, slices, tensor(), arguments."""
-        if depth == 0:
+        if depth <= 0:
             return None
         if isinstance(node, ast.IfExp):
             return self.grows(node.body, scope, chain, depth) or self.grows(node.orelse, scope, chain, depth)
@@ -62,11 +68,12 @@ class _Finder:
         if isinstance(node, ast.Subscript):
             if self._ends_at_position(node, scope, chain):
                 return Growth(code_of(node.value, 30), "a slice that ends one token later at every turn")
-            piece = is_last_only(node.slice) or _is_piece(node.slice)
-            return None if piece else self.grows(node.value, scope, chain, depth)
+            if is_last_only(node.slice):
+                return self._computed_whole(node.value, scope, chain, depth)
+            return None if _is_piece(node.slice) else self.grows(node.value, scope, chain, depth)
         if isinstance(node, (ast.List, ast.Tuple)):
             return next((f for part in node.elts[:4] if (f := self.grows(part, scope, chain, depth - 1))), None)
-        if isinstance(node, ast.ListComp):
+        if isinstance(node, (ast.ListComp, ast.GeneratorExp)):
             return self.grows(node.generators[0].iter, scope, chain, depth - 1)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             return self.grows(node.left, scope, chain, depth - 1) or self.grows(node.right, scope, chain, depth - 1)
@@ -76,6 +83,22 @@ class _Finder:
             return self._through_call(node, scope, chain, depth)
         name = target_name(node)
         return self._name_grows(name, scope, chain, depth) if name is not None else None
+
+    def _computed_whole(self, node: ast.expr, scope: Scope, chain: tuple[Site, ...], depth: int) -> Growth | None:
+        """h[:, -1] where h is block(h) of a whole text: what is cut off afterwards was computed all the same."""
+        values = [node]
+        if (name := target_name(node)) is not None:
+            values = [b.value for b in self._bindings(name, scope, chain) if b.how == "="]
+        for value in values:
+            if not isinstance(value, ast.Call) or not value.args or self.project.callees(value, scope):
+                continue
+            if (last_name(value.func) or "") in {*JOINS, *MAKES}:
+                continue
+            if is_chosen(value, scope, self.project, greedy=True):
+                continue
+            if found := self._through_call(value, scope, chain, depth - 1):
+                return Growth(found.name, found.how, found.is_filled, is_cut=True)
+        return None
 
     def _through_call(self, node: ast.Call, scope: Scope, chain: tuple[Site, ...], depth: int) -> Growth | None:
         """tensor(tokens), cat([prompt, new]), tokenizer.encode(text), crop(ids): of a function what it returns."""
@@ -109,6 +132,8 @@ class _Finder:
             return found
         if found := self._beam_grows(name, here, scope):
             return found
+        if "." in name and (owned := self._held_by_parameter(name, scope, chain, depth)):
+            return owned
         for binding in here:
             if (
                 binding.how in ("=", "part", "iter")
@@ -128,7 +153,12 @@ class _Finder:
         return None
 
     def _beam_grows(self, name: str, here: Sequence[Binding], scope: Scope) -> Growth | None:
-        """for score, text in beams: found.append((..., cat([text, token]))), and the beams are chosen anew."""
+        """for score, text in beams: found.append((..., cat([text, token]))), and the beams are chosen anew.
+
+        Also for beam in beams: found.append(Beam(beam.tokens + [token], ...)).
+        """
+        if "." in name:
+            here = self._bindings(name.partition(".")[0], scope, ())
         lists = {target_name(binding.value) for binding in here if binding.how == "iter"} - {None}
         again = any(
             binding.how == "=" and id(binding.node) in self.inside
@@ -140,6 +170,15 @@ class _Finder:
             if joins and (how := grown_by(node, name, scope, self.project)):  # type: ignore[arg-type]
                 return Growth(name, f"{how} (line {item.line}), for every beam")
         return None
+
+    def _held_by_parameter(self, name: str, scope: Scope, chain: tuple[Site, ...], depth: int) -> Growth | None:
+        """beam.tokens in a helper that is handed the beam: what its caller has under its own name for it."""
+        root, _, rest = name.partition(".")
+        if root not in scope.parameters or root in ("self", "cls") or not chain:
+            return None
+        handed = self.project.argument(chain[-1], scope, root)
+        base = target_name(handed) if handed is not None else None
+        return self._name_grows(f"{base}.{rest}", chain[-1].scope, chain[:-1], depth - 1) if base else None
 
     def _bindings(self, name: str, scope: Scope, chain: tuple[Site, ...]) -> list[Binding]:
         """What is bound to a name at every turn: inside the loop, or anywhere in a function that the loop calls."""

@@ -21,8 +21,19 @@ def models_by_use(project: Project) -> set[str]:
                     used = _logits_in(call, scope, project)
                     if used is not None:
                         found |= _unknown_callees(used, scope, project)
+                    if (named := _put_into_eval(call)) is not None:
+                        found.add(f"{module.path}:{named}")
         project.known_names["models"] = found
     return project.known_names["models"]
+
+
+def _put_into_eval(call: ast.Call) -> str | None:
+    """encoder.eval(): only a module has a mode, whatever it is called; frame.eval(text) is told an expression."""
+    func = call.func
+    if isinstance(func, ast.Attribute) and func.attr == "eval" and not call.args and not call.keywords:
+        name = target_name(func.value)
+        return name if name not in ("self", "cls") else None
+    return None
 
 
 def _logits_in(call: ast.Call, scope: Scope, project: Project) -> ast.expr | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from intone.optimise.scan.calls import KEEPS_OBJECT, classes_of
 from intone.optimise.scan.classes import class_methods
-from intone.optimise.scan.expressions import called, dotted, last_name, text_of
+from intone.optimise.scan.expressions import called, dotted, last_name, names_in, text_of
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.source import Scope, target_name
 
@@ -69,10 +69,16 @@ def _is_model_call(call: ast.Call, scope: Scope, project: Project) -> bool:
         return isinstance(func, ast.Call) and is_model_value(func, scope, project)
     if name == "self":
         return owner_of(scope) is not None
-    if name == "cls":
-        return False  # makes a model
-    if isinstance(func, ast.Attribute) and is_model_name(_base_name(func)) and BODY.match(func.attr):
-        return True  # lm.trunk(ids), self.model.forward_cached(ids, cache)
+    last = name.rpartition(".")[2]
+    short = len(last) < 5 and name.partition(".")[0] in scope.module.imports  # GPT(config)
+    made = last[:1].isupper() and (last != last.upper() or short)
+    if name == "cls" or made or MAKES_MODEL.match(last):
+        return False  # makes a model, or does something with one
+    if isinstance(func, ast.Attribute) and is_model_name(_base_name(func)):
+        if BODY.match(func.attr):
+            return True  # lm.trunk(ids), self.model.forward_cached(ids, cache)
+        if func.attr in ("decode", "step") and len(call.args) > 1 and not isinstance(call.args[-1], ast.Constant):
+            return not project.callees(call, scope)  # model.decode(ids, memory): it reads one text and writes another
     if isinstance(func, ast.Attribute) and not name.startswith("self."):
         if is_model_name(name) and func.attr not in dir(str) and name.count(".") == 1 and func.attr == "model":
             return True
@@ -91,6 +97,11 @@ def _is_model_call(call: ast.Call, scope: Scope, project: Project) -> bool:
 # the part of a model that its layers stand in, and methods that run them
 BODY = re.compile(
     r"^(trunk|body|transformer|backbone|decoder|language_model|core|stack|forward_\w+|(predict_|next_)?logits)$"
+)
+
+
+MAKES_MODEL = re.compile(
+    r"_*(load|build|make|create|get|init|setup|prepare|wrap|save|export|fetch|download|convert|read|restore|compile|new)_"
 )
 
 
@@ -177,6 +188,8 @@ def is_model_value(value: ast.Call, scope: Scope, project: Project) -> bool:
         return False
     if name in project.classes:
         return any(is_module_class(node) for _, node in project.classes[name])
+    if name == "eval" and isinstance(value.func, ast.Attribute) and not value.args:
+        return True
     if name in KEEPS_OBJECT and isinstance(value.func, ast.Attribute):
         inside = value.func.value
         if isinstance(inside, ast.Call):
@@ -271,17 +284,43 @@ def chooses_token(call: ast.Call, scope: Scope, *, greedy: bool = False) -> bool
     last = name.rpartition(".")[2]
     if any(part in name for part in NOT_SAMPLERS):
         return False
-    if "sampler" in name and not re.search(r"logit|prob|score", text_of(call)):
+    if "sampler" in name and not re.search(r"logit|prob|score", text_of(call)) and not _takes_scores(call, scope):
         return False  # of rows of a data set
     if last == "argmax":
-        return greedy or _is_noisy(call)
+        return greedy or is_noisy(call, scope)
     if last in ("choices", "choice"):
         return any(word.arg in ("p", "weights") for word in call.keywords)
     if last in ("max", "topk") and greedy and isinstance(call.func, ast.Attribute):
         return _is_likeliest(call, last, scope)
-    if last == "searchsorted":  # the inverse of a cumulated distribution
-        return "cum" in text_of(call) and "rand" in text_of(call)
-    return bool(SAMPLERS.match(last))
+    if last in ("searchsorted", "bisect", "bisect_left", "bisect_right"):  # the inverse of a cumulated distribution
+        return bool(re.search("cum|accumulate", (code := spelled(call, scope)))) and "rand" in code
+    return bool(SAMPLERS.match(last)) or bool(PICKERS.match(last)) and _takes_scores(call, scope)
+
+
+def spelled(node: ast.expr, scope: Scope, steps: int = 2) -> str:
+    """The code of an expression, and of what the names in it are bound to in the same function."""
+    texts, names = [text_of(node)], set(names_in(node))
+    for _ in range(steps):
+        bound = [b for name in sorted(names) for b in scope.bindings.get(name, [])]
+        values = [b.value for b in bound if b.how in ("=", "op", "part")]
+        texts += [text_of(value) for value in values]
+        names = {name for value in values for name in names_in(value)} - names
+    return " ".join(texts)
+
+
+# what may take scores and give tokens: only with scores among its arguments
+PICKERS = re.compile(r"^_*(\w*sampler|pick\w*|choose\w*|select\w*|sample_\w+|draw_\w+|to_tokens?|next_ids?)$")
+
+
+def _takes_scores(call: ast.Call, scope: Scope) -> bool:
+    """sampler(logits), pick(model(ids)[:, -1]): whether a call is handed what a token can be drawn from."""
+    for arg in [*call.args, *(word.value for word in call.keywords)]:
+        code = text_of(arg)
+        if re.search(r"logit|prob|scores?\b|logp|\blp\b", code):
+            return True
+        if isinstance(arg, ast.Subscript) and re.search(r"-1(\]|, )|-1:\]", code):
+            return True
+    return False
 
 
 def _keeps_places(call: ast.Call, scope: Scope) -> bool:
@@ -295,20 +334,22 @@ def _keeps_places(call: ast.Call, scope: Scope) -> bool:
 
 def _is_likeliest(call: ast.Call, last: str, scope: Scope) -> bool:
     """logits.max(dim=-1), torch.topk(logits, 1): the likeliest token of each row."""
-    text = text_of(call)
-    if not re.search(r"logit|prob|score|log_?p", text):
+    text = spelled(call, scope) if last == "topk" else text_of(call)
+    if not re.search(r"logit|prob|score|log_?p|log_softmax", text):
         return False
     if last == "max":
         return "-1" in text or "dim" in text
-    if re.search(r"log_?p|score", text) and _keeps_places(call, scope):
+    if re.search(r"log_?p|score|log_softmax", text) and _keeps_places(call, scope):
         return True  # the best next tokens of every beam
-    return bool(re.search(r"[,(] ?(k=)?1\b", text))
+    return bool(re.search(r"[,(] ?(k=)?1\b", text_of(call)))
 
 
-def _is_noisy(call: ast.Call) -> bool:
-    """argmax(probs / exponential noise) or argmax(logits + gumbel) draws."""
-    text = text_of(call).lower()
-    return "exponential" in text or "gumbel" in text
+def is_noisy(call: ast.Call, scope: Scope) -> bool:
+    """argmax(probs / exponential noise) or argmax(logits + gumbel) draws, also where the noise has a name."""
+    text = spelled(call, scope).lower()
+    if "exponential" in text or "gumbel" in text:
+        return True
+    return bool(re.search(r"log\(", text) and re.search(r"\brand\w*\(|uniform", text))
 
 
 def token_passes(node: ast.expr) -> Sequence[ast.expr]:
@@ -323,7 +364,11 @@ def token_passes(node: ast.expr) -> Sequence[ast.expr]:
         return node.elts
     if isinstance(node, (ast.ListComp, ast.GeneratorExp)):
         return [node.elt]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mod, ast.Sub)):  # index % vocabulary
+        return [node.left]
     if isinstance(node, ast.Call):
+        if last_name(node.func) in ("remainder", "fmod") and node.args:
+            return [node.func.value if len(node.args) == 1 and isinstance(node.func, ast.Attribute) else node.args[0]]
         if isinstance(node.func, ast.Attribute) and node.func.attr in KEEPS:
             inside = node.func.value
             return [node.args[1]] if node.func.attr == "gather" and len(node.args) > 1 else [inside]

@@ -4,13 +4,15 @@ import ast
 import re
 from collections.abc import Iterator
 
+from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import code_of, is_false, last_name, names_in
+from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
 from intone.optimise.scan.growth import grown_argument, is_last_only
 from intone.optimise.scan.options import options
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, target_name, walk
+from intone.optimise.scan.source import Module, Scope, own_nodes, target_name, walk
 
 CACHE_WORD = re.compile(
     r"cache|past|kv(_|$)|(^|_)state|input_pos|position_ids|cur_pos|start_pos|pos_ids|use_cache", re.I
@@ -33,8 +35,11 @@ def no_cache(module: Module, project: Project) -> Iterator[Place]:
         for item in decode.model_calls:
             assert isinstance(item.node, ast.Call)
             grown = grown_argument(item, decode.loop, project)
-            if grown is None or item.anchor in seen or _hands_over_cache(item.node):
+            if grown is None or item.anchor in seen or _hands_over_cache(item.node, item.scope, decode.loop):
                 continue
+            turn = reached(decode.loop, decode.scope, project) if grown.is_cut else ()
+            if any(_is_cached(other, decode.loop) for other in turn):
+                continue  # the newest position is cut out of what a cache was handed to on the way
             seen.add(item.anchor)
             used = project.callers(decode.scope)[:3]
             where = f"the model runs at {item.scope.module.path}:{item.line}: {code_of(item.node, 50)}, {item.path()}"
@@ -67,14 +72,15 @@ def _switched_off(module: Module, project: Project) -> Iterator[Place]:
     told: set[ast.AST] = set()
     for scope in module.scopes:
         for node in scope.of(ast.Assign, ast.Call):
-            if isinstance(node, ast.Assign) and is_false(node.value) and _is_flag_of_settings(node.targets[0]):
+            flags = node.targets if isinstance(node, ast.Assign) else []
+            if any(_is_flag_of_settings(one) for one in flags) and _is_off(node.value, scope, project):  # type: ignore[attr-defined]
                 yield Place(node, "the cache is switched off for generation", (code_of(node, 60),))
             if isinstance(node, (ast.Assign, ast.Call)) and _for_whole_model(node, scope, project):
                 yield Place(node, "the cache is switched off in the model's settings", (code_of(node, 60),))
-            if not isinstance(node, ast.Call) or last_name(node.func) not in ("generate", "GenerationConfig"):
+            if not isinstance(node, ast.Call) or not _generates(node, scope, project):
                 continue
             for flag in options(node, "use_cache", scope, project):
-                if is_false(flag.value) and flag.node not in told:
+                if _is_off(flag.value, flag.scope, project) and flag.node not in told:
                     told.add(flag.node)
                     handed = f"handed on by {code_of(node, 50)} at {module.path}:{node.lineno}"
                     evidence = ("use_cache=False", *([handed] if flag.node is not node else []))
@@ -84,12 +90,13 @@ def _switched_off(module: Module, project: Project) -> Iterator[Place]:
 def _for_whole_model(node: ast.Assign | ast.Call, scope: Scope, project: Project) -> bool:
     """model.config.use_cache = False, from_pretrained(name, use_cache=False) in a file that only generates."""
     if isinstance(node, ast.Assign):
-        off = is_false(node.value) and (target_name(node.targets[0]) or "").endswith("config.use_cache")
-        off = off and not _is_flag_of_settings(node.targets[0])
+        off = bool(re.search(r"(config|cfg|conf)\.use_cache$", target_name(node.targets[0]) or ""))
+        off = off and not _is_flag_of_settings(node.targets[0]) and _is_off(node.value, scope, project)
     else:
-        off = last_name(node.func) in ("from_pretrained", "from_config") and any(
-            is_false(flag.value) for flag in options(node, "use_cache", scope, project)
+        off = bool(re.search(r"^from_(pretrained|config)$|Config$", last_name(node.func) or "")) and any(
+            _is_off(flag.value, flag.scope, project) for flag in options(node, "use_cache", scope, project)
         )
+        off = off and last_name(node.func) != "GenerationConfig"
     text = scope.module.text
     return off and ".generate(" in text and not re.search(r"use_cache['\"]?\s*[=:]\s*True|\.backward\(|\.train\(", text)
 
@@ -101,14 +108,75 @@ def _is_flag_of_settings(target: ast.expr) -> bool:
     return bool(re.search(r"gen\w*_?(config|cfg|settings|args|kwargs)$", target_name(target.value) or "", re.I))
 
 
-def _hands_over_cache(call: ast.Call) -> bool:
-    if len(call.args) > 1 and any(CACHE_WORD.search(name) for arg in call.args[1:] for name in names_in(arg)):
+def _is_off(value: ast.expr, scope: Scope, project: Project) -> bool:
+    """False, or a name, setting or flag that is False by all that the code shows."""
+    return is_never(value, scope, project) and not (isinstance(value, ast.Constant) and value.value is None)
+
+
+def _generates(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """model.generate(), GenerationConfig(), partial(model.generate), a pipeline of transformers that writes text."""
+    last = last_name(call.func)
+    if last == "partial" and call.args:
+        return last_name(call.args[0]) == "generate"
+    if last in ("generate", "GenerationConfig", "stream_generate", "generate_text"):
         return True
+    if not any(word.arg in ("use_cache", None) for word in call.keywords):
+        return False
+    made = [call, *(o.node for o in project.origins(call.func, scope, depth=3))]
+    return any(
+        isinstance(one, ast.Call) and last_name(one.func) == "pipeline" and "gener" in text_of(one) for one in made
+    )
+
+
+def _is_cached(item: Reached, loop: ast.AST) -> bool:
+    """Whether a call that runs at every turn is handed a cache."""
+    return isinstance(item.node, ast.Call) and _hands_over_cache(item.node, item.scope, loop)
+
+
+def _hands_over_cache(call: ast.Call, scope: Scope, loop: ast.AST) -> bool:
+    """Whether a call gets a cache or a position; not where it is made anew at every turn, or counts the whole text."""
+    for arg in call.args[1:]:
+        if any(CACHE_WORD.search(name) for name in names_in(arg)) and not _is_fresh(arg, scope, loop):
+            return True
     for word in call.keywords:
         if word.arg is None:
+            if _is_tokenized(word.value, scope):
+                continue  # **tokenizer(text): ids and mask
             return True  # **kwargs: cannot be seen
         if word.arg == "use_cache" or (isinstance(word.value, ast.Constant) and word.value.value is None):
             continue
-        if CACHE_WORD.search(word.arg):
+        if CACHE_WORD.search(word.arg) and not _is_fresh(word.value, scope, loop):
             return True
     return False
+
+
+def _is_tokenized(value: ast.expr, scope: Scope) -> bool:
+    made = [value, *(b.value for b in scope.bindings.get(target_name(value) or "", []) if b.how == "=")]
+    return any(isinstance(one, ast.Call) and "return_tensors" in text_of(one) for one in made)
+
+
+def _is_fresh(value: ast.expr, scope: Scope, loop: ast.AST) -> bool:
+    """past = None at every turn, KVCache(config) made in the loop, arange(len(ids)) as positions: nothing is kept."""
+    name = target_name(value)
+    if name is None:
+        return _begins_anew(value)
+    inside = set(map(id, own_nodes(loop)))
+    bound = scope.bindings.get(name, [])
+    made = [b for b in bound if id(b.node) in inside]
+    if len(made) != len(bound) and name not in scope.parameters and not made:
+        return False
+    before = [b for b in bound if id(b.node) not in inside]
+    return bool(made) and not before and all(b.how == "=" and _begins_anew(b.value) for b in made)
+
+
+def _begins_anew(value: ast.expr) -> bool:
+    if isinstance(value, ast.Constant):
+        return value.value is None
+    if not isinstance(value, ast.Call):
+        return False
+    last = last_name(value.func) or ""
+    if last == "arange":
+        return len(value.args) < 2
+    if last in ("unsqueeze", "view", "expand", "to", "long", "cumsum"):
+        return bool(re.search(r"arange\([^,]*\)|arange\([^,]*, device|mask\w*\.\w*\(?.*cumsum", text_of(value)))
+    return bool(re.search(r"cache", last, re.I)) and not re.search(r"update|append|crop|get|advance", last)

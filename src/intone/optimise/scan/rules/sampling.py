@@ -2,14 +2,17 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from intone.optimise.scan.calls import classes_of
-from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in
+from intone.optimise.scan.copying import copied, first_part, is_number, is_one
+from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
+from intone.optimise.scan.options import is_told
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.reach import reached, turns_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name, walk
-from intone.optimise.scan.values import chooses_token, is_chosen, token_passes
+from intone.optimise.scan.values import chooses_token, is_chosen, is_model_call, token_passes
 
 
 @rule(
@@ -27,76 +30,59 @@ from intone.optimise.scan.values import chooses_token, is_chosen, token_passes
 def copied_token(module: Module, project: Project) -> Iterator[Place]:
     """A value drawn from probabilities, then repeated: [t] * n, expand, repeat, full, [t for _ in range(n)]."""
     for scope in module.scopes:
-        for node in scope.of(ast.BinOp, ast.ListComp, ast.DictComp, ast.Call, ast.Assign):
-            copied = _copied(node, scope) or _given_to_all(node, scope) or _spread(node, scope, project)
-            if copied is None:
+        for node in scope.of(
+            ast.BinOp, ast.ListComp, ast.DictComp, ast.Call, ast.Assign, ast.AugAssign, ast.Subscript, ast.Yield
+        ):
+            made = copied(node, scope) or _given_to_all(node, scope, project) or _spread(node, scope, project)
+            if made is None:
                 continue
-            value, how = copied
+            value, how = made
+            if how.startswith(("one e", "the same for")) and _draws_anew(value, scope, project):
+                continue
             if not _is_single(value, scope, project) or not _is_drawn(value, scope, project):
                 continue
-            if isinstance(module.parents.get(node), ast.Subscript):
+            if isinstance(module.parents.get(node), ast.Subscript) and not isinstance(node, ast.Subscript):
                 continue
+            at, place, said = scope, node, value
+            if (handed := _handed(value, scope, project)) is not None:  # a helper that repeats whatever it is given
+                place, at, said = handed
             yield Place(
-                node,
-                f"`{code_of(value, 40)}` was drawn once and is repeated for every row ({how})",
-                (f"copied by {how} at line {node.lineno}", *_drawn_at(value, scope, project)),  # type: ignore[attr-defined]
+                place,
+                f"`{code_of(said, 40)}` was drawn once and is repeated for every row ({how})",
+                (
+                    f"copied by {how} at {module.path}:{node.lineno}",  # type: ignore[attr-defined]
+                    *_drawn_at(value, scope, project),
+                ),
+                scope=at,
+                also=((node, scope),) if at is not scope else (),
             )
 
 
-def _copied(node: ast.AST, scope: Scope) -> tuple[ast.expr, str] | None:
-    """(the value that is copied, how) where an expression makes copies of a value."""
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-        for one, count in ((node.left, node.right), (node.right, node.left)):
-            if isinstance(one, ast.List) and len(one.elts) == 1 and not _is_one(count):
-                return one.elts[0], "list * n"
-            if isinstance(one, ast.Call) and last_name(one.func) in ("ones", "ones_like", "new_ones"):
-                return count, "ones * token"
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        for one, other in ((node.left, node.right), (node.right, node.left)):
-            if isinstance(one, ast.Call) and last_name(one.func) in ("zeros", "zeros_like", "new_zeros"):
-                return other, "zeros + token"
-    if isinstance(node, ast.ListComp) and len(node.generators) == 1:
-        loop = node.generators[0]
-        names = {part.id for part in walk(loop.target) if isinstance(part, ast.Name)}
-        used = {part.id for part in walk(node.elt) if isinstance(part, ast.Name)}
-        if not names & used:
-            return _original(node.elt), f"one element for each of {code_of(loop.iter, 20)}"
-    if isinstance(node, ast.DictComp) and not names_in(node.value) & names_in(node.generators[0].target):
-        return node.value, f"one entry for each of {code_of(node.generators[0].iter, 20)}"
-    if isinstance(node, ast.Call):
-        return _copied_by_call(node, scope)
+def _handed(value: ast.expr, scope: Scope, project: Project) -> tuple[ast.AST, Scope, ast.expr] | None:
+    """(call, its function, what it hands over) where a plain function repeats a parameter that gets a drawn token."""
+    name = target_name(value)
+    if name is None or name not in scope.parameters or name in scope.bindings or scope.owner is not None:
+        return None
+    for site in project.callers(scope)[:8]:
+        given = project.argument(site, scope, name)
+        if given is not None and is_chosen(given, site.scope, project):
+            return site.call, site.scope, given
     return None
 
 
-def _copied_by_call(node: ast.Call, scope: Scope) -> tuple[ast.expr, str] | None:
-    name = called(node, scope)
-    last = name.rpartition(".")[2]
-    if name in ("torch.full", "np.full", "numpy.full", "torch.full_like", "numpy.full_like"):
-        filler = node.args[1] if len(node.args) > 1 else keyword(node, "fill_value")
-        return (filler, last) if filler is not None else None
-    if (
-        name
-        in ("itertools.repeat", "einops.repeat", "np.repeat", "numpy.repeat", "np.tile", "numpy.tile", "torch.tile")
-        and node.args
-    ):
-        return node.args[0], last
-    if isinstance(node.func, ast.Attribute) and last in ("expand", "expand_as", "repeat", "repeat_interleave", "tile"):
-        if all(_is_one(arg) for arg in node.args):
-            return None
-        return node.func.value, f".{last}()"
-    if isinstance(node.func, ast.Attribute) and last == "fill_" and node.args:
-        return node.args[0], ".fill_()"
-    if isinstance(node.func, ast.Attribute) and last == "new_full" and len(node.args) > 1:
-        return node.args[1], ".new_full()"
-    if last in ("broadcast_to", "fromkeys") and node.args:
-        method = last == "broadcast_to" and not name.startswith(("torch.", "np.", "numpy."))
-        if method and isinstance(node.func, ast.Attribute):
-            return node.func.value, last
-        return (node.args[-1] if last == "fromkeys" else node.args[0]), last
-    return None
+def _draws_anew(value: ast.expr, scope: Scope, project: Project) -> bool:
+    """Whether an expression draws whenever it is computed: [sample(model, prompt) for _ in range(n)] are n draws."""
+    calls = [part for part in walk(value) if isinstance(part, ast.Call)]
+    return any(
+        last_name(call.func) == "generate" or chooses_token(call, scope) or any(
+            isinstance(item.node, ast.Call) and chooses_token(item.node, item.scope)
+            for function in project.callees(call, scope)[:2] for item in reached(function.node, function, project, 2)
+        )
+        for call in calls
+    )  # fmt: skip
 
 
-def _given_to_all(node: ast.AST, scope: Scope) -> tuple[ast.expr, str] | None:
+def _given_to_all(node: ast.AST, scope: Scope, project: Project) -> tuple[ast.expr, str] | None:
     """for row in rows: row.append(token); tokens[:, 0] = token.item(): one number goes to every row."""
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
         index = node.targets[0].slice
@@ -104,53 +90,90 @@ def _given_to_all(node: ast.AST, scope: Scope) -> tuple[ast.expr, str] | None:
         every = isinstance(first, ast.Slice) and first.lower is None and first.upper is None
         every = every or isinstance(index, ast.Slice) and index.lower is None and index.upper is None
         if every:
-            return (node.value, "one number for a column") if _is_number(node.value, scope) else None
+            return (node.value, "one number for a column") if is_number(node.value, scope) else None
         return _in_each_turn(node, node.targets[0].value, index, node.value, scope)
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):  # for row in rows: row.last = token
         holder = node.targets[0].value
-        return _in_each_turn(node, holder, None, node.value, scope) if ROW.search(target_name(holder) or "") else None
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or not node.args:
+        loops = turns_around(node, scope)
+        walked = text_of(loops[0].iter) if loops and isinstance(loops[0], ast.For) else ""
+        of_row = ROW.search(target_name(holder) or "") or SAMPLES.search(walked) and not NO_SAMPLES.search(walked)
+        return _in_each_turn(node, holder, None, node.value, scope) if of_row else None
+    if isinstance(node, ast.Yield) and node.value is not None:
+        return _in_each_turn(node, None, None, node.value, scope)
+    if not isinstance(node, ast.Call) or not node.args:
         return None
-    if node.func.attr not in ("append", "extend") and not ROW.search(target_name(node.func.value) or ""):
+    named = target_name(node.func.value) or "" if isinstance(node.func, ast.Attribute) else ""
+    if isinstance(node.func, ast.Attribute) and (node.func.attr in ("append", "extend") or ROW.search(named)):
+        return _in_each_turn(node, node.func.value, None, node.args[0], scope)
+    if not turns_around(node, scope) or SHOWS.search(last_name(node.func) or ""):
         return None
-    return _in_each_turn(node, node.func.value, None, node.args[0], scope)
+    handed = [arg for arg in [*node.args, *(word.value for word in node.keywords)] if isinstance(arg, ast.Name)]
+    for arg in handed:  # go_on(cache, token) once for each sample
+        given = _in_each_turn(node, None, None, arg, scope)
+        if given is not None and (is_number(arg, scope) or not _turns(node, scope) & names_in(node)):
+            return given
+    return None
+
+
+SHOWS = re.compile(
+    r"print|log|info|debug|record|append|len|int|str|isinstance|range|zip|cat|stack|to$|item|where|expand"
+)
+
+
+def _turns(node: ast.AST, scope: Scope) -> set[str]:
+    """The names that change with each turn of the innermost loop around a node."""
+    loop = turns_around(node, scope)[0]
+    heads = getattr(loop, "generators", [loop])
+    return {name for head in heads if not isinstance(head, ast.While) for name in names_in(head.target)}
 
 
 # names of one of several texts that are written side by side
 ROW = re.compile(r"(^|[._])(row|seq|sequence|sample|branch|beam|state|slot|request|cand\w*|hyp\w*|completion|rollout)$")
 
 
-def _original(node: ast.expr) -> ast.expr:
-    """What deepcopy(state), state.clone() or replace(state, row=i) is a copy of; anything else itself."""
-    if isinstance(node, ast.Call):
-        if last_name(node.func) in ("deepcopy", "copy", "replace") and node.args:
-            return node.args[0]
-        if last_name(node.func) in ("clone", "copy", "fork") and isinstance(node.func, ast.Attribute):
-            return node.func.value
-    return node
+# loops over the samples of one prompt, by what they count or walk over
+SAMPLES = re.compile(
+    r"(^|[^\w.])(\w+\.)*(n|k|m|g|b|bsz|best_of|takes|fan_?out|width|num_(samples|return\w*|rollouts|completions|beams|rows|"
+    r"generations|seqs|sequences|branches|choices|copies|candidates)|n_(samples|seq|seqs|rollouts|completions|beams|rows|"
+    r"best|branches|generations|copies|choices)|\w*group_?size|group|\w*samples|batch(_?size)?|rollouts|completions|branches|"
+    r"copies|rows|beams|prompts|sequences|seqs|slots|states|requests)\b",
+    re.I,
+)
+NO_SAMPLES = re.compile(
+    r"layer|block|step|token|max_|new|len|hook|process|callback|listen|epoch|stage|module|cach", re.I
+)
 
 
 def _in_each_turn(
-    node: ast.AST, holder: ast.expr, index: ast.expr | None, value: ast.expr, scope: Scope
+    node: ast.AST, holder: ast.expr | None, index: ast.expr | None, value: ast.expr, scope: Scope
 ) -> tuple[ast.expr, str] | None:
-    """for i in range(n): rows[i].append(token), out[i, t] = token: with a token that does not change in the loop."""
-    loops = scope.module.loops_around(node)
-    if not loops or not isinstance(loops[0], ast.For):
+    """for i in range(n): rows[i].append(token), out[i, t] = token: with a token that does not change in the loop.
+
+    Of a loop over the samples of a prompt also what goes elsewhere: outs.append(ids + [token]), go_on(cache, token).
+    """
+    loops = turns_around(node, scope)
+    if not loops or isinstance(loops[0], ast.While):
         return None
     loop = loops[0]
-    turned = names_in(loop.target)
+    heads = loop.generators if not isinstance(loop, (ast.For, ast.AsyncFor)) else [loop]
+    turned = {name for head in heads for name in names_in(head.target)}
     row = index.elts[0] if isinstance(index, ast.Tuple) and index.elts else index
-    to_row = bool({name.partition(".")[0] for name in names_in(holder)} & turned) or (
-        row is not None and bool(names_in(row) & turned)
+    to_row = (
+        holder is not None
+        and bool({name.partition(".")[0] for name in names_in(holder)} & turned)
+        or (row is not None and bool(names_in(row) & turned))
     )
+    walked = code_of(heads[0].iter, 60)
+    if not to_row and (NO_SAMPLES.search(walked) or not SAMPLES.search(walked)):
+        return None
     named = names_in(value)
     made_inside = any(
         any(above is loop for above in scope.module.up(binding.node)) or binding.node is loop
         for name in named for binding in scope.bindings.get(name, [])
     )  # fmt: skip
-    if not to_row or named & turned or made_inside or not named:
+    if named & turned or made_inside or not named:
         return None
-    return value, f"the same for each of {code_of(loop.iter, 20)}"
+    return value, f"the same for each of {code_of(heads[0].iter, 20)}"
 
 
 def _spread(node: ast.AST, scope: Scope, project: Project) -> tuple[ast.expr, str] | None:
@@ -165,7 +188,7 @@ def _spread(node: ast.AST, scope: Scope, project: Project) -> tuple[ast.expr, st
         value = next((arg for arg in node.args[1:] if is_chosen(arg, scope, project)), node.args[1])
     else:
         return None
-    row = _one_row(value, scope, 4)
+    row = _one_row(value, scope, project, 6)
     return (value, f"drawn from `{code_of(row, 30)}`, spread over all rows") if row is not None else None
 
 
@@ -180,44 +203,40 @@ def _has_rows(node: ast.expr, scope: Scope) -> bool:
             first = size.elts[0] if isinstance(size, (ast.Tuple, ast.List)) and size.elts else size
             return isinstance(first, (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.BinOp))
         if last_name(made.func) in ("repeat", "expand", "tile"):
-            return not _is_one(made.args[0])
+            return not is_one(made.args[0])
     return False
 
 
-def _one_row(node: ast.expr, scope: Scope, depth: int) -> ast.expr | None:
+def _one_row(node: ast.expr, scope: Scope, project: Project, depth: int) -> ast.expr | None:
     """The cut of one row, logits[:1] or probs[0], that a drawn token was drawn from; also behind names; else None."""
     if depth == 0:
         return None
     if isinstance(node, ast.Subscript):
-        index = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) and node.slice.elts else node.slice
+        index = first_part(node.slice)
         zero = isinstance(index, ast.Constant) and type(index.value) is int
-        first = isinstance(index, ast.Slice) and index.lower is None and _is_one(index.upper or node)
+        first = isinstance(index, ast.Slice) and index.lower is None and is_one(index.upper or node)
         first = first and isinstance(index.upper, ast.Constant)  # type: ignore[attr-defined]
-        named = isinstance(node.value, (ast.Name, ast.Attribute)) and SCORES.search(target_name(node.value) or "")
-        return node if named and (zero or first) else _one_row(node.value, scope, depth - 1)
+        held = node.value
+        named = isinstance(held, (ast.Name, ast.Attribute)) and bool(SCORES.search(target_name(held) or ""))
+        if isinstance(node.slice, ast.Tuple) and isinstance(held, ast.Call):  # model(ids)[0, -1]
+            named = is_model_call(held, scope, project)
+        named = named or isinstance(held, ast.Name) and is_chosen(held, scope, project)  # tokens[0]
+        return node if named and (zero or first) else _one_row(node.value, scope, project, depth - 1)
     if isinstance(node, ast.Call):
+        for function in project.callees(node, scope)[:1]:  # self.draw(logits), which takes logits[0]
+            rows = [_one_row(value, function, project, depth - 1) for value in function.returns]
+            if rows and all(row is not None for row in rows):
+                return rows[0]
         parts = [*node.args[:2], *([node.func.value] if isinstance(node.func, ast.Attribute) else [])]
-        return next((row for part in parts if (row := _one_row(part, scope, depth - 1)) is not None), None)
+        return next((row for part in parts if (row := _one_row(part, scope, project, depth - 1)) is not None), None)
     if isinstance(node, ast.BinOp):
-        return _one_row(node.left, scope, depth - 1)
+        return _one_row(node.left, scope, project, depth - 1)
     made = [b.value for b in scope.bindings.get(target_name(node) or "", []) if b.how == "="]
-    return _one_row(made[0], scope, depth - 1) if len(made) == 1 else None
+    rows = [_one_row(value, scope, project, depth - 1) for value in made]
+    return rows[0] if rows and all(row is not None for row in rows) else None
 
 
 SCORES = re.compile(r"logit|prob|score|logp|(^|[._])(p|dist|weights)$")
-
-
-def _is_number(value: ast.expr, scope: Scope) -> bool:
-    """One number, not a column of them: token.item(), int(token), or a name for that."""
-    if isinstance(value, ast.Call):
-        one = last_name(value.func) == "choice" and keyword(value, "size") is None and len(value.args) < 2
-        return one or last_name(value.func) in ("item", "int")
-    if isinstance(value, ast.Subscript) and isinstance(value.value, ast.Call):  # random.choices(...)[0]
-        return last_name(value.value.func) == "choices"
-    if isinstance(value, ast.Name):
-        made = [binding.value for binding in scope.bindings.get(value.id, []) if binding.how == "="]
-        return bool(made) and all(isinstance(one, ast.Call) and _is_number(one, scope) for one in made)
-    return False
 
 
 def _is_drawn(value: ast.expr, scope: Scope, project: Project) -> bool:
@@ -229,10 +248,23 @@ def _is_drawn(value: ast.expr, scope: Scope, project: Project) -> bool:
     if is_chosen(value, scope, project) or _holds_drawn(value, scope, project):
         return True
     return any(
-        isinstance(origin.node, ast.Call) and last_name(origin.node.func) == "generate"
-        and is_true(keyword(origin.node, "do_sample"))
-        for origin in project.origins(value, scope, token_passes, depth=3)
-    )  # fmt: skip
+        isinstance(origin.node, ast.Call)
+        and (
+            last_name(origin.node.func) == "generate"
+            and is_told(origin.node, "do_sample", origin.scope, project)
+            or chooses_token(origin.node, origin.scope)
+        )
+        for origin in project.origins(value, scope, _text_passes, depth=5)
+    )
+
+
+def _text_passes(node: ast.expr) -> Sequence[ast.expr]:
+    """As token_passes, also through the text that tokens are turned into."""
+    if isinstance(node, ast.Call) and last_name(node.func) in ("decode", "batch_decode") and len(node.args) == 1:
+        return node.args
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "strip":
+        return [node.func.value]
+    return token_passes(node)
 
 
 def _holds_drawn(value: ast.expr, scope: Scope, project: Project) -> bool:
@@ -248,16 +280,11 @@ def _holds_drawn(value: ast.expr, scope: Scope, project: Project) -> bool:
         if isinstance(one, ast.Call) and last_name(one.func) in project.classes:
             parts = [*one.args, *(word.value for word in one.keywords)]
             return any(
-                _is_drawn(part, scope, project) for part in parts if isinstance(part, (ast.Name, ast.BinOp, ast.List))
+                _is_drawn(part, scope, project)
+                for part in parts
+                if isinstance(part, (ast.Name, ast.BinOp, ast.List, ast.Attribute, ast.Subscript))
             )
     return False
-
-
-def _is_one(node: ast.expr) -> bool:
-    """1, -1 or something that is no count at all."""
-    if isinstance(node, ast.UnaryOp):
-        return isinstance(node.operand, ast.Constant)
-    return isinstance(node, ast.Constant) and node.value == 1
 
 
 def _is_single(value: ast.expr, scope: Scope, project: Project) -> bool:
