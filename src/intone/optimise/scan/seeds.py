@@ -2,8 +2,9 @@
 
 import ast
 import re
+from collections.abc import Callable
 
-from intone.optimise.scan.expressions import called, last_name, text_of
+from intone.optimise.scan.expressions import called, last_name, names_in, text_of
 from intone.optimise.scan.source import Scope, target_name, walk
 
 SEEDING = re.compile(r"(^|\.)(manual_seed|manual_seed_all|seed_everything|set_seed|seed_all)$")
@@ -50,3 +51,13 @@ def chain_of(call: ast.expr, scope: Scope) -> str:
 
 def method_of(call: ast.Call) -> str:
     return last_name(call.func) or ""
+
+
+def cut_by(scope: Scope, wanted: Callable[[str], bool]) -> bool:
+    """Whether a function cuts something at a place that is made of a name: order[lo : lo + n] with lo = rank * n."""
+    for node in scope.of(ast.Subscript):
+        names = set(names_in(node.slice))
+        names |= {n for name in names for b in scope.bindings.get(name, []) for n in names_in(b.value)}
+        if any(wanted(name) for name in names):
+            return True
+    return False

@@ -9,6 +9,7 @@ from intone.optimise.scan.rules import (
     copies,
     data_order,
     devices,
+    dropping,
     entropy,
     evaluation,
     exchange,
@@ -30,10 +31,14 @@ from intone.optimise.scan.rules import (
     row_reads,
     sampling,
     scaled_twice,
+    seeding,
+    staging,
     streams,
     syncs,
+    untrained,
     weight_casts,
     windows,
+    worker_order,
 )
 
 __all__ = [
@@ -45,6 +50,7 @@ __all__ = [
     "copies",
     "data_order",
     "devices",
+    "dropping",
     "entropy",
     "evaluation",
     "exchange",
@@ -66,8 +72,12 @@ __all__ = [
     "row_reads",
     "sampling",
     "scaled_twice",
+    "seeding",
+    "staging",
     "streams",
     "syncs",
+    "untrained",
     "weight_casts",
     "windows",
+    "worker_order",
 ]

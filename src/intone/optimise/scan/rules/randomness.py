@@ -33,6 +33,7 @@ ROWS = re.compile(
 )
 def shared_generator(module: Module, project: Project) -> Iterator[Place]:
     """A generator made from a seed in a function that makes several rows, or kept by an object, for every draw."""
+    told: set[ast.AST] = set()
     for scope in module.scopes[1:]:
         rows = next((name for name in scope.parameters if ROWS.match(name)), None) or _rows_here(scope)
         if rows is None:
@@ -42,6 +43,8 @@ def shared_generator(module: Module, project: Project) -> Iterator[Place]:
             if not isinstance(call, ast.Call) or not chooses_token(call, item.scope):
                 continue
             stream = stream_of(call, item.scope)
+            if stream is not None and _is_of_each(stream, item):
+                continue
             maker = _one_stream(stream, item, project) if stream is not None else None
             if maker is None or stream is None:
                 continue
@@ -49,16 +52,34 @@ def shared_generator(module: Module, project: Project) -> Iterator[Place]:
             seeded = _seeding_of(made, at, project)
             if seeded is None or _is_new_each_call(seeded, at, project) and not re.match(r"prompts|requests", rows):
                 continue
+            if call in told or made in told:
+                break
+            told |= {call, made}
+            # told where it is made, or, where another function or object keeps it, at the draw
+            here = at in (scope, item.scope)
             yield Place(
-                made,
+                made if here else call,
                 f"`{code_of(stream, 30)}` is one stream for all of `{rows}` rows",
                 (
-                    f"seeded by {code_of(seeded, 40)} at line {seeded.lineno}",
+                    f"seeded by {code_of(seeded, 40)} at {at.module.path}:{seeded.lineno}",
                     f"all rows draw from it in {code_of(call, 50)} at {item.scope.module.path}:{call.lineno}",
                 ),
-                scope=at,
+                scope=at if here else item.scope,
+                also=((call, item.scope) if here else (made, at),),
             )
             break
+
+
+def _is_of_each(stream: ast.expr, item: Reached) -> bool:
+    """rows[i].draw(...), for row in rows: row.draw(...), where each row keeps a stream of its own: self.rng."""
+    if not (target_name(stream) or "").startswith("self."):
+        return False
+    for site in item.chain:
+        base = site.call.func.value if isinstance(site.call.func, ast.Attribute) else None
+        root = (target_name(base) or "").partition(".")[0] if base is not None else ""
+        if isinstance(base, ast.Subscript) or any(b.how == "iter" for b in site.scope.bindings.get(root, [])):
+            return True
+    return False
 
 
 def _is_new_each_call(seeding: ast.Call, scope: Scope, project: Project) -> bool:
@@ -81,7 +102,7 @@ def _is_new_each_call(seeding: ast.Call, scope: Scope, project: Project) -> bool
 
 
 def _rows_here(scope: Scope) -> str | None:
-    """A function that repeats a prompt for several rows: prompt.expand(n, -1), [ids] * n, or prompts as a batch."""
+    """A function that makes several texts: prompt.expand(n, -1), prompts as a batch, for request in self.active."""
     for call in scope.calls:
         if last_name(call.func) in ("expand", "repeat", "repeat_interleave") and call.args:
             name = target_name(call.args[0])
@@ -91,7 +112,27 @@ def _rows_here(scope: Scope) -> str | None:
         if ROWS.match(name) and any("shape[0]" in text_of(b.value) or ".size(0)" in text_of(b.value) or
                                     text_of(b.value).startswith("len(") for b in bindings):  # fmt: skip
             return name
+    for node in scope.of(ast.Attribute):  # torch.empty(request.n_samples, length)
+        if isinstance(node.ctx, ast.Load) and SEVERAL.match(node.attr):
+            return target_name(node) or node.attr
+    heads = [loop.iter for loop in scope.of(ast.For)]  # one draw for each of several rows
+    heads += [loop.generators[0].iter for loop in scope.of(ast.ListComp)]
+    heads += [loop.generators[0].iter for loop in scope.of(ast.GeneratorExp)]
+    for head in heads:
+        walked = [name for name in sorted(names_in(head)) if WALKED.search(name)]
+        if walked and "range" not in names_in(head):
+            return walked[0]
     return None
+
+
+# fields that say how many texts of one prompt are wanted
+SEVERAL = re.compile(
+    r"^(num_samples|n_samples|num_return_sequences|best_of|num_completions|num_generations|group_size|n_seqs)$"
+)
+# what is walked over where several texts are made side by side
+WALKED = re.compile(
+    r"(^|[._])(active|running|requests|reqs|slots|seqs|sequences|rows|lanes|prompts|\w*probs\w*|\w*logits\w*|batch|in_flight)$"
+)
 
 
 def stream_of(call: ast.Call, scope: Scope) -> ast.expr | None:
@@ -100,11 +141,11 @@ def stream_of(call: ast.Call, scope: Scope) -> ast.expr | None:
     if handed is not None:
         return handed
     for arg in [*call.args, *(word.value for word in call.keywords)]:
-        if re.search(r"(^|[._])(g|gen|rng|generator|stream)$", target_name(arg) or ""):
+        if re.search(r"(^|[._])(g|gen|rng|generator|stream)$", target_name(arg) or "", re.I):
             return arg
     if last_name(call.func) in ("choice", "choices", "multinomial") and isinstance(call.func, ast.Attribute):
         name = target_name(call.func.value) or ""
-        return call.func.value if re.search(r"(^|[._])(g|gen|rng|generator|stream|rs|dice)$", name) else None
+        return call.func.value if re.search(r"(^|[._])(g|gen|\w*rng|generator|stream|rs|dice)$", name, re.I) else None
     return None
 
 
@@ -217,36 +258,44 @@ def _purpose(call: ast.Call, scope: Scope) -> str | None:
 )
 def worker_generator(module: Module, project: Project) -> Iterator[Place]:
     """A dataset whose __getitem__ draws from a generator made in __init__, loaded with several workers."""
-    workers = [site for site in project.sites.get("DataLoader", []) if _has_workers(site, project)]
+    workers = [site for site in project.sites.get("DataLoader", []) if has_workers(site, project)]
     yield from _same_in_every_worker(workers, module, project)
     if not workers or any(keyword(site.call, "worker_init_fn") is not None for site in workers):
         return
     for scope in module.scopes:
-        if scope.simple_name not in ("__getitem__", "__iter__") or scope.owner is None:
+        if not _runs_in_workers(scope) or "get_worker_info" in text_of(scope.node):
             continue
         made = {
             name: binding
-            for method in project.class_scopes(scope.owner)
-            if method.simple_name == "__init__"
+            for method in [module.top, *project.class_scopes(scope.owner)]  # type: ignore[arg-type]
+            if method is module.top or method.simple_name == "__init__"
             for name, bindings in method.bindings.items()
             for binding in bindings
             if isinstance(binding.value, ast.Call) and any(maker in chain_of(binding.value, method) for maker in MAKERS)
         }
-        if "get_worker_info" in text_of(scope.node):
-            continue
         for call in scope.calls:
             base = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
             used = base if base in made else next((name for name in made if name in _arguments(call)), None)
             if used:
+                line = made[used].node.lineno  # type: ignore[attr-defined]
                 yield Place(
                     call,
                     f"`{used}` is made once and copied into every worker of the DataLoader",
                     (
-                        f"made in __init__ at line {made[used].node.lineno}",  # type: ignore[attr-defined]
+                        f"made in {'__init__' if used.startswith('self.') else 'the file'} at line {line}",
                         f"a DataLoader with workers stands at {workers[0].scope.module.path}:{workers[0].call.lineno}",
                     ),
                 )
                 break
+
+
+def _runs_in_workers(scope: Scope) -> bool:
+    """__getitem__ or __iter__ of a data set; __call__ of what joins or changes rows."""
+    if scope.owner is None:
+        return False
+    return scope.simple_name in ("__getitem__", "__iter__") or scope.simple_name == "__call__" and bool(
+        re.search(r"Collat|Mask|Augment|Transform|Crop|Noise", scope.owner.name)
+    )  # fmt: skip
 
 
 def _same_in_every_worker(workers: Sequence[Site], module: Module, project: Project) -> Iterator[Place]:
@@ -273,7 +322,8 @@ def _arguments(call: ast.Call) -> set[str]:
     return {target_name(arg) or "" for arg in [*call.args, *(word.value for word in call.keywords)]}
 
 
-def _has_workers(site: Site, project: Project) -> bool:
+def has_workers(site: Site, project: Project) -> bool:
+    """Whether a DataLoader has worker processes by all that the code shows."""
     workers = keyword(site.call, "num_workers")
     if workers is None:
         return False

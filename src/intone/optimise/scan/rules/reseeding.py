@@ -13,7 +13,7 @@ from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import COMPREHENSIONS, Frame, Reached, loops_around
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.seeds import SEEDED, calls_something, seed_of
+from intone.optimise.scan.seeds import SEEDED, calls_something, cut_by, seed_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 PICKERS = (
@@ -147,7 +147,7 @@ def _turn_of(call: ast.Call, seed: ast.expr, scope: Scope, project: Project) -> 
                 return turns, (f"the seed `{code_of(seed, 30)}` is the same at each turn, so is the result", way)
             if (frame.chain or _makes_stream(call, scope)) and not _is_hot(frame, project, own):
                 break
-            if _draws_other_sizes(call, scope, frame, project):
+            if _draws_other_sizes(call, scope, frame, project) or _takes_other_part(scope, frame, project):
                 break
             way = Reached(call, scope, frame.chain).path()
             line = (
@@ -176,6 +176,14 @@ def _draws_other_sizes(call: ast.Call, scope: Scope, frame: Frame, project: Proj
         isinstance(shape, ast.Tuple) and not calls_something(shape) and _seed_changes(shape, scope, frame, project)
         for shape in shapes
     )
+
+
+def _takes_other_part(scope: Scope, frame: Frame, project: Project) -> bool:
+    """order[lo : lo + n] with lo made of a parameter that changes in the loop: each turn takes a part of one draw."""
+    changing = _changed_in(frame.loop)
+    handed = {name: project.argument(frame.chain[-1], scope, name) for name in scope.parameters if frame.chain}
+    turned = {name for name, value in handed.items() if value is not None and names_in(value) & changing}
+    return cut_by(scope, lambda name: name in turned)
 
 
 def _repeats_itself(frame: Frame) -> bool:
@@ -283,11 +291,19 @@ def _changed_in(loop: ast.AST) -> set[str]:
     return changed
 
 
+# what holds the values of one request, row or state, and not those of the run
+PER_REQUEST = re.compile(
+    r"req|body|row|batch|item|sample|state|msg|message|payload|data|query|example|job|ckpt|checkpoint|meta|record", re.I
+)
+
+
 def _is_constant(seed: ast.expr, scope: Scope, project: Project) -> bool:
     """A number, or what stands for one number wherever it comes from; an object's seed too, unless it is counted up."""
     if isinstance(seed, ast.Constant):
         return seed.value is not None
     name = target_name(seed)
+    if isinstance(seed, ast.Subscript) and isinstance(seed.slice, ast.Constant):  # cfg["seed"]
+        return not PER_REQUEST.search(target_name(seed.value) or "row")
     if name is not None and name.startswith("self."):
         return not _is_counted(name, scope, project)
     if isinstance(seed, ast.BinOp) and not names_in(seed):

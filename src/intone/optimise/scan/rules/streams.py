@@ -10,7 +10,7 @@ from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.randomness import stream_of
-from intone.optimise.scan.seeds import MAKERS, SEEDERS, SEEDING, calls_something, chain_of, method_of, seed_of
+from intone.optimise.scan.seeds import MAKERS, SEEDERS, SEEDING, calls_something, chain_of, cut_by, method_of, seed_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import chooses_token
 
@@ -128,7 +128,9 @@ def same_draws_on_ranks(module: Module, project: Project) -> Iterator[Place]:
             if held is None or any("rank" in name.lower() for name in spelled):
                 continue
             draw = _draws_from(held, scope, project)
-            if draw is not None:
+            if draw is not None and not cut_by(
+                scope, lambda name: bool(RANK.search(name))
+            ):  # all take parts of one draw
                 at, drawn = draw
                 yield Place(
                     call,
