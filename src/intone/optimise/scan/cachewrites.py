@@ -17,7 +17,7 @@ STORE_NAME = re.compile(
 )
 CACHE_OWNER = re.compile(r"cache|kv|memory|pastkey", re.I)
 SIZE_WORD = re.compile(
-    r"max|size|len|capacity|limit|shape|seqlen|context|num_slots|n_ctx|(^|[._ ])cap|end|window", re.I
+    r"max|size|len|capacity|limit|shape|seqlen|context|num_slots|n_slots|n_ctx|(^|[._ ])cap|end|window", re.I
 )
 LIMIT_WORD = re.compile(
     r"max|capacity|limit|size|cache|(^|[._ ])cap($|[._ ])|n_ctx|context|slots|length|shape|block", re.I
@@ -53,7 +53,7 @@ def written_to_cache(node: ast.AST, scope: Scope, project: Project) -> Write | N
         target = node.targets[0]
         if isinstance(node.value, ast.Constant) or not _is_position(target.slice):
             return None
-        if not is_cache(target.value, scope, project):
+        if not is_cache(target.value, scope, project) and not _keeps_handed(target, node.value, scope):
             return None
         return Write(node, target, node.value, _moves(target.slice, scope))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
@@ -64,6 +64,9 @@ def written_to_cache(node: ast.AST, scope: Scope, project: Project) -> Write | N
             and is_cache(base, scope, project)
         ):
             return Write(node, ast.Tuple(list(node.args[:-1]), ast.Load()), node.args[-1], False)
+        if node.func.attr == "copy_" and isinstance(base, ast.Call) and last_name(base.func) == "narrow":
+            inside = base.func.value if isinstance(base.func, ast.Attribute) else base
+            return Write(node, base, node.args[0], False) if is_cache(inside, scope, project) else None
         if node.func.attr == "copy_" and isinstance(base, ast.Subscript) and is_cache(base.value, scope, project):
             return Write(node, base, node.args[0], _moves(base.slice, scope))
         if (
@@ -97,7 +100,11 @@ def is_cache(node: ast.expr, scope: Scope, project: Project, depth: int = 3) -> 
     if STORE_NAME.match(last) and "." in name:
         owner = owner_of(scope)
         base = name.rpartition(".")[0]
-        if owner is not None and base == "self" and CACHE_OWNER.search(owner.name):
+        if (
+            owner is not None
+            and base == "self"
+            and (CACHE_OWNER.search(owner.name) or _holds_keys_and_values(scope, project))
+        ):
             return True
         if CACHE_OWNER.search(base.rpartition(".")[2]):
             return True
@@ -112,6 +119,35 @@ def is_cache(node: ast.expr, scope: Scope, project: Project, depth: int = 3) -> 
         ):
             return True
     return False
+
+
+def _holds_keys_and_values(scope: Scope, project: Project) -> bool:
+    """Whether an object keeps tensors of keys and of values that it makes itself: self.k = zeros(...), self.v = ..."""
+    owner = project.owner_of(scope)
+    made = {
+        name
+        for method in (project.class_scopes(owner[1]) if owner is not None else [])
+        for name, bindings in method.bindings.items()
+        for b in bindings
+        if b.how == "=" and isinstance(b.value, ast.Call) and TENSOR_MAKER.match(last_name(b.value.func) or "")
+    }
+    return any(pair <= made for pair in PAIRS)
+
+
+TENSOR_MAKER = re.compile(r"(new_)?(zeros|empty|full|ones)(_like)?$")
+PAIRS = ({"self.k", "self.v"}, {"self.keys", "self.values"}, {"self.key", "self.value"}, {"self.ks", "self.vs"})
+# what a function that keeps keys and values is handed
+HANDED = re.compile(r"^(k|v|ks|vs|keys?|values?)(_(new|in|t|states?|val|cur|chunk))?$|^(new|cur)_(k|v|keys?|values?)$")
+
+
+def _keeps_handed(target: ast.expr, value: ast.expr, scope: Scope) -> bool:
+    """self.buf[0, ..., a:b] = k in a method that is handed k and v."""
+    handed = {name[0] if "_" not in name else name.removeprefix("new_").removeprefix("cur_")[0]
+              for name in scope.parameters if HANDED.match(name)}  # fmt: skip
+    own = (target_name(_bare(target)) or "").startswith("self.")
+    while isinstance(value, ast.Subscript):
+        value = value.value
+    return own and handed >= {"k", "v"} and isinstance(value, ast.Name) and bool(HANDED.match(value.id))
 
 
 def _is_named_cache(origin: Origin) -> bool:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from intone.optimise.scan.cachewrites import (
+    CACHE_OWNER,
     LIMIT_WORD,
     POSITION,
     Write,
@@ -43,13 +44,16 @@ def cache_overflow(module: Module, project: Project) -> Iterator[Place]:
             yield dropped
             continue
         writes = writes_of(scope, project)
+        if not writes and (cut := _cut_elsewhere(scope, project)) is not None:
+            yield cut
+            continue
         passes = [call for call in scope.calls if _hands_position_on(call, scope, project)]
         unseen = [call for call in scope.calls if call not in passes and _hands_cache_on(call, scope, project)]
         if not (writes or passes or unseen) or refuses_overflow(scope, project):
             continue
         silent = next((found for write in writes if (found := _silent(write, scope, project))), None)
         silent = silent or _leaves_when_full(scope, bool(writes)) or _cut_position(scope, project, writes, passes)
-        silent = silent or _cut_for_model(scope, unseen)
+        silent = silent or _cut_for_model(scope, unseen) or _passed_over(scope, passes)
         if silent:
             yield silent
         elif (moving := [write for write in writes if write.moves]) and not checks_end(scope):
@@ -88,7 +92,7 @@ def _drops_oldest(scope: Scope, project: Project) -> Place | None:
     return None
 
 
-WINDOW = re.compile(r"window|ring|circular|roll|slid|wrap|evict|sink|stream", re.I)
+WINDOW = re.compile(r"window|\bring|_ring|circular|roll|slid|wrap|evict|sink|stream", re.I)
 
 
 def _hands_position_on(call: ast.Call, scope: Scope, project: Project) -> bool:
@@ -111,6 +115,16 @@ PLACE = re.compile(r"pos|start|begin|offset|cursor|where|slot|(^|[._])(at|t|idx|
 def _cut_for_model(scope: Scope, calls: Sequence[ast.Call]) -> Place | None:
     """start = min(pos, limit - n), or limit - n if it is too long, on the way into a model that writes a cache."""
     for call in calls:
+        inside = [part for arg in [*call.args, *(word.value for word in call.keywords)] for part in walk(arg)]
+        for part in inside:
+            places = [one for one in names_in(part) if PLACE.search(one) and not LIMIT_WORD.search(one)]
+            if isinstance(part, ast.Call) and clamps(part) and places:
+                return Place(
+                    part,
+                    f"`{places[0]}` is cut to the cache's end: later tokens overwrite the last place",
+                    (f"goes into {code_of(call, 50)} at line {call.lineno}",),
+                    confidence="medium",
+                )
         names = {name for part in [*call.args, *(word.value for word in call.keywords)] for name in names_in(part)}
         for _ in range(2):  # where = arange(start, start + n)
             names |= {
@@ -142,6 +156,67 @@ def _cut_for_model(scope: Scope, calls: Sequence[ast.Call]) -> Place | None:
                         confidence="medium",
                     )
     return None
+
+
+def _cut_elsewhere(scope: Scope, project: Project) -> Place | None:
+    """self.pos = min(self.pos + n, self.size) in a method, where another one writes into the cache at self.pos."""
+    if scope.owner is None or scope.simple_name == "__init__":
+        return None
+    moved = {
+        name: node
+        for node in scope.of(ast.Assign)
+        for name in [target_name(node.targets[0])]
+        if name is not None and name.startswith("self.") and isinstance(node.value, ast.Call) and clamps(node.value)
+    }
+    cut = next((value for value in scope.returns if isinstance(value, ast.Call) and clamps(value)), None)
+    places = cut is not None and any(POSITION.search(one) for one in [scope.simple_name, *names_in(cut)])
+    if not moved and not places or refuses_overflow(scope, project):
+        return None
+    for method in project.class_scopes(scope.owner):
+        if method is scope or refuses_overflow(method, project):
+            continue
+        for write in writes_of(method, project):
+            used = names_in(write.target)
+            if (
+                places
+                and cut is not None
+                and CACHE_OWNER.search(scope.owner.name)
+                and any(POSITION.search(one) for one in names_in(write.target) & set(method.parameters))
+            ):
+                told = (code_of(cut, 60), f"`{method.simple_name}` writes there: {code_of(write.target, 50)}")
+                return Place(cut, "positions are cut to the cache's end: later tokens overwrite the last place", told)
+            used |= {n for name in used for b in method.bindings.get(name, []) for n in names_in(b.value)}
+            for name in sorted(moved.keys() & used):
+                return Place(
+                    moved[name],
+                    f"`{name}` is cut to the cache's end: later tokens overwrite the last place",
+                    (code_of(moved[name], 60), f"`{method.simple_name}` writes there: {code_of(write.target, 50)}"),
+                )
+    return None
+
+
+def _passed_over(scope: Scope, passes: Sequence[ast.Call]) -> Place | None:
+    """if pos < cache.max_len: cache.write(pos, k), with nothing for the other case."""
+    for call in passes:
+        below: ast.AST = call
+        for above in scope.module.up(call):
+            if above is scope.node:
+                break
+            asks = isinstance(above, ast.If) and below in above.body and not above.orelse
+            if asks and compares_size(above.test) and FULL.search(text_of(above.test)):  # type: ignore[attr-defined]
+                leaves = any(isinstance(part, (ast.Return, ast.Raise, ast.Break)) for part in walk(above))
+                if not leaves and not _goes_on_loudly(above, scope.module):  # type: ignore[arg-type]
+                    return Place(
+                        above,
+                        "when the cache is full the new keys and values are left out without a word",
+                        (f"written only where `{code_of(above.test, 50)}`, with nothing for the other case",),  # type: ignore[attr-defined]
+                        confidence="medium",
+                    )
+            below = above
+    return None
+
+
+FULL = re.compile(r"max_?(len|seq|pos|size|ctx)|capacity|limit|n_ctx|context_len|cache_len|cache_size|\.size\b")
 
 
 def _silent(write: Write, scope: Scope, project: Project) -> Place | None:

@@ -6,14 +6,21 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.cachewrites import compares_size
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
+from intone.optimise.scan.expressions import code_of, is_false, keyword, last_name, names_in, text_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import turns_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name, walk
+from intone.optimise.scan.values import spelled
 
-WINDOW = re.compile(r"window|context|limit|max_|block_size|n_ctx|seq_len|positions|budget|capacity|room", re.I)
-PROMPT = re.compile(r"^(ids|tokens?|prompt|input_ids|inputs?|encoded|context|history|prompt_(ids|tokens)|x|idx)$")
+WINDOW = re.compile(
+    r"window|context|limit|max_|block_size|n_ctx|seq_len|positions|budget|capacity|room|(^|[._ (-])ctx|max_?len|keep",
+    re.I,
+)
+PROMPT = re.compile(
+    r"^(ids|toks?|tokens?|prompt|input_ids|inputs?|enc|encoded|encoding|context|ctx|history|prompt_(ids|tokens)|x|idx|seq|"
+    r"sequence|text_ids|prefix)$"
+)
 ENCODES = re.compile(r"encode|tokeni[sz]e|apply_chat_template|\btok(enizer)?\(|input_ids")
 
 
@@ -32,7 +39,7 @@ def prompt_cut(module: Module, project: Project) -> Iterator[Place]:
     loops = {decode.loop for decode in decode_loops(module, project)}
     for scope in module.scopes[1:]:
         for node in scope.body:
-            if not isinstance(node, ast.Subscript) or not _cuts(node, scope, project):
+            if not _cuts_text(node, scope) and not (isinstance(node, ast.Subscript) and _cuts(node, scope, project)):
                 continue
             if any(loop in loops for loop in turns_around(node, scope)) or not _generates(scope, project):
                 continue
@@ -45,6 +52,16 @@ def prompt_cut(module: Module, project: Project) -> Iterator[Place]:
                 confidence="medium",
             )
             break
+
+
+def _cuts_text(node: ast.AST, scope: Scope) -> bool:
+    """tokenizer(prompt, truncation=True, max_length=limit) of one prompt, on the way to a generation."""
+    if not isinstance(node, ast.Call) or not ENCODES.search(text_of(node.func) + "("):
+        return False
+    cut = keyword(node, "truncation")
+    about = text_of(node.args[0]) if node.args else ""
+    single = re.search(r"prompt|question|query|text|message|chat|request|user", about) is not None
+    return cut is not None and not is_false(cut) and single
 
 
 def _cuts(node: ast.Subscript, scope: Scope, project: Project) -> bool:
@@ -97,15 +114,28 @@ def _generates(scope: Scope, project: Project) -> bool:
         or any(decode.scope is one for decode in decode_loops(one.module, project))
         or any(decode.scope in project.callees(call, one) for call in one.calls
                for decode in decode_loops(one.module, project))
-        for one in [scope, *(site.scope for site in project.callers(scope)[:4])]
+        for one in [scope, *(site.scope for site in project.callers(scope)[:4]), *_beside(scope, project)]
     )  # fmt: skip
+
+
+def _beside(scope: Scope, project: Project) -> list[Scope]:
+    """The other methods of an object: a request is put into a queue here, and written there."""
+    return project.class_scopes(scope.owner) if scope.owner is not None else []
 
 
 def _is_told(scope: Scope) -> bool:
     """Whether a function compares a length and then raises, logs, or hands something else on than the cut text."""
     return any(
-        isinstance(node, (ast.If, ast.Assert)) and compares_size(node.test) and _speaks(node) for node in scope.body
-    )
+        isinstance(node, (ast.If, ast.Assert)) and compares_size(node.test) and _is_of_text(node.test, scope)
+        and _speaks(node)
+        for node in scope.body
+    )  # fmt: skip
+
+
+def _is_of_text(test: ast.expr, scope: Scope) -> bool:
+    """Whether a test asks how long a text is: len(ids) > limit, ids.shape[1], n with n = len(ids), too_long."""
+    code = spelled(test, scope, steps=1)
+    return bool(re.search(r"len\(|\.shape|\.size\(|numel|num_tokens|n_tokens|length|too_long|over", code))
 
 
 def _speaks(node: ast.If | ast.Assert) -> bool:
