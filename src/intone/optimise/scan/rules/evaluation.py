@@ -14,7 +14,7 @@ from intone.optimise.scan.ondevice import READS, is_tensor, on_device
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import is_backward, is_model_call, is_model_name, is_module_class
 
 EVALUATES = re.compile(
@@ -66,23 +66,65 @@ def _evaluations(module: Module, project: Project) -> Iterator[tuple[Scope, list
         if scope in trained or isinstance(scope.node, ast.Lambda):
             continue
         top = scope is module.top
-        if top and any(True for _ in train_loops(module, project)):
+        if top and any(True for _ in train_loops(module, project)) and _now_and_then_loop(scope, project) is None:
             continue
         named = EVALUATES.search(scope.simple_name) or scope in decoding or scope in seldom
         named = named or any(mode_of(call, scope, project) == "eval" for call in scope.calls)
-        region = scope.node if named or _only_reads(scope, project) else _held_out_loop(scope)
+        kept = not top and kept_in_eval(scope, project)
+        region = scope.node if named or kept or _only_reads(scope, project) else _held_out_loop(scope)
         if region is None:
             continue
-        items = [item for item in reached(region, scope, project) if isinstance(item.node, ast.Call)]
-        items = [item for item in items if not item.chain] if top else items
+        items = _calls_in(region, scope, project, top=top)
         if any(is_backward(item.node) for item in items):  # type: ignore[arg-type]
-            continue
+            within = _now_and_then_loop(scope, project)
+            items = _calls_in(within, scope, project, top=top) if within is not None else []
         runs: dict[str | None, Reached] = {}
         for item in items:
             if _runs_model(item, project):
                 runs.setdefault(model_name(item, project), item)
         if runs:
             yield scope, list(runs.values())
+
+
+def _calls_in(region: ast.AST, scope: Scope, project: Project, *, top: bool) -> list[Reached]:
+    items = [item for item in reached(region, scope, project) if isinstance(item.node, ast.Call)]
+    return [item for item in items if not item.chain] if top else items
+
+
+def _now_and_then_loop(scope: Scope, project: Project) -> ast.AST | None:
+    """A loop over other rows that a training loop runs every so many steps, written into the same function."""
+    for loop in train_loops(scope.module, project):
+        for node in scope.of(ast.For) if loop.scope is scope else ():
+            inside = is_inside(node, loop.inner, scope.module)
+            calls = [part for part in walk(node) if isinstance(part, ast.Call)]
+            if inside and not any(is_backward(call) for call in calls) and is_periodic(
+                Reached(node, scope), loop.inner, project
+            ) and any(is_model_call(call, scope, project) for call in calls):  # fmt: skip
+                return node
+    return None
+
+
+def kept_in_eval(scope: Scope, project: Project) -> bool:
+    """Whether a function runs a model that its object, or its file, has put into evaluation mode for good."""
+    module = scope.module
+    if not module.mentions(SETS_EVAL) or module.mentions(TRAINS) or scope.simple_name in ("__init__", "forward"):
+        return False
+    owner = project.owner_of(scope)
+    methods = project.class_scopes(owner[1]) if owner is not None else []
+    makers = [method for method in methods if method.simple_name == "__init__"]
+    held = {
+        name for place in [module.top, *makers] for name, bindings in place.bindings.items() for b in bindings
+        if b.how == "=" and isinstance(b.value, ast.Call) and SETS_EVAL.search(text_of(b.value) + " ")
+    }  # fmt: skip
+    held |= {
+        target_name(call.func.value) or "" for place in [module.top, *makers] for call in place.calls
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "eval" and not call.args
+    }  # fmt: skip
+    return any(target_name(call.func) in held and is_model_call(call, scope, project) for call in scope.calls)
+
+
+SETS_EVAL = re.compile(r"\.eval\(\s*\)")
+TRAINS = re.compile(r"\.backward\(|training_step")
 
 
 def _only_reads(scope: Scope, project: Project) -> bool:
@@ -243,7 +285,7 @@ def _is_set(run: Reached, runs: Sequence[Reached], scope: Scope, project: Projec
         handed = root if not run.chain and root in scope.parameters else None
         if not _is_set_for(handed, frozenset(), scope, project):
             return False
-    if name is None or not others or not _is_optimised(name, project):
+    if name is None or not others or not is_optimised(name, project):
         return True
     others = frozenset(other for other in others if not _is_made_of(other, name, scope))
     return _is_set_for(name, others, scope, project)
@@ -258,7 +300,7 @@ def _is_set_for(model: str | None, others: frozenset[str], scope: Scope, project
     return any(sets_eval(method, project, held, others) for method in methods)
 
 
-def _is_optimised(name: str, project: Project) -> bool:
+def is_optimised(name: str, project: Project) -> bool:
     """Whether an optimizer gets a model's parameters, somewhere under this name: AdamW(student.parameters())."""
     last = name.rpartition(".")[2]
     sites = [*project.sites.get("parameters", []), *project.sites.get("named_parameters", [])]

@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.expressions import text_of
-from intone.optimise.scan.loops import train_loops
+from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.modes import Mode, set_mode
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import Reached, reached
+from intone.optimise.scan.reach import Reached, loops_around, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module
 
@@ -32,6 +32,8 @@ def left_in_eval_mode(module: Module, project: Project) -> Iterator[Place]:
             modes = _modes(reached(outermost, loop.scope, project), project)
             if loop.outer_scope is not loop.scope and loop.outer is not None:
                 modes += _modes(reached(loop.outer, loop.outer_scope, project), project)
+        if not any(mode == "eval" for mode, _ in modes):
+            modes = _around(loop, project)
         evals = [item for mode, item in modes if mode == "eval"]
         if not evals or any(mode == "train" and not _stands_before(item, evals, loop.inner) for mode, item in modes):
             continue
@@ -44,6 +46,16 @@ def left_in_eval_mode(module: Module, project: Project) -> Iterator[Place]:
             ("no .train() behind it in the loop", *([item.path()] if item.chain else [])),
             scope=item.scope,
         )
+
+
+def _around(loop: TrainLoop, project: Project) -> list[tuple[Mode, Reached]]:
+    """The modes set in the loops around that other functions have: for batch in data: update(rollout(batch))."""
+    for nest in loops_around(loop.inner, loop.scope, project):
+        for frame in nest:
+            modes = _modes(reached(frame.loop, frame.scope, project), project) if frame.chain else []
+            if any(mode == "eval" for mode, _ in modes):
+                return modes
+    return []
 
 
 def _modes(items: list[Reached], project: Project) -> list[tuple[Mode, Reached]]:

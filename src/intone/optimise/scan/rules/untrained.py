@@ -1,0 +1,203 @@
+"""Rules on models that nobody trains: loaded to answer or to teach, they need neither dropout nor a graph."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from intone.optimise.scan.calls import classes_of
+from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
+from intone.optimise.scan.loops import train_loops
+from intone.optimise.scan.modes import is_off, mode_of, model_name, off_here
+from intone.optimise.scan.neighbours import neighbours
+from intone.optimise.scan.project import Project, Site
+from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.evaluation import DROPS, is_optimised
+from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.values import is_model_call, is_model_name, is_module_class, is_optimizer
+
+SETS_EVAL = re.compile(r"\.eval\(\s*\)|\.train\((mode=)?False\)|set_to_inference|for_inference")
+TRAINS = re.compile(r"\.backward\(|LightningModule|TrainingArguments|Trainer\(|manual_backward|training_step")
+# what writes down a model as it is at this moment, dropout included
+EXPORTS = (
+    "torch.jit.trace", "torch.onnx.export", "torch.export.export", "torch.jit.script", "torch.onnx.dynamo_export",
+    "torch.jit.freeze", "torch.ao.quantization.quantize_dynamic", "torch.quantization.quantize_dynamic",
+    "torch._export.aot_compile", "coremltools.convert",
+)  # fmt: skip
+
+
+@rule(
+    "S48",
+    "a loaded model answers in training mode",
+    kind="eval-mode",
+    severity="medium",
+    why="A module is made in training mode, and loading weights does not change it: dropout and the statistics of "
+    "batches stay on, so the answers are noisy and worse than the model.",
+    fix="Call .eval() where the weights are loaded, or before the model is written down.",
+    source="PyTorch reference of Module.eval",
+)
+def loaded_in_training_mode(module: Module, project: Project) -> Iterator[Place]:
+    """model = Net(config); model.load_state_dict(...) in a program that only runs it; jit.trace of such a model."""
+    files = neighbours(module, project)
+    trained = any(file.mentions(TRAINS) for file in files)
+    if not trained and _is_run(files, project):
+        for scope in module.scopes:
+            for call in scope.calls:
+                if mode_of(call, scope, project) == "train" and not _is_put_back(call, scope):
+                    why = ("nothing is trained in this program",)
+                    yield Place(call, f"`{code_of(call, 40)}` puts a model that only answers into training mode", why)
+    if any(file.mentions(SETS_EVAL) for file in files):
+        return
+    for scope in module.scopes:
+        for call in scope.calls:
+            if called(call, scope) in EXPORTS and call.args and _may_drop(call.args[0], scope, project):
+                told = "it is written down as it is: with dropout, if it has any, and the statistics of batches"
+                yield Place(call, f"`{code_of(call.args[0], 30)}` is exported in training mode", (told,))
+    if trained or not _is_run(files, project):
+        return
+    for scope in module.scopes:
+        for call in scope.calls:
+            if last_name(call.func) != "load_state_dict" or not isinstance(call.func, ast.Attribute):
+                continue
+            held = call.func.value
+            if is_optimizer(held, scope, project) or not _may_drop(held, scope, project):
+                continue
+            yield Place(
+                call,
+                f"`{code_of(held, 30)}` is loaded to be run and stays in training mode",
+                ("no .eval() in this program, and nothing is trained in it",),
+                confidence="high" if classes_of(held, scope, project) else "medium",
+            )
+            break
+
+
+def _is_put_back(call: ast.Call, scope: Scope) -> bool:
+    """model.train(was), or a mode that is set back behind an eval() in the same function."""
+    return bool(call.args or call.keywords) or any(
+        last_name(other.func) == "eval" and other.lineno < call.lineno for other in scope.calls
+    )
+
+
+def _may_drop(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """Whether a model is made here by its class, and that has dropout or the like as far as the code shows."""
+    if not isinstance(node, (ast.Name, ast.Attribute)):
+        return False
+    if any(
+        mode_of(call, scope, project) == "train" and target_name(call.func.value) == target_name(node)  # type: ignore[attr-defined]
+        for call in scope.calls
+    ):
+        return True  # put into training mode right here
+    classes = [(file, made) for file, made in classes_of(node, scope, project) if is_module_class(made)]
+    if classes:
+        return any(file.mentions(DROPS) for file, _ in classes)
+    makers = [
+        origin.node for origin in project.origins(node, scope, depth=3)
+        if isinstance(origin.node, ast.Call) and origin.node is not node
+    ]  # fmt: skip
+    if any(READY.search(text_of(made)) for made in makers):
+        return False
+    named = is_model_name(target_name(node) or "")
+    return named and any(MAKES.match(last_name(made.func) or "") for made in makers)
+
+
+READY = re.compile(r"from_pretrained|jit\.load|hub\.load|pipeline|pretrained=True")  # in evaluation mode already
+MAKES = re.compile(r"[A-Z]\w*$|create_model$|build_\w*model$|\w*_(cls|class)$")
+
+
+def _is_run(files: list[Module], project: Project) -> bool:
+    """Whether a program runs a model, outside of its own classes."""
+    key = ("runs a model", files[0])
+    if key not in project.remembered:
+        project.remembered[key] = any(
+            is_model_call(call, scope, project) or last_name(call.func) == "generate"
+            for file in files for scope in file.scopes for call in scope.calls
+            if scope.simple_name != "forward" and not (scope.owner is not None and is_module_class(scope.owner))
+        )  # fmt: skip
+    found: bool = project.remembered[key]
+    return found
+
+
+TEACHES = re.compile(
+    r"(^|_)(teacher|ref|reference|frozen|old_(policy|model|actor)|target_(net|model|encoder|network)|ref_\w+|sft_model|"
+    r"reward_model|rm)($|_|\d)"
+)
+FROZEN = re.compile(r"requires_grad(_\(\s*(requires_grad=)?False|\s*=\s*False)")
+
+
+@rule(
+    "S49",
+    "a model that is not trained keeps its graph",
+    kind="eval-mode",
+    severity="medium",
+    why="The model that only gives targets is run like the one that is trained: its activations are kept for a "
+    "backward pass, which costs memory and time at every step, and gradients may be written into it.",
+    fix="Run it under torch.no_grad() in evaluation mode, or freeze its parameters.",
+    source="PyTorch notes on autograd",
+)
+def untrained_with_graph(module: Module, project: Project) -> Iterator[Place]:
+    """loss = kl(student(x), teacher(x)) with neither no_grad nor detach nor frozen parameters."""
+    told: set[str] = set()
+    for loop in train_loops(module, project):
+        for item in [*loop.turn(project), *loop.step_turn(project)]:
+            if not isinstance(item.node, ast.Call) or item.is_in_forward:
+                continue
+            if is_model_call(item.node, item.scope, project):
+                name = model_name(item, project) or target_name(item.node.func) or ""
+            else:
+                name = _run_by_helper(item.node, item.scope, project) or ""
+            last = name.rpartition(".")[2]
+            if not TEACHES.search(last) or last in told or is_optimised(last, project):
+                continue
+            if is_off(item, project) or _is_detached(item) or _is_frozen(item, project):
+                continue
+            told.add(last)
+            named = next((site for site in reversed(item.chain) if last in " ".join(names_in(site.call))), None)
+            yield Place(
+                item.node if named is None else named.call,  # the helper runs whatever model it is handed
+                f"`{code_of(item.node, 40)}` keeps a graph at every step, and `{last}` is not trained",
+                (
+                    "no no_grad, detach() or requires_grad=False for it",
+                    f"the loss goes backward at line {loop.backwards[0].line}",
+                ),
+                scope=item.scope if named is None else named.scope,
+            )
+
+
+def _run_by_helper(call: ast.Call, scope: Scope, project: Project) -> str | None:
+    """log_probs(self.ref, ids): the name of a model that gives targets, where the function called runs it."""
+    for function in project.callees(call, scope)[:2]:
+        for name in function.parameters:
+            handed = project.argument(Site(call, scope), function, name)
+            given = target_name(handed) if handed is not None else None
+            if given is None or not TEACHES.search(given.rpartition(".")[2]):
+                continue
+            if any(target_name(inner.func) == name for inner in function.calls) and not _is_off_in(function, project):
+                return given
+    return None
+
+
+def _is_off_in(function: Scope, project: Project) -> bool:
+    """Whether a function switches gradients off for all that it does."""
+    return bool(function.calls) and off_here(function, function.calls[0], project)
+
+
+def _is_frozen(item: Reached, project: Project) -> bool:
+    """Whether parameters are frozen anywhere in the program: which ones is not followed."""
+    return any(file.mentions(FROZEN) for file in neighbours(item.scope.module, project))
+
+
+def _is_detached(item: Reached) -> bool:
+    """teacher(x).detach(), or a name for it that is detached where it is used."""
+    module = item.scope.module
+    names: set[str] = set()
+    for above in module.up(item.node):
+        if isinstance(above, ast.Call) and last_name(above.func) in ("detach", "item", "tolist"):
+            return True
+        if isinstance(above, ast.Assign):
+            names = {name for target in above.targets for name in names_in(target)}
+        if isinstance(above, ast.stmt):
+            break
+    return any(
+        last_name(call.func) == "detach" and isinstance(call.func, ast.Attribute) and names & names_in(call.func.value)
+        for call in item.scope.calls
+    )
