@@ -13,20 +13,11 @@ from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Binding, Module, Scope, target_name, walk
 
 FACTORIES = (
-    "tensor",
-    "stack",
-    "from_numpy",
-    "zeros",
-    "empty",
-    "full",
-    "as_tensor",
-    "cat",
-    "ones",
-    "arange",
-    "randint",
-    "frombuffer",
-    "LongTensor",
-)
+    "tensor", "stack", "from_numpy", "zeros", "empty", "full", "as_tensor", "cat", "ones", "arange", "randint",
+    "frombuffer", "LongTensor", "randn", "rand", "randperm", "eye", "linspace", "FloatTensor", "IntTensor", "Tensor",
+    "BoolTensor", "hstack", "vstack", "concat", "concatenate", "pad_sequence", "default_collate", "one_hot", "normal",
+    "tril", "triu", "logspace", "empty_strided", "from_file", "asarray", "scalar_tensor",
+)  # fmt: skip
 WAITS = re.compile(r"synchronize|wait_stream|wait_event|\.record\(|Event\(|\.query\(|\.wait\(")
 # what the host itself waits by; wait_stream and wait_event let only another stream of the device wait
 HOST_WAITS = re.compile(r"synchronize|\.query\(|\.wait\(|\.result\(")
@@ -112,10 +103,15 @@ def _unpinned(node: ast.expr, call: ast.Call, scope: Scope, project: Project) ->
         made, at = origin.node, origin.scope
         if made is call or origin.is_annotation or made is node and len(told or "") > 0:
             continue
+        if at is scope and (made in scope.returns or call in walk(made)):
+            continue  # what this function makes of the copy itself
         if not isinstance(made, ast.Call):
             if isinstance(made, ast.Constant) and made.value is None or _is_loop_variable(made, at):
                 continue
-            return None
+            told = _handed_loader(made, at, project)
+            if told is None:
+                return None
+            continue
         name = called(made, at)
         if name.endswith("DataLoader"):
             told = _pageable_loader(made, at, project)
@@ -127,11 +123,27 @@ def _unpinned(node: ast.expr, call: ast.Call, scope: Scope, project: Project) ->
             name.startswith("torch.")
             and name.rpartition(".")[2] in FACTORIES
             and not _made_on_device(made, at, project)
-        ):
+        ) or _is_tokenizer(made):
             told = f"made by {code_of(made, 50)} at {at.module.path}:{made.lineno}"
         else:
             return None
     return told
+
+
+def _handed_loader(node: ast.expr, scope: Scope, project: Project) -> str | None:
+    """for batch in loader, of a loader that nobody here hands in, where no loader that this file makes pins."""
+    name = target_name(node)
+    if name is None or name not in scope.parameters or not re.search(r"loader|(^|_)dl$|batches$", name):
+        return None
+    sites = [s for s in project.sites.get("DataLoader", []) if s.scope.module is scope.module]
+    told = [_pageable_loader(site.call, site.scope, project) for site in sites]
+    return told[0] if told and all(one is not None for one in told) else None
+
+
+def _is_tokenizer(made: ast.Call) -> bool:
+    """tokenizer(texts, return_tensors="pt"), processor.apply_chat_template(..., return_tensors="pt")"""
+    wanted = keyword(made, "return_tensors")
+    return isinstance(wanted, ast.Constant) and wanted.value in ("pt", "np")
 
 
 def _is_loop_variable(node: ast.expr, scope: Scope) -> bool:
@@ -160,17 +172,9 @@ def _copy_passes(node: ast.expr) -> list[ast.expr]:
         return [node.value]
     if isinstance(node, ast.Call):
         if isinstance(node.func, ast.Attribute) and node.func.attr in (
-            "view",
-            "reshape",
-            "long",
-            "contiguous",
-            "to",
-            "int",
-            "float",
-            "unsqueeze",
-            "items",
-            "values",
-        ):
+            "view", "reshape", "long", "contiguous", "to", "int", "float", "unsqueeze", "items", "values", "half",
+            "bfloat16", "type", "t", "transpose", "permute", "squeeze", "flatten", "clone", "detach", "expand",
+        ):  # fmt: skip
             return [node.func.value]
         if last_name(node.func) in ("next", "iter", "enumerate", "tqdm", "cycle", "zip", "islice") and node.args:
             return [node.args[0]]

@@ -11,6 +11,7 @@ from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.seeds import seed_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import is_optimizer
 
@@ -71,15 +72,21 @@ def _from_the_beginning(module: Module, project: Project) -> Iterator[tuple[ast.
     """What a training loop walks over where that starts anew at every start: a generator of the project's, a loader."""
     for loop in train_loops(module, project):
         for node in [loop.inner, *module.loops_around(loop.inner)]:
-            if not isinstance(node, ast.For) or re.search(
-                r"start|step|skip|resume|epoch|offset|range\(", text_of(node.iter)
+            if (
+                not isinstance(node, ast.For)
+                or re.search(r"start|step|skip|resume|epoch|offset|range\(", text_of(node.iter))
+                or any(
+                    "epoch" in text_of(above.target)
+                    for above in module.loops_around(node)
+                    if isinstance(above, ast.For)
+                )
             ):
-                continue
+                continue  # of an epoch's rows another rule asks whether a training stops within it
             for part in walk(node.iter):
                 if isinstance(part, ast.Call) and any(f.is_generator for f in project.callees(part, loop.scope)[:2]):
                     yield node.iter, f"begins anew with `{code_of(part, 40)}`"
         for item in loop.step_turn(project):
-            made = _made_iterator(item, loop, project)
+            made = _made_iterator(item, loop, project) or _made_reader(item, loop, project)
             if made is not None:
                 yield made, f"goes on with `{code_of(made, 40)}` from its beginning"
 
@@ -104,7 +111,7 @@ def takes_up_progress(scope: Scope) -> bool:
 
 
 POSITION = re.compile(
-    r"start|step|skip|resume|epoch|offset|position|state|seek|range\(|\bval|valid|eval|test|dev\b", re.I
+    r"start|step|skip|resume|epoch|offset|position|cursor|state|seek|range\(|\bval|valid|eval|test|dev\b", re.I
 )
 GIVES_ROWS = re.compile(r"load|batch|stream|iter|data|feed|reader|shard|source|cycle", re.I)
 
@@ -141,13 +148,39 @@ def _made_iterator(item: Reached, loop: TrainLoop, project: Project) -> ast.expr
     return value
 
 
+# fields in which a reader keeps how far it is
+CURSOR = re.compile(
+    r"^self\._?(\w*pos|\w*position|cursor|offset|\w*idx|\w*index|ptr|pointer|current\w*|at|i|head|start|next_\w+)$"
+)
+
+
+def _made_reader(item: Reached, loop: TrainLoop, project: Project) -> ast.expr | None:
+    """reader = Reader(tokens) of a loop with reader.next_batch(), which counts its own place on from the beginning."""
+    call, scope = item.node, item.scope
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+        return None
+    name = target_name(call.func.value)
+    methods = [method for method in project.callees(call, scope)[:2] if method.owner is not None]
+    moves = any(CURSOR.match(bound) for method in methods for bound in method.bindings)
+    if name is None or not moves or POSITION.search(name):
+        return None
+    places = [scope, scope.outer] if scope.outer is not None else [scope]
+    made = [b.value for place in places for b in place.bindings.get(name, []) if b.how == "="]
+    if len(made) != 1 or not isinstance(made[0], ast.Call) or last_name(made[0].func) not in project.classes:
+        return None
+    last = name.rpartition(".")[2]
+    set_later = any(bound.startswith(f"{last}.") for other in scope.module.scopes for bound in other.bindings)
+    return None if POSITION.search(text_of(made[0])) or set_later else made[0]
+
+
 def restores(module: Module, project: Project) -> list[tuple[Scope, ast.Call]]:
     """Where a file restores an optimizer: opt.load_state_dict(...), or in a loop over several objects' names."""
     return [
         (scope, call)
         for scope in module.scopes
         for call in scope.calls
-        if last_name(call.func) == "load_state_dict"
+        if _by_engine(call)
+        or last_name(call.func) == "load_state_dict"
         and isinstance(call.func, ast.Attribute)
         and (
             re.search(r"opt", text_of(call))
@@ -155,6 +188,14 @@ def restores(module: Module, project: Project) -> list[tuple[Scope, ast.Call]]:
             or _restores_step(call, scope)
         )
     ]
+
+
+def _by_engine(call: ast.Call) -> bool:
+    """engine.load_checkpoint(folder), accelerator.load_state(folder): weights, optimizer and all, but not the data."""
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("load_checkpoint", "load_state"):
+        return False
+    base = (target_name(call.func.value) or "").rpartition(".")[2]
+    return bool(re.search(r"engine|accelerator|fabric|booster|ds_model|strategy", base))
 
 
 def _restores_step(call: ast.Call, scope: Scope) -> bool:
@@ -272,6 +313,12 @@ def passes_over(module: Module) -> bool:
 def salted_hash(module: Module, project: Project) -> Iterator[Place]:
     """hash(text) % n."""
     for scope in module.scopes:
+        for call in scope.calls:  # random.Random(hash(name))
+            seed = seed_of(call, scope)
+            hashed = [part for part in walk(seed) if _hashes_text(part, scope)] if seed is not None else []
+            if hashed:
+                salted = ("hash() of a text is salted",)
+                yield Place(call, f"the seed `{code_of(hashed[0], 40)}` differs in every process", salted)
         for node in scope.of(ast.BinOp):
             if isinstance(node.op, ast.Mod) and isinstance(node.left, ast.Call):
                 inside = node.left
@@ -282,10 +329,22 @@ def salted_hash(module: Module, project: Project) -> Iterator[Place]:
                     and isinstance(inside.args[0], ast.Call)
                 ):
                     inside = inside.args[0]
-                hashed = isinstance(inside.func, ast.Name) and inside.func.id == "hash" and bool(inside.args)
-                if hashed and TEXT.search(text_of(inside.args[0])):
+                if _hashes_text(inside, scope):
                     salted = ("hash() of a text is salted",)
                     yield Place(node, f"`{code_of(node, 40)}` differs in every process", salted)
+
+
+def _hashes_text(node: ast.AST, scope: Scope) -> bool:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id != "hash":
+        return False
+    return bool(node.args) and is_text(node.args[0], scope)
+
+
+def is_text(node: ast.expr, scope: Scope) -> bool:
+    """Whether a value reads like a text: by its name, its key, or that of what it is an element of."""
+    names = names_in(node)
+    walked = [b.value for name in names for b in scope.bindings.get(name, []) if b.how == "iter"]
+    return any(TEXT.search(text_of(part)) for part in [node, *walked])
 
 
 @rule(

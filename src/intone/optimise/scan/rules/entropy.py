@@ -44,7 +44,7 @@ def order_from_entropy(module: Module, project: Project) -> Iterator[Place]:
     for scope in module.scopes:
         for call in scope.calls:
             how = _entropy(call, scope, project)
-            draw = _orders(call, scope, project) if how is not None else None
+            draw = orders_data(call, scope, project) if how is not None else None
             if how is None or draw is None:
                 continue
             yield Place(
@@ -64,6 +64,11 @@ SHARED = {
     "torch": (("torch.manual_seed", "torch.random.manual_seed"), ("torch.randperm",)),
 }
 SAVES = re.compile(r"torch\.save\(|save_checkpoint\(|save_file\(|save_pretrained\(|save_model\(|checkpointer\.save")
+# a trainer that keeps checkpoints by itself, or rows that are written down: it matters in which order they come
+USES_ORDER = re.compile(
+    r"TrainingArguments|Trainer\(|tofile\(|np\.save|numpy\.save|memmap\(|\.write\(|save_to_disk|"
+    r"to_parquet|to_json"
+)
 RESUMES = re.compile(r"load_state_dict\(|torch\.load\(|load_checkpoint\(|load_file\(|load_state\(")
 
 
@@ -77,7 +82,10 @@ def _never_seeded(module: Module, project: Project) -> Iterator[Place]:
         return
     files = neighbours(module, project)
     own = [file for file in files if not ELSEWHERE.search(file.path)]
-    if not any(file.mentions(SAVES) for file in own) or any(file.mentions(KEEPS_STATE) for file in own):
+    saves = any(file.mentions(SAVES) for file in own)
+    if any(file.mentions(KEEPS_STATE) for file in own):
+        return
+    if not saves and not any(file.mentions(USES_ORDER) for file in own):
         return
     if any(True for file in files for _ in order_not_restored(file, project)):
         return  # told as what a resume leaves out
@@ -91,7 +99,12 @@ def _never_seeded(module: Module, project: Project) -> Iterator[Place]:
             f"`{code_of(call, 40)}` puts the data in an order that nobody can give again",
             (
                 f"the stream of {package} is seeded nowhere in this program, so the system's entropy begins it",
-                "the program keeps checkpoints" + (" and goes on from them" if resumes else ""),
+                (
+                    "the program keeps checkpoints"
+                    if saves
+                    else "a trainer keeps checkpoints, or the rows are written down"
+                )
+                + (" and goes on from them" if resumes else ""),
             ),
             confidence="high" if resumes else "medium",
             severity=None if resumes else "low",
@@ -188,7 +201,7 @@ def _keeps(name: str, scope: Scope) -> bool:
 KEEPS = re.compile(r"print|log|info|debug|warn|write|dump|save|say|record|config|track|setdefault|update")
 
 
-def _orders(call: ast.Call, scope: Scope, project: Project) -> ast.Call | None:
+def orders_data(call: ast.Call, scope: Scope, project: Project) -> ast.Call | None:
     """The call that puts data in order from the stream that a call makes or seeds."""
     module = scope.module
     held = _held(call, scope)
@@ -235,5 +248,6 @@ def _is_of_data(draw: ast.Call, scope: Scope) -> bool:
         return True
     above = scope.module.parents.get(draw)
     targets = above.targets if isinstance(above, ast.Assign) else []
-    words = {name for part in [*draw.args, *targets] for name in names_in(part)}
+    words = {name for part in [*draw.args, *targets] for name in names_in(part)} | {scope.simple_name}
+    words |= {text_of(b.value) for name in words for b in scope.bindings.get(name, []) if b.how == "="}
     return last_name(draw.func) in ("DataLoader", "RandomSampler") or any(DATA.search(word) for word in words)

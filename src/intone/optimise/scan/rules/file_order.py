@@ -26,6 +26,7 @@ def unsorted_files(module: Module, project: Project) -> Iterator[Place]:
     """os.listdir or glob of data files, walked over or indexed without sorted()."""
     for scope in module.scopes:
         yield from _named_sets(scope)
+        yield from _listed_sets(scope)
         for call in scope.calls:
             if (walked := _walks_set(call, scope)) is not None:
                 salted = ("texts in a set are ordered by their hash, which is salted anew in every process",)
@@ -63,13 +64,28 @@ def _walks_set(call: ast.Call, scope: Scope) -> ast.expr | None:
     return call if isinstance(above, (ast.For, ast.comprehension)) and above.iter is call else None
 
 
+def _listed_sets(scope: Scope) -> Iterator[Place]:
+    """list({row["domain"] for row in rows}), tuple(set(a) - set(b)): an order made of a set of texts in one breath."""
+    for call in scope.calls:
+        if not isinstance(call.func, ast.Name) or call.func.id not in ("list", "tuple") or len(call.args) != 1:
+            continue
+        made = call.args[0]
+        if not isinstance(made, (ast.SetComp, ast.BinOp)) or not _is_set(made) or _is_sorted(call, scope):
+            continue
+        code = f"{text_of(made)} {scope.name}"
+        if OF_TEXTS.search(code) or re.search(r"\[['\"]\w+['\"]\]", code):
+            salted = ("texts in a set are ordered by their hash, which is salted anew in every process",)
+            yield Place(call, f"`{code_of(call, 50)}` is in the order of a set", salted)
+
+
 SET_MAKERS = ("set", "frozenset")
 OF_TEXTS = re.compile(
     r"str\(|\bname\b|\.stem|path|file|line|text|doc|url|key|prompt|shard|glob|listdir|strip\(|splitlines|json|['\"]id['\"]",
     re.I,
 )
 OF_DATA = re.compile(
-    r"data|shard|parquet|jsonl|\.bin|train|corpus|token|\.arrow|\.npy|\.txt|doc|text|prompt|example|rows", re.I
+    r"data|shard|parquet|jsonl|\.bin|train|corpus|token|\.arrow|\.npy|\.txt|doc|text|prompt|example|rows|files|paths",
+    re.I,
 )
 READS_ROWS = re.compile(r"open|read|load|yield|append|extend|memmap|encode|write|put\(")
 
@@ -118,8 +134,10 @@ def _in_order_of(node: ast.AST, name: str, scope: Scope) -> ast.expr | None:
         rows = READS_ROWS.search(" ".join(text_of(statement) for statement in node.body))
         return node.iter if target_name(walked) == name and rows else None
     if isinstance(node, ast.ListComp) and target_name(node.generators[0].iter) == name:
-        kept = re.search(r"open|read|load|encode|tokeni", text_of(node.elt)) and not _is_sorted_around(node, scope)
-        return node.generators[0].iter if kept else None
+        turned = names_in(node.generators[0].target)
+        looked_up = any(isinstance(part, ast.Subscript) and names_in(part.slice) & turned for part in walk(node.elt))
+        kept = looked_up or re.search(r"open|read|load|encode|tokeni", text_of(node.elt))
+        return node.generators[0].iter if kept and not _is_sorted_around(node, scope) else None
     return None
 
 
@@ -142,12 +160,20 @@ def _lists_files(call: ast.Call, scope: Scope) -> bool:
     )
 
 
+DATA_FILES = re.compile(
+    r"data|shard|parquet|jsonl|\.bin|train|corpus|corpora|token|\.arrow|\.np[yz]|\.txt|docs?\b|docs?_|_docs?|documents|"
+    r"texts?\b|example|sample|book|image|\.csv|\.zst|\.tar|stories|articles|rows",
+    re.I,
+)
+OTHER_FILES = re.compile(
+    r"config\.json|checkpoint|ckpt|model_|step_|\.pt['\"]|safetensors|\.lock|clean|delete|cache", re.I
+)
+
+
 def _is_data(call: ast.Call, scope: Scope) -> bool:
     """Files of data: by the pattern, the name of the folder, or the function."""
     text = text_of(call) + scope.name + " ".join(target_name(t) or "" for t in targets_of(call, scope))
-    return bool(
-        re.search(r"data|shard|parquet|jsonl|\.bin|train|corpus|token|\.arrow|\.npy|\.txt|documents|texts", text, re.I)
-    ) and not re.search(r"checkpoint|ckpt|model_|step_|\.pt['\"]|safetensors|\.lock|clean|delete|cache", text, re.I)
+    return bool(DATA_FILES.search(text)) and not OTHER_FILES.search(text)
 
 
 def _is_sorted(call: ast.Call, scope: Scope) -> bool:
@@ -187,9 +213,11 @@ def _order_matters(call: ast.Call, scope: Scope) -> bool:
     if loop is not None:
         return bool(re.search(r"open|read|load|yield|append|extend|memmap|encode", text_of(loop)))
     above = scope.module.parents.get(call)
-    while isinstance(above, ast.Call) and last_name(above.func) in ("list", "tuple", "iter", "map"):
+    while isinstance(above, (ast.comprehension, ast.ListComp, ast.GeneratorExp)) or (
+        isinstance(above, ast.Call) and last_name(above.func) in ("list", "tuple", "iter", "map", "filter", "enumerate")
+    ):
         above = scope.module.parents.get(above)
-    if isinstance(above, (ast.Return, ast.Yield)):
+    if isinstance(above, (ast.Return, ast.Yield, ast.YieldFrom)):
         return True
     for node in scope.body:
         if isinstance(node, (ast.For, ast.AsyncFor)) and target_name(node.iter) in names:

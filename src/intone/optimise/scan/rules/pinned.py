@@ -7,7 +7,7 @@ from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import is_inside
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import reached
+from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.copies import WAITS, base_of, to_host
 from intone.optimise.scan.source import Module, Scope, own_nodes, target_name, walk
@@ -77,17 +77,20 @@ def _pinned_buffers(scope: Scope, project: Project) -> Iterator[tuple[str, ast.C
                 continue
             for binding in bindings:
                 value = binding.value
-                if binding.how == "=" and isinstance(value, ast.Call) and _pins(value, place, project):
+                if isinstance(value, ast.ListComp):  # several buffers in turn
+                    value = value.elt
+                if binding.how == "=" and isinstance(value, ast.Call) and pins(value, place, project):
                     yield name, value, place
 
 
-def _pins(value: ast.Call, scope: Scope, project: Project) -> bool:
+def pins(value: ast.Call, scope: Scope, project: Project) -> bool:
+    """Whether a call makes a pinned tensor: empty(..., pin_memory=True), x.pin_memory()."""
     flag = keyword(value, "pin_memory")
     if flag is not None and not called(value, scope).endswith("DataLoader"):
         return not is_never(flag, scope, project)
     if last_name(value.func) == "pin_memory":
         return True
-    return isinstance(value.func, ast.Attribute) and isinstance(value.func.value, ast.Call) and _pins(
+    return isinstance(value.func, ast.Attribute) and isinstance(value.func.value, ast.Call) and pins(
         value.func.value, scope, project
     )  # fmt: skip
 
@@ -109,13 +112,12 @@ def _views(name: str, scope: Scope, loop: ast.AST | None) -> set[str]:
 def _filled_in(name: str, region: ast.AST, scope: Scope, project: Project) -> bool:
     """Whether a buffer, or a view of it, is written in a loop or method, or in what that calls."""
     views = _views(name, scope, None)
+    within: dict[Scope, set[str]] = {scope: views}
     for item in reached(region, scope, project):
         node = item.node
-        known = views if item.scope is scope else {name} if name.startswith("self.") else set()
-        for parameter in item.scope.parameters if item.chain else ():
-            value = project.argument(item.chain[-1], item.scope, parameter)
-            if value is not None and names_in(value) & views:
-                known = known | {parameter}
+        if item.scope not in within:
+            within[item.scope] = _known_within(item, name, within.get(item.chain[-1].scope, views), project)
+        known = within[item.scope]
         if isinstance(node, ast.Assign) and any(
             isinstance(t, ast.Subscript) and target_name(base_of(t.value)) in known for t in node.targets
         ):
@@ -135,6 +137,16 @@ def _filled_in(name: str, region: ast.AST, scope: Scope, project: Project) -> bo
         if put and names_in(node.args[0]) & known:  # type: ignore[attr-defined]
             return True
     return False
+
+
+def _known_within(item: Reached, name: str, views: set[str], project: Project) -> set[str]:
+    """The names that a function which is called has for a buffer: its own attribute, a parameter, views of those."""
+    known = _views(name, item.scope, None) if name.startswith("self.") else set()
+    for parameter in item.scope.parameters if item.chain else ():
+        value = project.argument(item.chain[-1], item.scope, parameter)
+        if value is not None and names_in(value) & views:
+            known |= _views(parameter, item.scope, None)
+    return known
 
 
 @rule(
@@ -161,11 +173,31 @@ def unwaited_stream(module: Module, project: Project) -> Iterator[Place]:
             owner = project.owner_of(scope)
             entered = {code_of(arg) for item in node.items for arg in getattr(item.context_expr, "args", [])}
             if copies and not _is_waited_for(entered, owner[1] if owner is not None else module.tree):
+                left = _hands_out(scope, project)  # the wait is missing where the batch is handed on
+                place, at = left if left is not None else (copies[0], scope)
                 yield Place(
-                    copies[0],
+                    place,
                     f"`{code_of(copies[0], 40)}` runs on a stream that nothing waits for",
-                    (f"line {node.lineno}: {module.line_of(node)[:60]}",),
+                    (
+                        f"line {node.lineno}: {module.line_of(node)[:60]}",
+                        *([f"handed on at line {getattr(place, 'lineno', 0)}"] if left is not None else []),
+                    ),
+                    scope=at,
+                    also=((copies[0], scope),) if left is not None else (),
                 )
+
+
+def _hands_out(scope: Scope, project: Project) -> tuple[ast.AST, Scope] | None:
+    """Where another method of the object gives the batch away: a yield in __iter__, the return of __next__ or next."""
+    owner = project.owner_of(scope)
+    for method in project.class_scopes(owner[1]) if owner is not None else ():
+        if method is scope or scope not in [f for call in method.calls for f in project.callees(call, method)]:
+            continue
+        if method.yields:
+            return next(node for node in method.of(ast.Yield)), method
+        if method.simple_name != "__init__" and method.returns:
+            return method.of(ast.Return)[-1], method
+    return None
 
 
 def _is_waited_for(entered: set[str], around: ast.AST) -> bool:

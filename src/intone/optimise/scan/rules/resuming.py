@@ -227,3 +227,74 @@ def _is_endless(walks: Scope) -> bool:
         isinstance(node, ast.While) and not names_in(node.test) and any(isinstance(p, ast.Yield) for p in walk(node))
         for node in walks.body
     )
+
+
+# entries of a checkpoint that say where in the data a training was
+PLACES = re.compile(
+    r"loader|sampler|dataset|^data|_data|stream|position|offset|cursor|(^|_)rng|random|shard|consumed|batch_(idx|index)|"
+    r"generator|iterator|order|permutation|in_epoch"
+)
+
+
+@rule(
+    "S88",
+    "a saved place in the data is never read",
+    kind="data-order",
+    severity="medium",
+    why="The checkpoint holds where in the data the training was, and nothing takes it up: a resumed training begins "
+    "the data anew all the same, and who looks at the file believes otherwise.",
+    fix="Give it back to the loader, sampler or generator where weights and optimizer are restored.",
+    source="optimiser.md G6",
+)
+def saved_place_unread(module: Module, project: Project) -> Iterator[Place]:
+    """torch.save({"model": ..., "loader": loader.state_dict()}), and a restore that reads "model" only."""
+    files = neighbours(module, project)
+    for scope in module.scopes:
+        for call in scope.calls:
+            if not SAVES.search(called(call, scope)) or not call.args:
+                continue
+            lost = next((one for one in _entries(call.args[0], scope, project) if PLACES.search(one[0])), None)
+            if lost is None or _is_read(lost, files):
+                continue
+            back = [pair for file in files for pair in restores(file, project) if not ELSEWHERE.search(file.path)]
+            if not back or any(_takes_all(at) for at, _ in back):
+                continue
+            at, restore = back[0]
+            yield Place(
+                restore,
+                f"the saved `{lost[0]}` is not taken up here, nor anywhere else",
+                (f"saved at {scope.module.path}:{lost[1].lineno}", "no other mention of this entry in the program"),
+                scope=at,
+                also=((call, scope),),
+            )
+            return
+
+
+def _entries(node: ast.expr, scope: Scope, project: Project) -> list[tuple[str, ast.Constant]]:
+    """The entries of a dict that is saved, written out there or where a name or function gives it."""
+    found: list[tuple[str, ast.Constant]] = []
+    for origin in project.origins(node, scope, depth=3):
+        keys = origin.node.keys if isinstance(origin.node, ast.Dict) else []
+        found += [(key.value, key) for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+    return found
+
+
+def _is_read(entry: tuple[str, ast.Constant], files: list[Module]) -> bool:
+    """Whether the name of an entry stands anywhere else in a program: as a key, attribute or text."""
+    name, key = entry
+    return any(
+        isinstance(node, ast.Constant) and node.value == name and node is not key
+        or isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Store)
+        for file in files for node in file.nodes
+    )  # fmt: skip
+
+
+def _takes_all(scope: Scope) -> bool:
+    """for name, part in parts.items(): part.load_state_dict(state[name]): every entry is taken up."""
+    return any(
+        last_name(call.func) == "load_state_dict"
+        and call.args
+        and isinstance(call.args[0], ast.Subscript)
+        and not isinstance(call.args[0].slice, ast.Constant)
+        for call in scope.calls
+    )
