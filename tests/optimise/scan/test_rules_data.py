@@ -266,6 +266,120 @@ COUNTED = """
 """
 fault("S82", COUNTED.replace("TEST", "pass"))
 right("S82", COUNTED.replace("TEST", "if number < self.given: continue"))
+# --- S83 --------------------------------------------------------------------------------------------------------------
+fault("S83", """
+    from torch.utils.data import DataLoader, IterableDataset
+    class Lines(IterableDataset):
+        def __iter__(self):
+            yield from open(self.path)
+    def batches(path):
+        return DataLoader(Lines(path), num_workers=4)
+""")  # fmt: skip
+right("S83", """
+    from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+    class Lines(IterableDataset):
+        def __iter__(self):
+            info = get_worker_info()
+            for number, line in enumerate(open(self.path)):
+                if number % info.num_workers == info.id:
+                    yield line
+    def batches(path):
+        return DataLoader(Lines(path), num_workers=4)
+""")  # fmt: skip
+
+# --- S84 --------------------------------------------------------------------------------------------------------------
+fault("S84", """
+    from torch.utils.data import DataLoader
+    def batches(rows):
+        return DataLoader(rows, num_workers=4, in_order=False)
+""")  # fmt: skip
+fault("S84", """
+    import multiprocessing as mp
+    def read(path, q):
+        for line in open(path):
+            q.put(encode(line))
+    def rows(paths):
+        q = mp.Queue()
+        for path in paths:
+            mp.Process(target=read, args=(path, q)).start()
+        while True:
+            yield q.get()
+""")  # fmt: skip
+right("S84", """
+    import multiprocessing as mp
+    def read(index, path, q):
+        q.put((index, encode(open(path).read())))
+    def rows(paths):
+        q = mp.Queue()
+        for index, path in enumerate(paths):
+            mp.Process(target=read, args=(index, path, q)).start()
+        return [row for _, row in sorted(q.get() for _ in paths)]
+""")  # fmt: skip
+
+# --- S85 --------------------------------------------------------------------------------------------------------------
+fault("S85", """
+    import glob, os
+    def shards(root):
+        return sorted(glob.glob(root + "/*.bin"), key=os.path.getmtime)
+""")  # fmt: skip
+right("S85", """
+    import glob, os
+    def newest_checkpoint(root):
+        return sorted(glob.glob(root + "/*.pt"), key=os.path.getmtime)[-1]
+""")  # fmt: skip
+
+# --- S86 --------------------------------------------------------------------------------------------------------------
+fault("S86", """
+    from torch.utils.data import random_split
+    def parts(rows):
+        return random_split(rows, [0.9, 0.1])
+""")  # fmt: skip
+right("S86", """
+    import torch
+    from torch.utils.data import random_split
+    def parts(rows):
+        return random_split(rows, [0.9, 0.1], generator=torch.Generator().manual_seed(0))
+""")  # fmt: skip
+
+# --- S87 --------------------------------------------------------------------------------------------------------------
+fault("S87", """
+    import random
+    class Order:
+        def __iter__(self):
+            rows = list(range(self.num_rows))
+            random.Random(self.seed).shuffle(rows)
+            return iter(rows)
+""")  # fmt: skip
+right("S87", """
+    import random
+    class Order:
+        def __iter__(self):
+            rows = list(range(self.num_rows))
+            random.Random(self.seed + self.epoch).shuffle(rows)
+            self.epoch += 1
+            return iter(rows)
+""")  # fmt: skip
+
+# --- S88 --------------------------------------------------------------------------------------------------------------
+fault("S88", """
+    import torch
+    def save(path, model, opt, loader):
+        torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "loader": loader.state_dict()}, path)
+    def load(path, model, opt, loader):
+        kept = torch.load(path, weights_only=True)
+        model.load_state_dict(kept["model"])
+        opt.load_state_dict(kept["opt"])
+""")  # fmt: skip
+right("S88", """
+    import torch
+    def save(path, model, opt, loader):
+        torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "loader": loader.state_dict()}, path)
+    def load(path, model, opt, loader):
+        kept = torch.load(path, weights_only=True)
+        model.load_state_dict(kept["model"])
+        opt.load_state_dict(kept["opt"])
+        loader.load_state_dict(kept["loader"])
+""")  # fmt: skip
 
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())

@@ -227,6 +227,45 @@ right("S38", """
             torch.cuda.current_stream().wait_stream(side)
             yield batch
 """)  # fmt: skip
+# --- S63 --------------------------------------------------------------------------------------------------------------
+fault("S63", """
+    class Pool:
+        def send(self, rows):
+            buf = self.free.get()
+            buf.copy_(rows)
+            on_device = buf.to("cuda", non_blocking=True)
+            self.free.put(buf)
+            return on_device
+""")  # fmt: skip
+right("S63", """
+    import torch
+    class Pool:
+        def send(self, rows):
+            buf = self.free.get()
+            buf.copy_(rows)
+            on_device = buf.to("cuda", non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+            self.free.put(buf)
+            return on_device
+""")  # fmt: skip
+
+# --- S64 --------------------------------------------------------------------------------------------------------------
+fault("S64", """
+    import torch
+    from torch.utils.data import DataLoader
+    def join(rows):
+        return torch.stack(rows).cuda()
+    def batches(rows):
+        return DataLoader(rows, collate_fn=join, pin_memory=True)
+""")  # fmt: skip
+right("S64", """
+    import torch
+    from torch.utils.data import DataLoader
+    def join(rows):
+        return torch.stack(rows)
+    def batches(rows):
+        return DataLoader(rows, collate_fn=join, pin_memory=True)
+""")  # fmt: skip
 
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())

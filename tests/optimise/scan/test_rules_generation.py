@@ -150,6 +150,49 @@ right("S39", """
     def ends(mask):
         return torch.tensor([sum(row) for row in mask.tolist()], device=mask.device)
 """)  # fmt: skip
+# --- S19 --------------------------------------------------------------------------------------------------------------
+fault("S19", """
+    from collections import deque
+    class KVCache:
+        def __init__(self, size):
+            self.keys, self.values = deque(maxlen=size), deque(maxlen=size)
+""")  # fmt: skip
+fault("S19", """
+    import torch
+    class KVCache:
+        def update(self, k, v):
+            self.k = torch.cat([self.k, k], dim=2)
+            self.v = torch.cat([self.v, v], dim=2)
+            self.k = self.k[:, :, -self.size:]
+            self.v = self.v[:, :, -self.size:]
+""")  # fmt: skip
+fault("S19", """
+    class PagedCache:
+        def take(self, name):
+            if not self.free_pages:
+                self.free_pages.append(self.pages[next(iter(self.pages))].pop(0))
+            return self.free_pages.pop()
+""")  # fmt: skip
+right("S19", """
+    from collections import deque
+    class Meter:
+        def __init__(self, size):
+            self.values = deque(maxlen=size)
+""")  # fmt: skip
+right("S19", """
+    import torch
+    class SlidingWindowCache:
+        def update(self, k, v):
+            self.k = torch.cat([self.k, k], dim=2)[:, :, -self.window:]
+            self.v = torch.cat([self.v, v], dim=2)[:, :, -self.window:]
+""")  # fmt: skip
+right("S19", """
+    class PagedCache:
+        def take(self, name):
+            if not self.free_pages:
+                raise MemoryError("no page is free")
+            return self.free_pages.pop()
+""")  # fmt: skip
 
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())

@@ -249,6 +249,113 @@ ASKED = """
 LOCKED = ASKED.replace("torch.manual_seed(seed)", "with lock: torch.manual_seed(seed)")
 fault("S16", LOCKED.replace("SEED", "0"))
 right("S16", LOCKED.replace("SEED", "None"))
+# --- S13 --------------------------------------------------------------------------------------------------------------
+fault("S13", """
+    import numpy as np
+    class CropDataset:
+        def __init__(self, rows, seed):
+            np.random.seed(seed)
+            self.rows = rows
+""")  # fmt: skip
+right("S13", """
+    import numpy as np
+    class CropDataset:
+        def __init__(self, rows, seed):
+            self.rng = np.random.default_rng(seed)
+            self.rows = rows
+""")  # fmt: skip
+
+# --- S14 --------------------------------------------------------------------------------------------------------------
+fault("S14", """
+    import torch
+    class Writer:
+        def complete(self, ids, seed=7):
+            torch.manual_seed(seed)
+            return torch.multinomial(self.model(ids)[:, -1].softmax(-1), 1)
+""")  # fmt: skip
+fault("S14", """
+    import torch
+    class Writer:
+        seed = 7
+        def complete(self, ids):
+            gen = torch.Generator().manual_seed(self.seed)
+            return torch.multinomial(self.model(ids)[:, -1].softmax(-1), 1, generator=gen)
+""")  # fmt: skip
+right("S14", """
+    import torch
+    class Writer:
+        def complete(self, ids, seed=None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            return torch.multinomial(self.model(ids)[:, -1].softmax(-1), 1)
+""")  # fmt: skip
+right("S14", """
+    import torch
+    def complete(model, ids, seed=7):
+        torch.manual_seed(seed)
+        return torch.multinomial(model(ids)[:, -1].softmax(-1), 1)
+    def main(model, ids):
+        print(complete(model, ids))
+""")  # fmt: skip
+
+# --- S15 --------------------------------------------------------------------------------------------------------------
+fault("S15", """
+    import torch
+    def draw(logits):
+        noise = -torch.log(-torch.log(torch.rand(logits.size(-1))))
+        return (logits + noise).argmax(-1)
+""")  # fmt: skip
+fault("S15", """
+    import torch
+    def draw(probs):
+        level = torch.rand(1)
+        return (probs.cumsum(-1) < level).sum(-1)
+""")  # fmt: skip
+right("S15", """
+    import torch
+    def draw(logits):
+        noise = -torch.log(-torch.log(torch.rand_like(logits)))
+        return (logits + noise).argmax(-1)
+""")  # fmt: skip
+right("S15", """
+    import torch
+    def draw(probs):
+        level = torch.rand(probs.size(0), 1)
+        return (probs.cumsum(-1) < level).sum(-1)
+""")  # fmt: skip
+
+# --- S17 --------------------------------------------------------------------------------------------------------------
+fault("S17", """
+    import multiprocessing
+    import numpy as np
+    def play(game):
+        return np.random.choice(game.moves)
+    def main(games):
+        with multiprocessing.Pool(8) as pool:
+            return pool.map(play, games)
+""")  # fmt: skip
+right("S17", """
+    import multiprocessing
+    import numpy as np
+    def play(game):
+        np.random.seed(game.number)
+        return np.random.choice(game.moves)
+    def main(games):
+        with multiprocessing.Pool(8) as pool:
+            return pool.map(play, games)
+""")  # fmt: skip
+
+# --- S18 --------------------------------------------------------------------------------------------------------------
+fault("S18", """
+    import torch
+    def streams(seed, n):
+        return [torch.Generator().manual_seed(seed)] * n
+""")  # fmt: skip
+right("S18", """
+    import torch
+    def streams(seed, n):
+        return [torch.Generator().manual_seed(seed + row) for row in range(n)]
+""")  # fmt: skip
 
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())

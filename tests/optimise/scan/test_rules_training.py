@@ -211,6 +211,84 @@ right("S47", """
                 opt.step()
             model.eval()
 """)  # fmt: skip
+# --- S48 --------------------------------------------------------------------------------------------------------------
+fault("S48", """
+    import torch
+    from lib import Net
+    def load(path):
+        model = Net(dropout=0.1)
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model
+    def answer(model, ids):
+        with torch.no_grad():
+            return model(ids).argmax(-1)
+""")  # fmt: skip
+fault("S48", """
+    import torch
+    def answer(model, ids):
+        model.train()
+        with torch.no_grad():
+            return model(ids).argmax(-1)
+""")  # fmt: skip
+right("S48", """
+    import torch
+    from lib import Net
+    def load(path):
+        model = Net(dropout=0.1)
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model.eval()
+    def answer(model, ids):
+        with torch.no_grad():
+            return model(ids).argmax(-1)
+""")  # fmt: skip
+right("S48", """
+    import torch
+    from lib import Net
+    def convert(path, out):
+        model = Net(dropout=0.1)
+        model.load_state_dict(torch.load(path, weights_only=True))
+        torch.save(model.state_dict(), out)
+""")  # fmt: skip
+
+# --- S49 --------------------------------------------------------------------------------------------------------------
+fault("S49", """
+    def distil(student, teacher, batches, opt, far):
+        for x in batches:
+            loss = far(student(x), teacher(x))
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+""")  # fmt: skip
+fault("S49", """
+    def scores(model, x):
+        return model(x).log_softmax(-1)
+    class Trainer:
+        def fit(self, batches):
+            for x in batches:
+                loss = (scores(self.policy, x) - scores(self.ref, x)).square().mean()
+                loss.backward()
+                self.opt.step()
+                self.opt.zero_grad()
+""")  # fmt: skip
+right("S49", """
+    import torch
+    def distil(student, teacher, batches, opt, far):
+        for x in batches:
+            with torch.no_grad():
+                wanted = teacher(x)
+            loss = far(student(x), wanted)
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+""")  # fmt: skip
+right("S49", """
+    def perceive(model, critic, batches, opt):
+        for x in batches:
+            loss = (critic(model(x)) - critic(x)).square().mean()
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+""")  # fmt: skip
 
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())

@@ -258,7 +258,7 @@ DISTILLED = """
     def distill(student, teacher, train, val, opt):
         teacher.to("cuda").eval()
         for step, ids in enumerate(train):
-            loss = F.kl_div(student(ids).log_softmax(-1), teacher(ids).softmax(-1))
+            loss = F.kl_div(student(ids).log_softmax(-1), teacher(ids).detach().softmax(-1))
             loss.backward()
             opt.step()
             opt.zero_grad()

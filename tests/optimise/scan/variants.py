@@ -4,6 +4,7 @@ import re
 import textwrap
 from dataclasses import dataclass
 
+from intone.optimise.scan.rulebook import RULES
 from intone.optimise.scan.run import scan_texts
 
 NEAR = 5  # lines between a mark and a finding about it, as in the measurement of recall
@@ -31,7 +32,8 @@ class Variant:
 
     def found(self) -> list[str]:
         """The findings of the kind, as path:line rule message."""
-        findings = [one for one in scan_texts(self.texts).findings if one.kind == self.kind]
+        rules = [number for number, (rule, _) in RULES.items() if rule.kind == self.kind]
+        findings = list(scan_texts(self.texts, only=rules).findings)
         if self.fault:
             path, line = self.place
             findings = [one for one in findings if one.path == path and abs(one.line - line) <= NEAR]
