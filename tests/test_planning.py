@@ -2,7 +2,9 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -291,6 +293,14 @@ def test_a_run_becomes_three_complete_jobs(machine, data, home, tmp_path):
         still_open = [name for name, entry in choices.settings.items() if entry.value == "auto"]
         assert set(still_open) <= {"eval_every"}
     assert plan.evaluation is None  # the conversations are the person's own: no starter skills to ask
+
+
+def test_a_rate_that_was_measured_beside_others_gives_no_share_of_it(monkeypatch):
+    at_ground = SimpleNamespace(dtype="fp32", device="cpu", devices=1)
+    for busy_cores, rate in ((None, 50e9), (0.1, 50e9), (1.1, None)):
+        measured = replace(FACTS, fp32_flops_per_s=50e9, measured_busy_cores=busy_cores)
+        monkeypatch.setattr(planning, "load_facts", lambda measured=measured: measured)
+        assert planning.ground_rate(at_ground) == rate
 
 
 def test_a_run_with_starter_conversations_is_asked_its_skills(machine, data, home, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from intone.config import ModelConfig, ScheduleConfig, TrainJob, model_config
 from intone.data.tokenizer import Tokenizer
 from intone.errors import UserError
 from intone.ground import VAL_TOKENS, Beside, Ground, Settled, beside_steps, settle_ground
-from intone.hardware import Facts, load_facts
+from intone.hardware import BUSY_CORES, Facts, load_facts
 from intone.log import human_count, human_duration, say
 from intone.model.checkpoint import has_optimizer, load_weights
 from intone.model.cost import train_flops_per_token
@@ -356,6 +356,8 @@ def stage_job(
 def ground_rate(ground: Ground) -> float | None:
     """The measured matrix-product rate in the run's dtype, for MFU: of all GPUs together, of a CPU as it is."""
     facts = load_facts()
+    if (facts.measured_busy_cores or 0) > BUSY_CORES:
+        return None  # others had their part of the machine then: MFU would be too high
     rate = {
         "fp32": facts.fp32_flops_per_s, "bf16": facts.bf16_flops_per_s, "fp16": facts.fp16_flops_per_s
     }[ground.dtype]  # fmt: skip
