@@ -81,6 +81,7 @@ OTHERS = {
     "written over in part": lambda number, x, weight: into_rows(torch.zeros(3, 64), x),
     "rows in another order": lambda number, x, weight: x @ torch.cat([ROWS[number % 2], ROWS[1 - number % 2]]),
     "by functions": lambda number, x, weight: x + cond_op(KEPT[0, 0] > number, torch.sin, torch.cos, (x.detach(),)),
+    "only looked at": lambda number, x, weight: x @ KEPT.t()[:, :64].unsqueeze(0),
     "of trained weights": lambda number, x, weight: x.detach() @ weight.detach().double().float(),
 }
 
@@ -92,9 +93,7 @@ def into_rows(buffer, x):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_differs_between_steps_or_is_kept_already_is_no_constant(name):
-    found = constants_of(OTHERS[name])
-    # a fresh buffer is needed for what is written into it, however constant its zeros are
-    assert [row for row in found if "tril" in row[1] or "cat" in row[1] or "copy" in row[1]] == []
+    assert constants_of(OTHERS[name]) == []
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
@@ -216,21 +215,25 @@ def test_activations_that_are_computed_again_are_kept_once_and_timed_and_counted
     assert detect(replace(signals, memory_bytes=2000 + more)) == [], "there is no memory to keep them in"
 
 
-# blocks that are computed again, by a name that was imported, and a mask that is made in every pass
+# blocks that wait, and are computed again by a name that was imported; a mask that is made in every pass
 WASTE = """
-import torch
+import time, torch
 from torch.utils.checkpoint import checkpoint
 torch.manual_seed(0)
 torch.set_num_threads(1)
+class Block(torch.nn.Sequential):
+    def forward(self, x):
+        time.sleep(0.004)
+        return super().forward(x)
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.table = torch.nn.Embedding(64, 128)
         self.blocks = torch.nn.ModuleList(
-            torch.nn.Sequential(torch.nn.Linear(128, 512), torch.nn.GELU(), torch.nn.Linear(512, 128)) for _ in range(4)
+            Block(torch.nn.Linear(128, 512), torch.nn.GELU(), torch.nn.Linear(512, 128)) for _ in range(4)
         )
     def forward(self, ids):
-        mask = torch.ones(1024, 1024).tril()
+        mask = torch.ones(2048, 2048).tril()
         x = self.table(ids) * mask[-1, -1]
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False)
@@ -250,6 +253,6 @@ def test_work_that_a_program_does_twice_or_again_is_found_in_it(tmp_path: Path):
     signals, _ = look_at(program, tmp_path / "look", steps=10, facts=replace(FACTS, cores_physical=1))
     found = {one.detector: one for one in detect(signals)}
     assert {"D25", "D28"} <= set(found) and "D15" not in found
-    assert found["D28"].place == "train.py:14"
+    assert found["D28"].place == "train.py:18"
     # of four blocks what goes into GELU and out of it, and into the first layer
     assert 4 * 512 * (512 + 512) * 4 <= signals.kept_bytes <= 4 * 512 * (512 + 512 + 128) * 4

@@ -115,7 +115,7 @@ class Constants:
         return made
 
     def mark(self, func, args, kwargs, inputs, made, origin):
-        """Notes on tensors what they are now; returns the memory of what a constant operator made, else None."""
+        """Notes on tensors what they are now; returns the memory of what a constant operator computed, else None."""
         arguments, returns = func._schema.arguments, func._schema.returns
         given = dict(zip([argument.name for argument in arguments], args))  # noqa: B905  Python 3.8 has no strict
         given.update(kwargs)
@@ -132,7 +132,8 @@ class Constants:
         outputs = self.tensors_in(made)
         for tensor in outputs:
             setattr(tensor, MARK, (self.number, memory, origin))
-        return memory if outputs else None
+        # a view computes nothing, and what it takes here is the listening
+        return memory if outputs and not is_view else None
 
     def write_over(self, written, origin):
         """Tensors that an operator wrote into: constant where it was and they are, else spoiled."""
