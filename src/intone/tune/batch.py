@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from intone.log import human_bytes
+from intone.tune.curve import left_on_the_table
 from intone.tune.found import Found, Line, Measure, ProbeFailed, Size, fit
 
 Method = Literal["line", "bisect"]
@@ -181,12 +182,13 @@ class Search:
 
     def best(self, rows: Sequence[int]) -> int:
         """The smallest of these sizes whose step is within 1 % of the fastest, of those that pad the least."""
-        fastest = min(rows, key=self.step_s)
-        bar = (1 + PADDED_WORTH) * self.step_s(fastest)
-        least = min(self.computed(size) for size in rows if self.step_s(size) <= bar)
-        even = [size for size in rows if self.computed(size) == least and self.step_s(size) <= bar]
-        bar = (1 + WITHIN) * min(self.step_s(size) for size in even)
-        return min(size for size in even if self.step_s(size) <= bar)
+        near = self.within(PADDED_WORTH, rows)
+        least = min(map(self.computed, near))
+        return min(self.within(WITHIN, [size for size in near if self.computed(size) == least]))
+
+    def within(self, share: float, rows: Sequence[int]) -> list[int]:
+        bar = (1 + share) * min(map(self.step_s, rows))
+        return [size for size in rows if self.step_s(size) <= bar]
 
     def computed(self, rows: int) -> int:
         """The rows of all passes of a step, those included that fill up the last one and are ignored."""
@@ -368,7 +370,8 @@ def found(search: Search, rows: int, method: str) -> Found:
     return Found(
         rows, method, reason_for(search, rows, method), tuple(curve), search.update_s(), search.step_s(rows),
         search.free_bytes, margin, search.growth_at(rows), search.num_probes, search.num_failed,
-        search.clock() - search.begin_s, left_on_the_table(search, rows), line_bytes=search.line_growth.get(rows),
+        search.clock() - search.begin_s, left_on_the_table(search, rows, WITHIN),
+        line_bytes=search.line_growth.get(rows),
     )  # fmt: skip
 
 
@@ -387,23 +390,3 @@ def reason_for(search: Search, rows: int, method: str) -> str:
     growth = search.growth_at(rows)
     need = "" if growth is None else f", {human_bytes(growth)} of {human_bytes(search.free_bytes)} free"
     return f"{first}: {search.step_s(rows):.3g} s in {passes_of(search.rows_per_step, rows)} passes{need}"
-
-
-def left_on_the_table(search: Search, rows: int) -> str:
-    """What another choice could have given, in seconds and in memory."""
-    parts = []
-    beyond = [size for size in search.sizes if not search.fits(size) and size not in search.failed]
-    if beyond:
-        size = min(beyond, key=search.step_s)
-        gain = search.step_s(rows) / search.step_s(size) - 1
-        if gain > WITHIN:
-            parts.append(f"{size} rows would be {gain:.1%} faster by the line, and do not fit")
-    inside = [size for size in search.sizes if search.fits(size)]
-    if inside:
-        gain = search.step_s(rows) / min(search.step_s(size) for size in inside) - 1
-        if gain > 0:
-            parts.append(f"{gain:.1%} of speed against the fastest size that fits")
-    growth = search.growth_at(rows)
-    if growth is not None and search.free_bytes:
-        parts.append(f"{1 - growth / search.free_bytes:.0%} of free memory is not used")
-    return "; ".join(parts) or "nothing that was seen"

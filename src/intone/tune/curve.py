@@ -1,7 +1,12 @@
 """The curve of a batch search in words: what every micro-batch costs, why this one, what was left on the table."""
 
+from typing import TYPE_CHECKING
+
 from intone.log import human_bytes, human_duration, table
 from intone.tune.found import Found
+
+if TYPE_CHECKING:
+    from intone.tune.batch import Search
 
 
 def describe(found_: Found, tokens_per_step: int) -> list[list[str]]:
@@ -31,3 +36,23 @@ def curve_text(found_: Found, tokens_per_step: int, *, unit: str = "tokens/s") -
     lines = [table(describe(found_, tokens_per_step), header=header), ""]
     lines += [f"device_batch {found_.rows}: {found_.reason}", f"left on the table: {found_.left}", summary(found_)]
     return "\n".join(lines)
+
+
+def left_on_the_table(search: "Search", rows: int, worth: float) -> str:
+    """What another choice could have given, in seconds and in memory. worth: gains up to this share are not told."""
+    parts = []
+    beyond = [size for size in search.sizes if not search.fits(size) and size not in search.failed]
+    if beyond:
+        size = min(beyond, key=search.step_s)
+        gain = search.step_s(rows) / search.step_s(size) - 1
+        if gain > worth:
+            parts.append(f"{size} rows would be {gain:.1%} faster by the line, and do not fit")
+    inside = [size for size in search.sizes if search.fits(size)]
+    if inside:
+        gain = search.step_s(rows) / min(search.step_s(size) for size in inside) - 1
+        if gain > 0:
+            parts.append(f"{gain:.1%} of speed against the fastest size that fits")
+    growth = search.growth_at(rows)
+    if growth is not None and search.free_bytes:
+        parts.append(f"{1 - growth / search.free_bytes:.0%} of free memory is not used")
+    return "; ".join(parts) or "nothing that was seen"
