@@ -852,6 +852,61 @@ fault("packing", "converted every time", """
             ends.append(len(torch.tensor(ids)))  # <-
         return ends
 """)  # fmt: skip
+# --- all -------------------------------------------------------------------------------------------------------------
+right("device-string", "a name made of itself", """
+    import torch
+    def f(steps):
+        steps = tuple(steps)
+        return 3 in steps, steps[0]
+""")  # fmt: skip
+right("padding", "a model that widens its bias", """
+    import torch
+    from torch import nn
+    import torch.nn.functional as F
+    class M(nn.Module):
+        def widen(self, n):
+            old = self.bias.shape[-1]
+            extra = torch.zeros((1, n - old))
+            self.bias = torch.cat([self.bias, extra], 1)
+        def forward(self, x, labels):
+            return F.cross_entropy(self.f(x), labels, ignore_index=-100)
+""")  # fmt: skip
+right("packing", "a window of the last ones", """
+    def crop(docs, n):
+        rows = []
+        for doc in docs:
+            while len(doc) > n:
+                doc = doc[-n:]
+            rows.append(doc)
+        return rows
+""")  # fmt: skip
+right("checkpoint", "a processor is no state", """
+    def on_epoch_end(model, processing_class, out):
+        processing_class.save_pretrained(out)
+""")  # fmt: skip
+right("device-string", "a function that gives a text by its type", """
+    import torch
+    def kind(x: torch.device | str) -> str | None:
+        if isinstance(x, str):
+            return x
+        return x.type
+    def fast(x: torch.device | str):
+        return kind(x) == 'cuda'
+    def run(d: torch.device): return fast(d)
+""")  # fmt: skip
+right("packing", "few lists of names", """
+    def names(groups):
+        return sum((g.names for g in groups), [])
+""")  # fmt: skip
+right("packing", "a text that is generated", """
+    import torch
+    def more(model, rows, n):
+        ids = rows
+        for batch in range(n):
+            next_token = model(ids)
+            ids = torch.cat([ids, next_token], 1)
+        return ids
+""")  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", [pytest.param(one, id=f"{one.kind}: {one.name}") for one in WAYS.variants])

@@ -13,16 +13,30 @@ from intone.optimise.scan.values import is_model_name
 BAGS = re.compile(r"^(args?|cfg|conf|config|opts?|options|hps?|hparams|params|settings|flags|FLAGS|parsed)$")
 
 
+TEXT = re.compile(r"str|Optional\[str\]|str \| None")  # types of a text
+
+
 def device_evidence(node: ast.expr, scope: Scope, project: Project) -> tuple[list[Origin], list[Origin]]:
     """(where a value is a torch.device, where it is a string)."""
     devices, strings = [], []
-    for origin in project.origins(node, scope, lambda part: _held(part, scope, project)):
+    held = project.origins(
+        node, scope, lambda part: _held(part, scope, project), stops=lambda at: _says_text(at, project)
+    )
+    for origin in held:
         kind = _device_kind(origin, project)
         if kind == "device":
             devices.append(origin)
         elif kind == "string":
             strings.append(origin)
     return devices, strings
+
+
+def _says_text(origin: Origin, project: Project) -> bool:
+    """kind_of(x), a function of the project that says by its type that it gives a text."""
+    if not isinstance(origin.node, ast.Call):
+        return False
+    types = [getattr(function.node, "returns", None) for function in project.callees(origin.node, origin.scope)]
+    return bool(types) and all(one is not None and TEXT.fullmatch(text_of(one)) for one in types)
 
 
 def _held(node: ast.expr, scope: Scope, project: Project) -> list[ast.expr]:
@@ -44,7 +58,7 @@ def text_evidence(node: ast.expr, scope: Scope, project: Project) -> list[Origin
     """Where a value is a text, by its type or by what it is made of; empty where it may be anything else."""
     found = []
     for origin in project.origins(node, scope, depth=3):
-        typed = origin.is_annotation and re.fullmatch(r"str|(Optional\[str\])|str \| None", text_of(origin.node))
+        typed = origin.is_annotation and TEXT.fullmatch(text_of(origin.node))
         if typed or _device_kind(origin, project) == "string":
             found.append(origin)
         elif not (isinstance(origin.node, ast.Constant) and origin.node.value is None):
@@ -68,6 +82,8 @@ def _device_kind(origin: Origin, project: Project) -> str:
     if isinstance(node, ast.Constant):
         return "string" if isinstance(node.value, str) else "unknown"
     if isinstance(node, ast.JoinedStr):
+        return "string"
+    if isinstance(node, ast.Call) and _says_text(origin, project):
         return "string"
     if isinstance(node, ast.Call):
         name = called(node, scope)

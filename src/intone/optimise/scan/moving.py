@@ -80,6 +80,9 @@ def _assigned(node: ast.Assign) -> list[tuple[str | None, ast.expr]]:
 
 
 def _is_tail(index: ast.expr) -> bool:
+    """[n:], all but the beginning; [-n:] is a window that stays as short as it is."""
+    if isinstance(index, ast.Slice) and isinstance(index.lower, ast.UnaryOp):
+        return False
     return isinstance(index, ast.Slice) and index.lower is not None and index.upper is None
 
 
@@ -132,6 +135,8 @@ def grown_anew(item: Reached, work: Work) -> Found | None:
     if not over_data(work, item) and not _joins_encoded(node.value, work):
         return None
     name, value = target_name(node.targets[0]), node.value
+    if re.search(r"next_?(tok|id)|new_?tok", text_of(value)):
+        return None  # a text that is generated
     if name is None or not _is_kept(name, item, work, named=False):
         return None
     if item.chain and not name.startswith("self."):
@@ -248,6 +253,9 @@ CONVERTS = ("join", "concatenate", "cat", "stack", "hstack", "vstack", "tensor",
 
 def flattened(call: ast.Call, scope: Scope) -> str | None:
     """sum(lists, []), reduce(lambda a, b: a + b, lists): each addition copies all before it; the code, or None."""
+    data = r"doc|tok|ids|row|list|text|seq|chunk|part|piece|line|example|input|sent|data|corp"
+    if not re.search(data, text_of(call), re.I):
+        return None
     empty = call.args[1] if len(call.args) > 1 else None
     if isinstance(call.func, ast.Name) and call.func.id == "sum":
         made = isinstance(empty, (ast.List, ast.Tuple)) and not empty.elts
@@ -256,8 +264,7 @@ def flattened(call: ast.Call, scope: Scope) -> str | None:
         how = call.args[0]
         adds = isinstance(how, ast.Lambda) and isinstance(how.body, ast.BinOp) and isinstance(how.body.op, ast.Add)
         adds = adds or text_of(how) in ("operator.add", "operator.concat", "list.__add__")
-        named = re.search(r"doc|tok|ids|row|list|text|seq|chunk|part|piece|line", text_of(call))
-        return code_of(call, 50) if adds and named else None
+        return code_of(call, 50) if adds else None
     return None
 
 

@@ -94,7 +94,7 @@ def _by_method(call: ast.Call, scope: Scope, project: Project) -> Written | None
     func = call.func
     if not isinstance(func, ast.Attribute) or func.attr not in METHODS or not call.args and not call.keywords:
         return None
-    if project.callees(call, scope) or re.search(r"tok|processor|config|extractor", text_of(func.value), re.I):
+    if project.callees(call, scope) or re.search(r"tok|process|config|extractor", text_of(func.value), re.I):
         return None
     return Written(call, func.value, call.args[0] if call.args else call.keywords[0].value, METHODS[func.attr])
 

@@ -118,22 +118,22 @@ def _compared(node: ast.AST, scope: Scope) -> Iterator[tuple[ast.expr, str]]:
         yield node.slice, f"every key of `{code_of(node.value, 20)}`"
 
 
-def _are_device_words(node: ast.expr, scope: Scope) -> bool:
+def _are_device_words(node: ast.expr, scope: Scope, seen: frozenset[str] = frozenset()) -> bool:
     """("cuda", "mps"), {"cuda": x}, frozenset(...) of them, or a name here or in the file that holds such."""
     if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
-        return bool(node.elts) and all(_is_device_word(part, scope) for part in node.elts)
+        return bool(node.elts) and all(_is_device_word(part, scope, seen) for part in node.elts)
     if isinstance(node, ast.Dict):
-        return bool(node.keys) and all(key is not None and _is_device_word(key, scope) for key in node.keys)
+        return bool(node.keys) and all(key is not None and _is_device_word(key, scope, seen) for key in node.keys)
     if isinstance(node, ast.Call):
         made = isinstance(node.func, ast.Name) and node.func.id in ("set", "frozenset", "tuple", "list")
-        return made and len(node.args) == 1 and _are_device_words(node.args[0], scope)
-    if isinstance(node, ast.Name):
-        return any(b.how == "=" and not isinstance(b.value, ast.Name) and _are_device_words(b.value, scope)
-                   for b in _bindings(node.id, scope))  # fmt: skip
+        return made and len(node.args) == 1 and _are_device_words(node.args[0], scope, seen)
+    if isinstance(node, ast.Name) and node.id not in seen:
+        values = [b.value for b in _bindings(node.id, scope) if b.how == "=" and not isinstance(b.value, ast.Name)]
+        return any(_are_device_words(value, scope, seen | {node.id}) for value in values)
     return False
 
 
-def _is_device_word(node: ast.expr, scope: Scope) -> bool:
+def _is_device_word(node: ast.expr, scope: Scope, seen: frozenset[str] = frozenset()) -> bool:
     """A text that names a device, with its number too ("cuda", f"cuda:{rank}"), or a name that holds only such."""
     if isinstance(node, ast.Constant):
         return isinstance(node.value, str) and bool(DEVICE_WORD.match(node.value))
@@ -145,15 +145,15 @@ def _is_device_word(node: ast.expr, scope: Scope) -> bool:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
         text = node.func.value
         return isinstance(text, ast.Constant) and bool(NUMBERED.match(str(text.value)))
-    if isinstance(node, ast.Name):
+    if isinstance(node, ast.Name) and node.id not in seen:
         bindings = _bindings(node.id, scope)
         return bool(bindings) and all(
-            b.how == "=" and not isinstance(b.value, ast.Name) and _is_device_word(b.value, scope)
+            b.how == "=" and not isinstance(b.value, ast.Name) and _is_device_word(b.value, scope, seen | {node.id})
             or b.how == "iter" and isinstance(b.value, (ast.Tuple, ast.List, ast.Set, ast.Name, ast.Dict))
-            and _are_device_words(b.value, scope)
+            and _are_device_words(b.value, scope, seen | {node.id})
             or b.how == "iter" and b.index in (None, 0) and isinstance(b.value, ast.Call)
             and last_name(b.value.func) in ("items", "keys") and isinstance(b.value.func, ast.Attribute)
-            and _are_device_words(b.value.func.value, scope)
+            and _are_device_words(b.value.func.value, scope, seen | {node.id})
             for b in bindings
         )  # fmt: skip
     return False

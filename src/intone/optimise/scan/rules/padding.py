@@ -50,6 +50,8 @@ def _padded_rows(module: Module, project: Project) -> Iterator[Place]:
         if padding is None:
             continue
         node, how = padding
+        if (owner := owner_of(scope)) is not None and is_module_class(owner):
+            continue  # what a model fills up inside is no row of a batch
         labels = scope if is_for_training(node) else _labels_near(scope, project)
         if labels is not None and _packs(labels):
             continue
@@ -65,7 +67,7 @@ def _padded_rows(module: Module, project: Project) -> Iterator[Place]:
 
 ASKS = re.compile(
     r"(^|[._])(eval\w*|valid\w*|val|test\w*|infer\w*|generat\w*|predict\w*|complet\w*|serve\w*|chat$|decod\w*|score\w*|"
-    r"rank\w*|search\w*|respond|answer\w*|rollout\w*|forward)(?=$|[._])",
+    r"rank\w*|search\w*|respond|answer\w*|rollout\w*|forward|concat\w*|gather\w*|nested\w*)(?=$|[._])",
     re.I,
 )
 TOKENS = re.compile(r"cross_entropy|CrossEntropyLoss|ignore_index|nll_loss|log_softmax\([^#]*\.gather\(")
@@ -86,8 +88,6 @@ def _feeds_training(scope: Scope, project: Project, how: str) -> bool:
     if any(last_name(call.func) == "generate" for one in [scope, *(s.scope for s in sites)] for call in one.calls):
         return False
     if ASKS.search(scope.name) or sites and all(ASKS.search(site.scope.name) for site in sites):
-        return False
-    if (owner := owner_of(scope)) is not None and is_module_class(owner):
         return False
     users = {site.scope.module for site in sites}
     learns = TOKENS if how == LONGEST else LEARNS  # frames of sound are often as long as the longest
