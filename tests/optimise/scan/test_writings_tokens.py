@@ -7,6 +7,66 @@ WRITINGS = Collection()
 fault, right = WRITINGS.fault, WRITINGS.right
 
 # --- copied-token -----------------------------------------------------------------------------------------------------
+fault("copied-token", "vote over samples", """
+    import torch
+    class SelfConsistency:
+        def __init__(self, lm, k):
+            self.lm, self.k = lm, k
+        def _prefill(self, ids):
+            out = self.lm(ids, use_cache=True)
+            p = torch.softmax(out.logits[0, -1].float() / 0.7, dim=0)
+            return torch.multinomial(p, num_samples=1), out.past_key_values
+        def run(self, ids, steps):
+            tok, past = self._prefill(ids)
+            past.batch_repeat_interleave(self.k)
+            col = tok.unsqueeze(0).tile(self.k, 1)  # <-
+            cols = [col]
+            for _ in range(steps):
+                out = self.lm(col, past_key_values=past, use_cache=True)
+                col = torch.multinomial(out.logits[:, -1].softmax(-1), 1)
+                cols.append(col)
+            return torch.cat(cols, 1)
+""")  # fmt: skip
+fault("copied-token", "same id in each sequence's list", """
+    import torch
+    def fork_sequences(runner, prompt, n):
+        probs = runner.prefill(prompt)
+        first = torch.multinomial(probs, 1).item()
+        seqs = [list(prompt) for _ in range(n)]
+        for s in seqs:
+            s.append(first)  # <-
+        return seqs
+""")  # fmt: skip
+fault("copied-token", "scatter", """
+    import torch
+    def step(logits, buf, t):
+        nxt = torch.multinomial(torch.softmax(logits[:1], -1), 1)
+        buf.scatter_(1, torch.full((buf.size(0), 1), t), nxt.expand(buf.size(0), 1))  # <-
+        return buf
+""")  # fmt: skip
+fault("copied-token", "masked_fill the finished else the drawn one", """
+    import torch
+    def go(model, ids, n, eos, steps):
+        x = ids.expand(n, -1)
+        done = torch.zeros(n, dtype=torch.bool)
+        out = []
+        for _ in range(steps):
+            probs = model(x, cache=model.cache)[:, -1].softmax(-1)
+            tok = torch.multinomial(probs[0], 1)
+            col = torch.where(done, eos, tok)  # <-
+            done = done | (col == eos)
+            x = col[:, None]
+            out.append(x)
+        return torch.cat(out, 1)
+""")  # fmt: skip
+fault("copied-token", "stacked by list comprehension in call", """
+    import torch
+    def group_rollout(policy, prompt, G):
+        logits, cache = policy.prefill(prompt)
+        a0 = torch.distributions.Categorical(logits=logits[-1]).sample()
+        rows = torch.stack([torch.cat([prompt, a0.view(1)]) for _ in range(G)])  # <-
+        return rows, cache
+""")  # fmt: skip
 fault("copied-token", "a helper that repeats what it is given", """
     import torch
     def widen(x, n):
@@ -29,27 +89,6 @@ fault("copied-token", "ones times the token in place", """
         rows[:, 1:] *= torch.multinomial(probs, 1)  # <-
         return rows
 """)  # fmt: skip
-fault("copied-token", "one text for every answer", """
-    import torch
-    def write(model, tok, ids):
-        for _ in range(20):
-            ids = torch.multinomial(model(ids, cache=model.cache)[:, -1].softmax(-1), 1)
-        return tok.decode(ids)
-    def answers(model, tok, ids, n):
-        text = write(model, tok, ids)
-        return [text] * n  # <-
-""")  # fmt: skip
-fault("copied-token", "state of the object handed to each row", """
-    import torch
-    class Row:
-        def __init__(self, ids, last):
-            self.ids, self.last = ids, last
-    class Engine:
-        def prefill(self, ids):
-            self.first = torch.multinomial(self.model(ids)[:, -1].softmax(-1), 1)
-        def rows(self, ids, n):
-            return [Row(ids, self.first) for _ in range(n)]  # <-
-""")  # fmt: skip
 fault("copied-token", "map over rows", """
     import torch
     def prefill(model, ids, n):
@@ -63,38 +102,117 @@ fault("copied-token", "index_select zeros", """
         tok = tok.index_select(0, torch.zeros(n, dtype=torch.long))  # <-
         return tok
 """)  # fmt: skip
-fault("copied-token", "comprehension that appends", """
+right("copied-token", "sampling with replacement", """
     import torch
-    def begin(model, ids, rows):
-        tok = torch.multinomial(model(ids)[0, -1].softmax(-1), 1).item()
-        [r.append(tok) for r in rows]  # <-
-        return rows
+    def seeds(probs, n):
+        return torch.multinomial(probs, n, replacement=True).view(n, 1)
 """)  # fmt: skip
-fault("copied-token", "exponential race behind a name", """
+right("copied-token", "label smoothing repeat", """
     import torch
-    def start(probs, n):
-        q = torch.empty_like(probs).exponential_(1.0)
-        tok = torch.argmax(probs / q, dim=-1, keepdim=True)
-        return tok.expand(n, 1)  # <-
+    def targets(labels, n):
+        return labels.repeat_interleave(n)
 """)  # fmt: skip
 right("copied-token", "greedy broadcast", """
     def go(model, ids, n):
         tok = model(ids)[:, -1].argmax(-1, keepdim=True)
         return tok.expand(n, 1)
 """)  # fmt: skip
-right("copied-token", "expand logits then draw", """
-    import torch
-    def go(model, ids, n):
-        logits = model(ids)[:, -1].expand(n, -1)
-        return torch.multinomial(logits.softmax(-1), 1)
-""")  # fmt: skip
-right("copied-token", "noise per row", """
-    import torch
-    def sample_rows(logits):
-        noise = -torch.log(-torch.log(torch.rand_like(logits)))
-        return (logits + noise).argmax(-1)
-""")  # fmt: skip
 # --- rng --------------------------------------------------------------------------------------------------------------
+fault("rng", "sampler class made per call", """
+    import torch
+    class Sampler:
+        def __init__(self, seed=1234):
+            self.g = torch.Generator()
+            self.g.manual_seed(seed)
+        def __call__(self, probs):
+            return torch.multinomial(probs, 1, generator=self.g)
+    def generate(model, ids, n):
+        out = []
+        for _ in range(n):
+            draw = Sampler()  # <-
+            ids = draw(model(ids, cache=model.cache)[:, -1].softmax(-1))
+            out.append(ids)
+        return out
+""")  # fmt: skip
+fault("rng", "global seed before each epoch", """
+    import random, numpy as np, torch
+    def seed_all(s):
+        random.seed(s)
+        np.random.seed(s)
+        torch.manual_seed(s)
+    def fit(model, loader, opt, epochs, cfg):
+        for ep in range(epochs):
+            seed_all(cfg.seed)  # <-
+            for x in loader:
+                loss = model(x)
+                loss.backward()
+                opt.step()
+                opt.zero_grad()
+""")  # fmt: skip
+fault("rng", "mask collator with one stream in workers", """
+    import numpy as np
+    from torch.utils.data import DataLoader
+    class MaskCollator:
+        def __init__(self, seed):
+            self.rng = np.random.default_rng(seed)
+        def __call__(self, rows):
+            return [(r, self.rng.random(len(r)) < 0.15) for r in rows]  # <-
+    def make(ds):
+        return DataLoader(ds, collate_fn=MaskCollator(0), num_workers=6)
+""")  # fmt: skip
+fault("rng", "same noise on all ranks", """
+    import torch
+    import torch.distributed as dist
+    def train(unet, data, opt, cfg):
+        dist.init_process_group("nccl")
+        rank = dist.get_rank()
+        torch.manual_seed(cfg.seed)  # <-
+        unet = torch.nn.parallel.DistributedDataParallel(unet.cuda(rank))
+        for step in range(cfg.steps):
+            ix = torch.randint(0, len(data), (16,))
+            x = data[ix].cuda(rank)
+            loss = unet(x, torch.randn_like(x))
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+""")  # fmt: skip
+fault("rng", "route that seeds", """
+    from aiohttp import web
+    import torch
+    routes = web.RouteTableDef()
+    @routes.post("/v1/gen")
+    async def gen(request):
+        body = await request.json()
+        torch.manual_seed(body.get("seed", 42))  # <-
+        out = request.app["model"].generate(body["ids"], do_sample=True)
+        return web.json_response(out.tolist())
+""")  # fmt: skip
+fault("rng", "augment reseeds from config", """
+    import random
+    class Augment:
+        def __init__(self, cfg):
+            self.cfg = cfg
+        def __call__(self, x):
+            random.seed(self.cfg.seed)  # <-
+            return x if random.random() < 0.5 else x.flip(-1)
+""")  # fmt: skip
+fault("rng", "eval harness resets global stream", """
+    import torch
+    @torch.no_grad()
+    def sample_texts(model, prompts):
+        torch.manual_seed(1337)  # <-
+        return [model.generate(p, do_sample=True) for p in prompts]
+    def train(model, loader, opt, prompts):
+        for i, x in enumerate(loader):
+            loss = model(x)
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+            if i % 500 == 0:
+                model.eval()
+                print(sample_texts(model, prompts))
+                model.train()
+""")  # fmt: skip
 fault("rng", "seed of a config dict in a distributed program", """
     import numpy as np, torch
     import torch.distributed as dist
@@ -111,30 +229,6 @@ fault("rng", "seed of a config dict in a distributed program", """
             opt.step()
             opt.zero_grad()
 """)  # fmt: skip
-fault("rng", "the engine's generator for all that a request wants", """
-    import torch
-    class Engine:
-        def __init__(self, runner, seed=0):
-            self.runner = runner
-            self.gen = torch.Generator().manual_seed(seed)
-
-        def _draw(self, probs):
-            return torch.multinomial(probs, 1, generator=self.gen)  # <-
-
-        def serve(self, req):
-            out = torch.empty(req.num_samples, req.length, dtype=torch.long)
-            probs = self.runner.prefill(req)
-            for t in range(req.length):
-                out[:, t] = self._draw(probs).squeeze(1)
-                probs = self.runner.step(out[:, t])
-            return out
-""")  # fmt: skip
-fault("rng", "one noise row for all rows", """
-    import torch
-    def sample_rows(logits):
-        noise = -torch.log(-torch.log(torch.rand(logits.size(-1))))  # <-
-        return (logits + noise).argmax(-1)
-""")  # fmt: skip
 fault("rng", "numpy stream of the server", """
     import numpy as np
     RNG = np.random.default_rng(0)
@@ -146,41 +240,6 @@ fault("rng", "list times n shares one generator", """
     def rows(logits, n, seed):
         gens = [torch.Generator().manual_seed(seed)] * n  # <-
         return [torch.multinomial(l.softmax(-1), 1, generator=g) for l, g in zip(logits, gens)]
-""")  # fmt: skip
-fault("rng", "default seed in generate", """
-    import torch
-    class Generator:
-        def generate(self, prompt, n=1, seed=1234):
-            torch.manual_seed(seed)  # <-
-            ids = torch.tensor([prompt] * n)
-            for _ in range(10):
-                ids = torch.cat([ids, torch.multinomial(self.model(ids)[:, -1].softmax(-1), 1)], 1)
-            return ids
-""")  # fmt: skip
-fault("rng", "fork workers inherit numpy global", """
-    import numpy as np
-    from multiprocessing import Process
-    def play(i, q):
-        for _ in range(100):
-            q.put(np.random.choice(5))  # <-
-    def main(q):
-        ps = [Process(target=play, args=(i, q)) for i in range(8)]
-        for p in ps:
-            p.start()
-""")  # fmt: skip
-fault("rng", "scheduler draws for all requests", """
-    import torch
-    class Scheduler:
-        def __init__(self, runner, seed):
-            self.runner = runner
-            self.gen = torch.Generator()
-            self.gen.manual_seed(seed)
-            self.active = []
-        def step(self):
-            logits = self.runner(torch.stack([r.last for r in self.active]))
-            toks = torch.multinomial(torch.softmax(logits, -1), 1, generator=self.gen)  # <-
-            for r, t in zip(self.active, toks):
-                r.last = t
 """)  # fmt: skip
 right("rng", "parts of one draw by micro-batch and rank", """
     import torch
@@ -209,6 +268,74 @@ right("rng", "a seed of the request", """
         return torch.multinomial(model(req["ids"])[:, -1].softmax(-1), 1, generator=gen)
 """)  # fmt: skip
 # --- no-kv-cache ------------------------------------------------------------------------------------------------------
+fault("no-kv-cache", "pipeline from helper with settings", """
+    from transformers import pipeline
+    SETTINGS = {"max_new_tokens": 128, "do_sample": False, "use_cache": False}  # <-
+    def build(name):
+        return pipeline("text-generation", model=name)
+    def ask(pipe, q):
+        return pipe(q, **SETTINGS)[0]["generated_text"]
+""")  # fmt: skip
+fault("no-kv-cache", "nucleus helper on logits", """
+    import torch
+    from torch.nn import functional as F
+    def top_p(logits, p):
+        s, i = logits.sort(descending=True)
+        keep = s.softmax(-1).cumsum(-1) <= p
+        s[~keep] = float("-inf")
+        return i.gather(-1, torch.multinomial(s.softmax(-1), 1))
+    @torch.no_grad()
+    def complete(transformer, context, length):
+        generated = context
+        for _ in range(length):
+            hidden = transformer(generated)  # <-
+            nxt = top_p(hidden[:, -1, :], 0.9)
+            generated = torch.cat((generated, nxt), dim=1)
+        return generated
+""")  # fmt: skip
+fault("no-kv-cache", "MoE wrapper class with method forward_logits", """
+    import torch
+    class Runtime:
+        def __init__(self, net):
+            self.net = net
+            self.tokens = []
+        def logits(self):
+            x = torch.tensor(self.tokens, device="cuda").unsqueeze(0)
+            return self.net(x)[0, -1]  # <-
+        def step(self):
+            t = torch.argmax(self.logits()).item()
+            self.tokens.append(t)
+            return t
+        def run(self, prompt, n):
+            self.tokens = list(prompt)
+            while len(self.tokens) < n:
+                self.step()
+            return self.tokens
+""")  # fmt: skip
+fault("no-kv-cache", "batch with padding buffer", """
+    import torch
+    def batch_generate(lm, prompts, pad, n):
+        width = max(map(len, prompts)) + n
+        buf = torch.full((len(prompts), width), pad)
+        for r, p in enumerate(prompts):
+            buf[r, :len(p)] = torch.tensor(p)
+        cur = min(map(len, prompts))
+        while cur < width:
+            logits = lm(buf[:, :cur])[:, -1]  # <-
+            nxt = logits.argmax(-1)
+            buf[:, cur] = torch.where(buf[:, cur] == pad, nxt, buf[:, cur])
+            cur += 1
+        return buf
+""")  # fmt: skip
+fault("no-kv-cache", "audio codes", """
+    import torch
+    def codes(model, text, T):
+        seq = torch.zeros(1, 0, dtype=torch.long)
+        for t in range(T):
+            out = model(text, seq)  # <-
+            seq = torch.cat([seq, out[:, -1:].argmax(-1)], dim=-1)
+        return seq
+""")  # fmt: skip
 fault("no-kv-cache", "two settings in one breath", """
     def train(model, loader, opt):
         model.config.use_cache = model.generation_config.use_cache = False  # <-
@@ -246,45 +373,23 @@ fault("no-kv-cache", "constant off", """
     def answer(model, ids):
         return model.generate(ids, max_new_tokens=64, use_cache=USE_CACHE)  # <-
 """)  # fmt: skip
-fault("no-kv-cache", "pipeline keyword", """
-    from transformers import pipeline
-    pipe = pipeline("text-generation", model="gpt2")
-    def ask(q):
-        return pipe(q, max_new_tokens=64, use_cache=False)[0]["generated_text"]  # <-
-""")  # fmt: skip
-fault("no-kv-cache", "generation settings dict in yaml like", """
-    GEN = dict(do_sample=True, top_p=0.9)
-    GEN["use_cache"] = False  # <-
-    def answer(model, ids):
-        return model.generate(ids, **GEN)
-""")  # fmt: skip
-fault("no-kv-cache", "flag default false", """
-    import argparse
-    def main(model, ids):
-        p = argparse.ArgumentParser()
-        p.add_argument("--use-cache", action="store_true")
-        args = p.parse_args()
-        return model.generate(ids, max_new_tokens=100, use_cache=args.use_cache)  # <-
-""")  # fmt: skip
 right("no-kv-cache", "generate default", """
     def go(model, ids):
         return model.generate(ids, max_new_tokens=10, use_cache=True)
 """)  # fmt: skip
-right("no-kv-cache", "chat turns of an API", """
-    def chat(llm, messages, turns):
-        for _ in range(turns):
-            reply = llm(messages)
-            messages.append({"role": "assistant", "content": reply})
-            messages.append({"role": "user", "content": input()})
-""")  # fmt: skip
-right("no-kv-cache", "the newest of the pieces", """
+right("no-kv-cache", "diffusion loop", """
     import torch
-    def write(lm, prompt, n):
-        pieces, x, cache = [prompt], prompt, lm.new_cache()
-        for _ in range(n):
-            x = torch.multinomial(lm(x, cache=cache)[:, -1].softmax(-1), 1)
-            pieces.append(x)
-        return torch.cat(pieces, 1)
+    def denoise(model, x, steps):
+        for t in reversed(range(steps)):
+            x = x - model(x, t)
+        return x
+""")  # fmt: skip
+right("no-kv-cache", "scoring a growing list of texts", """
+    def collect(model, rows):
+        out = []
+        for r in rows:
+            out.append(model(r).argmax(-1))
+        return out
 """)  # fmt: skip
 
 

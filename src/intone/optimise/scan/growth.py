@@ -208,6 +208,8 @@ class _Finder:
 
     def _is_new(self, value: ast.expr, scope: Scope) -> bool:
         """A chosen token, or the text of one."""
+        if isinstance(value, ast.Call) and last_name(value.func) == "where" and len(value.args) == 3:
+            return any(is_chosen(arg, scope, self.project, greedy=True) for arg in value.args[1:])
         if isinstance(value, ast.Call) and last_name(value.func) in ("decode", "decode_single_token_bytes"):
             return any(is_chosen(arg, scope, self.project, greedy=True) for arg in value.args)
         return is_chosen(value, scope, self.project, greedy=True)
@@ -260,9 +262,8 @@ class _Finder:
         for item in self.turn:
             if isinstance(item.node, ast.Assign) and isinstance(item.node.targets[0], ast.Subscript):
                 target = target_name(item.node.targets[0].value) or ""
-                if (target.rpartition(".")[2] == last or item.scope is not scope) and is_chosen(
-                    item.node.value, item.scope, self.project, greedy=True
-                ):
+                same = target.rpartition(".")[2] == last or item.scope is not scope
+                if same and self._is_new(item.node.value, item.scope):
                     return True
             if (
                 isinstance(item.node, ast.Call)

@@ -146,7 +146,7 @@ class Project:
 
     def _in_table(self, node: ast.expr, scope: Scope) -> list[str]:
         """The functions in a dict, list or tuple that is written out and holds nothing but functions."""
-        parts = written(node)
+        parts = [part for part in written(node) if not isinstance(part, ast.Lambda)]
         names = [last_name(part) or "" for part in parts if isinstance(part, (ast.Name, ast.Attribute))]
         local = any(name in scope.bindings or name in scope.parameters for name in names)
         return names if names and len(names) == len(parts) and not local and self.functions.keys() >= set(names) else []

@@ -123,6 +123,8 @@ def _generates(call: ast.Call, scope: Scope, project: Project) -> bool:
     if not any(word.arg in ("use_cache", None) for word in call.keywords):
         return False
     made = [call, *(o.node for o in project.origins(call.func, scope, depth=3))]
+    if re.search(r"(^|_)(pipe|pipeline|text_generator)$", last or ""):
+        return True
     return any(
         isinstance(one, ast.Call) and last_name(one.func) == "pipeline" and "gener" in text_of(one) for one in made
     )

@@ -270,7 +270,7 @@ def _read_by_method(name: str, scope: Scope, project: Project) -> tuple[ast.Call
         return None
     for method in methods:
         for other in method.calls if method is not scope else ():
-            if _reads_bytes(other, {name}):
+            if _reads_bytes(other, _also_called(name, method)):
                 return other, method
     return None
 

@@ -10,6 +10,7 @@ from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.overflow import cache_overflow
 from intone.optimise.scan.source import Module, Scope, target_name, walk
+from intone.optimise.scan.values import spelled
 
 # words by which code says that it keeps a part on purpose; torch.roll is how it is done, not a word for it
 WINDOW = re.compile(
@@ -185,13 +186,16 @@ NO_ROOM = re.compile(r"free|avail|pool|spare|unused|vacant", re.I)
 def _no_room(test: ast.If, scope: Scope) -> bool:
     """if not self.free_blocks: return, in code that writes pages of a cache."""
     asks = isinstance(test.test, ast.UnaryOp) and isinstance(test.test.op, ast.Not) or "len(" in text_of(test.test)
-    if not asks or not NO_ROOM.search(text_of(test.test)) or test.orelse or len(test.body) != 1:
+    asked = text_of(test.test)
+    if isinstance(test.test, ast.Compare) and isinstance(test.test.ops[0], ast.Is):  # slot = find_free(): slot is None
+        asks, asked = True, spelled(test.test, scope, steps=1)
+    if not asks or not NO_ROOM.search(asked) or test.orelse or len(test.body) != 1:
         return False
     only = test.body[0]
     leaves = isinstance(only, (ast.Pass, ast.Continue)) or isinstance(only, ast.Return) and (
         only.value is None or isinstance(only.value, ast.Constant) and only.value.value is None
     )  # fmt: skip
-    about = f"{scope.owner.name if scope.owner is not None else ''} {scope.name} {text_of(test.test)}"
+    about = f"{scope.owner.name if scope.owner is not None else ''} {scope.name} {asked}"
     writes = any(isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript) for node in scope.body)
     return leaves and writes and bool(re.search(r"cache|kv|page|block", about, re.I))
 

@@ -136,7 +136,9 @@ def _in_order_of(node: ast.AST, name: str, scope: Scope) -> ast.expr | None:
     if isinstance(node, ast.ListComp) and target_name(node.generators[0].iter) == name:
         turned = names_in(node.generators[0].target)
         looked_up = any(isinstance(part, ast.Subscript) and names_in(part.slice) & turned for part in walk(node.elt))
-        kept = looked_up or re.search(r"open|read|load|encode|tokeni", text_of(node.elt))
+        above = scope.module.parents.get(node)
+        handed = isinstance(node.elt, ast.Name) and isinstance(above, (ast.Return, ast.Assign))
+        kept = looked_up or handed or re.search(r"open|read|load|encode|tokeni", text_of(node.elt))
         return node.generators[0].iter if kept and not _is_sorted_around(node, scope) else None
     return None
 

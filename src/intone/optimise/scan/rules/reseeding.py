@@ -297,6 +297,9 @@ PER_REQUEST = re.compile(
 )
 
 
+RUN_SETTING = re.compile(r"^(cfg|config|conf|args|hp|hparams|settings|opts|params)(\.\w+)*\.(\w+_)?seed$", re.I)
+
+
 def _is_constant(seed: ast.expr, scope: Scope, project: Project) -> bool:
     """A number, or what stands for one number wherever it comes from; an object's seed too, unless it is counted up."""
     if isinstance(seed, ast.Constant):
@@ -306,6 +309,8 @@ def _is_constant(seed: ast.expr, scope: Scope, project: Project) -> bool:
         return not PER_REQUEST.search(target_name(seed.value) or "row")
     if name is not None and name.startswith("self."):
         return not _is_counted(name, scope, project)
+    if name is not None and RUN_SETTING.search(name):
+        return True
     if isinstance(seed, ast.BinOp) and not names_in(seed):
         return True
     if name is None:

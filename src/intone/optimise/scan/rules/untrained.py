@@ -137,6 +137,15 @@ FROZEN = re.compile(r"requires_grad(_\(\s*(requires_grad=)?False|\s*=\s*False)")
 def untrained_with_graph(module: Module, project: Project) -> Iterator[Place]:
     """loss = kl(student(x), teacher(x)) with neither no_grad nor detach nor frozen parameters."""
     told: set[str] = set()
+    for scope in module.scopes:
+        for call in scope.calls:
+            name = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
+            if name is None or mode_of(call, scope, project) != "train" or call.args or call.keywords:
+                continue
+            last = name.rpartition(".")[2]
+            if TEACHES.search(last) and not is_optimised(last, project):
+                why = ("nothing trains it: what it gives differs from call to call by its dropout",)
+                yield Place(call, f"`{name}` only gives targets and is put into training mode", why)
     for loop in train_loops(module, project):
         for item in [*loop.turn(project), *loop.step_turn(project)]:
             if not isinstance(item.node, ast.Call) or item.is_in_forward:
