@@ -39,9 +39,11 @@ def generate_naive(
         min_p=np.array([0.0]),
     )
     while len(ids) < len(prompt) + max_tokens:
+        # scan: ok[S10] the engine's reference: it has no memory on purpose
         logits = model.logits(torch.tensor([ids], device=device))[:, -1]
         logits[:, sorted(excluded)] = -torch.inf
         num_forwards += len(ids)
+        # scan: ok[S31] the reference again: one text, one token at a time
         ids.append(int(sample.choose(logits, settings, sample.uniforms(stream, np.array([len(ids)])))))
         if ids[-1] in stop_ids:
             break

@@ -123,6 +123,7 @@ class Runner:
             pieces += [Piece(None, at, min(step, len(text) - at), begin) for at in range(0, len(text), step)]
         attention = PagedAttention(self.store, pieces, scratch=self._scratch, scale=self.scale, batches_rows=False)
         self.num_token_forwards += len(ids)
+        # scan: ok[S45] the engine's thread runs all of this in inference mode
         logits = self._logits(ids, previous, positions, wanted, attention)
         following = torch.tensor([token for text in texts for token in text[1:]], device=self.device)
         scores = sample.logprobs_of(logits, following).float().cpu().numpy()

@@ -105,6 +105,7 @@ class Worker:
 
     def score(self, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """On the engine's thread: log-probabilities of one batch."""
+        # scan: ok[S45] the engine's thread runs all of this in inference mode
         return self.runner.score(texts)
 
     def load(self, weights: dict[str, Tensor], stored_as: Weights | None = None) -> None:
