@@ -63,6 +63,12 @@ right("S62", """
         return ast.literal_eval(tokenizer.decode(ids))
 """)  # fmt: skip
 right("S62", "exec(open('configurator.py').read())\nmodel.eval()\n")
+right("S62", """
+    import subprocess
+    def tidy(path, completion):
+        path.write_text(completion)
+        return subprocess.run(["python", "tools/format.py"], check=True)
+""")  # fmt: skip
 
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())

@@ -69,6 +69,16 @@ right("S10", """
         return right
 """)  # fmt: skip
 
+right("S10", """
+    import torch
+    def decode(model, token, ids, cache, n, penalty):
+        for _ in range(n):
+            scores = penalty(ids, model(token, cache=cache)[:, -1])
+            token = torch.multinomial(torch.softmax(scores, -1), 1)
+            ids = torch.cat([ids, token], dim=1)
+        return ids
+""")  # fmt: skip
+
 # --- S11 -------------------------------------------------------------------------------------------------------------
 fault("S11", """
     def attend(q, k_cache, v_cache, k, v, pos):

@@ -92,8 +92,9 @@ def _copied_by_call(node: ast.Call, scope: Scope) -> tuple[ast.expr, str] | None
     ):
         return node.args[0], last
     if isinstance(node.func, ast.Attribute) and last in ("expand", "expand_as", "repeat", "repeat_interleave", "tile"):
-        if all(is_one(arg) for arg in node.args):
-            return None
+        counts = [part for arg in node.args for part in (arg.elts if isinstance(arg, ast.Tuple) else [arg])]
+        if all(is_one(part) or isinstance(part, ast.Constant) and part.value == 2 for part in counts):
+            return None  # twice: with and without the condition, for guidance
         return node.func.value, f".{last}()"
     if isinstance(node.func, ast.Attribute) and last == "fill_" and node.args:
         return node.args[0], ".fill_()"

@@ -2,9 +2,10 @@
 
 import ast
 import builtins
+import re
 from collections.abc import Sequence
 
-from intone.optimise.scan.expressions import called
+from intone.optimise.scan.expressions import called, text_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.source import Scope, target_name
 from intone.optimise.scan.values import KEEPS, backward_loss, is_backward
@@ -81,6 +82,9 @@ def _logit_passes(node: ast.expr) -> Sequence[ast.expr]:
     return []
 
 
+SCORES = re.compile(r"logit|prob|scores?\b|logp")
+
+
 def _unknown_callees(node: ast.expr, scope: Scope, project: Project) -> set[str]:
     """file:name of the callees at the ends of a value's ways that are no function of the project or of a library."""
     found = set()
@@ -88,6 +92,8 @@ def _unknown_callees(node: ast.expr, scope: Scope, project: Project) -> set[str]
         end = origin.node
         if not isinstance(end, ast.Call) or (name := target_name(end.func)) is None or not end.args:
             continue
+        if any(SCORES.search(text_of(arg)) for arg in end.args):
+            continue  # a penalty or filter of scores, not the model that gives them
         root, last = name.partition(".")[0], name.rpartition(".")[2]
         imported = root in origin.scope.module.imports or root in dir(builtins)
         method = "." in name and last in (TENSOR_METHODS | KEEPS | set(dir(str)) | {"get", "next", "pop", "item"})

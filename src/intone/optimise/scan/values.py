@@ -101,7 +101,8 @@ BODY = re.compile(
 
 
 MAKES_MODEL = re.compile(
-    r"_*(load|build|make|create|get|init|setup|prepare|wrap|save|export|fetch|download|convert|read|restore|compile|new)_"
+    r"_*(load|build|make|create|get|init|setup|prepare|wrap|save|export|fetch|download|convert|read|restore|compile|new|"
+    r"is|has|check|unwrap|freeze|count|move|copy)_"
 )
 
 

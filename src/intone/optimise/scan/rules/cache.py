@@ -90,7 +90,8 @@ def _switched_off(module: Module, project: Project) -> Iterator[Place]:
 def _for_whole_model(node: ast.Assign | ast.Call, scope: Scope, project: Project) -> bool:
     """model.config.use_cache = False, from_pretrained(name, use_cache=False) in a file that only generates."""
     if isinstance(node, ast.Assign):
-        off = bool(re.search(r"(config|cfg|conf)\.use_cache$", target_name(node.targets[0]) or ""))
+        name = target_name(node.targets[0]) or ""
+        off = bool(re.search(r"(config|cfg|conf)\.use_cache$", name)) and not re.search(r"(^|[._])encoder", name)
         off = off and not _is_flag_of_settings(node.targets[0]) and _is_off(node.value, scope, project)
     else:
         off = bool(re.search(r"^from_(pretrained|config)$|Config$", last_name(node.func) or "")) and any(

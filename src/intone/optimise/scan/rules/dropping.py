@@ -150,6 +150,8 @@ def _cut_when_full(node: ast.AST, target: ast.expr, value: ast.expr, scope: Scop
     above = scope.module.parents.get(node)
     if not isinstance(above, ast.If) or node not in above.body or not compares_size(above.test):
         return False
+    if target_name(target) is None:
+        return False  # an entry of a dict: masks and positions are cut beside what they are about
     if any(isinstance(part, (ast.Raise, ast.Return)) for statement in above.body for part in walk(statement)):
         return False
     if any(isinstance(part, ast.Call) and re.search(r"warn|log|info|print|error", last_name(part.func) or "")

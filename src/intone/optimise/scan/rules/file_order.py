@@ -64,6 +64,10 @@ def _walks_set(call: ast.Call, scope: Scope) -> ast.expr | None:
     return call if isinstance(above, (ast.For, ast.comprehension)) and above.iter is call else None
 
 
+# files that read or order rows
+GIVES_ROWS = re.compile(r"DataLoader|Dataset\b|Sampler|shard|corpus|epoch|batches|jsonl|rows", re.I)
+
+
 def _listed_sets(scope: Scope) -> Iterator[Place]:
     """list({row["domain"] for row in rows}), tuple(set(a) - set(b)): an order made of a set of texts in one breath."""
     for call in scope.calls:
@@ -71,6 +75,8 @@ def _listed_sets(scope: Scope) -> Iterator[Place]:
             continue
         made = call.args[0]
         if not isinstance(made, (ast.SetComp, ast.BinOp)) or not _is_set(made) or _is_sorted(call, scope):
+            continue
+        if not scope.module.mentions(GIVES_ROWS):
             continue
         code = f"{text_of(made)} {scope.name}"
         if OF_TEXTS.search(code) or re.search(r"\[['\"]\w+['\"]\]", code):

@@ -45,7 +45,10 @@ def _runs_file(call: ast.Call, scope: Scope, project: Project) -> tuple[str, ...
     if not imports:
         if not (name.startswith(("subprocess.", "os.spawn", "os.exec", "runpy.")) or name in ("os.system", "os.popen")):
             return None
-        words = [text_of(word) for word in lists(first, scope, project)]
+        commands = lists(first, scope, project)
+        if commands and all(isinstance(part, ast.Constant) for word in commands for part in word.elts[1:]):
+            return None  # a program of its own, whatever was written before
+        words = [text_of(word) for word in commands]
         if not is_interpreter(" ".join([*words, text_of(call), name])):
             return None
     for item in reached(scope.node, scope, project, 2):
