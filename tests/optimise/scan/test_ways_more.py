@@ -907,6 +907,419 @@ right("packing", "a text that is generated", """
             ids = torch.cat([ids, next_token], 1)
         return ids
 """)  # fmt: skip
+# --- all -------------------------------------------------------------------------------------------------------------
+fault("padding", "vision text batch processor", """
+    import torch
+    class CaptionCollator:
+        def __init__(self, processor): self.processor = processor
+        def __call__(self, rows):
+            enc = self.processor(images=[r["image"] for r in rows], text=[r["caption"] for r in rows],
+                                 return_tensors="pt", padding="longest", truncation=True)  # <-
+            enc["labels"] = enc.input_ids.clone()
+            return enc
+""")  # fmt: skip
+fault("padding", "translate pairs", """
+    import torch
+    from torch import nn
+    PAD, BOS, EOS = 0, 1, 2
+    def as_batch(pairs, device):
+        def block(seqs):
+            longest = max(len(s) for s in seqs) + 2
+            rows = [[BOS] + list(s) + [EOS] + [PAD] * (longest - len(s) - 2) for s in seqs]  # <-
+            return torch.tensor(rows, device=device)
+        return block([p[0] for p in pairs]), block([p[1] for p in pairs])
+    def epoch(model, opt, pairs, device):
+        crit = nn.CrossEntropyLoss(ignore_index=PAD)
+        for chunk in pairs:
+            src, tgt = as_batch(chunk, device)
+            loss = crit(model(src, tgt[:, :-1]).flatten(0, 1), tgt[:, 1:].flatten())
+            loss.backward(); opt.step(); opt.zero_grad()
+""")  # fmt: skip
+fault("padding", "reward pairs", """
+    import torch
+    def pad_pair(chosen, rejected, pad_id):
+        m = max(chosen.shape[1], rejected.shape[1])
+        def right(x):
+            return torch.nn.functional.pad(x, (0, m - x.shape[1]), value=pad_id)  # <-
+        return torch.cat([right(chosen), right(rejected)])
+    def step(model, opt, batch, pad_id):
+        x = pad_pair(batch["chosen"], batch["rejected"], pad_id)
+        r = model(x)
+        n = r.size(0) // 2
+        loss = -torch.nn.functional.logsigmoid(r[:n] - r[n:]).mean()
+        loss.backward(); opt.step(); opt.zero_grad()
+""")  # fmt: skip
+fault("padding", "memmap rows", """
+    import numpy as np
+    def build(docs, path, width, eos):
+        out = np.memmap(path, dtype=np.uint16, mode="w+", shape=(len(docs), width))
+        out[:] = eos
+        for i, d in enumerate(docs):
+            out[i, :len(d)] = d[:width]  # <-
+        out.flush()
+""")  # fmt: skip
+fault("padding", "dataset map fixed", """
+    from datasets import load_from_disk
+    from transformers import AutoTokenizer
+    tok = AutoTokenizer.from_pretrained("gpt2")
+    def prepare(ex):
+        return tok(ex["text"], max_length=1024, padding="max_length", truncation=True)  # <-
+    ds = load_from_disk("d").map(prepare, batched=True)
+    ds = ds.map(lambda e: {"labels": e["input_ids"]})
+""")  # fmt: skip
+fault("compile", "class builds eager", """
+    import torch
+    from torch import nn
+    class Experiment:
+        def __init__(self, cfg):
+            self.net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)).cuda()
+            self.optim = torch.optim.SGD(self.net.parameters(), lr=cfg["lr"])
+            self.crit = nn.MSELoss()
+        def _one_epoch(self, loader):
+            for batch in loader:  # <-
+                x, y = (t.cuda(non_blocking=True) for t in batch)
+                self.optim.zero_grad()
+                l = self.crit(self.net(x), y)
+                l.backward()
+                self.optim.step()
+        def run(self, loader, n):
+            for _ in range(n):
+                self._one_epoch(loader)
+""")  # fmt: skip
+fault("compile", "diffusion", """
+    import torch
+    import torch.nn.functional as F
+    def train(unet, vae, sched, opt, loader, ema):
+        for images in loader:  # <-
+            with torch.no_grad():
+                z = vae.encode(images).latent_dist.sample()
+            noise = torch.randn_like(z)
+            t = torch.randint(0, 1000, (z.size(0),), device=z.device)
+            pred = unet(sched.add_noise(z, noise, t), t).sample
+            loss = F.mse_loss(pred, noise)
+            loss.backward()
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+            ema.update(unet)
+""")  # fmt: skip
+fault("compile", "tokens budget batches", """
+    import torch
+    def budget(rows, limit):
+        batch, width = [], 0
+        for r in rows:
+            width = max(width, len(r))
+            if width * (len(batch) + 1) > limit:
+                yield batch
+                batch, width = [], len(r)
+            batch.append(r)
+    def collate(batch):
+        n = max(map(len, batch))
+        x = torch.zeros(len(batch), n, dtype=torch.long)
+        for i, r in enumerate(batch):
+            x[i, : len(r)] = torch.tensor(r)
+        return x
+    def train(model, opt, rows):
+        model = torch.compile(model, fullgraph=True)  # <-
+        for b in budget(rows, 8192):
+            x = collate(b)
+            loss = torch.nn.functional.cross_entropy(model(x[:, :-1]).transpose(1, 2), x[:, 1:], ignore_index=0)
+            loss.backward(); opt.step(); opt.zero_grad()
+""")  # fmt: skip
+fault("compile", "random crop height", """
+    import random, torch
+    def train(net, opt, data):
+        net = torch.compile(net, mode="max-autotune")  # <-
+        for img, mask in data:
+            h = random.randrange(256, 513, 32)
+            w = random.randrange(256, 513, 32)
+            img, mask = img[..., :h, :w], mask[..., :h, :w]
+            loss = torch.nn.functional.cross_entropy(net(img), mask)
+            loss.backward(); opt.step(); opt.zero_grad()
+""")  # fmt: skip
+fault("compile", "compiled copy for export", """
+    import torch, copy
+    def main(model, loader, opt):
+        frozen = torch.compile(copy.deepcopy(model).eval())
+        for x, y in loader:  # <-
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            loss.backward(); opt.step(); opt.zero_grad()
+        return frozen
+""")  # fmt: skip
+fault("host-sync", "confusion matrix", """
+    import torch
+    def train(model, opt, loader, cm):
+        for x, y in loader:
+            x, y = x.to("cuda"), y.to("cuda")
+            out = model(x)
+            loss = torch.nn.functional.cross_entropy(out, y)
+            opt.zero_grad(); loss.backward(); opt.step()
+            for p, t in zip(out.argmax(1).cpu().numpy(), y.cpu().numpy()):  # <-
+                cm[p, t] += 1
+""")  # fmt: skip
+fault("host-sync", "rl returns", """
+    import torch
+    def improve(agent, opt, rollouts, log):
+        for obs, act, ret in rollouts:
+            logp, value = agent(obs.cuda(), act.cuda())
+            adv = ret.cuda() - value
+            loss = -(logp * adv.detach()).mean() + adv.pow(2).mean()
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            log["kl"].append((logp.exp() * logp).mean().detach().cpu().numpy().item())  # <-
+""")  # fmt: skip
+fault("host-sync", "early exit classifier forward", """
+    import torch
+    from torch import nn
+    class EarlyExit(nn.Module):
+        def forward(self, x):
+            for block, head in zip(self.blocks, self.heads):
+                x = block(x)
+                conf = head(x).softmax(-1).amax(-1)
+                if torch.all(conf > self.limit):  # <-
+                    return head(x)
+            return self.final(x)
+""")  # fmt: skip
+fault("host-sync", "queue put per token", """
+    import torch
+    class Worker:
+        def loop(self, model, req):
+            ids = req.ids.cuda()
+            cache = None
+            while not req.done:
+                logits, cache = model(ids, cache)
+                ids = torch.multinomial(logits[:, -1].softmax(-1), 1)
+                req.queue.put(ids.flatten().tolist())  # <-
+                req.done = req.count()
+""")  # fmt: skip
+fault("host-sync", "dynamic loss weights", """
+    import torch
+    def train(model, opt, loader):
+        weights = [1.0, 1.0]
+        for batch in loader:
+            a, b = model(batch["x"].cuda())
+            loss = weights[0] * a + weights[1] * b
+            loss.backward(); opt.step(); opt.zero_grad()
+            total = (a + b).item()  # <-
+            weights = [a.item() / total, b.item() / total]
+""")  # fmt: skip
+fault("recast", "value head", """
+    import torch
+    from torch import nn
+    import torch.nn.functional as F
+    class Critic(nn.Module):
+        def __init__(self, d):
+            super().__init__()
+            self.score = nn.Linear(d, 1)
+        def forward(self, h):
+            f32 = torch.float32
+            return F.linear(h.to(f32), self.score.weight.to(f32), self.score.bias.to(f32))  # <-
+""")  # fmt: skip
+fault("recast", "chunk free loss class", """
+    import torch
+    from torch import nn
+    class LMLoss(nn.Module):
+        def forward(self, logits, labels):
+            logits = logits.to(dtype=torch.float32)  # <-
+            lse = torch.logsumexp(logits, -1)
+            picked = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+            return (lse - picked).mean()
+""")  # fmt: skip
+fault("recast", "ema swap each step", """
+    import torch
+    def train(model, shadow, opt, loader):
+        for b in loader:
+            model(b).backward()
+            opt.step(); opt.zero_grad()
+            for s, p in zip(shadow, model.parameters()):
+                s.mul_(0.999).add_(p.detach().to(torch.float32), alpha=0.001)  # <-
+""")  # fmt: skip
+fault("recast", "dequant free half model per request", """
+    import torch
+    @torch.inference_mode()
+    def answer(model, ids, n):
+        out = []
+        for _ in range(n):
+            logits = model.half()(ids)[:, -1]  # <-
+            ids = logits.argmax(-1, keepdim=True)
+            out.append(ids)
+        return torch.cat(out, 1)
+""")  # fmt: skip
+fault("checkpoint", "rotate by rename", """
+    import os, torch
+    def save(state, run):
+        last = os.path.join(run, "last.pt")
+        if os.path.exists(last):
+            os.rename(last, os.path.join(run, "previous.pt"))
+        torch.save(state, last)  # <-
+    class Loop:
+        def on_interval(self):
+            save({"model": self.model.state_dict(), "opt": self.opt.state_dict()}, self.run)
+""")  # fmt: skip
+fault("checkpoint", "gzip pickle", """
+    import gzip, pickle
+    def dump(agent, path):
+        with gzip.open(path, "wb") as f:
+            pickle.dump(agent.state_dict(), f)  # <-
+""")  # fmt: skip
+fault("checkpoint", "shard loop", """
+    import torch
+    from safetensors.torch import save_file
+    def save_sharded(model, out, size):
+        shard, n = {}, 0
+        for k, v in model.state_dict().items():
+            shard[k] = v.contiguous()
+            if len(shard) == size:
+                save_file(shard, f"{out}/part-{n}.safetensors")  # <-
+                shard, n = {}, n + 1
+        save_file(shard, f"{out}/part-{n}.safetensors")
+""")  # fmt: skip
+fault("checkpoint", "best model", """
+    import torch
+    def fit(model, opt, loader, val, path):
+        best = 1e9
+        for epoch in range(10):
+            for b in loader:
+                model(b).backward(); opt.step(); opt.zero_grad()
+            v = val(model)
+            if v < best:
+                best = v
+                torch.save(model.state_dict(), path)  # <-
+""")  # fmt: skip
+fault("checkpoint", "optimizer separately", """
+    import torch
+    class Store:
+        def put(self, step, model, optimizer):
+            d = self.root / f"{step}"
+            d.mkdir()
+            torch.save(model.state_dict(), d / "model.pt")  # <-
+            torch.save(optimizer.state_dict(), d / "opt.pt")
+            (self.root / "LATEST").write_text(str(step))
+""")  # fmt: skip
+fault("packing", "worst fit", """
+    def worst_fit(items, cap):
+        space, rows = [], []
+        for it in items:
+            k = max(range(len(space)), key=space.__getitem__, default=None)  # <-
+            if k is None or space[k] < len(it):
+                space.append(cap); rows.append([]); k = len(space) - 1
+            space[k] -= len(it); rows[k].append(it)
+        return rows
+""")  # fmt: skip
+fault("packing", "scan for the gap", """
+    def fill_rows(samples, width):
+        pending = sorted(samples, key=len)
+        rows = []
+        while pending:
+            row = pending.pop()
+            i = len(pending) - 1
+            while i >= 0:  # <-
+                if len(row) + len(pending[i]) <= width:
+                    row = row + pending.pop(i)
+                i -= 1
+            rows.append(row)
+        return rows
+""")  # fmt: skip
+fault("packing", "tensor growth class", """
+    import torch
+    class TokenBuffer:
+        def __init__(self): self.ids = torch.empty(0, dtype=torch.long)
+        def push(self, doc):
+            self.ids = torch.cat((self.ids, torch.as_tensor(doc)))  # <-
+    def read(docs):
+        b = TokenBuffer()
+        for d in docs:
+            b.push(d)
+        return b.ids
+""")  # fmt: skip
+fault("packing", "length table each time", """
+    def assign(docs, cap):
+        rows = []
+        for d in docs:
+            sizes = [sum(len(x) for x in r) for r in rows]  # <-
+            fit = [i for i, s in enumerate(sizes) if s + len(d) <= cap]
+            if fit:
+                rows[fit[0]].append(d)
+            else:
+                rows.append([d])
+        return rows
+""")  # fmt: skip
+fault("packing", "shift the ring", """
+    class Stream:
+        def __init__(self, src, n): self.src, self.n, self.buf = iter(src), n, []
+        def __next__(self):
+            while len(self.buf) < self.n:
+                self.buf.extend(next(self.src))
+            out = [self.buf.pop(0) for _ in range(self.n)]  # <-
+            return out
+""")  # fmt: skip
+fault("device-string", "choose kernel", """
+    import torch
+    KERNELS = {"cuda": "flash", "cpu": "math"}
+    class Attn(torch.nn.Module):
+        def forward(self, q, k, v):
+            kind = KERNELS.get(q.device, "math")  # <-
+            return self.run(kind, q, k, v)
+""")  # fmt: skip
+fault("device-string", "dist backend", """
+    import torch
+    def init(local_rank):
+        device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        backend = "nccl" if device == "cuda" else "gloo"  # <-
+        torch.distributed.init_process_group(backend)
+        return device
+""")  # fmt: skip
+fault("accumulation", "divide by world", """
+    import torch
+    def train(model, opt, loader, accum_steps, world_size):
+        for i, b in enumerate(loader):
+            loss = model(b) / world_size
+            loss.backward()  # <-
+            if (i + 1) % accum_steps == 0:
+                opt.step(); opt.zero_grad()
+""")  # fmt: skip
+fault("accumulation", "two levels", """
+    import torch
+    class T:
+        def backward(self, loss):
+            (loss / self.accum).backward()
+        def micro(self, b):
+            loss = self.model(b) / self.accum
+            self.backward(loss)  # <-
+        def run(self, it):
+            for step in range(100):
+                for _ in range(self.accum):
+                    self.micro(next(it))
+                self.opt.step(); self.opt.zero_grad()
+""")  # fmt: skip
+fault("accumulation", "amp each micro", """
+    import torch
+    def run(model, opt, scaler, it, n):
+        for _ in range(1000):
+            for _ in range(n):
+                x, y = next(it)
+                with torch.autocast("cuda", torch.float16):
+                    loss = model(x, y) / n
+                scaler.scale(loss).backward()
+                scaler.step(opt)  # <-
+                scaler.update()
+            opt.zero_grad(set_to_none=True)
+""")  # fmt: skip
+fault("small-batch", "text config", """
+    import tomllib
+    from torch.utils.data import DataLoader
+    C = tomllib.loads('''
+    [train]
+    rows = 2
+    accumulate = 32
+    ''')  # <-
+    def train(model, opt, ds):
+        t = C["train"]
+        for i, b in enumerate(DataLoader(ds, t["rows"])):
+            (model(b) / t["accumulate"]).backward()
+            if (i + 1) % t["accumulate"] == 0:
+                opt.step(); opt.zero_grad()
+""")  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", [pytest.param(one, id=f"{one.kind}: {one.name}") for one in WAYS.variants])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from intone.optimise.scan.calls import WRAPS, functions_of
 from intone.optimise.scan.constants import is_never, known_values
-from intone.optimise.scan.expressions import called, code_of, dotted, is_true, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, dotted, is_true, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import TrainLoop, is_periodic
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached, reached
@@ -189,7 +189,12 @@ def missed_by(one: Compile, loop: TrainLoop, runs: list[Reached], project: Proje
     made = one.scope.module.parents.get(one.call)
     if not isinstance(one.call, ast.Call) or not one.call.args or not isinstance(made, ast.Assign):
         return None
-    new, old = target_name(made.targets[0]), target_name(one.call.args[0])
+    new, compiled = target_name(made.targets[0]), one.call.args[0]
+    while isinstance(compiled, ast.Call) and "deepcopy(" in text_of(
+        compiled
+    ):  # a copy of the model, whatever it is for
+        compiled = compiled.args[0] if compiled.args else getattr(compiled.func, "value", compiled.func)
+    old = target_name(compiled)
     if new is None or old is None or new == old or called(one.call, one.scope) != "torch.compile":
         return None
     told = f"the training loop runs `{old}`, not the compiled `{new}`"

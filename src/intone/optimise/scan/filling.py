@@ -12,7 +12,7 @@ Found = tuple[ast.AST, str]
 LONGEST, FIXED = "to the longest of the batch", "to a fixed length"
 # of a library, for rows with labels
 COLLATORS = re.compile(r"^DataCollator(ForSeq2Seq|ForTokenClassification|ForCompletionOnlyLM|WithPadding)$")
-MAKES = ("full", "zeros", "ones", "empty", "new_full", "new_zeros", "new_ones", "bytearray")
+MAKES = ("full", "zeros", "ones", "empty", "new_full", "new_zeros", "new_ones", "bytearray", "memmap")
 
 
 def filled_up(scope: Scope, project: Project) -> Found | None:

@@ -42,6 +42,7 @@ def moved(item: Reached, work: Work) -> Found | None:
         name = target_name(node.func.value)
         first = node.args[0] if node.args else None
         zero = isinstance(first, ast.Constant) and first.value == 0
+        zero = zero or _is_searched_pop(node, name, item)
         short = name is not None and work.is_window(item, name)
         if name and zero and not short and _is_kept(name, item, work) and not _is_deque(name, item, work):
             return f"`{code_of(node, 40)}` moves the whole list at every turn", _code_at(item, 50), None
@@ -65,6 +66,15 @@ def moved(item: Reached, work: Work) -> Found | None:
             if name and (cut or taken) and _is_kept(name, item, work) and (taken or _is_stream(name, item, work)):
                 return f"`{code_of(node, 50)}` copies all the rest at every turn", _code_at(item, 50), None
     return None
+
+
+def _is_searched_pop(node: ast.Call, name: str | None, item: Reached) -> bool:
+    """waiting.pop(i) in a loop inside another one: an entry found somewhere, and all behind it moves."""
+    loops = item.scope.module.loops_around(item.node)
+    made = [b.value for b in item.scope.bindings.get(name or "", []) if b.how == "="]
+    ordered = any(isinstance(value, ast.Call) and last_name(value.func) in ("sorted", "list") for value in made)
+    searched = last_name(node.func) == "pop" and len(node.args) == 1 and isinstance(node.args[0], ast.Name)
+    return searched and len(loops) > 1 and ordered
 
 
 def _code_at(item: Reached, limit: int) -> tuple[str]:

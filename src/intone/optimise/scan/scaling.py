@@ -4,9 +4,9 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from intone.optimise.scan.constants import known_values
+from intone.optimise.scan.constants import known_values, only_value
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
-from intone.optimise.scan.loops import ACCUM, TrainLoop, counter_guard, is_inside
+from intone.optimise.scan.loops import ACCUM, TrainLoop, counter_guard, is_inside, walk_of
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.source import Binding, Scope, target_name, walk
@@ -180,3 +180,27 @@ def same_number(one: ast.expr, one_scope: Scope, other: ast.expr, other_scope: S
     if ones & others:
         return True
     return False if len(ones) == len(others) == 1 else None
+
+
+def divided_by_turns(loop: TrainLoop, project: Project) -> str | None:
+    """for _ in range(n): loss = model(x) / n, whatever n is called."""
+    walked, _ = walk_of(loop.inner)
+    turns = walked.args[-1:] if isinstance(walked, ast.Call) and last_name(walked.func) == "range" else []
+    found = (scaling for item in loop.backwards for scaling in scalings(item, loop, project))
+    same = (
+        any(scaling.divides and text_of(scaling.factor) == text_of(turns[0]) for scaling in found) if turns else False
+    )
+    return code_of(turns[0], 40) if same else None
+
+
+def divided_by_count(loop: TrainLoop, project: Project) -> str | None:
+    """The number of micro-batches that a loss is divided by, by its name; None where it is not divided by it."""
+    for item in loop.backwards:
+        for scaling in scalings(item, loop, project):
+            if (
+                is_count(scaling.factor, scaling.scope, project)
+                and only_value(scaling.factor, scaling.scope, project) != 1
+            ):
+                named = [name for name in names_in(scaling.factor) if ACCUM.search(name.rpartition(".")[2])]
+                return sorted(named)[0] if named else code_of(scaling.factor, 40)
+    return None

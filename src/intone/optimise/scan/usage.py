@@ -42,6 +42,8 @@ def _logits_in(call: ast.Call, scope: Scope, project: Project) -> ast.expr | Non
     last = called(call, scope).rpartition(".")[2]
     if last in ("cross_entropy", "nll_loss", "log_softmax", "multinomial") and call.args:
         return call.args[0]
+    if called(call, scope).startswith("torch.nn.functional.") and last.endswith("_loss") and call.args:
+        return call.args[0]
     if (
         last in ("argmax", "softmax", "log_softmax")
         and isinstance(call.func, ast.Attribute)
@@ -64,15 +66,18 @@ def imported(call: ast.Call, scope: Scope) -> bool:
 TENSOR_METHODS = {
     "float", "view", "reshape", "squeeze", "unsqueeze", "softmax", "log_softmax", "div", "div_", "mean", "sum", "to",
     "flatten", "transpose", "contiguous", "type", "masked_fill", "exp", "clone", "permute", "scale", "half", "cpu",
+    "pow", "square", "abs", "log", "clamp", "mul", "add", "sub", "neg",
 }  # fmt: skip
 
 
 def _logit_passes(node: ast.expr) -> Sequence[ast.expr]:
     """The parts of an expression that logits come through: slices, sums, reshaping, softmax."""
-    if isinstance(node, ast.Subscript) or isinstance(node, ast.Attribute) and node.attr in ("logits", "loss"):
+    if isinstance(node, ast.Subscript) or isinstance(node, ast.Attribute) and node.attr in ("logits", "loss", "sample"):
         return [node.value]
     if isinstance(node, ast.BinOp):
         return [node.left, node.right]
+    if isinstance(node, ast.UnaryOp):
+        return [node.operand]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in TENSOR_METHODS:
         return (
             [*node.args[:1], node.func.value]

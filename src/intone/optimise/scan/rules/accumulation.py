@@ -4,7 +4,6 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.constants import only_value
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import (
     ACCUM,
@@ -19,7 +18,15 @@ from intone.optimise.scan.loops import (
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.scaling import Scaling, count_of, is_count, same_number, scalings
+from intone.optimise.scan.scaling import (
+    Scaling,
+    count_of,
+    divided_by_count,
+    divided_by_turns,
+    is_count,
+    same_number,
+    scalings,
+)
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 SOURCE = "optimiser.md D19 and G3"
@@ -47,7 +54,7 @@ def steps_too_often(module: Module, project: Project) -> Iterator[Place]:
         if loop.shape != "plain" or not loop.steps or loop.outer is not loop.inner:
             continue
         over = over_micro_batches(loop.inner, loop.scope, project)
-        divided = None if over else _divided_by_count(loop, project)
+        divided = None if over else divided_by_count(loop, project) or divided_by_turns(loop, project)
         if over or divided:
             words = f"the loop runs over `{over}`" if over else f"the loss is divided by `{divided}`"
             step = loop.steps[0]
@@ -114,18 +121,6 @@ def over_micro_batches(loop: Loop, scope: Scope, project: Project) -> str | None
         and is_count(walked.args[-1], scope, project)
     ):
         return text
-    return None
-
-
-def _divided_by_count(loop: TrainLoop, project: Project) -> str | None:
-    for item in loop.backwards:
-        for scaling in scalings(item, loop, project):
-            if (
-                is_count(scaling.factor, scaling.scope, project)
-                and only_value(scaling.factor, scaling.scope, project) != 1
-            ):
-                named = [name for name in names_in(scaling.factor) if ACCUM.search(name.rpartition(".")[2])]
-                return sorted(named)[0] if named else code_of(scaling.factor, 40)
     return None
 
 
@@ -380,7 +375,7 @@ def mean_of_means(module: Module, project: Project) -> Iterator[Place]:
     if not masks:
         return
     for loop in train_loops(module, project):
-        if loop.accumulates and (name := _divided_by_count(loop, project)):
+        if loop.accumulates and (name := divided_by_count(loop, project)):
             if re.search(r"num_tokens|num_valid|n_tokens|num_supervised|token_count|num_items", name):
                 continue
             yield Place(

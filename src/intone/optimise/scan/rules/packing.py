@@ -89,11 +89,21 @@ def _flattened(scope: Scope) -> Iterator[Place]:
     for call in scope.calls:
         if (code := flattened(call, scope)) is not None:
             yield Place(call, "each list that is added copies all lists before it", (code,), severity="low")
+        elif text_of(call).endswith(".pop(0)") and _pops_in_turn(call, scope):
+            yield Place(call, f"`{code_of(call, 40)}` moves the whole list at every turn", (code_of(call, 40),))
         elif (found := _prefix_sum(Reached(call, scope))) is not None and not scope.module.loops_around(call):
             yield Place(call, found[0], found[1])
 
 
 # --- searches ---------------------------------------------------------------------------------------------------------
+
+
+def _pops_in_turn(call: ast.Call, scope: Scope) -> bool:
+    """[buffer.pop(0) for _ in range(n)], of a list that an object keeps."""
+    name = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
+    turns = turns_around(call, scope)
+    comprehended_ = bool(turns) and not isinstance(turns[0], LOOPS)
+    return comprehended_ and name is not None and name.startswith("self.") and is_list(name, scope)
 
 
 ONE_ENTRY = (".remove()", ".index()", ".count()", "in")
@@ -232,6 +242,9 @@ def _walked_by(item: Reached) -> tuple[str, str] | None:
         ):
             name = target_name(node.func.value)
             return (name, f".{last}()") if name and (last != "sort" or not _sorted_once(item)) else None
+    if isinstance(node, ast.ListComp) and re.search(r"len\(|sum\(|\.(used|free|room)", text_of(node.elt)):
+        name = list_name(node.generators[0].iter)
+        return (name, "a list of lengths") if name else None
     if isinstance(node, ast.ListComp) and node.generators[0].ifs:
         name = list_name(node.generators[0].iter)
         return (name, "a list comprehension with a test") if name else None

@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import last_name
+from intone.optimise.scan.expressions import last_name, text_of
 from intone.optimise.scan.filling import LONGEST, filled_up, is_for_training
 from intone.optimise.scan.finding import Confidence
 from intone.optimise.scan.project import Project, owner_of
@@ -73,7 +73,7 @@ ASKS = re.compile(
 TOKENS = re.compile(r"cross_entropy|CrossEntropyLoss|ignore_index|nll_loss|log_softmax\([^#]*\.gather\(")
 # a file that trains, or that writes rows down for a training
 LEARNS = re.compile(
-    TOKENS.pattern + r"|nn\.\w*Loss\b|\.backward\(|def training_step|"
+    TOKENS.pattern + r"|['\"]labels['\"]|nn\.\w*Loss\b|\.backward\(|def training_step|"
     r"np\.savez?\w*\(|\.to_parquet\(|save_to_disk\(|np\.memmap\([^#]*['\"]w\+"
 )
 # rows of about the same length together: little is filled up
@@ -90,7 +90,10 @@ def _feeds_training(scope: Scope, project: Project, how: str) -> bool:
     if ASKS.search(scope.name) or sites and all(ASKS.search(site.scope.name) for site in sites):
         return False
     users = {site.scope.module for site in sites}
-    learns = TOKENS if how == LONGEST else LEARNS  # frames of sound are often as long as the longest
+    # frames of sound are often as long as the longest
+    learns = (
+        TOKENS if how == LONGEST and not re.search(r"pad_(token_)?id|token|input_ids", text_of(scope.node)) else LEARNS
+    )
     return any(one.mentions(learns) for one in {module, *users})
 
 
