@@ -101,6 +101,15 @@ fault("S11", """
             pos = min(pos, self.max_len - 1)
             self.kv_cache[:, pos] = k
 """)  # fmt: skip
+fault("S11", """
+    class StaticKV:
+        def fill(self, start, k, v):
+            stop = start + k.shape[2]
+            if stop > self.max_len:
+                stop = self.max_len
+            self.k[:, :, start:stop] = k[:, :, :stop - start]
+            self.v[:, :, start:stop] = v[:, :, :stop - start]
+""")  # fmt: skip
 right("S11", """
     def attend(q, k_cache, k, pos):
         end = pos + k.shape[1]

@@ -140,6 +140,12 @@ fault("S45", """
             loss.backward()
             opt.step()
 """)  # fmt: skip
+fault("S45", """
+    def pick(candidates, rows):
+        for one in candidates:
+            one.eval()
+            print(sum((one(x).argmax(1) == y).float().mean() for x, y in rows))
+""")  # fmt: skip
 right("S45", """
     import torch
     @torch.inference_mode()

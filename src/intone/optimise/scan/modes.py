@@ -73,6 +73,8 @@ def mode_of(call: ast.Call, scope: Scope, project: Project) -> Mode | None:
     if len(call.args) > 1 or any(word.arg != "mode" for word in call.keywords):
         return None
     base = call.func.value
+    if call.func.attr == "eval" and not call.args and not call.keywords and target_name(base) not in ("self", "cls"):
+        return "eval"  # only a module has a mode; frame.eval(text) is told an expression
     if not is_model_name(target_name(base) or "") and not _is_module(base, scope, project):
         return None
     return "eval" if call.func.attr == "eval" or "False" in text_of(call) else "train"

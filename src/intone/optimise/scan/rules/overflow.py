@@ -315,6 +315,9 @@ def _cut_to_size(node: ast.expr | None, scope: Scope, project: Project, depth: i
                 return cut
             if isinstance(value, ast.IfExp) and compares_size(value.test):
                 return value  # limit if end > limit else end
+            named = isinstance(value, (ast.Name, ast.Attribute)) and LIMIT_WORD.search(text_of(value))
+            if named and _only_when_full(binding.node, scope):
+                return value  # if end > limit: end = limit
             if (
                 isinstance(value, ast.BinOp)
                 and isinstance(value.op, ast.Sub)
