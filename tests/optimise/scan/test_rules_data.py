@@ -154,6 +154,40 @@ fault("S76", """
         def __init__(self, folder):
             self.shards = list(Path(folder).glob("*.bin"))
 """)  # fmt: skip
+fault("S76", """
+    from pathlib import Path
+    def sources(roots):
+        found = set()
+        for root in roots:
+            for path in Path(root).rglob("*.jsonl"):
+                found.add(str(path))
+        return list(found)
+""")  # fmt: skip
+fault("S76", """
+    def documents(paths):
+        kept = set()
+        for path in paths:
+            kept.update(open(path).read().splitlines())
+        for text in kept:
+            yield text
+""")  # fmt: skip
+right("S76", """
+    from pathlib import Path
+    def sources(roots):
+        found = set()
+        for root in roots:
+            for path in Path(root).rglob("*.jsonl"):
+                found.add(str(path))
+        return sorted(found)
+""")  # fmt: skip
+right("S76", """
+    def fresh(lines):
+        seen = set()
+        for line in lines:
+            if line not in seen:
+                seen.add(line)
+                yield line
+""")  # fmt: skip
 right("S76", """
     import glob
     def shards(data_dir):

@@ -100,9 +100,10 @@ def _named_sets(scope: Scope) -> Iterator[Place]:
     """names = {path.name for path in files}, then list(names) or `for name in names`: the order of a set of texts."""
     for name, bindings in scope.bindings.items():
         values = [b.value for b in bindings if b.how in ("=", "op")]
-        if len(values) != len(bindings) or not values or not all(_is_set(value) for value in values):
+        num_others = sum(b.how not in ("add", "update") for b in bindings)
+        if len(values) != num_others or not values or not all(_is_set(value) for value in values):
             continue
-        code = " ".join(text_of(value) for value in values)
+        code = " ".join([*(text_of(value) for value in values), *_filled_with(name, scope)])
         if not OF_TEXTS.search(f"{code} {name}") or not OF_DATA.search(f"{code} {name} {scope.name}"):
             continue
         for node in scope.body:
@@ -114,6 +115,16 @@ def _named_sets(scope: Scope) -> Iterator[Place]:
                 )
                 yield Place(used, f"`{code_of(used, 50)}` is used in the order of a set", salted)
                 break
+
+
+def _filled_with(name: str, scope: Scope) -> Iterator[str]:
+    """What is put into a set later, found.add(str(path)) or found.update(paths), with what is walked over to get it."""
+    for call in scope.calls:
+        if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("add", "update"):
+            continue
+        if target_name(call.func.value) == name:
+            yield text_of(call)
+            yield from (text_of(above.iter) for above in scope.module.up(call) if isinstance(above, ast.For))
 
 
 def _is_set(value: ast.expr) -> bool:
