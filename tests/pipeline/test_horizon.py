@@ -142,8 +142,8 @@ def test_a_plan_from_a_busy_moment_grows_to_fill_the_minutes(clockwork, capsys):
 def test_a_machine_that_becomes_busy_gets_fewer_steps_and_the_minutes_hold(clockwork):
     machine = clockwork(counted_s=QUICK_S, pace=lambda at_s: QUICK_S if at_s < 150 else 3 * QUICK_S)
     run()
-    assert machine.clock_s == pytest.approx(60 * MINUTES, rel=0.05)
-    assert sum(steps_of().values()) < 400
+    assert 0.98 <= machine.clock_s / (60 * MINUTES) <= 1.12  # what it costs not to believe a bad minute
+    assert sum(steps_of().values()) < 450
     assert new_plans()
 
 
@@ -151,14 +151,14 @@ def test_rates_still_fall_to_the_end_without_a_jump_where_a_stage_was_planned_an
     machine = clockwork(counted_s=QUICK_S, pace=lambda at_s: QUICK_S if at_s < 300 else 2.5 * QUICK_S)
     run()
     assert "sft" in [stage for stage, _ in machine.restarts]
-    assert machine.clock_s == pytest.approx(60 * MINUTES, rel=0.05)
+    assert 0.98 <= machine.clock_s / (60 * MINUTES) <= 1.12
     folder = find_run("d1-1").stage_folder("sft")
     job, horizons = TrainJob.from_json(read_json(folder / "config.json")), read_choices(folder).horizons(0)
     scales = [
         scale_at(job.schedule, step, horizons[0][1], place=place_of(horizons, step)) for step in range(job.steps)
     ]
     rates = [scale.lr for scale in scales]
-    assert rates[0] == 1.0 and rates[-1] < 0.04 and scales[-1].weight_decay < 0.01
+    assert rates[0] == 1.0 and rates[-1] < 0.05 and scales[-1].weight_decay < 0.01
     assert max(a - b for a, b in zip(rates, rates[1:], strict=False)) < 0.02
 
 
@@ -180,6 +180,21 @@ def test_a_hiccup_does_not_make_a_plan_smaller(clockwork):
     machine = clockwork(counted_s=QUICK_S, pace=lambda at_s: 10 * QUICK_S if 33 < at_s < 43 else QUICK_S)
     run()
     assert machine.restarts == [] and machine.clock_s == pytest.approx(60 * MINUTES, rel=0.03)
+
+
+def test_a_bad_minute_does_not_cost_what_comes_after_it(clockwork):
+    """Seen: others took the machine for two minutes, the plan gave up most of its steps and ended when it was calm."""
+    fast = clockwork(counted_s=QUICK_S, pace=QUICK_S)
+    run(name="calm")
+    paces = ((300, 1), (360, 4), (420, 8), (9999, 1))
+    machine = clockwork(
+        counted_s=QUICK_S, pace=lambda at_s: QUICK_S * next(slower for end_s, slower in paces if at_s < end_s)
+    )
+    run(name="disturbed")
+    calm, disturbed = (sum(steps_of(name).values()) for name in ("calm", "disturbed"))
+    lost = (60 * 3 / 4 + 60 * 7 / 8) / QUICK_S  # steps that others took away
+    assert disturbed > calm - 1.5 * lost
+    assert 0.9 <= machine.clock_s / fast.clock_s <= 1.12
 
 
 def test_steps_that_were_asked_for_or_copied_are_never_changed(clockwork):

@@ -39,6 +39,7 @@ LEAST_FIT = 10  # steps that are planned when the time is over
 LEAST_SHARE = 0.1  # of its part: what a stage gets that had more than that already; its rate must not break off
 TAIL_BYTES = 1 << 17  # of a log: some 600 steps
 END_BYTES = 1 << 12  # of a log: the last steps
+LOG_BYTES = 1 << 24  # of a log: some 70,000 steps
 NEW_PLAN = "new plan"
 BREAKS = ("resumed", "segment")  # events after which the first step says nothing about the rest
 
@@ -60,6 +61,16 @@ class Horizon:
     def left_s(self) -> float:
         """Seconds of the minutes that are left."""
         return 60 * self.minutes + self.fetch_s - self.spent_s()
+
+    def slow_step_s(self, pace: "Pace") -> float:
+        """Seconds of a step that a plan is made smaller for: no more than the mean of the whole run.
+
+        A hiccup is no slower machine, and neither is a bad minute: steps that were given up are lost where it gets
+        better, while a plan that is still too large is made smaller at the next look.
+        """
+        paths = [self.run.stage_folder(stage) / "log.jsonl" for stage in self.stages]
+        steps = [row["step_s"] for path in paths for row in recent_rows(path, LOG_BYTES) if row["kind"] == "step"]
+        return min(pace.step_s, pace.median_s, statistics.fmean(steps))
 
     def planned(self, stage: str) -> int:
         """Steps of a stage as planned now."""
@@ -95,7 +106,10 @@ class Horizon:
         pace = recent_pace(recent_rows(before / "log.jsonl"))
         if pace is None:
             return
-        step_s, steps = pace.step_s, {name: self.planned(name) for name in names}
+        steps = {name: self.planned(name) for name in names}
+        step_s = pace.step_s
+        if sum(self.fitting(stage, 0, step_s).values()) < sum(steps[name] for name in self.fitting(stage, 0, step_s)):
+            step_s = self.slow_step_s(pace)
         fitting = self.fitting(stage, 0, step_s)
         is_off = self.is_off(stage, 0, fitting, BORDER_TOLERANCE)
         wanted = {**steps, **fitting} if is_off else steps
@@ -165,7 +179,7 @@ class StageWatch:
         if horizon.fitting(self._stage, step, step_s)[self._stage] < planned:
             if pace.seconds < SURE_S:
                 return False
-            step_s = min(step_s, pace.median_s)  # a hiccup is no slower machine
+            step_s = horizon.slow_step_s(pace)
         self._looked = (step, horizon.spent_s())
         steps = horizon.fitting(self._stage, step, step_s)
         # later stages can be planned when they begin, without a restart
@@ -178,7 +192,7 @@ class StageWatch:
         """Whether a further part of the stage is over, by its steps or by the time that it was to take."""
         if self._looked is None:
             self._looked = (step, self._horizon.spent_s())
-            self._every = EVERY * self._horizon.planned(self._stage)
+            self._every = EVERY * (self._horizon.planned(self._stage) - step)
             self._every_s = self._every * self._horizon.counted_on(self._stage)
         looked, looked_s = self._looked
         return step - looked >= self._every or self._horizon.spent_s() - looked_s >= self._every_s
