@@ -66,6 +66,7 @@ def test_a_shard_that_is_deleted_in_the_middle_does_not_end_the_run(run):
     assert [step for step, _ in losses(stage)] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.long
 def test_a_shard_that_is_cut_in_the_middle_is_made_again_and_the_run_goes_on(run, home):
     words, stage, token_set = run
     path = token_set / "shard_00000.ids"

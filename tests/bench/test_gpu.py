@@ -89,6 +89,7 @@ def measured(tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_the_decode_suite_runs_on_a_cpu_and_a_second_call_measures_nothing_again(tmp_path, home):
     words = ["--out", str(tmp_path / "out"), "--device", "cpu", "--suite", "decode"]
     assert main(words) == 0, (tmp_path / "out" / "log.txt").read_text()
