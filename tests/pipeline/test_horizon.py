@@ -139,7 +139,7 @@ def test_a_plan_from_a_busy_moment_grows_to_fill_the_minutes(clockwork, capsys):
     assert settled.measured["step_s"] == pytest.approx(QUICK_S)
 
 
-def test_a_machine_that_becomes_busy_gets_fewer_steps_and_the_minutes_hold(clockwork):
+def test_a_machine_that_becomes_busy_gets_fewer_steps_and_ends_little_later(clockwork):
     machine = clockwork(counted_s=QUICK_S, pace=lambda at_s: QUICK_S if at_s < 150 else 3 * QUICK_S)
     run()
     assert 0.98 <= machine.clock_s / (60 * MINUTES) <= 1.12  # what it costs not to believe a bad minute
