@@ -60,16 +60,6 @@ def test_each_row_of_sft_changes_one_thing_until_everything(kit):
     assert len({plan.choices.segments[0].dtype for plan in plans.values()}) == 1, "the baseline has our dtype"
 
 
-def test_a_quick_look_on_a_cpu_compiles_one_graph_of_sft_and_says_so(kit):
-    plans = plans_of(kit, "sft", quick=True)
-    assert shape(plans["packing"]) == (8, False, False) and shape(plans["compile"]) == (8, True, True)
-    quick, whole = (
-        next(way for way in ways_of(kit, "sft", KEYS["sft"], {}, quick=quick) if way.key == "packing").note
-        for quick in (True, False)
-    )
-    assert "not beside it" in quick and whole == "compiled too"
-
-
 def test_text_is_never_padded(kit):
     assert not any(plan.padded for plan in plans_of(kit, "base").values())
 

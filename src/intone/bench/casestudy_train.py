@@ -59,11 +59,8 @@ class Plan:
         return (segment, self.padded, tuple(sorted(self.choices.environment.items())))
 
 
-def plans_of(kit: Kit, stage: str, *, quick: bool = False) -> dict[str, Plan]:
-    """The rows of a stage by key, in their order; compiled ones only where something can be compiled.
-
-    quick: on a CPU packing is added to what is not compiled: compiling its rows too would take half a minute of six.
-    """
+def plans_of(kit: Kit, stage: str) -> dict[str, Plan]:
+    """The rows of a stage by key, in their order; compiled ones only where something can be compiled."""
     padded = stage == "sft"  # text fills its rows anyway
     tuned = kit.tuned
     plain = with_plain_memory(tuned)
@@ -76,7 +73,7 @@ def plans_of(kit: Kit, stage: str, *, quick: bool = False) -> dict[str, Plan]:
         faster = with_segment(batch, compiled=True, attention=attention)
         found["compile"] = Plan(faster, padded)
     if padded:
-        found["packing"] = Plan(batch if quick and kit.device == "cpu" else faster, False)
+        found["packing"] = Plan(faster, False)
     found[EVERYTHING] = Plan(tuned, False)
     found[f"{WITHOUT}auto_batch"] = Plan(with_segment(tuned, device_batch=DEVICE_BATCH), False)
     found[f"{WITHOUT}fast_code"] = Plan(start_choices(tuned, Faults.named("eager")), False)
@@ -105,11 +102,9 @@ WORDS = {
 }  # fmt: skip
 
 
-def ways_of(
-    kit: Kit, stage: str, keys: Sequence[str], heard: dict[str, list[float]], *, quick: bool = False
-) -> list[Way]:
+def ways_of(kit: Kit, stage: str, keys: Sequence[str], heard: dict[str, list[float]]) -> list[Way]:
     """The rows to show, those with a side to be measured. heard: gets the first losses of every side."""
-    plans = plans_of(kit, stage, quick=quick)
+    plans = plans_of(kit, stage)
     seen: dict[tuple[Any, ...], str] = {}
     ways = []
     for key in keys:
@@ -139,8 +134,6 @@ def plan_note(key: str, plan: Plan) -> str:
         return f"{segment.dtype}, {segment.device_batch} rows at a time, {fast}, attention {segment.attention}, packed"
     if key == f"{WITHOUT}fast_code":
         return "PyTorch's operations one by one"
-    if key == "packing":
-        return "compiled too" if segment.compiled else "in place of compiled code, not beside it"
     return ""
 
 
@@ -229,7 +222,7 @@ def train_table(
     """
     heard: dict[str, list[float]] = {}
     shown = keys or [key for key in KEYS[stage] if not (quick and key in NOT_QUICK)]
-    ways = [*ways_of(kit, stage, shown, heard, quick=quick), *others]
+    ways = [*ways_of(kit, stage, shown, heard), *others]
     sides = [way.side for way in ways if way.side is not None]
     if len(sides) < 2:
         note = f"the plan settled for this machine is the starting point's own ({stage}): nothing to compare"
