@@ -76,6 +76,7 @@ def run(words, capsys):
         ("chat --from d3-1/sft --top-k none", ChatSettings(from_run="d3-1/sft", top_k=None)),
         ("chat --no-tools --prompt=--hi", ChatSettings(tools=False, prompt="--hi")),
         ("chat --python", ChatSettings(python=True)),
+        ("chat --min-tokens 0", ChatSettings(min_tokens=0)),
         ("eval d3-1 --tasks bpb --json", EvalSettings(run="d3-1", tasks=("bpb",), json=True)),
         ("eval --json d3-1", EvalSettings(run="d3-1", json=True)),
         ("data check a b", DataSettings(action="check", data=("a", "b"))),

@@ -42,18 +42,19 @@ class LoadedModel:
     def chat(
         self, messages: str | Sequence[Message] | Sequence[Mapping[str, Any]], *, max_tokens: int | None = 256,
         temperature: float = 0.0, top_k: int | None = None, top_p: float = 1.0, seed: int | None = None,
-        tools: bool | str | Sequence[str] = True,
+        tools: bool | str | Sequence[str] = True, min_tokens: int = 0,
     ) -> str:  # fmt: skip
         """The readable answer to a question, or to a list of {"role", "content"} that ends with the user's turn.
 
-        tools: True the calculator, False none, or names: "calculator", "python".
+        tools: True the calculator, False none, or names: "calculator", "python". min_tokens: tokens of text before the
+        answer may end; with 0 it is what the model says, also where that is nothing.
         Raises UserError for a conversation that is none or does not fit, RuntimeError where the model fails.
         """
         from intone.engine.requests import Request
 
         request = Request(
             conversation(messages), max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            seed=seed, tools=tools,
+            seed=seed, tools=tools, min_tokens=min_tokens,
         )  # fmt: skip
         completion = self.engine.generate([request])[0][0]
         if completion.reason == "error":

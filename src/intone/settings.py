@@ -155,6 +155,8 @@ class ChatSettings(Checked):
     top_p: float | None = setting(None, least=0.0, most=1)
     # longest answer in tokens
     max_tokens: int = setting(256, least=1)
+    # tokens of text before an answer may end; 0: as the model has it, which may be no word at all
+    min_tokens: int = setting(1, least=0)
     # the same seed gives the same answers
     seed: int = setting(0, least=0)
     # let the model use its calculator
@@ -170,6 +172,12 @@ class ChatSettings(Checked):
         super().__post_init__()
         if self.url is not None and self.weights != "auto":
             raise UserError("--weights is for a run, not for a server", value=self.weights, fix="leave out --weights")
+        if self.min_tokens > self.max_tokens:
+            raise UserError(
+                f"min_tokens {self.min_tokens:,} is more than max_tokens {self.max_tokens:,}",
+                value=self.min_tokens,
+                fix=f"use a min_tokens of {self.max_tokens:,} or less, or a larger max_tokens",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,3 +70,27 @@ def test_an_answer_does_not_end_before_its_least_length_and_stop_texts_do_not_co
     # the end is not drawn, so the likeliest of all others, equal here, is: byte 0
     assert told(min_tokens=3)[0] == [0, ord("a"), 0, *b"abcab", end]
     assert told(min_tokens=6, stop="ab")[1:] == ("\x00a\x00abc", "stop"), "the first ab is too early, the second counts"
+
+
+def test_special_tokens_are_no_text_that_an_answer_could_end_after(scripted_model, byte_tokenizer):
+    end, special = (byte_tokenizer.special(name) for name in ("<|assistant_end|>", "<|user_end|>"))
+    with Engine(scripted_model([special, end, *b"a", end], prompt_length=1), byte_tokenizer) as engine:
+        ((found,),) = engine.generate([Request([1], temperature=0.0, max_tokens=9, min_tokens=1)])
+    assert (found.ids, found.text) == ([special, 0, ord("a"), end], "\x00a")
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_answers_that_may_not_be_empty_are_the_same_in_any_company(model, byte_tokenizer, kernels):
+    likely = {byte_tokenizer.special("<|assistant_end|>"): 6.0}
+    asked = [
+        Request(PROMPT, max_tokens=6, seed=seed, logit_bias=likely, tools=False, min_tokens=least)
+        for seed in range(12) for least in (0, 1)
+    ]  # fmt: skip
+    with Engine(model, byte_tokenizer, kernels=kernels) as engine:
+        together = [samples[0].ids for samples in engine.generate(asked)]
+        alone = [engine.generate([request])[0][0].ids for request in asked]
+    assert together == alone
+    ends = {byte_tokenizer.bos, *likely}
+    assert any(ids[0] in ends for ids in together[::2]), "as the model has it, some are empty"
+    assert not any(ids[0] in ends for ids in together[1::2])
+    assert any(len(ids) == 2 and ids[1] in ends for ids in together[1::2]), "after one token they may end"

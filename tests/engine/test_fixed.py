@@ -93,6 +93,7 @@ def test_rows_that_need_the_host_run_beside_others_and_end_alike(model, byte_tok
         Request([3, 4], max_tokens=20, seed=1, frequency_penalty=0.5),
         Request([8, 9, 7], max_tokens=40, seed=2),
         Request([8, 9], max_tokens=30, seed=2, min_tokens=20),
+        Request([8, 5], max_tokens=30, seed=6, min_tokens=1),
         Request([1, 9], max_tokens=30, seed=4, stop=["q", "zz"]),
         Request([1, 2], max_tokens=12, seed=4, logit_bias={5: 3.0}),
     ]

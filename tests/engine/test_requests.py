@@ -15,6 +15,11 @@ from intone.errors import UserError
         ({"prompt": 5}, "prompt is a int"),
         ({"max_tokens": 0}, "max_tokens is 0, it must be at least 1"),
         ({"max_tokens": 2.5}, "max_tokens 2.5 is not a whole number"),
+        ({"min_tokens": -1}, "min_tokens is -1, it must be at least 0\n  fix: 0 lets the model end its answer at once"),
+        (
+            {"min_tokens": 9, "max_tokens": 8},
+            "min_tokens 9 is more than max_tokens 8\n  fix: use a min_tokens of 8 or less, or a larger max_tokens",
+        ),
         ({"n": 0}, "n is 0, it must be at least 1"),
         ({"top_k": 0}, "top_k is 0, it must be at least 1"),
         ({"temperature": math.nan}, "temperature nan is not a finite number"),

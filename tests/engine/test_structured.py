@@ -433,6 +433,15 @@ def test_regexes_and_choices_hold_and_the_text_ends_with_its_form(random_weights
     assert all(engine.tokenizer.decode(completion.ids) == completion.text for completion in dates + choices)
 
 
+def test_a_form_that_may_be_empty_is_not_where_that_is_asked_and_a_complete_one_ends(random_weights, engine_of):
+    engine = engine_of(random_weights)
+    request = Request(PROMPT, structured={"regex": "(ab|cd)?"}, n=12, seed=1, temperature=2.0, min_tokens=1)
+    longer = Request(PROMPT, structured={"choice": ["yes", "no"]}, n=12, seed=1, temperature=2.0, min_tokens=9)
+    some, whole = engine.generate([request, longer])
+    assert {completion.text for completion in some} == {"ab", "cd"}
+    assert {(completion.text, completion.reason) for completion in whole} == {("yes", "stop"), ("no", "stop")}
+
+
 def test_a_text_that_may_go_on_ends_where_the_model_ends_it(random_weights, engine_of, tokenizer):
     engine = engine_of(random_weights)
     ends = (tokenizer.bos, tokenizer.special("<|assistant_end|>"))

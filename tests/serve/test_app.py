@@ -116,6 +116,14 @@ def test_penalties_biases_and_filters_reach_the_engine(client):
     assert repeated.choices[0].message.content != plain
 
 
+def test_an_answer_may_be_empty_unless_least_tokens_are_asked_for(client):
+    at_once = {str(TOKENIZER.special("<|assistant_end|>")): 100}
+    assert chat(client, logit_bias=at_once).choices[0].message.content == ""
+    answer = chat(client, logit_bias=at_once, extra_body={"min_tokens": 1})
+    # the end has its bias as soon as it may come
+    assert len(answer.choices[0].message.content) == 1 and answer.usage.completion_tokens == 2
+
+
 def test_the_two_names_of_the_limit_mean_the_same(client):
     for name in ("max_tokens", "max_completion_tokens"):
         answer = client.chat.completions.create(model=MODEL, messages=HELLO, **{name: 5})
@@ -235,7 +243,8 @@ REFUSED = [
     ({"stop_token_ids": [265]}, "stop_token_ids", "this model knows 0 to 264"),
     ({"builtin_tools": ["python"]}, "builtin_tools", "--python"),
     ({"builtin_tools": ["hammer"]}, "builtin_tools.0", "'calculator' or 'python'"),
-    ({"min_tokens": 30}, "min_tokens", "more than max_tokens"),
+    ({"min_tokens": 30}, "min_tokens", "more than max_tokens 24; use a min_tokens of 24 or less"),
+    ({"min_tokens": -1}, "min_tokens", "greater than or equal to 0"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
     ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "no field"),
     ({"structured_outputs": {"regex": "(", "choice": ["a"]}}, "structured_outputs", "one of"),

@@ -119,15 +119,15 @@ def test_an_answer_comes_in_pieces_with_tool_calls_and_the_key_goes_along(script
     assert (path, headers["Authorization"]) == ("/v1/chat/completions", "Bearer s3cret")
     assert body == {
         "model": "d4-1/sft", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 256, "temperature": 0.6,
-        "seed": 5, "top_p": 0.9, "top_k": 50, "builtin_tools": ["calculator"], "stream": True,
-        "stream_options": {"include_usage": True},
+        "seed": 5, "top_p": 0.9, "top_k": 50, "min_tokens": 1, "builtin_tools": ["calculator"],
+        "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
 
 
 def test_other_servers_get_only_what_openai_has_names_for(script):
     script.models, script.answers = THEIRS, [words("x")]
     pieces(ServerPartner(script.url))
-    assert not {"top_k", "builtin_tools"} & set(script.asked[-1][2])
+    assert not {"top_k", "min_tokens", "builtin_tools"} & set(script.asked[-1][2])
 
 
 def test_a_busy_server_is_asked_again_after_the_time_it_names(script):

@@ -43,7 +43,8 @@ class Replying:
             return torch.zeros(0, 265)  # a part of a prompt
         asked, said = self.parts()
         reply = ids_of(self.replies[asked] + "<|assistant_end|>")
-        return torch.nn.functional.one_hot(torch.tensor([reply[len(said)]]), 265).float() * 50
+        following = reply[min(len(said), len(reply) - 1)]
+        return torch.nn.functional.one_hot(torch.tensor([following]), 265).float() * 50
 
     def parts(self):
         """The last message, and the ids of its answer that are there."""
@@ -130,6 +131,12 @@ def test_commands_change_the_conversation_and_the_settings(engine_of, capsys):
         assert command in said
 
 
+def test_an_answer_has_a_word_where_the_model_would_say_nothing_unless_that_is_asked_for(engine_of):
+    engine, _ = engine_of({"asdf": "", "hi": "hello"})
+    assert talk(engine, ["asdf", "hi", "/set min-tokens 0", "asdf"]) == (EXIT_DONE, "\0\nhello\n\n")
+    assert (once(engine, "asdf"), once(engine, "asdf", min_tokens=0)) == ("\0", "")
+
+
 @pytest.mark.parametrize(
     "line, words",
     [
@@ -141,6 +148,8 @@ def test_commands_change_the_conversation_and_the_settings(engine_of, capsys):
         ("/set temperature nan", "nan"),
         ("/set top-k 0", "0"),
         ("/set top-k 2.5", "'2.5' is not a whole number"),
+        ("/set min-tokens 300", "min_tokens 300 is more than max_tokens 256\n  fix: use a min_tokens of 256 or less"),
+        ("/set min-tokens -1", "min_tokens is -1"),
         ("/set python maybe", "'maybe' is neither yes nor no\n  fix: /set python yes"),
         ("/set warmth 3", "unknown setting 'warmth'"),
         ("/new now", "/new stands alone, without 'now'"),

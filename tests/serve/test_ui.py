@@ -240,8 +240,8 @@ def test_settings_go_with_the_request_and_stay_in_the_browser(page):
     page.reload()
     ask(page, "count")
     sent = page.sent("/v1/chat/completions")[-1]
-    asked = {name: sent[name] for name in ("temperature", "top_p", "top_k", "max_tokens", "seed")}
-    assert asked == {"temperature": 0.25, "top_p": 0.9, "top_k": None, "max_tokens": 7, "seed": 5}
+    asked = {name: sent[name] for name in ("temperature", "top_p", "top_k", "max_tokens", "min_tokens", "seed")}
+    assert asked == {"temperature": 0.25, "top_p": 0.9, "top_k": None, "max_tokens": 7, "min_tokens": 1, "seed": 5}
     assert sent["messages"][0] == {"role": "system", "content": "Be kind."}
     assert answers(page) == ["You sai"] and "cut at the most tokens" in page.text(".cost")
 

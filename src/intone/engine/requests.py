@@ -20,7 +20,8 @@ class Request:
 
     prompt: token ids as they are; a text to go on with (a document's start is put before it); or a conversation
     whose last message is the user's. max_tokens None: as many as the context leaves; it counts every new token, those
-    of tools too. min_tokens: before so many, what would end the answer is not drawn, and stop texts do not count.
+    of tools too. min_tokens: before so many, special ones not counted (nobody reads them), what would end the answer
+    is not drawn, and stop texts do not count; a form that is complete ends it all the same.
 
     temperature 0 takes the likeliest token. Filters apply in the order top_k, top_p (share of probability kept),
     min_p (share of the likeliest token's probability); tokens as likely as the last one kept are kept too. Before
@@ -62,7 +63,7 @@ class Request:
         if len(self.prompt) == 0:
             raise UserError("the prompt is empty", value=self.prompt, fix="give at least one token, letter or message")
         _check_whole("max_tokens", self.max_tokens, low=1, or_none=True)
-        _check_whole("min_tokens", self.min_tokens, low=0)
+        _check_whole("min_tokens", self.min_tokens, low=0, fix="0 lets the model end its answer at once")
         _check_whole("top_k", self.top_k, low=1, or_none=True)
         _check_whole("n", self.n, low=1)
         _check_whole("top_logprobs", self.top_logprobs, low=0)
@@ -87,7 +88,9 @@ class Request:
             raise UserError("repetition_penalty 0 would divide by 0", value=0, fix="1 changes nothing, 1.1 is usual")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise UserError(
-                f"min_tokens {self.min_tokens:,} is more than max_tokens {self.max_tokens:,}", value=self.min_tokens
+                f"min_tokens {self.min_tokens:,} is more than max_tokens {self.max_tokens:,}",
+                value=self.min_tokens,
+                fix=f"use a min_tokens of {self.max_tokens:,} or less, or a larger max_tokens",
             )
         if self.top_logprobs and not self.logprobs:
             raise UserError(f"top_logprobs is {self.top_logprobs} and logprobs is False", value=self.top_logprobs)
@@ -229,13 +232,15 @@ def check_ids(what: str, ids: Sequence[int], *, vocab_size: int) -> list[int]:
     return checked
 
 
-def _check_whole(name: str, value: Any, *, low: int | None = None, or_none: bool = False) -> None:
+def _check_whole(
+    name: str, value: Any, *, low: int | None = None, or_none: bool = False, fix: str | None = None
+) -> None:
     if value is None and or_none:
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(f"{name} {value!r} is not a whole number", value=value)
     if low is not None and value < low:
-        raise UserError(f"{name} is {value}, it must be at least {low}", value=value)
+        raise UserError(f"{name} is {value}, it must be at least {low}", value=value, fix=fix)
 
 
 def _check_number(name: str, value: Any, *, low: float, high: float = math.inf, fix: str) -> None:

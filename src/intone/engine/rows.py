@@ -196,7 +196,8 @@ class Row:
     """One sample. Its text is the prompt and ids; the first table.length tokens of it are in the cache.
 
     is_paused: a tool works on its call; nothing is computed for it meanwhile. num_found: tokens of its prompt that
-    were in the cache when it started. num_given: tokens that it had when it last got a slot.
+    were in the cache when it started. num_given: tokens that it had when it last got a slot. num_plain: new tokens that
+    are not special ones.
     """
 
     def __init__(self, group: Group, sample: int) -> None:
@@ -207,6 +208,7 @@ class Row:
         self.is_paused = False
         self.num_found = 0
         self.num_given = 0
+        self.num_plain = 0
         self.ids: list[int] = []
         self.logprobs: list[float | None] = []
         self.tool_calls: list[ToolCall] = []
@@ -231,7 +233,7 @@ class Row:
     @property
     def is_too_short(self) -> bool:
         """Whether the sample may not end yet."""
-        return len(self.ids) < self.group.request.min_tokens
+        return self.num_plain < self.group.request.min_tokens
 
     def tokens(self, begin: int, end: int) -> Sequence[int]:
         """Tokens [begin, end) of the whole text."""
@@ -243,9 +245,8 @@ class Row:
     def take(self, token: int, logprob: float | None, top: tuple[tuple[int, float], ...]) -> Taken:
         """Adds a chosen token. With a tool call in the result the row is paused until answer()."""
         group = self.group
-        may_stop = len(self.ids) + 1 >= group.request.min_tokens
-        text, call = self.visible.push(token, may_stop=may_stop)
         self._append(token, logprob)
+        text, call = self.visible.push(token, may_stop=not self.is_too_short)
         ends = token in group.stop_ids or self.visible.is_stopped
         if self.matcher is not None and not ends:
             self.matcher.accept(token)
@@ -276,3 +277,4 @@ class Row:
     def _append(self, token: int, logprob: float | None) -> None:
         self.ids.append(token)
         self.logprobs.append(logprob)
+        self.num_plain += token not in self.group.specials.all

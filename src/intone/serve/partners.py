@@ -171,6 +171,7 @@ def request_of(messages: Sequence[Message], settings: ChatSettings, *, seed: int
     return Request(
         messages,
         max_tokens=settings.max_tokens,
+        min_tokens=settings.min_tokens,
         temperature=settings.temperature,
         top_k=settings.top_k,
         top_p=1.0 if settings.top_p is None else settings.top_p,

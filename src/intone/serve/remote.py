@@ -51,7 +51,7 @@ class ServerPartner:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the server takes what OpenAI's API has no name for: top_k, builtin_tools."""
+        """Whether the server takes what OpenAI's API has no name for: top_k, min_tokens, builtin_tools."""
         return self._entries.get(self._model, {}).get("owned_by") == "intone"
 
     def check(self, settings: ChatSettings) -> None:
@@ -145,7 +145,8 @@ class ServerPartner:
         if settings.top_p is not None:
             body["top_p"] = settings.top_p
         if self.is_ours:
-            return {**body, "top_k": settings.top_k, "builtin_tools": tools_of(settings)}
+            extra = {"top_k": settings.top_k, "min_tokens": settings.min_tokens, "builtin_tools": tools_of(settings)}
+            return {**body, **extra}
         return body
 
     def _streamed(self, body: Mapping[str, Any]) -> Iterator[Piece]:

@@ -27,7 +27,7 @@ COMMANDS = {
     "/save FILE": "write the conversation as JSON",
     "/quit": "leave (Ctrl-D does the same)",
 }
-CHANGEABLE = ("temperature", "top_k", "top_p", "max_tokens", "seed", "tools", "python")
+CHANGEABLE = ("temperature", "top_k", "top_p", "max_tokens", "min_tokens", "seed", "tools", "python")
 FENCE = '"""'
 NUM_REMEMBERED = 1000  # lines of the prompt's history
 
@@ -282,7 +282,7 @@ def _value(field: str, text: str) -> Any:
         return words[text]
     if text == "none" and field in ("top_k", "top_p"):
         return None
-    kind = int if field in ("top_k", "max_tokens", "seed") else float
+    kind = int if field in ("top_k", "max_tokens", "min_tokens", "seed") else float
     try:
         return kind(text)
     except ValueError:

@@ -82,7 +82,8 @@ export class Settings {
   forRequest() {
     const { temperature, top_p, top_k, max_tokens, seed, tools } = this.value;
     // top_k null is said: left out it would be the server's own
-    const fields = { temperature, top_p, top_k, seed: seed ?? Math.floor(Math.random() * 2 ** 31) };
+    // a person wants a word, also where the model would end its turn at once
+    const fields = { temperature, top_p, top_k, min_tokens: 1, seed: seed ?? Math.floor(Math.random() * 2 ** 31) };
     if (max_tokens !== null) fields.max_tokens = max_tokens;
     if (tools !== "server") fields.builtin_tools = { none: [], calculator: ["calculator"], python: ["calculator", "python"] }[tools];
     return fields;
