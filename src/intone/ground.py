@@ -41,10 +41,12 @@ from intone.tune.trials import Trials
 
 SPEED_STEPS = 8  # of the speed trial: two warm, six timed
 GATE_STEPS = 12  # of the loss-trajectory gate, tune/precision.py
-WORKER_S = 4.5  # guess: a worker from its start to its first step, and from its last step to its end
+# a worker from its start to its first step, and from its last step to its end: 5.0 to 7.1 s in the stages of two
+# default runs on an EPYC 7003 with nothing beside them (LOG.md, "What is set aside in a run")
+WORKER_S = 5.5
 WARM_COMPILE_S = compiling.WARM_S  # a stage that finds its compiled code in the cache
-# guess: an evaluation of 11 x 200 questions costs about as much as training on this many tokens
-EVALUATION_TOKENS = 200_000
+# the questions at the end of a run take so many times the evaluation of a stage: 2.2 to 3.5 in four default runs
+QUESTIONS = 3.5
 VAL_TOKENS = 65_536
 BUSY = ("load", "steal", "quota")  # disturbances that make steps slower and may be over when training begins
 
@@ -369,6 +371,16 @@ class Beside:
     last_s: float = 0.0  # the worker of the questions at the end of a run; 0: none are asked
     last_steps: float = 0.0  # the questions
 
+    def measured(self, stage_steps: Sequence[float]) -> "Beside":
+        """The same with evaluations as they were in the stages that are over, the questions in proportion.
+
+        The shortest counts: it was the least disturbed. A single one that took longer than planned proves nothing yet,
+        the first is also the one that makes ready what later ones find.
+        """
+        known = list(stage_steps) if len(stage_steps) > 1 else [*stage_steps, self.stage_steps]
+        steps = min(known)
+        return replace(self, stage_steps=steps, last_steps=QUESTIONS * steps if self.last_steps else 0.0)
+
     def seconds(self, num_stages: int, step_s: float) -> float:
         """Seconds beside the steps of so many stages, and of the questions."""
         return num_stages * (self.start_s + self.stage_steps * step_s) + self.last_s + self.last_steps * step_s
@@ -377,9 +389,10 @@ class Beside:
 def beside_steps(ground: Ground, *, asks_skills: bool) -> Beside:
     """Starts of workers, evaluations, and the final questions where they are asked."""
     tokens = ground.rows_per_step * ground.config.context * ground.step_s / ground.eager_step_s  # not compiled
+    stage_steps = VAL_TOKENS / 3 / tokens  # a forward pass alone takes a third of a training step
     return Beside(
         start_s=WORKER_S + (WARM_COMPILE_S if ground.compiled else 0.0),
-        stage_steps=VAL_TOKENS / 3 / tokens,  # a forward pass alone takes a third of a training step
+        stage_steps=stage_steps,
         last_s=WORKER_S * asks_skills,
-        last_steps=EVALUATION_TOKENS * asks_skills / tokens,
+        last_steps=QUESTIONS * stage_steps * asks_skills,
     )

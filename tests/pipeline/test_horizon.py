@@ -8,14 +8,14 @@ from intone import planning, recipe
 from intone.config import TrainJob
 from intone.data.loader import Rows
 from intone.data.shards import TokenSet
-from intone.ground import Beside
+from intone.ground import QUESTIONS, Beside
 from intone.jobs import last_step
 from intone.paths import read_json, write_json
 from intone.peak import CostWatch
 from intone.pipeline import horizon, stages, verb
 from intone.pipeline.horizon import Pace, recent_pace, spread
 from intone.prepare import MANY_EPOCHS
-from intone.records import EventRow, Outcome, StepRow, log_row, read_choices, read_log
+from intone.records import EvalRow, EventRow, Outcome, StepRow, log_row, read_choices, read_log
 from intone.runs import find_run
 from intone.settings import RunSettings
 from intone.train.schedule import place_of, scale_at
@@ -25,21 +25,26 @@ from tests.test_planning import machine as trials  # noqa: F401 (a fixture)
 from tests.tiny_jobs import write_job
 
 MINUTES, SETTLED_S, QUICK_S, SLOW_S = 10.0, 30.0, 0.8, 4.0
-BESIDE = Beside(start_s=4.5, stage_steps=2.0, last_s=4.5, last_steps=20.0)
+BESIDE = Beside(start_s=4.5, stage_steps=2.0, last_s=4.5, last_steps=QUESTIONS * 2.0)
 ASKED_EVERY_S = 2.0  # of the simulated clock; a real supervisor asks twice a second
 
 
 class Clockwork(Machine):
-    """Plans for steps of counted_s, trains with steps of what pace(seconds since the start) says, on its own clock."""
+    """Plans for steps of counted_s, trains with steps of what pace(seconds since the start) says, on its own clock.
+
+    stage_steps: steps that the evaluation of each stage takes as long as, whatever the plan set aside.
+    """
 
     def __init__(self, job, counted_s, pace):
         super().__init__(job)
         self.counted_s, self.pace, self.clock_s = counted_s, pace, SETTLED_S
         self.restarts, self.renewed = [], []
+        self.beside, self.stage_steps = BESIDE, dict.fromkeys(recipe.STARTER_SHARES, BESIDE.stage_steps)
+        self.question_steps = BESIDE.last_steps
 
     def plan_run(self, settings, origins, folder, *, started_s):
         plan = super().plan_run(settings, origins, folder, started_s=started_s)
-        left_s = 60 * MINUTES - SETTLED_S - BESIDE.seconds(3, self.counted_s)
+        left_s = 60 * MINUTES - SETTLED_S - self.beside.seconds(3, self.counted_s)
         parts = recipe.stage_plans(max(30, int(left_s / self.counted_s)), is_starter=True, lr_scale=1.0)
         made = {
             part.stage: (replace(plan.stages[part.stage][0], steps=part.steps, schedule=part.schedule), choices)
@@ -47,7 +52,7 @@ class Clockwork(Machine):
         }
         forecast = {
             "format": 1, "steps": sum(part.steps for part in parts), "step_s": self.counted_s, "minutes": MINUTES,
-            "fetch_s": 0.0, "stages": {part.stage: part.steps for part in parts}, "beside": asdict(BESIDE),
+            "fetch_s": 0.0, "stages": {part.stage: part.steps for part in parts}, "beside": asdict(self.beside),
         }  # fmt: skip
         return replace(plan, stages=made, forecast=forecast)
 
@@ -60,7 +65,7 @@ class Clockwork(Machine):
 
     def supervise(self, folder, env, limits=None, review=None):
         if folder.name == "eval":
-            self.clock_s += BESIDE.last_s + BESIDE.last_steps * self.pace(self.clock_s)
+            self.clock_s += BESIDE.last_s + self.question_steps * self.pace(self.clock_s)
             return super().supervise(folder, env)
         step, planned, asked_s = 0, read_json(folder / "config.json")["steps"], self.clock_s
         while step < planned:
@@ -75,7 +80,9 @@ class Clockwork(Machine):
                     assert review.plan_anew(step)
                     planned = read_json(folder / "config.json")["steps"]
                     log_row(folder / "log.jsonl", EventRow(step, "resumed", "from the save"))
-        self.clock_s += BESIDE.start_s + BESIDE.stage_steps * self.pace(self.clock_s)
+        evaluation_s = self.stage_steps[folder.name] * self.pace(self.clock_s)
+        self.clock_s += BESIDE.start_s + evaluation_s
+        log_row(folder / "log.jsonl", EvalRow(step, evaluation_s, {"bpb": 1.0}))
         write_json(folder / "outcome.json", {"format": 1, "outcome": "done"})
         return Outcome("done", step)
 
@@ -123,17 +130,17 @@ def test_a_plan_from_a_busy_moment_grows_to_fill_the_minutes(clockwork, capsys):
     assert machine.clock_s == pytest.approx(60 * MINUTES, rel=0.03)
     steps = steps_of()
     total = sum(steps.values())
-    assert total > 600 > 5 * sum(read_json(find_run("d1-1").folder / "forecast.json")["stages"].values())
+    assert total > 5 * sum(read_json(find_run("d1-1").folder / "forecast.json")["stages"].values())
     for stage, share in recipe.STARTER_SHARES.items():
         assert steps[stage] == pytest.approx(share * total, rel=0.1)
     assert machine.renewed == ["sft"]  # 100 steps of mid have enough with what they had
     (stage, step, words), *_ = new_plans()
-    assert stage == "base" and words.startswith("base 17 -> ") and ", mid 17 -> " in words
+    assert stage == "base" and words.startswith("base 19 -> ") and ", mid 19 -> " in words
     assert "a step takes 0.8 s, 4 s were counted on; " in words and words.endswith(" of 10 min are left")
     assert f"new plan: {words}\n" in capsys.readouterr().err
     choices = read_choices(find_run("d1-1").stage_folder("base"))
-    assert choices.horizons(0)[0] == (0, 17) and choices.horizons(0)[1][0] == step
-    assert f"base 17 -> {choices.horizons(0)[1][1]:,}, " in words
+    assert choices.horizons(0)[0] == (0, 19) and choices.horizons(0)[1][0] == step
+    assert f"base 19 -> {choices.horizons(0)[1][1]:,}, " in words
     settled = choices.settings["steps"]
     assert (settled.value, settled.origin) == (steps["base"], "measured")
     assert settled.measured["step_s"] == pytest.approx(QUICK_S)
@@ -163,7 +170,7 @@ def test_rates_still_fall_to_the_end_without_a_jump_where_a_stage_was_planned_an
 
 
 def test_within_the_tolerance_nothing_is_planned_anew(clockwork):
-    machine = clockwork(counted_s=QUICK_S, pace=1.03 * QUICK_S)
+    machine = clockwork(counted_s=QUICK_S, pace=1.01 * QUICK_S)
     run()
     assert (machine.restarts, new_plans()) == ([], [])
     assert steps_of() == read_json(find_run("d1-1").folder / "forecast.json")["stages"]
@@ -174,6 +181,59 @@ def test_a_little_off_is_put_right_between_stages_without_a_restart(clockwork):
     run()
     assert machine.restarts == [] and machine.clock_s == pytest.approx(60 * MINUTES, rel=0.02)
     assert [(stage, step) for stage, step, _ in new_plans()] == [("mid", 0)]
+
+
+def test_what_evaluations_do_not_take_goes_to_the_stages_still_to_come(clockwork):
+    machine = clockwork(counted_s=QUICK_S, pace=QUICK_S)
+    # as in a default run, which ended a minute early
+    machine.beside = replace(BESIDE, stage_steps=15.0, last_steps=130.0)
+    machine.stage_steps, machine.question_steps = {"base": 17.0, "mid": 11.0, "sft": 14.0}, 33.0
+    run()
+    assert machine.restarts == [] and 0.98 <= machine.clock_s / (60 * MINUTES) <= 1.001
+    planned, steps = read_json(find_run("d1-1").folder / "forecast.json")["stages"], steps_of()
+    assert steps["base"] == planned["base"] and steps["mid"] > 1.1 * planned["mid"]
+    assert steps["sft"] - planned["sft"] > 4 * (steps["mid"] - planned["mid"])
+    assert [stage for stage, *_ in new_plans()] == ["mid", "sft"]
+    assert "; evaluations and starts take about 1 min 19 s; " in new_plans()[0][2]
+
+
+def test_evaluations_that_take_longer_than_planned_still_end_in_the_minutes(clockwork):
+    machine = clockwork(counted_s=QUICK_S, pace=QUICK_S)
+    machine.stage_steps, machine.question_steps = dict.fromkeys(recipe.STARTER_SHARES, 12.0), 42.0
+    run()
+    assert machine.restarts == [] and 0.98 <= machine.clock_s / (60 * MINUTES) <= 1.001
+
+
+def test_one_disturbed_evaluation_takes_no_steps_from_the_others(clockwork):
+    machine = clockwork(counted_s=QUICK_S, pace=QUICK_S)
+    machine.stage_steps["base"] = 60.0
+    run()
+    planned, steps = read_json(find_run("d1-1").folder / "forecast.json")["stages"], steps_of()
+    assert sum(planned.values()) - sum(steps.values()) == pytest.approx(58, abs=2), "as long as it took, and no more"
+    assert steps["mid"] > 0.88 * planned["mid"]
+    assert 0.98 <= machine.clock_s / (60 * MINUTES) <= 1.001
+
+
+def test_answers_alone_are_counted_on_as_lighter_on_our_kernels(clockwork, monkeypatch):
+    machine = clockwork(counted_s=QUICK_S, pace=QUICK_S)
+    planned = machine.plan_run
+
+    def of_kernels(*given, **named):
+        plan = planned(*given, **named)
+        stages = {
+            stage: (
+                replace(job, learn_all=stage == "mid"),
+                replace(choices, segments=(replace(choices.segments[0], kernels="native"),)),
+            )
+            for stage, (job, choices) in plan.stages.items()
+        }
+        return replace(plan, stages=stages)
+
+    monkeypatch.setattr(verb, "plan_run", of_kernels)
+    run()
+    forecast, steps = read_json(find_run("d1-1").folder / "forecast.json")["stages"], steps_of()
+    assert steps["sft"] == pytest.approx(forecast["sft"] / horizon.LIGHTER, rel=0.01)
+    assert [stage for stage, *_ in new_plans()] == ["sft"]
 
 
 def test_a_hiccup_does_not_make_a_plan_smaller(clockwork):
@@ -219,8 +279,8 @@ def test_a_kill_between_the_two_files_of_a_new_plan_leaves_the_one_that_counts(c
     with pytest.raises(KeyboardInterrupt):
         run()
     folder = find_run("d1-1").stage_folder("base")
-    planned = read_choices(folder).num_steps(17)
-    assert read_json(folder / "config.json")["steps"] == 17 < planned
+    planned = read_choices(folder).num_steps(19)
+    assert read_json(folder / "config.json")["steps"] == 19 < planned
     monkeypatch.setattr(horizon, "rewrite", written)
     monkeypatch.setattr(stages, "supervise", lambda folder, env, review: Outcome("stopped", 5))
     with pytest.raises(KeyboardInterrupt):
@@ -259,6 +319,22 @@ def test_the_pace_is_that_of_the_process_that_trained_last_without_its_first_ste
 def test_the_pace_is_that_of_the_last_minute_or_of_enough_steps():
     assert recent_pace(rows_of(*[1.0] * 100, *[2.0] * 40)).step_s == 2.0
     assert recent_pace(rows_of(*[1.0] * 100, *[30.0] * 9)).step_s == pytest.approx(30.0)
+
+
+def test_an_evaluation_is_told_in_the_steps_before_it():
+    evaluation = {"kind": "eval", "step": 11, "seconds": 7.0, "values": {}}
+    assert horizon.evaluation_steps([*rows_of(*[0.5] * 11), evaluation]) == 14.0
+    assert horizon.evaluation_steps([*rows_of(*[0.5] * 5), evaluation]) is None
+    assert horizon.evaluation_steps(rows_of(*[0.5] * 11)) is None
+
+
+def test_what_a_run_does_beside_its_steps_follows_the_least_disturbed_evaluation():
+    planned = Beside(start_s=5.0, stage_steps=10.0, last_s=5.0, last_steps=35.0)
+    assert planned.measured([]) == planned
+    assert planned.measured([40.0]) == planned
+    assert planned.measured([4.0]) == replace(planned, stage_steps=4.0, last_steps=QUESTIONS * 4.0)
+    assert planned.measured([40.0, 20.0]) == replace(planned, stage_steps=20.0, last_steps=QUESTIONS * 20.0)
+    assert replace(planned, last_s=0.0, last_steps=0.0).measured([4.0]).last_steps == 0.0
 
 
 def test_no_stage_grows_beyond_what_its_text_is_good_for(tiny_job, tmp_path):
