@@ -132,8 +132,12 @@ def test_train_from_a_run_takes_its_model_settings_below_the_flags(verb, capsys)
         ("run d3-1", "unexpected 'd3-1'", "see intone run --help"),
         ("run -- python x.py", "intone run takes no command after --", "leave out the --"),
         ("train", "STAGE is missing after intone train", "STAGE is one of base, mid, sft"),
-        ("export d3-1", "--to is missing after intone export", "--to is a text"),
-        ("import --step 3", "PATH is missing after intone import", "PATH is a text"),
+        ("export d3-1", "--to is missing after intone export", "--to is a text: folder to write"),
+        (
+            "import --step 3", "PATH is missing after intone import",
+            "PATH is a text: folder of a nanochat checkpoint, of transformers' NanoChatForCausalLM, or an export of "
+            "intone",
+        ),
         ("data check", "DATA is missing after intone data check", "name files, folders or public sets"),
         ("train bse", "STAGE 'bse' is not one of base, mid, sft", "did you mean 'base'?"),
         ("train sft", "train sft needs a run to start from", "add --from RUN; `intone runs` lists them"),
@@ -258,6 +262,9 @@ def test_show_puts_the_forecast_before_the_settings(verb, capsys, monkeypatch):
     monkeypatch.setitem(cli.VERBS, "run", cli.VERBS["run"]._replace(forecast=cli.VERBS["run"].target))
     _, out, _ = run("run --show --depth 3", capsys)
     assert out.startswith("about 8 min at depth 3\n\nsetting ")
+    lines = {line.split()[0]: line.split()[1:] for line in out.splitlines()[2:]}
+    assert lines["minutes"][:3] == ["auto:", "8", "default"] and lines["depth"][0] == "3"
+    assert lines["seed"] == ["1337", "default"], "a reason that says no more than the origin is left out"
     _, out, _ = run("run --show --depth 3 --json", capsys)
     result = json.loads(out)["result"]
     assert result["forecast"] == {"minutes": 8}

@@ -99,7 +99,11 @@ def test_json_refuses_numbers_that_json_does_not_have(tmp_path):
 def test_a_missing_and_a_damaged_json_file_are_told_apart(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_json(tmp_path / "none.json")
+    with pytest.raises(UserError, match="is a folder, not a file"):
+        read_json(tmp_path)
     (tmp_path / "half.json").write_text('{"a": ')
+    with pytest.raises(UserError, match="does not exist"):
+        read_json(tmp_path / "half.json" / "inside.json")
     with pytest.raises(Damaged, match="is not valid JSON"):
         read_json(tmp_path / "half.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")

@@ -92,6 +92,14 @@ def test_the_presets_differ_in_their_architecture_alone():
 
 def test_the_table_of_settings_has_name_value_origin_and_reason():
     rows = {"depth": Resolved(5, "flag", "--depth"), "val": Resolved((), "default", "default")}
-    assert show_table(rows) == (
-        "setting  value  origin   reason\ndepth    5      flag     --depth\nval      none   default  default"
+    assert show_table(rows, {}) == (
+        "setting  value  origin   reason\ndepth    5      flag     --depth\nval      none   default"
     )
+
+
+def test_the_table_of_settings_says_what_an_auto_will_likely_be():
+    rows = {"depth": Resolved("auto", "default", "later"), "minutes": Resolved(5.0, "flag", "--minutes")}
+    assert show_table(rows, {"depth": 4, "minutes": 5.0}).splitlines()[1:] == [
+        "depth    auto: 4  default  later", "minutes  5.0      flag     --minutes"
+    ]  # fmt: skip
+    assert "auto  " in show_table(rows, {"depth": {"value": 4}})

@@ -103,6 +103,7 @@ def test_a_stage_copied_out_of_its_run_can_be_used_by_its_path(home, tmp_path):
         ("zzz", "unknown run 'zzz'", "known: first"),
         ("first/mid", "run first has no stage 'mid' on disk", "it has: base"),
         ("first/bse", "run first has no stage 'bse' on disk", "it has: base"),
+        ("/", "/ is no run: it has no run.json", "name a run or the folder of one"),
         ("first", "run first has no finished stage", "or name a stage that has a save: first/base"),
     ],
 )

@@ -177,14 +177,14 @@ def parse_flags(verb: str, entry: Verb, args: list[str]) -> dict[str, Any] | Non
     except SystemExit as stop:
         if stop.code in (0, None):
             return None
-        raise _explained(verb, fields, words, said.getvalue()) from None
+        raise _explained(verb, cls, words, said.getvalue()) from None
     values = dataclasses.asdict(parsed)
     for name, flag in named.items():
         if values[name] == ():
             raise UserError(f"{flag} needs at least one value", value=flag, fix=f"see intone {verb} --help")
     for name, field in fields.items():
         if values[name] == () and field.default is dataclasses.MISSING:
-            raise _missing(verb, field)
+            raise _missing(verb, cls, field)
     return {
         name: values[name] for name, field in fields.items() if name in named or _is_given_word(field, values[name])
     }
@@ -272,8 +272,9 @@ def _default_hint(entry: dataclasses.Field[Any]) -> str:
     return "" if entry.default in (None, (), False) else f"(default: {shown(entry.default)})"
 
 
-def _explained(verb: str, fields: Mapping[str, dataclasses.Field[Any]], words: list[str], said: str) -> UserError:
+def _explained(verb: str, cls: type[Checked], words: list[str], said: str) -> UserError:
     """tyro's boxed complaint as one of our errors."""
+    fields = named_fields(cls)
     text = " ".join(re.sub(r"[─│╭╮╰╯]", " ", said).split())
     spellings = {flag_of(entry): entry for entry in fields.values()}
     by_word = {entry.name: entry for entry in fields.values() if entry.metadata.get("positional")}
@@ -281,7 +282,7 @@ def _explained(verb: str, fields: Mapping[str, dataclasses.Field[Any]], words: l
     entry = spellings.get(found[1]) or by_word.get(found[1].lower()) if found else None
     if text.startswith("Required options"):
         required = [entry for entry in fields.values() if entry.default is dataclasses.MISSING]
-        return _missing(verb, next((entry for entry in required if f" {flag_of(entry)} " in text), required[0]))
+        return _missing(verb, cls, next((entry for entry in required if f" {flag_of(entry)} " in text), required[0]))
     if text.startswith("Unrecognized options"):
         extra = text.partition("Unrecognized options: ")[2].split()[0].rstrip(",")
         return UserError(f"unexpected {extra!r}", value=extra, fix=f"see intone {verb} --help")
@@ -296,9 +297,10 @@ def _explained(verb: str, fields: Mapping[str, dataclasses.Field[Any]], words: l
     return UserError(f"{flag} {value!r} is not {allowed}", value=value, fix=fix)
 
 
-def _missing(verb: str, entry: dataclasses.Field[Any]) -> UserError:
-    name = flag_of(entry)
-    return UserError(f"{name} is missing after intone {verb}", fix=f"{name} is {kind(entry.type)}")
+def _missing(verb: str, cls: type[Checked], entry: dataclasses.Field[Any]) -> UserError:
+    name, what = flag_of(entry), kind(entry.type)
+    meant = f": {help_of(cls)[entry.name]}" if what == "a text" else ""
+    return UserError(f"{name} is missing after intone {verb}", fix=f"{name} is {what}{meant}")
 
 
 def _value_of(flag: str, words: list[str], text: str) -> str:
@@ -316,10 +318,12 @@ def _show(entry: Verb, settings: Checked, origins: Mapping[str, Resolved]) -> An
         rows |= preset_rows(rows["preset"].value)
     values = {name: dataclasses.asdict(value) for name, value in rows.items()}
     result: dict[str, Any] = {"settings": values}
-    text = show_table(rows)
+    likely: Mapping[str, Any] = {}
+    lines = ""
     if entry.forecast is not None:
-        lines, result["forecast"] = _call(entry.forecast, settings, origins)
-        text = f"{lines}\n\n{text}"
+        lines, likely = _call(entry.forecast, settings, origins)
+        lines, result["forecast"] = f"{lines}\n\n", likely
+    text = f"{lines}{show_table(rows, likely)}"
     named = next((word for name in ("from_run", "like", "run") if (word := getattr(settings, name, None))), None)
     if named is not None:
         lines, result["choices"] = choices_of(named)

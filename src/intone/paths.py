@@ -116,8 +116,10 @@ def read_json(path: Path) -> Any:
     """The JSON document at path. Raises UserError where it is missing, Damaged where it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist", value=str(path)) from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not a file", value=str(path), fix="name a file in it") from None
     except (ValueError, UnicodeDecodeError) as error:
         raise Damaged(
             f"{path} is not valid JSON: {error}",

@@ -117,7 +117,12 @@ def preset_rows(preset: Preset) -> dict[str, Resolved]:
     return {name: Resolved(getattr(config, name), "preset", f"architecture {preset}") for name in names}
 
 
-def show_table(resolved: Mapping[str, Resolved]) -> str:
-    """One line per setting: name, value, origin, reason."""
-    rows = [[name, shown(entry.value), entry.origin, entry.reason] for name, entry in resolved.items()]
+def show_table(resolved: Mapping[str, Resolved], likely: Mapping[str, Any]) -> str:
+    """One line per setting: name, value, origin, and the reason where it says more. likely: what auto will become."""
+    rows = []
+    for name, entry in resolved.items():
+        value, reason = shown(entry.value), "" if entry.reason == entry.origin else entry.reason
+        if entry.value == "auto" and not isinstance(likely.get(name), Mapping | None):
+            value = f"auto: {shown(likely[name])}"
+        rows.append([name, value, entry.origin, reason])
     return table(rows, header=["setting", "value", "origin", "reason"], left=4)

@@ -221,6 +221,11 @@ def _unknown_run(reference: str) -> UserError:
     if not names:
         return _no_runs(reference)
     guess = nearest(reference.split("/")[0], names)
+    if ("/" in reference or guess is None) and Path(reference).expanduser().exists():
+        return UserError(
+            f"{reference} is no run: it has no run.json", value=reference,
+            fix="name a run or the folder of one; `intone runs` lists them",
+        )  # fmt: skip
     fix = f"did you mean {guess!r}?" if guess else f"known: {', '.join(names[:10])}; `intone runs` lists all"
     return UserError(f"unknown run {reference!r}", value=reference, fix=fix)
 

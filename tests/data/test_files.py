@@ -7,6 +7,7 @@ import pytest
 
 from intone.data.files import file_type, find_files
 from intone.errors import UserError
+from intone.mixture import NAMED
 
 
 def put(folder: Path, name: str, content: str) -> Path:
@@ -67,7 +68,7 @@ def test_names_with_glob_characters_are_taken_literally_where_they_exist(tmp_pat
     ("pattern", "message", "fix"),
     [
         ("b.txtt", "b.txtt does not exist", "did you mean .*b.txt"),
-        ("nofolder/q.txt", "nofolder does not exist", "nothing in .* has a similar name"),
+        ("nofolder/q.txt", "nofolder does not exist", "nothing in .* has a similar name$"),
         ("notes.csv", "notes.csv has an unknown type", r"known: \.txt, \.md, \.jsonl, \.parquet"),
         ("*.csv", r"\*\.csv matches no file of a known type", "known: "),
         (".git/objects", "objects does not exist", ""),
@@ -78,6 +79,23 @@ def test_a_path_that_gives_nothing_is_refused_with_a_fix(tree: Path, pattern: st
         find_files([f"{tree}/{pattern}"])
     assert caught.value.fix is not None
     assert re.search(fix, caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("word", "fix"),
+    [
+        ("tinystorie", "did you mean tinystories?"),
+        ("note.md", "did you mean notes.md?"),
+        ("zzzz", f"nothing in . has a similar name; sets with a name: {', '.join(NAMED)}"),
+        ("zzzz/a.txt", "nothing in . has a similar name"),
+    ],
+)  # fmt: skip
+def test_a_mistyped_word_may_mean_a_file_here_or_a_set_with_a_name(tmp_path: Path, monkeypatch, word, fix) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, "notes.md", "x")
+    with pytest.raises(UserError) as caught:
+        find_files([word])
+    assert caught.value.fix == fix
 
 
 def test_a_folder_without_text_and_an_empty_name_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from intone.data.unpack import COMPRESSIONS
 from intone.errors import UserError, nearest
+from intone.mixture import NAMED
 
 TEXT_SUFFIXES = (".txt", ".md")
 ROW_SUFFIXES = (".jsonl", ".parquet")
@@ -78,9 +79,16 @@ def _has_validation_name(path: Path) -> bool:
 
 
 def _missing(path: Path) -> UserError:
+    is_word = path.parent == Path()  # a set's name, perhaps
     folder = path.parent
     while not folder.is_dir():
         path, folder = folder, folder.parent
-    guess = nearest(path.name, (entry.name for entry in folder.iterdir()))
-    fix = f"did you mean {folder / guess}?" if guess else f"nothing in {folder} has a similar name"
+    guess = nearest(path.name, [*(entry.name for entry in folder.iterdir()), *(NAMED if is_word else ())])
+    if guess in NAMED and is_word:
+        fix = f"did you mean {guess}?"
+    elif guess:
+        fix = f"did you mean {folder / guess}?"
+    else:
+        fix = f"nothing in {folder} has a similar name"
+        fix += f"; sets with a name: {', '.join(NAMED)}" if is_word else ""
     return UserError(f"{path} does not exist", value=str(path), fix=fix)

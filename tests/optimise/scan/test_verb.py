@@ -130,6 +130,15 @@ def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path, monkeypatch, cap
     assert "no Python files" in capsys.readouterr().err
 
 
+def test_what_holds_nothing_readable_is_refused_not_praised(code, capsys):
+    (code / "notes.txt").write_bytes(b"\xe2\x28")
+    assert main(["scan", str(code / "notes.txt")]) == 2
+    assert "notes.txt could be read: notes.txt cannot be read" in capsys.readouterr().err
+    (code / "a.py").write_text("def (:")
+    assert main(["scan", str(code / "a.py")]) == 2
+    assert "is not Python of this version" in capsys.readouterr().err
+
+
 def test_the_board_can_lie_in_the_scanned_folder(code):
     main(["scan", str(code), "--board-inside"])
     assert (code / ".intone" / "board.json").is_file()

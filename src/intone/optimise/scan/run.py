@@ -66,7 +66,13 @@ def scan_path(path: Path, *, only: Iterable[str] = (), with_tests: bool = False)
             texts[name] = file.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError) as error:
             unread.append((name, f"cannot be read: {error}"))
-    return scan_texts(texts, only=only, notes=requirements_notes(root), root=root, unread=unread)
+    scan = scan_texts(texts, only=only, notes=requirements_notes(root), root=root, unread=unread)
+    if not scan.num_files:  # to find nothing wrong in it would sound like praise
+        name, why = scan.unread[0]
+        raise UserError(
+            f"nothing of {path} could be read: {name} {why}", value=str(path), fix="name a folder or a Python file"
+        )
+    return scan
 
 
 def python_files(path: Path, *, with_tests: bool = False) -> tuple[Path, list[Path]]:

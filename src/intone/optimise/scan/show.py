@@ -24,7 +24,7 @@ def scan_text(scan: Scan, board: Board, change: Change, show_from: Severity, com
     least = SEVERITIES.index(show_from)
     shown = [issue for issue in issues if SEVERITIES.index(issue.finding.severity) >= least]
     lines = [
-        f"{scan.num_files:,} files, {scan.num_lines:,} lines: "
+        f"{scan.num_files:,} {'file' if scan.num_files == 1 else 'files'}, {scan.num_lines:,} lines: "
         f"{len(issues)} open ({counted([issue.finding for issue in issues])})",
         f"board: {change.new} new, {change.fixed} fixed, {change.reopened} back, "
         f"{len(board.in_state('dismissed'))} dismissed",
