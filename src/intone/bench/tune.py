@@ -26,8 +26,7 @@ from intone.records import Answer, ResultRow, Segment, append_result
 from intone.resolving import Resolved
 from intone.tune.batch import Method, candidates, passes_of
 from intone.tune.curve import curve_text
-from intone.tune.found import Found, Sample
-from intone.tune.probing import WorkerProbe
+from intone.tune.found import Found
 from intone.tune.settle_batch import BatchQuestion, as_choice, batch_key, search, settle_batch
 from intone.tune.trial import attention_for
 from intone.tune.trials import Trials
@@ -116,9 +115,9 @@ def expected_s(before: Case, depth: int, context: int) -> float:
 
 
 def work_of(depth: int, context: int) -> float:
-    """Floating-point operations of one round of a sweep: a pass of every size."""
+    """Floating-point operations of one round of a sweep: a step of every size."""
     config = model_config("modern", depth=depth, vocab_size=VOCAB, context=context)
-    return sum(candidates(STEP_TOKENS // context)) * context * train_flops_per_token(config, context)
+    return len(candidates(STEP_TOKENS // context)) * STEP_TOKENS * train_flops_per_token(config, context)
 
 
 def command_of(settings: BenchTuneSettings) -> str:
@@ -208,27 +207,23 @@ def fresh_growth(question: BatchQuestion, rows: int) -> int | None:
 
 
 def sweep(question: BatchQuestion, more: set[int]) -> dict[int, list[float]]:
-    """Seconds of a step by size, in rounds there and back over all sizes, in fresh children."""
+    """Seconds of a step by size, in rounds there and back over all sizes, in fresh children.
+
+    Whole steps: what a step does once (new gradients, weights whose layout changed) would count once for each of its
+    passes if single passes were timed and multiplied, against the small sizes (LOG.md).
+    """
     sizes = sorted({*candidates(question.rows_per_device), *more})
     step_s: dict[int, list[float]] = {rows: [] for rows in sizes}
     for _ in range(REPLICATES):
         with question.probe() as worker:
+            for rows in sizes:
+                worker(rows, 1, 1)  # what a size does once per process is not timed
             for number in range(ROUNDS):
-                samples: dict[int, Sample] = {}
                 for rows in sizes if number % 2 == 0 else reversed(sizes):
-                    samples[rows] = one_block(worker, rows)
-                update_s = statistics.median(sample.update_s for sample in samples.values())
-                for rows, sample in samples.items():
-                    step_s[rows].append(passes_of(question.rows_per_device, rows) * sample.pass_s + update_s)
+                    passes = passes_of(question.rows_per_device, rows)
+                    sample = worker(rows, passes, 1)
+                    step_s[rows].append(passes * sample.pass_s + sample.update_s)
     return step_s
-
-
-def one_block(worker: WorkerProbe, rows: int) -> Sample:
-    """A pass and an update of this size, a few times where it is short."""
-    sample = worker(rows, 1, 1)
-    if sample.pass_s < 0.1:
-        sample = worker(rows, 1, max(2, min(10, int(0.2 / sample.pass_s))))
-    return sample
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
