@@ -57,7 +57,7 @@ def planted(tmp_path):
             {"path": "a.py", "kind": "pickle", "line": 3},
             {"path": "b.py", "kind": ["rng", "padding"], "line": 1},
         ],
-        "clean": [{"path": "b.py"}, {"path": "a.py", "kind": "pickle"}],
+        "clean": ["b.py", {"path": "a.py", "kind": "pickle"}],
     }
     (tmp_path / "labels.json").write_text(json.dumps(labels))
     return tmp_path
@@ -87,6 +87,21 @@ def test_a_place_that_a_finding_only_names_is_told_and_not_counted(tmp_path, cap
     main(["recall", str(tmp_path)])
     said = capsys.readouterr().out
     assert "0 of 1" in said and "named by a finding elsewhere" in said
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({"planted": [], "clean": [["a.py"]]}, "['a.py'] among the clean files of labels.json names no file"),
+        ({"planted": [], "clean": [{"name": "a.py"}]}, "among the clean files of labels.json names no file"),
+        ({"faults": []}, "names no planted faults"),
+        ([], "names no planted faults"),
+    ],
+)
+def test_labels_of_another_form_are_refused_in_words(labels, said, planted, capsys):
+    (planted / "labels.json").write_text(json.dumps(labels))
+    assert main(["recall", str(planted)]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_label_with_an_unknown_class_is_refused(planted, capsys):

@@ -172,14 +172,35 @@ class Label:
 
 
 def read_labels(folder: Path) -> tuple[list[Label], list[tuple[str, tuple[str, ...]]], bool]:
-    """(planted faults, (file, classes) that must stay clean, whether the files are one code base). Raises UserError."""
+    """(planted faults, (file, classes) that must stay clean, whether the files are one code base). Raises UserError.
+
+    An entry of "clean" is the name of a file, clean of every class, or {"path": name, "kind": class or classes}.
+    """
     value = read_json(folder / "labels.json")
+    if not isinstance(value, dict) or not isinstance(value.get("planted"), list):
+        raise UserError(
+            f"{folder / 'labels.json'} names no planted faults",
+            value=str(folder),
+            fix='write {"format": 1, "planted": [{"path": ..., "kind": ..., "line": ...}], "clean": ["name.py"]}',
+        )
     planted = [
         Label(entry["path"], _kinds(entry), entry["line"], entry.get("end_line", entry["line"]), entry.get("function"))
         for entry in value["planted"]
     ]
-    clean = [(entry["path"], _kinds(entry) if "kind" in entry else tuple(CLASSES)) for entry in value.get("clean", [])]
-    return planted, clean, bool(value.get("together", False))
+    return planted, [_clean(entry) for entry in value.get("clean", [])], bool(value.get("together", False))
+
+
+def _clean(entry: object) -> tuple[str, tuple[str, ...]]:
+    """(file, classes of which it must be clean) of an entry of "clean"."""
+    if isinstance(entry, str):
+        return entry, tuple(CLASSES)
+    if isinstance(entry, dict) and isinstance(entry.get("path"), str):
+        return entry["path"], _kinds(entry) if "kind" in entry else tuple(CLASSES)
+    raise UserError(
+        f"{entry!r} among the clean files of labels.json names no file",
+        value=repr(entry),
+        fix='write "name.py" or {"path": "name.py", "kind": "rng"}',
+    )
 
 
 def _kinds(entry: dict[str, Any]) -> tuple[str, ...]:
