@@ -415,6 +415,39 @@ right("S88", """
         loader.load_state_dict(kept["loader"])
 """)  # fmt: skip
 
+# --- S89 --------------------------------------------------------------------------------------------------------------
+SAMPLER = """
+    import random
+    from torch.utils.data import Sampler
+    class Buckets(Sampler):
+        def __init__(self, groupsPARAMS):
+            self.groups = groupsKEPT
+        def __iter__(self):
+            order = list(self.groups)
+            SHUFFLE
+            return iter(order)
+"""
+fault("S89", SAMPLER.replace("PARAMS", "").replace("KEPT", "").replace(
+    "SHUFFLE", "random.shuffle(order)"))  # fmt: skip
+right("S89", SAMPLER.replace("PARAMS", ", seed, epoch").replace(
+    "KEPT", "; self.seed, self.epoch = seed, epoch").replace(
+    "SHUFFLE", "random.Random(self.seed * 9973 + self.epoch).shuffle(order)"))  # fmt: skip
+
+# --- S67 --------------------------------------------------------------------------------------------------------------
+STREAM = """
+    import gzip, json
+    from torch.utils.data import IterableDataset
+    class Lines(IterableDataset):
+        def __init__(self, files, encode): self.files, self.encode = files, encodeFIELD
+        def __iter__(self):
+            for path in self.files:
+                with gzip.open(path, "rt") as f:
+                    for line in f:
+                        yield self.encode(json.loads(line)["text"])
+"""
+fault("S67", STREAM.replace("FIELD", ""))
+right("S67", STREAM.replace("FIELD", "; self.start_row = 0"))
+
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())
 def test_a_planted_fault_is_found(rule, code):

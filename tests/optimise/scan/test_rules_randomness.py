@@ -357,6 +357,30 @@ right("S18", """
         return [torch.Generator().manual_seed(seed + row) for row in range(n)]
 """)  # fmt: skip
 
+# --- S66 --------------------------------------------------------------------------------------------------------------
+SERVE = """
+    import torch
+    from fastapi import FastAPI
+    app = FastAPI()
+    class Writer:
+        KEPT
+        def __init__(self, net): self.net = net
+        def write(self, ids, n):
+            DRAWN
+            for _ in range(n):
+                p = torch.softmax(self.net(ids)[:, -1], -1)
+                ids = torch.multinomial(p, 1, generator=gen)
+            return ids
+    writer = Writer(None)
+    @app.post("/write")
+    def write(ask):
+        return writer.write(ask.ids, 64).tolist()
+"""
+fault("S66", SERVE.replace(
+    "KEPT", "gen = torch.Generator().manual_seed(5)").replace("DRAWN", "gen = self.gen"))  # fmt: skip
+right("S66", SERVE.replace("KEPT", "pass").replace(
+    "DRAWN", "gen = torch.Generator().manual_seed(ask_seed())"))  # fmt: skip
+
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())
 def test_a_planted_fault_is_found(rule, code):

@@ -296,6 +296,30 @@ right("S49", """
             opt.zero_grad()
 """)  # fmt: skip
 
+# --- S65 --------------------------------------------------------------------------------------------------------------
+HOOK = """
+    import lightning as L, torch
+    class Net(L.LightningModule):
+        def training_step(self, batch, _): return self.net(**batch).loss
+        def write(self, ids, n):
+            past = None
+            for _ in range(n):
+                out = self.net(ids, past_key_values=past, use_cache=True)
+                past = out.past_key_values
+                ids = torch.multinomial(torch.softmax(out.logits[:, -1], -1), 1)
+            return ids
+        def on_train_batch_end(self, outputs, batch, number):
+            if number % 1000 == 0:
+                print(DONE)
+"""
+fault("S65", HOOK.replace("DONE", "self.write(self.prompt, 50)"))
+right("S65", HOOK.replace(
+    "print(DONE)", "self.net.eval(); self.preview(); self.net.train()") + """
+        @torch.no_grad()
+        def preview(self):
+            print(self.write(self.prompt, 50))
+""")  # fmt: skip
+
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())
 def test_a_planted_fault_is_found(rule, code):

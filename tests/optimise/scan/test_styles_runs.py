@@ -471,13 +471,17 @@ right("rng", "rows of one call whose seed is counted on", """
             ids = ids.expand(n, -1)
             return torch.multinomial(self.model(ids)[:, -1].softmax(-1), 1, generator=dice)
 """)  # fmt: skip
-fault("rng", "rows of one call whose seed the caller gives", """
+CALLER = """
     import torch
-    def answers(model, ids, n, seed):
+    def answers(model, ids, n, SEED):
         dice = torch.Generator().manual_seed(seed)  # <-
         ids = ids.expand(n, -1)
         return torch.multinomial(model(ids)[:, -1].softmax(-1), 1, generator=dice)
-""")  # fmt: skip
+"""
+fault("rng", "rows of one call whose seed is a number", CALLER.replace("SEED", "seed=42"))
+right("rng", "rows of one call whose seed the caller gives", CALLER.replace("  # <-", "").replace("SEED", "seed"))
+fault("rng", "rows of many prompts whose seed the caller gives", CALLER.replace("n, SEED", "batch_size, seed").replace(
+    "n, -1", "batch_size, -1"))  # fmt: skip
 
 # --- host-sync: what is asked every so many tokens --------------------------------------------------------------------
 DECODED = """

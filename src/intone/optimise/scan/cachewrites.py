@@ -17,7 +17,9 @@ STORE_NAME = re.compile(
 )
 CACHE_OWNER = re.compile(r"cache|kv|memory|pastkey", re.I)
 SIZE_WORD = re.compile(
-    r"max|size|len|capacity|limit|shape|seqlen|context|num_slots|n_slots|n_ctx|(^|[._ ])cap|end|window", re.I
+    r"max|size|len|capacity|limit|shape|seqlen|context|num_slots|n_slots|n_ctx|(^|[._ ])cap|end|window|"
+    r"room|space|remain|avail|(^|[._ ])(left|free)($|[._ ])",
+    re.I,
 )
 LIMIT_WORD = re.compile(
     r"max|capacity|limit|size|cache|(^|[._ ])cap($|[._ ])|n_ctx|context|slots|length|shape|block", re.I

@@ -14,7 +14,8 @@ from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import is_backward, is_model_call, is_model_name, is_module_class
 
 OTHER_COMPILERS = re.compile(
-    r"torch_xla|thunder|\bjax\b|deepspeed\.initialize|\bmlx\b|\.jit\(|CUDAGraph|make_graphed_callables"
+    r"torch_xla|thunder|\bjax\b|deepspeed\.initialize|\bmlx\b|\.jit\(|CUDAGraph|make_graphed_callables|"
+    r"dynamo_backend\s*=\s*['\"](?!no|NO)|dynamo_plugin\s*="
 )
 
 

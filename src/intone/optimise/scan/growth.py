@@ -325,14 +325,27 @@ def grown_by(
     if isinstance(value, ast.IfExp):
         ways = [grown_by(part, name, scope, project, index, depth) for part in (value.body, value.orelse)]
         return next((way for way in ways if way), None)
+    if isinstance(value, (ast.ListComp, ast.GeneratorExp)):
+        return _grown_row_by_row(value, name, scope, project, depth)
     if not isinstance(value, ast.Call):
         return None
     last = last_name(value.func)
     if last in JOINS and name in names_in(value):
         return f"{last} in the loop"
+    if last in ("stack", "tensor", "pad_sequence", "list") and value.args and depth:
+        return grown_by(value.args[0], name, scope, project, index, depth - 1)
     if isinstance(value.func, ast.Attribute) and last in ("to", "contiguous", "clone", "long", "view", "detach"):
         return grown_by(value.func.value, name, scope, project, index, depth)
     return _grown_by_function(value, name, scope, project, index, depth) if depth else None
+
+
+def _grown_row_by_row(
+    value: ast.ListComp | ast.GeneratorExp, name: str, scope: Scope, project: Project, depth: int
+) -> str | None:
+    """[cat([row, token]) for row in ids], [row + [t] for row, t in zip(ids, new)]: each row of a text made longer."""
+    head = value.generators[0]
+    rows = sorted(names_in(head.target)) if name in names_in(head.iter) and depth else []
+    return next((how for row in rows if (how := grown_by(value.elt, row, scope, project, None, depth - 1))), None)
 
 
 def _holds(value: ast.BinOp, name: str) -> bool:

@@ -7,6 +7,7 @@ import re
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.source import Scope, target_name, walk
+from intone.optimise.scan.values import chooses_token
 
 DEPTH = 3  # names on the way from a use to the parameter in a helper; guess
 
@@ -39,7 +40,15 @@ def _knows(item: Reached) -> bool:
         return False
     names = {part.id for part in walk(item.node) if isinstance(part, ast.Name)}
     handed = names & (set(item.scope.parameters) - {"self", "cls"})
-    return bool(HOOK.match(item.scope.simple_name)) or any(TRAINED.search(name) for name in handed)
+    if HOOK.match(item.scope.simple_name) or any(TRAINED.search(name) for name in handed):
+        return True
+    # a method that keeps values of a training; a plain function reads whatever it is given
+    return item.scope.owner is not None and any(_takes_tensor(part) for part in walk(item.node))
+
+
+def _takes_tensor(node: ast.AST) -> bool:
+    """value.detach(), value.cpu(): whoever writes this knows that it is a tensor that may lie on the device."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("detach", "cpu")
 
 
 def _is_of_class(scope: Scope, home: Scope) -> bool:
@@ -54,6 +63,10 @@ def _is_handed(node: ast.AST, scope: Scope, depth: int = DEPTH) -> bool:
     for part in walk(node):
         if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in scope.parameters:
             return False  # what the helper computes itself: model(x)
+        if isinstance(part, ast.Call) and (target_name(part.func) or "").startswith("self."):
+            return False  # or its object does: self.loss(batch)
+        if isinstance(part, ast.Call) and chooses_token(part, scope):
+            return False  # int(multinomial(probs, 1)) waits whoever made the probabilities
         if not isinstance(part, ast.Name) or part.id in scope.module.imports:
             continue
         if part.id in scope.parameters and part.id not in ("self", "cls") or part.id in scope.rest:

@@ -75,9 +75,20 @@ def mode_of(call: ast.Call, scope: Scope, project: Project) -> Mode | None:
     base = call.func.value
     if call.func.attr == "eval" and not call.args and not call.keywords and target_name(base) not in ("self", "cls"):
         return "eval"  # only a module has a mode; frame.eval(text) is told an expression
-    if not is_model_name(target_name(base) or "") and not _is_module(base, scope, project):
+    known = is_model_name(target_name(base) or "") or _is_module(base, scope, project)
+    if not known and not (call.func.attr == "train" and _has_mode(base, scope)):
         return None
     return "eval" if call.func.attr == "eval" or "False" in text_of(call) else "train"
+
+
+def _has_mode(base: ast.expr, scope: Scope) -> bool:
+    """Whether .eval() is called on the same name in a function: for m in modules: m.eval()."""
+    name = target_name(base)
+    return name is not None and any(
+        isinstance(call.func, ast.Attribute) and call.func.attr == "eval" and not call.args
+        and target_name(call.func.value) == name
+        for call in scope.calls
+    )  # fmt: skip
 
 
 def _is_module(base: ast.expr, scope: Scope, project: Project) -> bool:

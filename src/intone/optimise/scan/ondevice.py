@@ -25,6 +25,8 @@ LOSSES = (
 )  # fmt: skip
 DEVICE_NAME = re.compile(r"(^|[._])(device|dev|cuda|gpu)(_\w+)?$|^(local_)?rank$", re.I)
 ROWS = ("argmax", "softmax", "topk", "unbind", "split", "chunk", "flatten", "view", "detach", "squeeze", "sum", "mean")
+# methods of accelerate, Lightning's fabric and the like that hand on what all processes have of a tensor
+EXCHANGES = ("gather", "gather_for_metrics", "all_gather", "all_reduce", "reduce", "pad_across_processes")
 WALKS = ("items", "values", "enumerate", "zip", "list", "tuple", "reversed", "iter")
 
 
@@ -99,7 +101,7 @@ def _is_made_on_device(node: ast.expr, scope: Scope, project: Project, depth: in
     bound = target_name(node)
     if bound is None:
         return False
-    bindings = _bindings(bound, scope, project)
+    bindings = [pair for pair in _bindings(bound, scope, project) if not _makes_of(node, pair[0])]
     if any(_from_host(binding) for binding, _ in bindings if binding.how == "="):
         return False
     for binding, at in bindings:
@@ -113,6 +115,11 @@ def _is_made_on_device(node: ast.expr, scope: Scope, project: Project, depth: in
         return True
     computed = any(isinstance(b.value, ast.Call) or b.how == "part" for b, _ in bindings)
     return by_name and computed and bool(LOSS_NAME.search(bound))
+
+
+def _makes_of(node: ast.expr, binding: Binding) -> bool:
+    """value = value.item(): what the name is given is made of what it was at this very place."""
+    return binding.how == "=" and has_read(binding.value) and any(part is node for part in walk(binding.value))
 
 
 def _entry_on_device(node: ast.Subscript, key: str, scope: Scope, project: Project, depth: int, by_name: bool) -> bool:
@@ -210,7 +217,8 @@ def _call_on_device(node: ast.Call, scope: Scope, project: Project, depth: int, 
             return True
     inside: list[ast.expr] = [node.func.value] if isinstance(node.func, ast.Attribute) else []
     builtin = isinstance(node.func, ast.Name) and node.func.id in ("sum", "min", "max", "abs", "list", "tuple", "dict")
-    args = node.args if builtin or name.startswith("torch.") and not name.startswith("torch.tensor") else []
+    of_torch = name.startswith("torch.") and not name.startswith("torch.tensor")
+    args = node.args if builtin or of_torch or last in EXCHANGES else []
     if builtin:
         args = [*args, *(word.value for word in node.keywords if word.arg)]
     return any(on_device(part, scope, project, depth, by_name=by_name) for part in [*inside, *args])

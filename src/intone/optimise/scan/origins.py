@@ -71,7 +71,7 @@ def _back(project: "Project", at: Origin, passes: Passes | None) -> Iterator[Ori
     elif passes is not None and (parts := passes(node)):
         yield from (Origin(part, scope) for part in parts)
     elif isinstance(node, ast.Name):
-        yield from _back_from_name(project, node.id, scope)
+        yield from _back_from_name(project, node.id, scope, node)
     elif isinstance(node, ast.Attribute) and target_name(node) is not None:
         yield from _back_from_attribute(project, node, scope)
     elif isinstance(node, ast.Call):
@@ -79,10 +79,12 @@ def _back(project: "Project", at: Origin, passes: Passes | None) -> Iterator[Ori
             yield from (Origin(value, function) for value in [*function.returns, *function.yields])
 
 
-def _back_from_name(project: "Project", name: str, scope: Scope) -> Iterator[Origin]:
+def _back_from_name(project: "Project", name: str, scope: Scope, node: ast.Name | None = None) -> Iterator[Origin]:
     at: Scope | None = scope
     while at is not None:
         bindings = at.bindings.get(name, [])
+        if node is not None and len(bindings) > 1:
+            bindings = _seen_from(node, bindings, scope)
         if name in at.parameters:
             yield from _back_from_parameter(project, name, at)
         elif name in at.rest:
@@ -103,6 +105,16 @@ def _back_from_name(project: "Project", name: str, scope: Scope) -> Iterator[Ori
             yield from _back_from_name(project, last, module.top)
 
 
+def _seen_from(node: ast.Name, bindings: list[Binding], scope: Scope) -> list[Binding]:
+    """The bindings of a name that count at a place: the variable of a comprehension is known inside it only."""
+    local = [binding for binding in bindings if isinstance(binding.node, ast.comprehension)]
+    if not local or node not in scope.module.parents:
+        return bindings
+    around = {id(head) for above in scope.module.up(node) for head in getattr(above, "generators", ())}
+    inside = [binding for binding in local if id(binding.node) in around]
+    return inside or [binding for binding in bindings if binding not in local]
+
+
 def _back_from_parameter(project: "Project", name: str, scope: Scope) -> Iterator[Origin]:
     parameter = scope.parameters[name]
     if parameter.annotation is not None:
@@ -114,8 +126,31 @@ def _back_from_parameter(project: "Project", name: str, scope: Scope) -> Iterato
     for site in project.callers(scope)[:20]:
         value = project.argument(site, scope, name)
         if value is None:
-            continue
-        yield Origin(value, site.scope)
+            yield from _back_from_spread(project, site.call, site.scope, scope, name)
+        else:
+            yield Origin(value, site.scope)
+
+
+def _back_from_spread(
+    project: "Project", call: ast.Call, at: Scope, function: Scope, name: str
+) -> Iterator[Origin]:  # fmt: skip
+    """use(*make(x)), use(*pair): a parameter that gets one part of a tuple that is spread over the arguments."""
+    place = function.parameters[name].position
+    if place is None:
+        return
+    place -= 1 if function.owner is not None and not is_static(function) else 0
+    number = next((n for n, arg in enumerate(call.args) if isinstance(arg, ast.Starred)), len(call.args))
+    if number > place or number == len(call.args):
+        return
+    spread = call.args[number].value  # type: ignore[attr-defined]
+    tuples = [(spread, at)]
+    if isinstance(spread, ast.Call):
+        tuples = [(value, one) for one in project.callees(spread, at)[:3] for value in one.returns]
+    elif (held := target_name(spread)) is not None:
+        tuples = [(b.value, at) for b in at.bindings.get(held, []) if b.how == "="]
+    for value, one in tuples:
+        if isinstance(value, (ast.Tuple, ast.List)) and place - number < len(value.elts):
+            yield Origin(value.elts[place - number], one)
 
 
 # what runs a function elsewhere, with arguments: its name -> how many arguments stand before the function
@@ -148,7 +183,16 @@ def _back_from_start(project: "Project", name: str, scope: Scope) -> Iterator[Or
 
 
 def _back_from_handing(project: "Project", scope: Scope) -> Iterator[Origin]:
-    """re.sub(pattern, lambda match: ..., text): a parameter comes from what else the unknown caller was handed."""
+    """re.sub(pattern, lambda match: ..., text): a parameter comes from what else the unknown caller was handed.
+
+    A function with a name may be handed to anything: of it only re.sub() counts, pattern.sub(fix, text).
+    """
+    for method in ("sub", "subn"):
+        for site in project.sites.get(method, []) if not isinstance(scope.node, ast.Lambda) else ():
+            if any(last_name(arg) == scope.simple_name for arg in site.call.args[:2]):
+                yield from (
+                    Origin(arg, site.scope) for arg in site.call.args if last_name(arg) != scope.simple_name
+                )
     above = scope.module.parents.get(scope.node)
     if (
         isinstance(scope.node, ast.Lambda)

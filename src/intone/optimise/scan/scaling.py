@@ -1,6 +1,7 @@
 """By what a loss is divided on its way to backward, also in other functions, and how many micro-batches make a step."""
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -182,10 +183,33 @@ def same_number(one: ast.expr, one_scope: Scope, other: ast.expr, other_scope: S
     return False if len(ones) == len(others) == 1 else None
 
 
+# factors by which parts of a loss are weighed, or scores made flatter
+WEIGHS = re.compile(
+    r"(^|[._])(tau|temp|temperature|alpha|beta|gamma|lambda\w*|lam|weights?|\w+_weight|w\d?|coeff?|\w+_coeff?|eps\w*|sigma|"
+    r"std|margin)$",
+    re.I,
+)
+
+
+def weighs(scaling: Scaling, project: Project) -> bool:
+    """Whether a factor has nothing to do with the number of micro-batches: 0.1 * hint_loss, scores / temperature."""
+    if is_count(scaling.factor, scaling.scope, project):
+        return False
+    sides = [scaling.factor]
+    if isinstance(scaling.node, ast.BinOp) and isinstance(scaling.node.op, ast.Mult) and not scaling.divides:
+        sides = [scaling.node.left, scaling.node.right]
+    return any(
+        isinstance(side, ast.Constant) and not scaling.divides
+        or bool(names_in(side)) and all(WEIGHS.search(name) for name in names_in(side))
+        for side in sides
+    )  # fmt: skip
+
+
 def divided_by_turns(loop: TrainLoop, project: Project) -> str | None:
-    """for _ in range(n): loss = model(x) / n, whatever n is called."""
+    """for _ in range(n): loss = model(x) / n, whatever n is called; also for row in islice(rows, n), rows.take(n)."""
     walked, _ = walk_of(loop.inner)
-    turns = walked.args[-1:] if isinstance(walked, ast.Call) and last_name(walked.func) == "range" else []
+    counts = ("range", "islice", "take", "head", "sample")
+    turns = walked.args[-1:] if isinstance(walked, ast.Call) and last_name(walked.func) in counts else []
     found = (scaling for item in loop.backwards for scaling in scalings(item, loop, project))
     same = (
         any(scaling.divides and text_of(scaling.factor) == text_of(turns[0]) for scaling in found) if turns else False

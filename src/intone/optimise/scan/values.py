@@ -83,13 +83,13 @@ def _is_model_call(call: ast.Call, scope: Scope, project: Project) -> bool:
         if is_model_name(name) and func.attr not in dir(str) and name.count(".") == 1 and func.attr == "model":
             return True
         return _is_module_object(func, scope, project) or _is_used_as_model(name, scope, project)
-    if name in project.functions and not _bound_to_model(name, scope, project):
+    if name in project.functions and not is_bound_to_model(name, scope, project):
         return False
     if name.rpartition(".")[2] in project.classes:
         return False
     if is_model_name(name):
         return not _runs_project_function(call, scope, project)
-    if _bound_to_model(name, scope, project) or _is_module_object(func, scope, project):
+    if is_bound_to_model(name, scope, project) or _is_module_object(func, scope, project):
         return True
     return _is_used_as_model(name, scope, project)
 
@@ -156,7 +156,8 @@ def _is_whole_model(node: ast.ClassDef) -> bool:
     return is_model_name(node.name) or "Embedding(" in text or bool(re.search(r"LM|GPT|Llama|Model|Net$", node.name))
 
 
-def _bound_to_model(name: str, scope: Scope, project: Project) -> bool:
+def is_bound_to_model(name: str, scope: Scope, project: Project) -> bool:
+    """Whether a name is given a model, here, in the functions around, or in a method of the object."""
     at: Scope | None = scope
     while at is not None:
         for binding in at.bindings.get(name, []):
@@ -379,6 +380,8 @@ def token_passes(node: ast.expr) -> Sequence[ast.expr]:
             return [node.args[2]]
         if last_name(node.func) in ("tensor", "cat", "stack", "concat", "as_tensor", "asarray") and node.args:
             return [node.args[0]]
+        if last_name(node.func) in ("full", "full_like", "new_full") and len(node.args) > 1:
+            return [node.args[1]]
     return []
 
 

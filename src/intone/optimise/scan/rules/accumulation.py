@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from intone.optimise.scan.clearing import behind_if, cleared_before_step, cleared_outside, clears, steps_by_library
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import (
     ACCUM,
@@ -26,6 +27,7 @@ from intone.optimise.scan.scaling import (
     is_count,
     same_number,
     scalings,
+    weighs,
 )
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
@@ -51,12 +53,15 @@ def steps_too_often(module: Module, project: Project) -> Iterator[Place]:
             told = f"`{code_of(rest.test, 40)}` is true where a remainder is left"
             words = f"`{code_of(step.node, 40)}` runs after every micro-batch but the last of a step"
             yield Place(rest.test, words, (told,), scope=step.scope)
-        if loop.shape != "plain" or not loop.steps or loop.outer is not loop.inner:
+        if loop.shape != "plain" or not loop.steps or loop.outer is not loop.inner or steps_by_library(loop):
             continue
         over = over_micro_batches(loop.inner, loop.scope, project)
         divided = None if over else divided_by_count(loop, project) or divided_by_turns(loop, project)
-        if over or divided:
+        cleared = None if over or divided else cleared_outside(loop, project)
+        if over or divided or cleared:
             words = f"the loop runs over `{over}`" if over else f"the loss is divided by `{divided}`"
+            if cleared is not None:
+                words = f"gradients are cleared before the loop, at line {cleared.lineno}, and not in it"
             step = loop.steps[0]
             # a helper that does a whole step is right by itself: the loop over micro-batches is not
             whole = over is not None and step.chain and any(
@@ -136,14 +141,14 @@ def over_micro_batches(loop: Loop, scope: Scope, project: Project) -> str | None
 def cleared_too_often(module: Module, project: Project) -> Iterator[Place]:
     """zero_grad() at every turn of the loop over micro-batches, while the step comes later."""
     for loop in train_loops(module, project):
-        if (cleared := _cleared_before_step(loop)) is not None:
+        if (cleared := cleared_before_step(loop)) is not None:
             told = f"line {cleared.line}: {code_of(cleared.node, 50)}, and then {code_of(loop.steps[0].node, 40)}"
             yield Place(cleared.node, "gradients are cleared right before the step that needs them", (told,),
                         scope=cleared.scope)  # fmt: skip
         if not loop.accumulates or not counts_micro_batches(loop, project):
             continue
         for item in loop.turn(project):
-            if _clears(item) and not _behind_if(item, loop.inner) and not counter_guard(item, loop.inner, project):
+            if clears(item) and not behind_if(item, loop.inner) and not counter_guard(item, loop.inner, project):
                 step = loop.steps[0]
                 yield Place(
                     item.node,
@@ -152,47 +157,6 @@ def cleared_too_often(module: Module, project: Project) -> Iterator[Place]:
                     scope=item.scope,
                 )
                 break
-
-
-def _cleared_before_step(loop: TrainLoop) -> Reached | None:
-    """optimizer.zero_grad(); optimizer.step() one after the other in a block: the step finds nothing."""
-    for step in loop.steps[:2]:
-        module = step.scope.module
-        statement = module.parents.get(step.node)
-        above = module.parents.get(statement) if isinstance(statement, ast.Expr) else None
-        for block in (getattr(above, name, None) for name in ("body", "orelse")):
-            if isinstance(block, list) and statement in block and block.index(statement) > 0:
-                before = block[block.index(statement) - 1]
-                cleared = step.at(before.value) if isinstance(before, ast.Expr) else None
-                if cleared is not None and _clears(cleared):
-                    holder = text_of(before).partition(".zero_grad")[0]
-                    return cleared if holder in text_of(step.node) or "model" in holder else None
-    return None
-
-
-def _clears(item: Reached) -> bool:
-    """optimizer.zero_grad(), p.grad = None, p.grad.zero_()"""
-    node = item.node
-    if isinstance(node, ast.Call):
-        of_gradient = isinstance(node.func, ast.Attribute) and last_name(node.func.value) == "grad"
-        return last_name(node.func) == "zero_grad" or last_name(node.func) in ("zero_", "fill_") and of_gradient
-    return (
-        isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Attribute)
-        and node.targets[0].attr == "grad"
-        and isinstance(node.value, ast.Constant)
-        and node.value.value is None
-    )
-
-
-def _behind_if(item: Reached, loop: ast.AST) -> bool:
-    """Inside any `if` of the loop: it does not run at every turn."""
-    for below, above, _ in item.up():
-        if above is loop:
-            return False
-        if isinstance(above, ast.If) and below is not above.test and ".grad" not in text_of(above.test):
-            return True
-    return False
 
 
 @rule(
@@ -218,7 +182,7 @@ def unscaled_loss(module: Module, project: Project) -> Iterator[Place]:
         for item in loop.backwards:
             if "gradient" in text_of(item.node):
                 continue
-            found = list(scalings(item, loop, project))
+            found = [part for part in scalings(item, loop, project) if not weighs(part, project)]
             before = [part for part in found if part.scope is not item.scope or part.line <= item.line]
             if not before:
                 how = (
@@ -249,9 +213,7 @@ def counts_micro_batches(loop: TrainLoop, project: Project) -> bool:
     if walked is None or target is None:
         return False
     text = text_of(walked)
-    if re.search(r"loader|dataset|epoch", text) and "range(" not in text:
-        return False
-    if re.search(r"epoch", " ".join(names_in(walked) | names_in(target))):
+    if re.search(r"loader|dataset", text) and "range(" not in text or "epoch" in f"{text} {text_of(target)}":
         return False
     if re.search(r"range\(|chunk|split|micro|batched\(|grouper\(", text):
         return True

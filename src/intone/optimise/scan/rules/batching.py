@@ -51,6 +51,8 @@ def small_batch(module: Module, project: Project) -> Iterator[Place]:
     if accumulation is not None:
         for node, name, value in _constants(module, project):
             if (BATCH.match(name) or name == "B") and 1 <= value <= SMALL and _is_micro(name, module):
+                if _has_reason(node, module):
+                    continue
                 yield _place(node, name, value, accumulation, module)
         for name, value, line in written_settings(module, project):
             if BATCH.match(name) and 1 <= value <= SMALL and _is_micro(name, module):
@@ -85,6 +87,19 @@ def _handed_to_loader(module: Module, accumulation: Where, project: Project) -> 
                 found = _place(one.node, code_of(size, 30), one.value, accumulation, one.scope.module)
                 way = f"handed over at {module.path}:{call.lineno}: {code_of(call, 50)}"
                 yield Place(found.node, found.message, (*found.evidence, way), severity=found.severity, scope=one.scope)
+
+
+REASON = re.compile(
+    r"no (room|memory) (for|left)|(second|more|two)\b.*(does|do|would|will)(n't| not) fit|"
+    r"fills (the|a|its) (memory|card|gpu|device)",
+    re.I,
+)
+
+
+def _has_reason(node: ast.AST, module: Module) -> bool:
+    """Whether a comment on the number, or right above it, says that the device has no room for more."""
+    line = getattr(node, "lineno", 0)
+    return any(REASON.search(module.comments.get(number, "")) for number in (line, line - 1, line - 2))
 
 
 def _place(node: ast.AST, name: str, value: int, accumulation: Where, module: Module) -> Place:

@@ -16,8 +16,9 @@ from intone.optimise.scan.compiled import (
 )
 from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import code_of, is_false, keyword, last_name, text_of
+from intone.optimise.scan.expressions import called, code_of, is_false, keyword, last_name, text_of
 from intone.optimise.scan.growth import grown_argument
+from intone.optimise.scan.lengths import fixes_shapes, longer_keys, prompt_handed
 from intone.optimise.scan.loops import TrainLoop, is_inside, is_periodic, train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
@@ -25,7 +26,7 @@ from intone.optimise.scan.reach import Reached, inner_loops, loops_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.widths import varying_width
 from intone.optimise.scan.source import FunctionNode, Module, Scope, target_name, walk
-from intone.optimise.scan.values import is_model_call, is_model_name, is_model_value
+from intone.optimise.scan.values import is_bound_to_model, is_model_call, is_model_name, is_model_value
 
 
 @rule(
@@ -159,8 +160,9 @@ def _uncompiled(loop: TrainLoop, module: Module, compiles: list[Compile], run: R
 )
 def changing_shapes(module: Module, project: Project) -> Iterator[Place]:
     """A model compiled for fixed shapes and fed rows padded to the longest; torch.compile in a hot loop."""
+    yield from _forgotten(module, project)
     for one in compile_calls(module, project):
-        if not one.is_of_torch or one.idle == "disable=True":
+        if not (one.is_of_torch or _in_place(one)) or one.idle == "disable=True":
             continue
         again = _compiled_again(one, project)
         if again:
@@ -177,7 +179,33 @@ def changing_shapes(module: Module, project: Project) -> Iterator[Place]:
                 (where, code_of(one.call, 60)),
                 confidence="high" if dynamic is not None else "medium",
             )
+        elif (told := fixes_shapes(one)) and _is_model(one, project) and (
+            prompt := prompt_handed(one, project)
+        ) is not None:  # fmt: skip
+            words = "the model is compiled for each shape, but prompts are of any length"
+            yield Place(one.call, words, (prompt, f"{told}: {code_of(one.call, 60)}"), confidence="medium")
     yield from _growing(module, project)
+
+
+def _in_place(one: Compile) -> bool:
+    """self.trunk.compile(dynamic=False) of a module: as torch.compile, and not a graph of another library."""
+    words = {word.arg for word in one.call.keywords} if isinstance(one.call, ast.Call) else {None}
+    return isinstance(one.call, ast.Call) and not one.call.args and words <= {"dynamic", "mode", "fullgraph", "backend"}
+
+
+def _forgotten(module: Module, project: Project) -> Iterator[Place]:
+    """torch._dynamo.reset() in a loop over epochs or steps: all that was compiled is thrown away each time."""
+    if any(_compiled_again(one, project) for one in compile_calls(module, project)):
+        return  # told where it is compiled again
+    for scope in module.scopes:
+        for call in scope.calls:
+            if called(call, scope) not in ("torch._dynamo.reset", "torch.compiler.reset"):
+                continue
+            loops = module.loops_around(call)
+            trains = {id(loop.inner) for loop in train_loops(module, project)}
+            if any(id(part) in trains for loop in loops for part in walk(loop)):
+                told = (f"it stands in the loop at line {loops[0].lineno}, around or in the training",)
+                yield Place(call, "what was compiled is thrown away at every turn", told)
 
 
 def _compiled_again(one: Compile, project: Project) -> str | None:
@@ -228,7 +256,7 @@ def _is_model(one: Compile, project: Project) -> bool:
     if one.function is not None:
         return one.idle is None
     if not isinstance(one.call, ast.Call) or not one.call.args:
-        return False
+        return not one.is_of_torch and _in_place(one)
     value = one.call.args[0]
     if isinstance(value, ast.Lambda):
         inside = next((scope for scope in one.scope.module.scopes if scope.node is value), None)
@@ -237,7 +265,11 @@ def _is_model(one: Compile, project: Project) -> bool:
         return is_model_value(value, one.scope, project)
     name = target_name(value)
     name = (name or "").removesuffix(".forward")
-    return "model" in name.lower() or is_model_name(name) or bool(project.functions.get(name))
+    if "model" in name.lower() or is_model_name(name) or bool(project.functions.get(name)):
+        return True
+    above = one.scope.module.parents.get(one.call)  # model = torch.compile(base)
+    given = target_name(above.targets[0]) if isinstance(above, ast.Assign) else None
+    return is_model_name(given or "") or is_bound_to_model(name, one.scope, project)
 
 
 def _growing(module: Module, project: Project) -> Iterator[Place]:
@@ -249,6 +281,12 @@ def _growing(module: Module, project: Project) -> Iterator[Place]:
             made = is_compiled(item.node.func, item.scope, project) or _decorated(item)
             dynamic = keyword(made, "dynamic") if isinstance(made, ast.Call) else None
             if made is None or dynamic is not None and not is_false(dynamic):
+                continue
+            shown = Compile(made, item.scope, None)
+            if isinstance(made, ast.Call) and fixes_shapes(shown) and (longer := longer_keys(item, project)):
+                home = next(other.scope_of[made] for other in project.modules if made in other.scope_of)
+                words = "the compiled step meets longer keys at every token"
+                yield Place(made, words, (longer, code_of(made, 60)), confidence="medium", scope=home)
                 continue
             grown = grown_argument(item, decode.loop, project)
             if grown is not None and not grown.is_filled:

@@ -38,6 +38,9 @@ def pageable_copy(module: Module, project: Project) -> Iterator[Place]:
     """x.to(device, non_blocking=True) where x is made in pageable memory, or by a loader that does not pin."""
     for scope in module.scopes:
         for call in scope.calls:
+            if isinstance(module.parents.get(call), ast.Expr) and last_name(call.func) == "pin_memory":
+                told = ("pin_memory() gives a pinned copy and leaves the tensor as it is",)
+                yield Place(call, f"the pinned copy of `{code_of(call.func, 40)}` is thrown away", told)
             source = _async_source(call, scope, project) or _sent_by_partial(call, scope)
             if source is None or _ends_on_host(call, scope, project):
                 continue
@@ -78,11 +81,6 @@ def _is_async(call: ast.Call, scope: Scope, project: Project) -> bool:
     if flag is None:
         return is_on(call, "non_blocking", scope, project)
     return is_true(flag) or only_value(flag, scope, project) is True
-
-
-def to_host(call: ast.Call) -> bool:
-    """x.to("cpu", ...), x.to(device="cpu", ...)"""
-    return to_cpu(call)
 
 
 def _ends_on_host(call: ast.Call, scope: Scope, project: Project) -> bool:
@@ -233,6 +231,7 @@ def _read_later(call: ast.Call, scope: Scope, project: Project) -> tuple[str, as
     for name in holds:
         if reader := _reader_after(name, call, scope, project):
             return name, reader, scope
+    holds += sorted({other for name in holds for other in _also_called(name, scope)} - set(holds))
     for name in holds:
         if name.startswith("self.") and (found := _read_by_method(name, scope, project)) is not None:
             return name, *found
@@ -263,15 +262,17 @@ def _copies_in(call: ast.Call, binding: Binding) -> bool:
 
 
 def _read_by_method(name: str, scope: Scope, project: Project) -> tuple[ast.Call, Scope] | None:
-    """Where another method reads what one copies into an attribute, in a file that waits for nothing."""
+    """Where another method reads what one copies into an attribute; neither the class nor who asks for it waits."""
     owner = project.owner_of(scope)
-    methods = project.class_scopes(owner[1]) if owner is not None else []
-    if owner is None or HOST_WAITS.search(owner[0].text):
+    if owner is None or HOST_WAITS.search(text_of(owner[1])):
         return None
-    for method in methods:
+    for method in project.class_scopes(owner[1]):
         for other in method.calls if method is not scope else ():
-            if _reads_bytes(other, _also_called(name, method)):
-                return other, method
+            if not _reads_bytes(other, _also_called(name, method)):
+                continue
+            if any(HOST_WAITS.search(text_of(site.scope.node)) for site in project.callers(method)[:6]):
+                return None
+            return other, method
     return None
 
 
@@ -318,16 +319,19 @@ def _reads_bytes(call: ast.Call, names: set[str]) -> bool:
     """x.numpy(), float(x), print(x) of a host tensor with one of these names."""
     if isinstance(call.func, ast.Attribute) and call.func.attr in READERS and names & names_in(call.func.value):
         return True
-    shows = last_name(call.func) in ("print", "float", "int", "save", "write", "dump", "append")
+    shows = last_name(call.func) in ("print", "float", "int", "save", "write", "dump")
     return shows and any(names & names_in(arg) for arg in call.args)
 
 
 def _also_called(name: str, scope: Scope) -> set[str]:
-    """A name and those of its parts: for one in host, a, b = host, first = host[0], for key, one in host.items()."""
+    """A name and those of its parts: for one in host, a, b = host, first = host[0], for key, one in host.items().
+
+    Also of the list that it is put into: parts.append(host).
+    """
     names = {name}
     for _ in range(2):
         for other, bindings in scope.bindings.items():
-            if any(b.how in ("=", "part", "iter") and _is_part_of(b.value, names) for b in bindings):
+            if any(b.how in ("=", "part", "iter", "add") and _is_part_of(b.value, names) for b in bindings):
                 names.add(other)
     return names
 
@@ -382,7 +386,7 @@ def _put_on_device(node: ast.expr, scope: Scope, project: Project) -> str | None
                 continue
             return None
         text = text_of(made).partition("(")[2]
-        there = last_name(made.func) == "cuda" or last_name(made.func) == "to" and not to_host(made) and bool(
+        there = last_name(made.func) == "cuda" or last_name(made.func) == "to" and not to_cpu(made) and bool(
             re.search(r"device|cuda|gpu", text)
         )  # fmt: skip
         device = keyword(made, "device")

@@ -10,10 +10,10 @@ from intone.optimise.scan.loops import TrainLoop, is_inside, train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.restoring import restores, takes_up_progress
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.seeds import seed_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
-from intone.optimise.scan.values import is_optimizer
 
 TEXT = re.compile(r"doc|text|str|id|name|path|key|row|example|line|url|prompt|file", re.I)
 ELSEWHERE = re.compile(r"(^|[/_])(eval\w*|infer\w*|generat\w*|sampl\w*|serv\w*|bench\w*|tests?|chat)([/_.]|$)")
@@ -54,6 +54,9 @@ def order_not_restored(module: Module, project: Project) -> Iterator[Place]:
     if not taken_up or any(RESTORES_ORDER.search(other.text) or _skips(other) for other in files):
         return
     node, how = draws[0]
+    home: Scope | None = None
+    if "DataLoader" in how and (walked := _walked_elsewhere(node, files, project)) is not None:
+        node, home = walked
     if how.startswith("goes on with") and not any(takes_up_progress(scope) for scope, _ in taken_up):
         return  # a warm start from another training's optimizer: this one begins anew, rows included
     at, restore = taken_up[0]
@@ -65,7 +68,18 @@ def order_not_restored(module: Module, project: Project) -> Iterator[Place]:
             f"a training is taken up again at {where}",
             "no random state, position or skipping in this program",
         ),
+        scope=home,
     )
+
+
+def _walked_elsewhere(made: ast.AST, files: list[Module], project: Project) -> tuple[ast.expr, Scope] | None:
+    """Where the training walks over its loader: for a loader that another function makes, which knows of no resume."""
+    for loop in [loop for file in files for loop in train_loops(file, project)]:
+        for node in [loop.inner, *loop.scope.module.loops_around(loop.inner)]:
+            if isinstance(node, ast.For) and not re.search(r"range\(|count\(|epoch", text_of(node.iter)):
+                same = loop.scope.module.scope_of.get(made) is loop.scope
+                return None if same else (node.iter, loop.scope)
+    return None
 
 
 def _from_the_beginning(module: Module, project: Project) -> Iterator[tuple[ast.expr, str]]:
@@ -89,25 +103,6 @@ def _from_the_beginning(module: Module, project: Project) -> Iterator[tuple[ast.
             made = _made_iterator(item, loop, project) or _made_reader(item, loop, project)
             if made is not None:
                 yield made, f"goes on with `{code_of(made, 40)}` from its beginning"
-
-
-PROGRESS = re.compile(r"(^|[._])(step|epoch|iter|iteration|iter_num|progress)(s|_num)?$")
-
-
-def takes_up_progress(scope: Scope) -> bool:
-    """Whether a function that restores reads how far the training was: state["step"], progress = json.load(file)."""
-    for node in scope.body:
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and isinstance(node.slice, ast.Constant):
-            if PROGRESS.search(str(node.slice.value)):
-                return True
-        elif isinstance(node, ast.Call) and last_name(node.func) == "get" and node.args:
-            if isinstance(node.args[0], ast.Constant) and PROGRESS.search(str(node.args[0].value)):
-                return True
-        elif isinstance(node, ast.Assign) and PROGRESS.search(target_name(node.targets[0]) or ""):
-            calls = [part for part in walk(node.value) if isinstance(part, ast.Call)]
-            if any("load" in (last_name(call.func) or "") for call in calls):
-                return True
-    return False
 
 
 POSITION = re.compile(
@@ -171,48 +166,6 @@ def _made_reader(item: Reached, loop: TrainLoop, project: Project) -> ast.expr |
     last = name.rpartition(".")[2]
     set_later = any(bound.startswith(f"{last}.") for other in scope.module.scopes for bound in other.bindings)
     return None if POSITION.search(text_of(made[0])) or set_later else made[0]
-
-
-def restores(module: Module, project: Project) -> list[tuple[Scope, ast.Call]]:
-    """Where a file restores an optimizer: opt.load_state_dict(...), or in a loop over several objects' names."""
-    return [
-        (scope, call)
-        for scope in module.scopes
-        for call in scope.calls
-        if _by_engine(call)
-        or last_name(call.func) == "load_state_dict"
-        and isinstance(call.func, ast.Attribute)
-        and (
-            re.search(r"opt", text_of(call))
-            or is_optimizer(call.func.value, scope, project)
-            or _restores_step(call, scope)
-        )
-    ]
-
-
-def _by_engine(call: ast.Call) -> bool:
-    """engine.load_checkpoint(folder), accelerator.load_state(folder): weights, optimizer and all, but not the data."""
-    if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("load_checkpoint", "load_state"):
-        return False
-    base = (target_name(call.func.value) or "").rpartition(".")[2]
-    return bool(re.search(r"engine|accelerator|fabric|booster|ds_model|strategy", base))
-
-
-def _restores_step(call: ast.Call, scope: Scope) -> bool:
-    """Whether a step or epoch is read out of what the weights are read from: state["step"]."""
-    held = names_in(call.args[0]) if call.args else set()
-    return any(
-        isinstance(node, ast.Subscript)
-        and isinstance(node.ctx, ast.Load)
-        and isinstance(node.slice, ast.Constant)
-        and bool(
-            re.fullmatch(
-                r"(global_|start_|current_)?(step|epoch|iter|iteration|iter_num)(s|_num)?", str(node.slice.value)
-            )
-        )
-        and target_name(node.value) in held
-        for node in scope.body
-    )
 
 
 def held_out(call: ast.Call, scope: Scope) -> bool:

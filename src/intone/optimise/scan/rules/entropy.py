@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
+from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
@@ -23,7 +24,8 @@ DATA = re.compile(
 )
 DATA_CLASS = re.compile(r"Dataset|Sampler|Stream|Loader|Reader|Shard|Corpus|Feed", re.I)
 # a state or seed that is written down can be given back
-KEEPS_STATE = re.compile(r"getstate|get_state\b|bit_generator\.state|get_rng_state|def state_dict|initial_seed")
+KEEPS_STATE = re.compile(r"getstate|get_state\b|bit_generator\.state|get_rng_state|initial_seed")
+OF_STREAM = re.compile(r"rng|seed|order|perm|generator|shuffl|indices|\.state", re.I)
 
 
 @rule(
@@ -38,7 +40,7 @@ KEEPS_STATE = re.compile(r"getstate|get_state\b|bit_generator\.state|get_rng_sta
 )
 def order_from_entropy(module: Module, project: Project) -> Iterator[Place]:
     """random.Random(os.urandom(8)), random.seed(time.time()) whose stream puts rows in order; a stream never seeded."""
-    if ELSEWHERE.search(module.path) or module.mentions(KEEPS_STATE):
+    if ELSEWHERE.search(module.path) or _keeps_stream(module):
         return
     yield from _never_seeded(module, project)
     for scope in module.scopes:
@@ -52,6 +54,14 @@ def order_from_entropy(module: Module, project: Project) -> Iterator[Place]:
                 f"`{code_of(draw, 40)}` puts the data in an order that {how} decides",
                 (f"the stream is made by {code_of(call, 50)}", f"drawn from at line {draw.lineno}"),
             )
+
+
+def _keeps_stream(module: Module) -> bool:
+    """Whether a file keeps the state of a stream, or a data set's state with its order, not only with a position."""
+    return module.mentions(KEEPS_STATE) or any(
+        scope.simple_name == "state_dict" and any(OF_STREAM.search(text_of(value)) for value in scope.returns)
+        for scope in module.scopes
+    )
 
 
 # streams of whole packages, what seeds each, and what puts rows in order from it
@@ -83,7 +93,7 @@ def _never_seeded(module: Module, project: Project) -> Iterator[Place]:
     files = neighbours(module, project)
     own = [file for file in files if not ELSEWHERE.search(file.path)]
     saves = any(file.mentions(SAVES) for file in own)
-    if any(file.mentions(KEEPS_STATE) for file in own):
+    if any(_keeps_stream(file) for file in own):
         return
     if not saves and not any(file.mentions(USES_ORDER) for file in own):
         return
@@ -110,6 +120,55 @@ def _never_seeded(module: Module, project: Project) -> Iterator[Place]:
             severity=None if resumes else "low",
         )
         return
+
+
+@rule(
+    "S89",
+    "a sampler's order cannot be given again",
+    kind="data-order",
+    severity="medium",
+    why="The order is drawn from a stream that all of the process shares: what else draws from it changes the order, "
+    "several processes each have another one, and a resumed training cannot come back to its place.",
+    fix="Draw the order from a generator seeded by (seed, epoch), with set_epoch() and a count of the rows given.",
+    source="optimiser.md G6; PyTorch reference of DistributedSampler",
+)
+def sampler_without_seed(module: Module, project: Project) -> Iterator[Place]:
+    """class Buckets(Sampler): def __iter__(self): random.shuffle(order), in a file that others build a training on."""
+    if ELSEWHERE.search(module.path):
+        return
+    for scope in module.scopes[1:]:
+        if scope.owner is None or not GIVES_ORDER.match(scope.simple_name) or not _is_walked(scope.owner):
+            continue
+        if KEEPS_PLACE.search(text_of(scope.owner)):
+            continue
+        draws = [call for call in scope.calls if _package_of(call, scope) is not None]
+        if not draws or any(_keeps_stream(file) for file in neighbours(module, project)):
+            continue
+        if _is_whole_program(module, project):
+            return  # whether it keeps checkpoints and seeds its streams is asked of the program
+        yield Place(
+            draws[0],
+            f"`{code_of(draws[0], 40)}` draws the order of `{scope.owner.name}` from the stream of the process",
+            ("no seed, epoch or state in the class",),
+            confidence="medium",
+        )
+
+
+GIVES_ORDER = re.compile(r"^(__iter__|_?(build|make|shuffle|reset|order|new)\w*|on_epoch_\w+)$")
+KEEPS_PLACE = re.compile(r"seed|epoch|state_dict|set_state|generator|\brng\b|RandomState", re.I)
+
+
+def _is_walked(owner: ast.ClassDef) -> bool:
+    """A sampler, a data set that gives row after row, or a loader of the project's own."""
+    about = " ".join([owner.name, *(text_of(base) for base in owner.bases)])
+    methods = {part.name for part in owner.body if isinstance(part, ast.FunctionDef)}
+    return "__iter__" in methods and DATA_CLASS.search(about) is not None
+
+
+def _is_whole_program(module: Module, project: Project) -> bool:
+    """Whether a file belongs to a training that the scan sees: a loop with a backward pass, or a library's trainer."""
+    files = neighbours(module, project)
+    return any(file.mentions(USES_ORDER) or any(True for _ in train_loops(file, project)) for file in files)
 
 
 def _package_of(call: ast.Call, scope: Scope) -> str | None:

@@ -304,7 +304,26 @@ def is_optimised(name: str, project: Project) -> bool:
     """Whether an optimizer gets a model's parameters, somewhere under this name: AdamW(student.parameters())."""
     last = name.rpartition(".")[2]
     sites = [*project.sites.get("parameters", []), *project.sites.get("named_parameters", [])]
-    return any(isinstance(site.call.func, ast.Attribute) and last_name(site.call.func.value) == last for site in sites)
+    return any(
+        isinstance(site.call.func, ast.Attribute) and last_name(site.call.func.value) == last
+        and not _only_looks(site.call, site.scope)
+        for site in sites
+    )  # fmt: skip
+
+
+def _only_looks(parameters: ast.Call, scope: Scope) -> bool:
+    """next(model.parameters()).device, sum(p.numel() for p in ...), for p in ...: p.requires_grad_(False)"""
+    for above in scope.module.up(parameters):
+        if isinstance(above, (ast.For, ast.AsyncFor)):
+            return True
+        if isinstance(above, ast.Call) and last_name(above.func) in LOOKS:
+            return True
+        if isinstance(above, ast.stmt):
+            break
+    return False
+
+
+LOOKS = ("next", "sum", "any", "all", "len", "clip_grad_norm_", "max", "min", "set", "print")
 
 
 def _is_made_of(one: str, other: str, scope: Scope) -> bool:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.expressions import text_of
 from intone.optimise.scan.loops import TrainLoop, train_loops
-from intone.optimise.scan.modes import Mode, set_mode
+from intone.optimise.scan.modes import Mode, mode_of, set_mode
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, loops_around, reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module
+from intone.optimise.scan.source import Module, Scope
 
 
 @rule(
@@ -25,6 +25,7 @@ from intone.optimise.scan.source import Module
 def left_in_eval_mode(module: Module, project: Project) -> Iterator[Place]:
     """.eval() inside a training loop, or in what it calls, and no .train() behind it before the next step."""
     yield from _left_by_hooks(module, project)
+    yield from _left_early(module, project)
     for loop in train_loops(module, project):
         modes = _modes(reached(loop.inner, loop.scope, project), project)
         if not any(mode == "eval" for mode, _ in modes):
@@ -46,6 +47,35 @@ def left_in_eval_mode(module: Module, project: Project) -> Iterator[Place]:
             ("no .train() behind it in the loop", *([item.path()] if item.chain else [])),
             scope=item.scope,
         )
+
+
+def _left_early(module: Module, project: Project) -> Iterator[Place]:
+    """model.eval(); ...; if done: return early; ...; model.train(): the early way out leaves the mode as it is."""
+    for scope in module.scopes[1:]:
+        modes = [(call, mode) for call in scope.calls if (mode := mode_of(call, scope, project)) is not None]
+        starts = [call.lineno for call, mode in modes if mode == "eval"]
+        ends = [call.lineno for call, mode in modes if mode == "train" and not _is_final(call, scope)]
+        if not starts or not ends or len(ends) < sum(mode == "train" for _, mode in modes):
+            continue
+        for node in scope.of(ast.Return):
+            if not min(starts) < node.lineno < max(ends) or any(min(starts) < end < node.lineno for end in ends):
+                continue
+            yield Place(
+                node,
+                f"`{scope.simple_name}` leaves the model in evaluation mode here",
+                (f".eval() at line {min(starts)}, .train() only at line {max(ends)}",),
+            )
+            break
+
+
+def _is_final(call: ast.Call, scope: Scope) -> bool:
+    """Whether a call stands in what runs on every way out: finally."""
+    below: ast.AST = call
+    for above in scope.module.up(call):
+        if isinstance(above, ast.Try) and below in above.finalbody:
+            return True
+        below = above
+    return False
 
 
 def _around(loop: TrainLoop, project: Project) -> list[tuple[Mode, Reached]]:

@@ -19,6 +19,7 @@ from intone.optimise.scan.cachewrites import (
 )
 from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.ringwrites import WINDOW, wrapped
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
@@ -90,9 +91,6 @@ def _drops_oldest(scope: Scope, project: Project) -> Place | None:
                 confidence="medium",
             )
     return None
-
-
-WINDOW = re.compile(r"window|\bring|_ring|circular|roll|slid|wrap|evict|sink|stream", re.I)
 
 
 def _hands_position_on(call: ast.Call, scope: Scope, project: Project) -> bool:
@@ -372,16 +370,12 @@ def _cut_position(scope: Scope, project: Project, writes: Sequence[Write], passe
                     "the position is cut to the cache's end: later tokens overwrite the last place",
                     (code_of(place, 60),),
                 )
-    for write in writes:
-        behind = [b.value for name in names_in(write.target) for b in scope.bindings.get(name, []) if b.how == "="]
-        parts = [part for node in [write.target, *behind] for part in walk(node)]
-        ring = next((p for p in parts if isinstance(p, ast.BinOp) and isinstance(p.op, ast.Mod)), None)
-        around = text_of(scope.owner or scope.node)
-        if ring is not None and not WINDOW.search(around):
-            return Place(
-                write.node,
-                "past its end the cache is written from its beginning: the text's first part is lost without a word",
-                (code_of(write.target, 60),),
-                confidence="medium",
-            )
+    if (ring := wrapped(scope, project, writes, passes)) is not None:
+        return Place(
+            ring.node,
+            "past its end the cache is written from its beginning: the text's first part is lost without a word",
+            (code_of(ring.node, 60), f"written at {code_of(ring.target, 60)}"),
+            confidence="medium",
+            scope=ring.scope,
+        )
     return None

@@ -4,12 +4,14 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import last_name, text_of
+from intone.optimise.scan.calls import functions_of
+from intone.optimise.scan.expressions import is_false, keyword, last_name, text_of
 from intone.optimise.scan.filling import LONGEST, filled_up, is_for_training
 from intone.optimise.scan.finding import Confidence
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope
+from intone.optimise.scan.rules.data_order import ELSEWHERE, held_out
+from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.values import is_module_class
 
 
@@ -53,7 +55,7 @@ def _padded_rows(module: Module, project: Project) -> Iterator[Place]:
         if (owner := owner_of(scope)) is not None and is_module_class(owner):
             continue  # what a model fills up inside is no row of a batch
         labels = scope if is_for_training(node) else _labels_near(scope, project)
-        if labels is not None and _packs(labels):
+        if labels is not None and _packs(labels) or _is_packed_before(scope, project):
             continue
         if labels is None and not _feeds_training(scope, project, how):
             continue
@@ -78,7 +80,8 @@ LEARNS = re.compile(
 )
 # rows of about the same length together: little is filled up
 BY_LENGTH = re.compile(
-    r"group_by_length\s*=\s*True|LengthGroup|by_length|key=(lambda \w+: )?len|key=\w*[lL]en\w*\.__getitem__"
+    r"group_by_length\s*=\s*True|LengthGroup|by_length|key=(lambda \w+: )?len|key=\w*[lL]en\w*\.__getitem__|"
+    r"argsort\([^)\n]*[lL]en|class Bucket\w*(Sampler|Batch)|bucket_boundar"
 )
 
 
@@ -89,12 +92,73 @@ def _feeds_training(scope: Scope, project: Project, how: str) -> bool:
         return False
     if ASKS.search(scope.name) or sites and all(ASKS.search(site.scope.name) for site in sites):
         return False
+    if SPEAKS.search(text_of(scope.node) + how) and _is_shuffled(scope, project):
+        return True
+    if how != LONGEST and SPEAKS.search(text_of(scope.node)) and _fills_rows(scope, project):
+        return True
     users = {site.scope.module for site in sites}
     # frames of sound are often as long as the longest
     learns = (
         TOKENS if how == LONGEST and not re.search(r"pad_(token_)?id|token|input_ids", text_of(scope.node)) else LEARNS
     )
     return any(one.mentions(learns) for one in {module, *users})
+
+
+# words of code that deals with texts, not with pictures or sound
+SPEAKS = re.compile(r"tok|ids\b|encod|vocab|text|src|tgt|sent|pad_id|PAD\b|int64|\blong\b", re.I)
+
+
+def _is_shuffled(scope: Scope, project: Project) -> bool:
+    """Whether a function joins the rows of a loader that draws them in some order, as only a training's does.
+
+    DataLoader(rows, batch_sampler=..., collate_fn=join), where join is this function or calls it.
+    """
+    near = [scope, *(site.scope for site in project.callers(scope)[:6])]
+    if scope.owner is not None and scope.simple_name == "__call__":
+        near += [one for one in project.class_scopes(scope.owner) if one is not scope]
+    for site in project.sites.get("DataLoader", []):
+        collate = keyword(site.call, "collate_fn")
+        if collate is None or ASKS.search(site.scope.name) or held_out(site.call, site.scope):
+            continue
+        drawn = any(
+            (value := keyword(site.call, name)) is not None and not is_false(value)
+            for name in ("shuffle", "sampler", "batch_sampler")
+        )
+        if drawn and any(one in near for one in functions_of(collate, site.scope, project)):
+            return True
+    return False
+
+
+def _fills_rows(scope: Scope, project: Project) -> bool:
+    """Whether a function makes the rows of a torch data set, itself or for what keeps them: class Rows(Dataset)."""
+    module = scope.module
+    if ELSEWHERE.search(module.path) or not module.mentions(DATASET):
+        return False
+    near = [scope, *(site.scope for site in project.callers(scope)[:6])]
+    return any(
+        one.owner is not None and re.search(r"Dataset\b", " ".join(text_of(base) for base in one.owner.bases))
+        and not ASKS.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", one.owner.name))
+        for one in near
+    )  # fmt: skip
+
+
+DATASET = re.compile(r"^class \w+\([\w.]*Dataset(\[\w+\])?\):", re.M)
+
+
+# calls by which several texts are laid into one row
+LAYS = re.compile(r"(^|[._])(pack\w*|\w+_pack(er|ed)?|\w*Packer|\w*(first|best)_?fit\w*)(?=$|[._])", re.I)
+NO_LAYING = re.compile(r"pack_padded|unpack|struct|msgpack|packing=False|pack_hook|package", re.I)
+
+
+def _is_packed_before(scope: Scope, project: Project) -> bool:
+    """Whether the rows that are filled up were packed before: who calls this, or this itself, calls what packs."""
+    if scope.node is scope.module.tree:
+        return False
+    near = [scope, *(site.scope for site in project.callers(scope)[:6])]
+    return any(
+        LAYS.search(target_name(call.func) or "") is not None and not NO_LAYING.search(text_of(call))
+        for one in near for call in one.calls
+    )  # fmt: skip
 
 
 def _labels_near(scope: Scope, project: Project) -> Scope | None:

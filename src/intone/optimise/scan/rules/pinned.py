@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import is_inside
+from intone.optimise.scan.ondevice import to_cpu
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.rules.copies import WAITS, base_of, to_host
+from intone.optimise.scan.rules.copies import WAITS, base_of
 from intone.optimise.scan.source import Module, Scope, own_nodes, target_name, walk
 
 
@@ -35,7 +36,7 @@ def reused_buffer(module: Module, project: Project) -> Iterator[Place]:
                 if flag is None or is_never(flag, scope, project) or not isinstance(call.func, ast.Attribute):
                     continue
                 source = call.args[0] if call.func.attr == "copy_" and call.args else call.func.value
-                if not names_in(source) & _views(name, scope, None) or to_host(call):
+                if not names_in(source) & _views(name, scope, project) or to_cpu(call):
                     continue
                 region = _again(call, binding, maker, scope)
                 if region is None or WAITS.search(text_of(region)) or not _filled_in(name, region, scope, project):
@@ -76,11 +77,20 @@ def _pinned_buffers(scope: Scope, project: Project) -> Iterator[tuple[str, ast.C
             if place is not scope and not name.startswith("self.") and place is not scope.outer:
                 continue
             for binding in bindings:
-                value = binding.value
-                if isinstance(value, ast.ListComp):  # several buffers in turn
-                    value = value.elt
-                if binding.how == "=" and isinstance(value, ast.Call) and pins(value, place, project):
-                    yield name, value, place
+                made = [one for one in _parts(binding.value) if isinstance(one, ast.Call) and pins(one, place, project)]
+                if binding.how == "=" and made:
+                    yield name, made[0], place
+
+
+def _parts(value: ast.expr) -> list[ast.expr]:
+    """What is made for a name: of several buffers in turn, or of one for each entry of a batch, each of them."""
+    if isinstance(value, ast.ListComp):
+        return [value.elt]
+    if isinstance(value, ast.DictComp):
+        return [value.value]
+    if isinstance(value, ast.Dict):
+        return list(value.values)
+    return list(value.elts) if isinstance(value, (ast.List, ast.Tuple)) else [value]
 
 
 def pins(value: ast.Call, scope: Scope, project: Project) -> bool:
@@ -95,9 +105,9 @@ def pins(value: ast.Call, scope: Scope, project: Project) -> bool:
     )  # fmt: skip
 
 
-def _views(name: str, scope: Scope, loop: ast.AST | None) -> set[str]:
-    """A buffer's name, and the names of views of it that are made outside a loop."""
-    return {name} | {
+def _views(name: str, scope: Scope, project: Project) -> set[str]:
+    """A buffer's name, and the names of views of it; of an attribute also those that other methods keep."""
+    found = {name} | {
         other
         for other, bindings in scope.bindings.items()
         for b in bindings
@@ -105,13 +115,33 @@ def _views(name: str, scope: Scope, loop: ast.AST | None) -> set[str]:
         and name in names_in(b.value)
         and isinstance(b.value, (ast.Subscript, ast.Call))
         and not (isinstance(b.value, ast.Call) and last_name(b.value.func) in ("to", "cuda", "clone"))
-        and (loop is None or not is_inside(b.node, loop, scope.module))
     }
+    owner = project.owner_of(scope) if name.startswith("self.") else None
+    for method in project.class_scopes(owner[1]) if owner is not None else ():
+        found |= {
+            other for other, bindings in method.bindings.items() for b in bindings
+            if other.startswith("self.") and b.how == "=" and _is_view(b.value, name)
+        }  # fmt: skip
+    return found
+
+
+def _is_view(value: ast.expr, name: str) -> bool:
+    """buf.numpy(), buf[:n], buf.view(-1): the same memory under another name."""
+    while isinstance(value, (ast.Call, ast.Subscript, ast.Attribute)) and target_name(value) != name:
+        if isinstance(value, ast.Call):
+            if not isinstance(value.func, ast.Attribute) or value.func.attr not in SAME_MEMORY:
+                return False
+            value = value.func
+        value = value.value  # type: ignore[union-attr]
+    return target_name(value) == name
+
+
+SAME_MEMORY = ("numpy", "view", "reshape", "narrow", "flatten", "squeeze", "unsqueeze", "t", "transpose", "detach")
 
 
 def _filled_in(name: str, region: ast.AST, scope: Scope, project: Project) -> bool:
     """Whether a buffer, or a view of it, is written in a loop or method, or in what that calls."""
-    views = _views(name, scope, None)
+    views = _views(name, scope, project)
     within: dict[Scope, set[str]] = {scope: views}
     for item in reached(region, scope, project):
         node = item.node
@@ -141,11 +171,11 @@ def _filled_in(name: str, region: ast.AST, scope: Scope, project: Project) -> bo
 
 def _known_within(item: Reached, name: str, views: set[str], project: Project) -> set[str]:
     """The names that a function which is called has for a buffer: its own attribute, a parameter, views of those."""
-    known = _views(name, item.scope, None) if name.startswith("self.") else set()
+    known = _views(name, item.scope, project) if name.startswith("self.") else set()
     for parameter in item.scope.parameters if item.chain else ():
         value = project.argument(item.chain[-1], item.scope, parameter)
         if value is not None and names_in(value) & views:
-            known |= _views(parameter, item.scope, None)
+            known |= _views(parameter, item.scope, project)
     return known
 
 
@@ -168,7 +198,7 @@ def unwaited_stream(module: Module, project: Project) -> Iterator[Place]:
             copies = [
                 call for call in own_nodes(node)
                 if isinstance(call, ast.Call) and last_name(call.func) in ("to", "cuda", "copy_")
-                and keyword(call, "non_blocking") is not None and not to_host(call)
+                and keyword(call, "non_blocking") is not None and not to_cpu(call)
             ]  # fmt: skip
             owner = project.owner_of(scope)
             entered = {code_of(arg) for item in node.items for arg in getattr(item.context_expr, "args", [])}

@@ -35,7 +35,8 @@ def shared_generator(module: Module, project: Project) -> Iterator[Place]:
     """A generator made from a seed in a function that makes several rows, or kept by an object, for every draw."""
     told: set[ast.AST] = set()
     for scope in module.scopes[1:]:
-        rows = next((name for name in scope.parameters if ROWS.match(name)), None) or _rows_here(scope)
+        named = (name for name in scope.parameters if ROWS.match(name) and not _counts_tokens(name, scope))
+        rows = next(named, None) or _rows_here(scope)
         if rows is None:
             continue
         for item in reached(scope.node, scope, project):
@@ -45,12 +46,16 @@ def shared_generator(module: Module, project: Project) -> Iterator[Place]:
             stream = stream_of(call, item.scope)
             if stream is not None and _is_of_each(stream, item):
                 continue
-            maker = _one_stream(stream, item, project) if stream is not None else None
+            maker = one_stream(stream, item, project) if stream is not None else None
             if maker is None or stream is None:
                 continue
             made, at = maker
-            seeded = _seeding_of(made, at, project)
-            if seeded is None or _is_new_each_call(seeded, at, project) and not re.match(r"prompts|requests", rows):
+            seeded = seeding_of(made, at, project)
+            together = TOGETHER.match(rows.rpartition(".")[2]) is not None
+            own = seeded is not None and (
+                _is_new_each_call(seeded, at, project) or _is_of_run(at) or _is_told_seed(seeded, at, scope)
+            )
+            if seeded is None or own and not together:
                 continue
             if call in told or made in told:
                 break
@@ -70,6 +75,10 @@ def shared_generator(module: Module, project: Project) -> Iterator[Place]:
             break
 
 
+# rows of several texts, of which one may come back in other company
+TOGETHER = re.compile(r"prompts|requests|reqs|batch|num_rows|n_rows|rows|seqs|sequences|active|running|slots|lanes")
+
+
 def _is_of_each(stream: ast.expr, item: Reached) -> bool:
     """rows[i].draw(...), for row in rows: row.draw(...), where each row keeps a stream of its own: self.rng."""
     if not (target_name(stream) or "").startswith("self."):
@@ -80,6 +89,42 @@ def _is_of_each(stream: ast.expr, item: Reached) -> bool:
         if isinstance(base, ast.Subscript) or any(b.how == "iter" for b in site.scope.bindings.get(root, [])):
             return True
     return False
+
+
+def _counts_tokens(name: str, scope: Scope) -> bool:
+    """for _ in range(n): of a name as short as n, which may be how many tokens are wanted and not how many rows."""
+    if name != "n":
+        return False
+    uses = [
+        scope.module.parents.get(node) for node in scope.of(ast.Name) if node.id == name and type(node.ctx) is ast.Load
+    ]
+    return bool(uses) and all(isinstance(use, (ast.Call, ast.BinOp)) and _ends_range(use, scope) for use in uses)
+
+
+def _ends_range(node: ast.AST, scope: Scope) -> bool:
+    """range(n), range(n - 1) in the head of a for"""
+    above = scope.module.parents.get(node)
+    if isinstance(node, ast.BinOp):
+        return isinstance(above, ast.Call) and last_name(above.func) == "range"
+    return isinstance(node, ast.Call) and last_name(node.func) == "range" and isinstance(above, ast.For)
+
+
+def _is_told_seed(seeding: ast.Call, maker: Scope, scope: Scope) -> bool:
+    """def sample(prompt, n, seed): the caller gives a seed for all samples of this one call, which it gets as a whole.
+
+    A seed that is a number unless somebody gives another is none of the caller's.
+    """
+    seed = seed_of(seeding, maker)
+    name = target_name(seed) if seed is not None else None
+    if maker is not scope or name is None or name not in scope.parameters:
+        return False
+    default = scope.parameters[name].default
+    return default is None or isinstance(default, ast.Constant) and default.value is None
+
+
+def _is_of_run(maker: Scope) -> bool:
+    """Whether a script's own code made the stream and hands it on: it is that of its one run, which has its rows."""
+    return maker.owner is None and re.match(r"^(main|cli|run|demo)$", maker.simple_name) is not None
 
 
 def _is_new_each_call(seeding: ast.Call, scope: Scope, project: Project) -> bool:
@@ -149,7 +194,7 @@ def stream_of(call: ast.Call, scope: Scope) -> ast.expr | None:
     return None
 
 
-def _one_stream(stream: ast.expr, item: Reached, project: Project) -> tuple[ast.Call, Scope] | None:
+def one_stream(stream: ast.expr, item: Reached, project: Project) -> tuple[ast.Call, Scope] | None:
     """Where a generator is made once: not in a loop or comprehension over rows, and not one of a list."""
     for origin in project.origins(stream, item.scope, _stream_passes, depth=5):
         node = origin.node
@@ -172,7 +217,7 @@ def _stream_passes(node: ast.expr) -> list[ast.expr]:
     return []
 
 
-def _seeding_of(made: ast.Call, scope: Scope, project: Project) -> ast.Call | None:
+def seeding_of(made: ast.Call, scope: Scope, project: Project) -> ast.Call | None:
     """The call that seeds a generator: in the chain that makes it, or on the name that holds it."""
     module = scope.module
     if called(made, scope) in SEEDED and (made.args or made.keywords):
@@ -217,7 +262,7 @@ def mixed_purposes(module: Module, project: Project) -> Iterator[Place]:
             purpose = _purpose(call, scope) if stream is not None else None
             if stream is None or purpose is None:
                 continue
-            maker = _one_stream(stream, Reached(call, scope), project)
+            maker = one_stream(stream, Reached(call, scope), project)
             if maker is not None:
                 makers[maker[0]] = maker[1]
                 uses.setdefault(maker[0], {})[purpose] = call
@@ -303,7 +348,7 @@ def _same_in_every_worker(workers: Sequence[Site], module: Module, project: Proj
     for site in workers:
         handed = keyword(site.call, "worker_init_fn")
         for function in functions_of(handed, site.scope, project) if handed is not None else []:
-            own = set(function.parameters)
+            own = {name for name, one in function.parameters.items() if one.default is None}  # what a worker is told
             for call in function.calls if function.module is module else []:
                 seed = seed_of(call, function)
                 if seed is None or calls_something(seed):

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.beside import ROUTE
 from intone.optimise.scan.constants import Known, known_values
-from intone.optimise.scan.expressions import called, last_name, text_of
+from intone.optimise.scan.expressions import called, code_of, last_name, text_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import reached
 from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.randomness import one_stream, seeding_of, shared_generator, stream_of
 from intone.optimise.scan.rules.streams import set_back_by_one
 from intone.optimise.scan.seeds import SEEDERS, SEEDING
 from intone.optimise.scan.source import Module, Scope, target_name, walk
@@ -53,6 +54,52 @@ def one_seed_for_requests(module: Module, project: Project) -> Iterator[Place]:
             break
 
 
+@rule(
+    "S66",
+    "all requests draw from one stream",
+    kind="rng",
+    severity="medium",
+    why="The tokens of a request depend on which others came before it: the same request with the same seed gives "
+    "another text, and no answer can be made again.",
+    fix="Make a generator for each request, from its seed or from a fresh one that is written down.",
+    source="optimiser.md D22; nanochat-facts.md 2.4",
+)
+def one_stream_for_requests(module: Module, project: Project) -> Iterator[Place]:
+    """class Engine: gen = torch.Generator().manual_seed(0), from which the draws of every handler come."""
+    for scope in module.scopes[1:]:
+        if not _is_handler(scope):
+            continue
+        items = reached(scope.node, scope, project)
+        for item in items:
+            call = item.node
+            if not isinstance(call, ast.Call) or not chooses_token(call, item.scope):
+                continue
+            stream = stream_of(call, item.scope)
+            made = one_stream(stream, item, project) if stream is not None else None
+            if made is None or any(other.scope is made[1] for other in items):
+                continue  # made anew for each request
+            seeded = seeding_of(*made, project)
+            if seeded is None or any(made[0] is place.node for place in shared_generator(made[1].module, project)):
+                continue
+            yield Place(
+                made[0],
+                f"`{code_of(stream, 30)}` is one stream for all requests",  # type: ignore[arg-type]
+                (
+                    f"`{scope.simple_name}` in {module.path} answers requests",
+                    f"drawn from by {code_of(call, 50)} at {item.scope.module.path}:{call.lineno}",
+                ),
+                scope=made[1],
+                also=((call, item.scope),),
+            )
+            break
+
+
+def _is_handler(scope: Scope) -> bool:
+    """Whether a server calls a function for each request: by its decorator or name."""
+    routed = any(ROUTE.search(text_of(item)) for item in getattr(scope.node, "decorator_list", []))
+    return routed or HANDLES.match(scope.simple_name) is not None
+
+
 def _number(seed: ast.expr, scope: Scope, project: Project) -> Known | None:
     """The number that a seed is where nobody gives one; None where there is none, or where it is drawn."""
     if any(isinstance(part, ast.Call) and "rand" in (last_name(part.func) or "") for part in walk(seed)):
@@ -63,8 +110,7 @@ def _number(seed: ast.expr, scope: Scope, project: Project) -> Known | None:
 
 def _handler(scope: Scope, project: Project, depth: int = 2) -> Scope | None:
     """The function that answers requests and leads to another one, where it draws tokens."""
-    routed = any(ROUTE.search(text_of(item)) for item in getattr(scope.node, "decorator_list", []))
-    if routed or HANDLES.match(scope.simple_name):
+    if _is_handler(scope):
         draws = any(
             isinstance(item.node, ast.Call)
             and (last_name(item.node.func) == "generate" or chooses_token(item.node, item.scope))

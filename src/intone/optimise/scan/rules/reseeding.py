@@ -7,27 +7,20 @@ from collections.abc import Iterator
 from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.constants import known_values
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in, text_of
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import is_inside, train_loops
-from intone.optimise.scan.neighbours import neighbours
-from intone.optimise.scan.project import Project
+from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import COMPREHENSIONS, Frame, Reached, loops_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.seeds import SEEDED, calls_something, cut_by, seed_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
-PICKERS = (
-    "random.sample", "random.choices", "random.shuffle", "random.randrange", "random.randint", "np.random.choice",
-    "numpy.random.choice", "np.random.randint", "numpy.random.randint", "np.random.permutation",
-    "numpy.random.permutation", "np.random.shuffle", "numpy.random.shuffle", "torch.randperm",
-)  # fmt: skip
 PER_CALL = re.compile(
     r"^_?(forward|__getitem__|__call__|collate\w*|sample|sample_\w+|\w*next_token|pick\w*|draw\w*|get_batch|next_batch|"
     r"\w*_batch|training_step|train_step|step|augment\w*|dropout\w*|mask_tokens|noise\w*|shuffle\w*)$"
 )
 # loops over whole runs: to seed at the start of each is right
 EXPERIMENTS = re.compile(r"seed|trial|\brun|config|cfg|experiment|fold|repeat|models?\b|variant|sweep|lrs?\b", re.I)
-ELSEWHERE = re.compile(r"(^|[/_])(eval\w*|infer\w*|generat\w*|sampl\w*|serv\w*|bench\w*|tests?|chat)([/_.]|$)")
 ROWS_OF_ONE = re.compile(r"\brow|sample|completion|rollout|step|token", re.I)
 HOT = re.compile(
     r"step|row|batch|sample|token|prompt|request|epoch|micro|max_new|range\(|loader|completion|rollout", re.I
@@ -53,11 +46,16 @@ def reseeded(module: Module, project: Project) -> Iterator[Place]:
                 continue
             where = _turn_of(call, seed, scope, project)
             if where is not None:
-                yield Place(call, f"`{code_of(call, 50)}` runs at every turn of {where[0]}", where[1])
+                words = f"`{code_of(call, 50)}` runs at every turn of {where[0]}"
+                maker = _made_in_turn(call, scope, project)
+                if maker is None:
+                    yield Place(call, words, where[1])
+                else:  # an object that seeds its own stream is right, to make it anew is not
+                    yield Place(maker.call, words, where[1], scope=maker.scope, also=((call, scope),))
             elif (
                 not module.loops_around(call)
                 and (often := _called_often(scope, project)) is not None
-                and _is_constant(seed, scope, project)
+                and is_constant(seed, scope, project)
                 and not _only_main(scope)
             ):
                 yield Place(
@@ -66,6 +64,13 @@ def reseeded(module: Module, project: Project) -> Iterator[Place]:
                     (f"the seed is `{code_of(seed, 30)}`",),
                 )
     yield from _same_in_every_process(module, project)
+
+
+def _made_in_turn(call: ast.Call, scope: Scope, project: Project) -> Site | None:
+    """The call in a loop that makes an object which seeds a stream of its own: for _ in range(n): draw = Sampler()."""
+    if scope.simple_name != "__init__" or not is_own_stream(call, scope):
+        return None
+    return next((site for site in project.callers(scope)[:4] if site.scope.module.loops_around(site.call)), None)
 
 
 def _called_often(scope: Scope, project: Project, depth: int = 2) -> str | None:
@@ -83,18 +88,9 @@ def _called_often(scope: Scope, project: Project, depth: int = 2) -> str | None:
 
 
 STARTS = (
-    "map",
-    "imap",
-    "imap_unordered",
-    "starmap",
-    "map_async",
-    "apply_async",
-    "apply",
-    "submit",
-    "spawn",
-    "Process",
+    "map", "imap", "imap_unordered", "starmap", "map_async", "apply_async", "apply", "submit", "spawn", "Process",
     "Thread",
-)
+)  # fmt: skip
 
 
 def _same_in_every_process(module: Module, project: Project) -> Iterator[Place]:
@@ -109,7 +105,7 @@ def _same_in_every_process(module: Module, project: Project) -> Iterator[Place]:
                     seed = seed_of(inner, function)
                     if seed is None or calls_something(seed) or names_in(seed) & set(function.parameters):
                         continue
-                    if _is_constant(seed, function, project):
+                    if is_constant(seed, function, project):
                         yield Place(
                             inner,
                             f"every process that runs `{function.simple_name}` begins with the same seed",
@@ -140,7 +136,7 @@ def _turn_of(call: ast.Call, seed: ast.expr, scope: Scope, project: Project) -> 
                 break
             if _seed_changes(seed, scope, frame, project):
                 break
-            own = _is_own_stream(call, scope)
+            own = is_own_stream(call, scope)
             if own and frame.chain and _repeats_itself(frame):
                 way = Reached(call, scope, frame.chain).path()
                 turns = f"the loop at {frame.module.path}:{frame.loop.lineno}"
@@ -222,6 +218,10 @@ def _seed_changes(seed: ast.expr, scope: Scope, frame: Frame, project: Project) 
     if calls_something(seed):
         return True
     changing = _changed_in(frame.loop)
+    if frame.chain and any(name.startswith("self.") for name in names_in(seed)):
+        base = frame.chain[0].call.func  # [row.generator() for row in rows], each with its own seed
+        if names_in(base) & changing:
+            return True
     todo = [(seed, scope, frame.chain)]
     for _ in range(8):
         if not todo:
@@ -255,7 +255,7 @@ def _is_counted(name: str, scope: Scope, project: Project) -> bool:
     )  # fmt: skip
 
 
-def _is_own_stream(call: ast.Call, scope: Scope) -> bool:
+def is_own_stream(call: ast.Call, scope: Scope) -> bool:
     """A generator that the function makes for itself: each call begins a stream of its own, as a request may."""
     name = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
     made = scope.bindings.get(name or "", [])
@@ -300,7 +300,7 @@ PER_REQUEST = re.compile(
 RUN_SETTING = re.compile(r"^(cfg|config|conf|args|hp|hparams|settings|opts|params)(\.\w+)*\.(\w+_)?seed$", re.I)
 
 
-def _is_constant(seed: ast.expr, scope: Scope, project: Project) -> bool:
+def is_constant(seed: ast.expr, scope: Scope, project: Project) -> bool:
     """A number, or what stands for one number wherever it comes from; an object's seed too, unless it is counted up."""
     if isinstance(seed, ast.Constant):
         return seed.value is not None
@@ -320,81 +320,3 @@ def _is_constant(seed: ast.expr, scope: Scope, project: Project) -> bool:
         return isinstance(default, ast.Constant) and default.value is not None
     values = known_values(seed, scope, project)
     return bool(values) and all(known.value is not None for known in values)
-
-
-@rule(
-    "S04",
-    "every rank draws the same batches",
-    kind="rng",
-    severity="high",
-    why="All ranks seed alike and choose their rows at random, so all of them train on the same rows: more "
-    "devices, no more data.",
-    fix="Add the rank to the seed of what chooses the data, or let each rank take its own share of the rows.",
-    source="optimiser.md D22",
-)
-def same_batches_on_ranks(module: Module, project: Project) -> Iterator[Place]:
-    """A distributed program with a constant seed that picks rows at random and never by rank."""
-    if ELSEWHERE.search(module.path):
-        return
-    seeds = [(scope, call) for scope in module.scopes for call in scope.calls if seed_of(call, scope) is not None]
-    seeds = [
-        pair for pair in seeds if isinstance(module.parents.get(pair[1]), ast.Expr) and not _is_own_stream(*pair[::-1])
-    ]
-    if not seeds:
-        return
-    files = neighbours(module, project)
-    text = "\n".join(other.text for other in files)
-    if not re.search(r"init_process_group|DistributedDataParallel|LOCAL_RANK|fully_shard", text):
-        return
-    places = [(scope, call) for other in files for scope in other.scopes for call in scope.calls]
-    picks = [(scope, call) for scope, call in places if _picks_rows(call, scope)]
-    if not picks or re.search(r"DistributedSampler|split_dataset_by_node|\.shard\(|shard_indices|rank::|\[rank", text):
-        return
-    for scope, call in seeds:
-        seed = seed_of(call, scope)
-        assert seed is not None
-        spelled = _spelled_out(seed, scope, project)
-        if "rank" in spelled.lower() or "ddp" in spelled.lower() or not _is_constant(seed, scope, project):
-            return
-    if any("rank" in name.lower() for scope, call in picks for name in _names_around(scope, call)):
-        return
-    scope, call = seeds[0]
-    at, pick = picks[0]
-    yield Place(
-        call,
-        "every rank has the same seed and picks its rows at random",
-        (f"rows are picked by {code_of(pick, 50)} at {at.module.path}:{pick.lineno}, in which no rank appears",),
-    )
-
-
-def _names_around(scope: Scope, call: ast.Call) -> frozenset[str]:
-    """The names in a statement, and in what its names are bound to in the same function."""
-    names = names_in(_statement(scope.module, call))
-    return names | {n for name in names for b in scope.bindings.get(name, []) for n in names_in(b.value)}
-
-
-def _picks_rows(call: ast.Call, scope: Scope) -> bool:
-    name = called(call, scope)
-    if name == "torch.randint" and call.args:
-        return bool(
-            re.search(r"len\(|size|num_|\.shape|n_tokens|total", " ".join(text_of(arg) for arg in call.args[:2]))
-        )
-    if name in PICKERS or name.rpartition(".")[2] in ("integers", "permutation", "randperm") and "." in name:
-        return True
-    return name.endswith("DataLoader") and is_true(keyword(call, "shuffle"))
-
-
-def _spelled_out(seed: ast.expr, scope: Scope, project: Project) -> str:
-    """A seed with the names in it followed back one step."""
-    parts = [text_of(seed)]
-    for node in walk(seed):
-        if isinstance(node, ast.Name):
-            parts += [text_of(origin.node) for origin in project.origins(node, scope, depth=2)]
-    return " ".join(parts)
-
-
-def _statement(module: Module, node: ast.AST) -> ast.AST:
-    for above in module.up(node):
-        if isinstance(above, ast.stmt):
-            return above
-    return node

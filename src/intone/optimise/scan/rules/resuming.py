@@ -9,14 +9,13 @@ from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import reached
+from intone.optimise.scan.restoring import restores, takes_up_progress
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.data_order import (
     ELSEWHERE,
     RESTORES_ORDER,
     order_not_restored,
     passes_over,
-    restores,
-    takes_up_progress,
 )
 from intone.optimise.scan.source import LOOPS, Module, Scope, target_name, walk
 
@@ -52,18 +51,22 @@ def epoch_begun_anew(module: Module, project: Project) -> Iterator[Place]:
             continue
         saved = next((item for item in reached(walked[0], walked[1], project) if _saves(item.node, item.scope)), None)
         taken_up = [pair for file in files for pair in restores(file, project) if takes_up_progress(pair[0])]
-        taken_up = [] if any(_restores_more(pair[0]) for pair in taken_up) else taken_up
+        taken_up = [] if any(_restores_more(*pair) for pair in taken_up) else taken_up
         if saved is None or not taken_up or any(True for _ in order_not_restored(module, project)):
             continue
         scope, restore = taken_up[0]
+        # a helper that restores cannot know where in the data the loop begins; a method of the trainer can
+        here = scope is walked[1] or scope.owner is not None and scope.owner is walked[1].owner
         yield Place(
-            restore,
+            restore if here else walked[0],
             "the training is taken up in the middle of an epoch, the data at its beginning",
             (
                 f"saved between two batches at {saved.scope.module.path}:{saved.line}",
+                f"taken up at {scope.module.path}:{restore.lineno}",
                 f"`{code_of(walked[0].iter, 40)}` at {module.path}:{walked[0].lineno} begins with the first batch",
             ),
-            scope=scope,
+            scope=scope if here else walked[1],
+            also=((walked[0], walked[1]) if here else (restore, scope),),
         )
         return
 
@@ -75,15 +78,22 @@ HELD = re.compile(
 )
 
 
-def _restores_more(scope: Scope) -> bool:
+def _restores_more(scope: Scope, restore: ast.Call) -> bool:
     """Whether a restore reads something else too, or hands it to a loader or sampler: that may be the position."""
+    loaded = {name.partition(".")[0] for arg in restore.args for name in names_in(arg)}
+    loaded |= {
+        name for name, bindings in scope.bindings.items() for b in bindings
+        if isinstance(b.value, ast.Call) and "load" in (last_name(b.value.func) or "")
+    }  # fmt: skip
     for node in scope.body:
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and isinstance(node.slice, ast.Constant):
-            if isinstance(node.slice.value, str) and not HELD.search(node.slice.value):
+            held = target_name(node.value) in loaded
+            if held and isinstance(node.slice.value, str) and not HELD.search(node.slice.value):
                 return True
         elif isinstance(node, ast.Call) and last_name(node.func) == "get" and node.args:
+            held = isinstance(node.func, ast.Attribute) and target_name(node.func.value) in loaded
             key = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
-            if isinstance(key, str) and not HELD.search(key):
+            if held and isinstance(key, str) and not HELD.search(key):
                 return True
         elif (
             isinstance(node, ast.Attribute)
@@ -110,9 +120,14 @@ def _over_batches(loop: TrainLoop, project: Project) -> tuple[ast.For, Scope] | 
             outside = [
                 other for site in project.callers(scope)[:4] for other in site.scope.module.loops_around(site.call)
             ]
-        if any(isinstance(other, LOOPS) and "epoch" in _head(other) for other in outside):
+        if any(_is_of_epochs(other) for other in outside):
             return node, scope
     return None
+
+
+def _is_of_epochs(loop: ast.AST) -> bool:
+    """for epoch in ..., or a while around a loop over the batches: while step < max_steps: for batch in loader."""
+    return isinstance(loop, ast.While) or isinstance(loop, LOOPS) and "epoch" in _head(loop)
 
 
 FROM_LATER = re.compile(r"range\(|count\(|start_|_start|skip|islice|resume")
@@ -179,6 +194,57 @@ def state_without_effect(module: Module, project: Project) -> Iterator[Place]:
 
 # restored fields that say which order it is, and not where in it
 FIXED = re.compile(r"seed|epoch|rank|world|shuffle|size|length|path|files|name|config")
+
+
+@rule(
+    "S67",
+    "a stream begins anew whenever it is walked over",
+    kind="data-order",
+    severity="low",
+    why="Nothing tells the stream where a training stopped: a resumed one sees the first files again and never those "
+    "at the end, however often it is resumed.",
+    fix="Give it state_dict() and load_state_dict() with file, row and epoch, or let it begin at a count of rows.",
+    source="optimiser.md G6; torchdata's StatefulDataLoader",
+)
+def stream_without_place(module: Module, project: Project) -> Iterator[Place]:
+    """class Rows(IterableDataset) that reads files, with no position, epoch or state that anybody could set."""
+    if ELSEWHERE.search(module.path):
+        return
+    for scope in module.scopes[1:]:
+        owner = scope.owner
+        if owner is None or scope.simple_name != "__iter__":
+            continue
+        if "IterableDataset" not in " ".join(text_of(base) for base in owner.bases) or _can_begin_later(owner, project):
+            continue
+        reads = any(READS_FILES.search(last_name(c.func) or "") for m in project.class_scopes(owner) for c in m.calls)
+        files = neighbours(module, project)
+        told = any(restores(file, project) for file in files if not ELSEWHERE.search(file.path))
+        whole = any(True for file in files for _ in train_loops(file, project))
+        skipped = any(file.mentions(RESTORES_ORDER) or passes_over(file) for file in files)
+        if not reads or whole and not told or skipped or any(True for _ in order_not_restored(module, project)):
+            continue
+        yield Place(
+            scope.node,
+            f"`{owner.name}` always begins with its first row",
+            ("no state, position or epoch that a resumed training could set",),
+            confidence="medium",
+            scope=scope.outer or module.top,
+        )
+
+
+READS_FILES = re.compile(r"open|memmap|load|read|iter_\w+|fromfile|parquet")
+PLACE_OF = re.compile(
+    r"state|epoch|start|skip|resume|offset|position|cursor|consumed|seek|(^|_)(pos|step|idx|index|done|seen)$"
+)
+
+
+def _can_begin_later(owner: ast.ClassDef, project: Project) -> bool:
+    """Whether a class keeps or is told any place: by a field, a parameter or the name of a method."""
+    for method in project.class_scopes(owner):
+        fields = [name.removeprefix("self.") for name in method.bindings if name.startswith("self.")]
+        if any(PLACE_OF.search(name) for name in [method.simple_name, *method.parameters, *fields]):
+            return True
+    return False
 
 
 def _body(scope: Scope) -> str:

@@ -34,6 +34,7 @@ def copied_token(module: Module, project: Project) -> Iterator[Place]:
             ast.BinOp, ast.ListComp, ast.DictComp, ast.Call, ast.Assign, ast.AugAssign, ast.Subscript, ast.Yield
         ):
             made = copied(node, scope) or _given_to_all(node, scope, project) or _spread(node, scope, project)
+            made = made or _put_behind_each(node, scope)
             if made is None:
                 continue
             value, how = made
@@ -113,6 +114,26 @@ def _given_to_all(node: ast.AST, scope: Scope, project: Project) -> tuple[ast.ex
         if given is not None and (is_number(arg, scope) or not _turns(node, scope) & names_in(node)):
             return given
     return None
+
+
+def _put_behind_each(node: ast.AST, scope: Scope) -> tuple[ast.expr, str] | None:
+    """[cat([row, token]) for row in rows], [row + [token] for row in rows]: one token behind each of several rows."""
+    parts: list[ast.expr] = []
+    if isinstance(node, ast.Call) and last_name(node.func) in ("cat", "concat", "concatenate", "append") and node.args:
+        joined = node.args[0]
+        parts = joined.elts if isinstance(joined, (ast.List, ast.Tuple)) else list(node.args[:2])
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        parts = [node.left, node.right]
+    around = turns_around(node, scope) if len(parts) == 2 else []
+    if not around or not isinstance(around[0], (ast.ListComp, ast.GeneratorExp)):
+        return None
+    turned = {name for head in around[0].generators for name in names_in(head.target)}
+    row, token = parts
+    if isinstance(token, ast.List) and len(token.elts) == 1:
+        token = token.elts[0]
+    if not names_in(row) & turned or not names_in(token) or names_in(token) & turned:
+        return None
+    return token, f"the same behind each of {code_of(around[0].generators[0].iter, 20)}"
 
 
 SHOWS = re.compile(

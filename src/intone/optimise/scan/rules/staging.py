@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from intone.optimise.scan.calls import classes_of, functions_of
 from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.expressions import called, code_of, keyword, names_in, text_of
+from intone.optimise.scan.ondevice import to_cpu
 from intone.optimise.scan.options import is_told
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.rules.copies import HOST_WAITS, base_of, to_host
+from intone.optimise.scan.rules.copies import HOST_WAITS, base_of
 from intone.optimise.scan.rules.pinned import pins, reused_buffer
 from intone.optimise.scan.source import Module, Scope, own_nodes, target_name
 
@@ -56,7 +57,7 @@ def given_up_early(module: Module, project: Project) -> Iterator[Place]:
 def _sent(call: ast.Call, scope: Scope, project: Project) -> ast.expr | None:
     """The host tensor that a non-blocking copy to the device reads."""
     flag = keyword(call, "non_blocking")
-    if flag is None or is_never(flag, scope, project) or not isinstance(call.func, ast.Attribute) or to_host(call):
+    if flag is None or is_never(flag, scope, project) or not isinstance(call.func, ast.Attribute) or to_cpu(call):
         return None
     if call.func.attr in ("to", "cuda"):
         return call.func.value

@@ -115,9 +115,10 @@ def _leads_to(scope: Scope, method: Scope, project: Project) -> bool:
 )
 def same_draws_on_ranks(module: Module, project: Project) -> Iterator[Place]:
     """A function or object that knows its rank and draws from a stream seeded without it."""
-    for scope in module.scopes[1:]:
+    for scope in module.scopes:
         ranks = [name for name in scope.parameters if RANK.search(name)]
-        if not ranks or isinstance(scope.node, ast.Lambda):
+        found_out = [] if ranks else _ranks_found_out(scope)
+        if not ranks and not found_out or isinstance(scope.node, ast.Lambda):
             continue
         for call in scope.calls:
             seed = seed_of(call, scope)
@@ -127,14 +128,14 @@ def same_draws_on_ranks(module: Module, project: Project) -> Iterator[Place]:
             spelled = {n for name in names_in(seed) for b in scope.bindings.get(name, []) for n in names_in(b.value)}
             if held is None or any("rank" in name.lower() for name in spelled):
                 continue
-            draw = _draws_from(held, scope, project)
-            if draw is not None and not cut_by(
-                scope, lambda name: bool(RANK.search(name))
-            ):  # all take parts of one draw
+            draw = _draws_from(held, scope, project, turns=bool(found_out))
+            shared = ranks and cut_by(scope, lambda name: bool(RANK.search(name)))  # all take parts of one draw
+            if draw is not None and not shared:
                 at, drawn = draw
                 yield Place(
                     call,
-                    f"`{held}` begins alike on every rank: `{ranks[0]}` is known here and is no part of the seed",
+                    f"`{held}` begins alike on every rank: `{[*ranks, *found_out][0]}` is known here and is no part of "
+                    "the seed",
                     (f"drawn from by {code_of(drawn, 50)} at {at.module.path}:{drawn.lineno}",),
                 )
                 break
@@ -211,8 +212,44 @@ def _held_as(call: ast.Call, scope: Scope) -> str | None:
     return None
 
 
-def _draws_from(held: str, scope: Scope, project: Project) -> tuple[Scope, ast.Call] | None:
-    """A draw from a stream that no rank has a part in, here or in the object's methods; a permutation is no draw."""
+def _ranks_found_out(scope: Scope) -> list[str]:
+    """The names under which a function keeps the rank that it asked for: rank = dist.get_rank()."""
+    return [
+        name for name, bindings in scope.bindings.items()
+        if RANK.search(name.rpartition(".")[2]) and any(
+            b.how in ("=", "part") and not isinstance(b.value, ast.Constant) for b in bindings
+        )
+    ]  # fmt: skip
+
+
+# what makes an order or a split of the data, which all ranks must have alike, or draws nothing
+SPLITS = re.compile(r"perm|shuffle|split|DataLoader|Sampler|state|initial_seed")
+
+
+def _in_turns(call: ast.Call, scope: Scope) -> bool:
+    """Whether a draw runs again and again on every rank, and no part of it is cut out by the rank."""
+    if not scope.module.loops_around(call):
+        return False
+    for above in scope.module.up(call):
+        asked: list[ast.expr] = []
+        if isinstance(above, ast.If):
+            asked = [above.test]
+        elif isinstance(above, ast.Subscript):
+            asked = [above.slice]
+        elif isinstance(above, ast.Assign) and (target := target_name(above.targets[0])) is not None:
+            asked = [node.slice for node in scope.of(ast.Subscript) if target_name(node.value) == target]
+        if any(RANK.search(name.rpartition(".")[2]) for part in asked for name in names_in(part)):
+            return False
+        if above is scope.node:
+            break
+    return True
+
+
+def _draws_from(held: str, scope: Scope, project: Project, *, turns: bool) -> tuple[Scope, ast.Call] | None:
+    """A draw from a stream that no rank has a part in, here or in the object's methods; a permutation is no draw.
+
+    turns: in this function only what is drawn again and again.
+    """
     owner = project.owner_of(scope) if held.startswith("self.") else None
     for method in project.class_scopes(owner[1]) if owner is not None else [scope]:
         for call in method.calls:
@@ -223,7 +260,10 @@ def _draws_from(held: str, scope: Scope, project: Project) -> tuple[Scope, ast.C
             ):
                 continue
             if (
-                re.search(r"perm|shuffle", method_of(call))
+                SPLITS.search(method_of(call))
+                or turns
+                and method is scope
+                and not _in_turns(call, scope)
                 or "rank" in text_of(method.node).lower()
                 and method is not scope
             ):

@@ -150,10 +150,12 @@ def untrained_with_graph(module: Module, project: Project) -> Iterator[Place]:
         for item in [*loop.turn(project), *loop.step_turn(project)]:
             if not isinstance(item.node, ast.Call) or item.is_in_forward:
                 continue
+            own = target_name(item.node.func) or ""
             if is_model_call(item.node, item.scope, project):
-                name = model_name(item, project) or target_name(item.node.func) or ""
+                known = TEACHES.search(own.rpartition(".")[2]) is not None
+                name = own if known else model_name(item, project) or own
             else:
-                name = _run_by_helper(item.node, item.scope, project) or ""
+                known, name = False, _run_by_helper(item.node, item.scope, project) or ""
             last = name.rpartition(".")[2]
             if not TEACHES.search(last) or last in told or is_optimised(last, project):
                 continue
@@ -161,6 +163,7 @@ def untrained_with_graph(module: Module, project: Project) -> Iterator[Place]:
                 continue
             told.add(last)
             named = next((site for site in reversed(item.chain) if last in " ".join(names_in(site.call))), None)
+            named = None if known else named
             yield Place(
                 item.node if named is None else named.call,  # the helper runs whatever model it is handed
                 f"`{code_of(item.node, 40)}` keeps a graph at every step, and `{last}` is not trained",
@@ -178,8 +181,8 @@ def _run_by_helper(call: ast.Call, scope: Scope, project: Project) -> str | None
         for name in function.parameters:
             handed = project.argument(Site(call, scope), function, name)
             given = target_name(handed) if handed is not None else None
-            if given is None or not TEACHES.search(given.rpartition(".")[2]):
-                continue
+            if given is None or not TEACHES.search(given.rpartition(".")[2]) or TEACHES.search(name):
+                continue  # a helper that knows which model it runs is told itself
             if any(target_name(inner.func) == name for inner in function.calls) and not _is_off_in(function, project):
                 return given
     return None

@@ -84,7 +84,8 @@ def as_they_are_ready(module: Module, project: Project) -> Iterator[Place]:
                     yield Place(call, "shards are drawn anew at every start", (code_of(call, 60),))
             elif is_told(call, "ignore_data_skip", scope, project):
                 told = ("ignore_data_skip=True",)
-                yield Place(call, "a resumed training begins with the first rows again", told)
+                said = keyword(call, "ignore_data_skip") or call  # a call of settings has many lines
+                yield Place(said, "a resumed training begins with the first rows again", told)
         taken = _taken_from_queue(scope, project)
         if taken is not None:
             yield taken

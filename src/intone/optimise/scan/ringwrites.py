@@ -1,0 +1,52 @@
+"""Where a cache that is full is written from its beginning again: places that are taken modulo its size."""
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from intone.optimise.scan.cachewrites import LIMIT_WORD, Write
+from intone.optimise.scan.expressions import names_in, text_of
+from intone.optimise.scan.project import Project
+from intone.optimise.scan.source import Scope, walk
+
+# words by which code says that it keeps the last part of a text on purpose
+WINDOW = re.compile(r"window|\bring|_ring|circular|roll|slid|wrap|evict|sink|stream", re.I)
+
+
+@dataclass(frozen=True, eq=False)
+class Ring:
+    """A place taken modulo a size, or what writes there, with its function; target: what is written."""
+
+    node: ast.AST
+    scope: Scope
+    target: ast.expr
+
+
+def wrapped(scope: Scope, project: Project, writes: Sequence[Write], passes: Sequence[ast.Call]) -> Ring | None:
+    """cache[:, pos % size] = k, also behind a name or method; cache.write(pos % size, k), which writes there.
+
+    writes: into a cache, in the function. passes: its calls of functions that write into one.
+    """
+    if WINDOW.search(text_of(scope.owner or scope.node)):
+        return None
+    for arg in [arg for call in passes for arg in call.args]:
+        ring = next((part for part in walk(arg) if _wraps(part)), None)
+        if ring is not None and LIMIT_WORD.search(text_of(ring)):
+            return Ring(ring, scope, arg)
+    for write in writes:
+        behind = [b.value for name in names_in(write.target) for b in scope.bindings.get(name, []) if b.how == "="]
+        parts = [part for node in [write.target, *behind] for part in walk(node)]
+        if any(_wraps(part) for part in parts):
+            return Ring(write.node, scope, write.target)
+        for call in [part for part in parts if isinstance(part, ast.Call)]:  # slot = self.slot()
+            for function in project.callees(call, scope)[:2]:
+                ring = next((part for value in function.returns for part in walk(value) if _wraps(part)), None)
+                if ring is not None and not WINDOW.search(text_of(function.owner or function.node)):
+                    return Ring(ring, function, write.target)
+    return None
+
+
+def _wraps(node: ast.AST) -> bool:
+    """position % size"""
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod) and not isinstance(node.left, ast.Constant)
