@@ -207,6 +207,72 @@ fault("copied-token", "one token behind each row", BEHIND.replace(
     "DRAW", "tok = torch.multinomial(probs[0], 1)").replace("HEAD", "row in ids"))  # fmt: skip
 right("copied-token", "its own token behind each row", BEHIND.replace("  # <-", "").replace(
     "DRAW", "toks = torch.multinomial(probs, 1)").replace("HEAD", "row, tok in zip(ids, toks)"))  # fmt: skip
+fault("copied-token", "a list of one draw with noise", """
+    import torch
+    def draw(logits):
+        u = torch.rand_like(logits).log_().neg_().log_().neg_()
+        return (logits + u).argmax(-1)
+    def group(model, ids, g):
+        tok = draw(model(ids)[:, -1])
+        return torch.stack([tok] * g)  # <-
+""")  # fmt: skip
+
+# --- ranks and samples ------------------------------------------------------------------------------------------------
+DIFFUSE = """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+    def main(net, opt, loader, steps):
+        acc = Accelerator()
+        set_seed(42OPTION)  # <-
+        net, opt, loader = acc.prepare(net, opt, loader)
+        for x in loader:
+            noise = torch.randn_like(x)
+            loss = (net(x + noise) - noise).square().mean()
+            acc.backward(loss)
+            opt.step(); opt.zero_grad()
+"""
+fault("rng", "noise of the whole process", DIFFUSE.replace("OPTION", ""))
+right("rng", "noise by device", DIFFUSE.replace("  # <-", "").replace("OPTION", ", device_specific=True"))
+SEEDED = """
+    import random, numpy as np, torch, torch.distributed as dist
+    def seed_all(s):
+        random.seed(s); np.random.seed(s); torch.manual_seed(s)
+    def batch(data, b, t):
+        at = np.random.randint(0, len(data) - t, b)
+        return torch.stack([torch.from_numpy(data[i : i + t]) for i in at])
+    def main(net, opt, data):
+        dist.init_process_group("nccl")
+        rank = dist.get_rank()
+        seed_all(SEED)  # <-
+        for step in range(1000):
+            net(batch(data, 32, 512)).backward()
+            opt.step(); opt.zero_grad()
+"""
+fault("rng", "a helper that seeds all ranks alike", SEEDED.replace("SEED", "7"))
+right("rng", "a helper that is told the rank", SEEDED.replace("  # <-", "").replace("SEED", "7 + rank"))
+right("rng", "a request's generator from a helper", """
+    import torch
+    from fastapi import FastAPI
+    app = FastAPI()
+    def stream(seed):
+        return torch.Generator("cuda").manual_seed(seed)
+    def write(model, ids, n, new, gen):
+        x = ids.expand(n, -1)
+        for _ in range(new):
+            x = torch.multinomial(torch.softmax(model(x)[:, -1], -1), 1, generator=gen)
+        return x
+    @app.post("/write")
+    def handle(req):
+        return write(model, req.ids, req.n, 64, stream(req.seed)).tolist()
+""")  # fmt: skip
+fault("eval-output", "blocks taken out of an answer", """
+    class Notebook:
+        def turn(self, history):
+            said = self.model.chat(history)
+            for block in extract_code(said):
+                self.shell.run_cell(block)  # <-
+""")  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", [pytest.param(one, id=f"{one.kind}: {one.name}") for one in HANDS.variants])

@@ -363,6 +363,83 @@ fault("eval-output", "a named function for re.sub", """
         return SUM.sub(work_out, text)
 """)  # fmt: skip
 
+# --- casts, packing, settings -----------------------------------------------------------------------------------------
+fault("recast", "logits of an output", """
+    import torch.nn.functional as F
+    def loss_of(model, batch):
+        out = model(input_ids=batch["ids"])
+        logits = out.logits.float()  # <-
+        return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+""")  # fmt: skip
+fault("recast", "masters made anew at each step", """
+    import torch
+    class MixedAdam:
+        def __init__(self, params): self.params = list(params)
+        @torch.no_grad()
+        def step(self):
+            for p in self.params:
+                master = p.data.float()  # <-
+                master.sub_(p.grad.float())
+                p.data.copy_(master)
+""")  # fmt: skip
+PUBLISH = """
+    import torch
+    class Masters:
+        def __init__(self, params):
+            self.work = list(params)
+            self.full = [p.detach().float() for p in self.work]
+            self.opt = torch.optim.AdamW(self.full)
+        def publish(self):
+            for w, m in zip(self.work, self.full):
+                w.copy_(m)
+    def train(net, masters, rows, n):
+        for step in range(1000):
+            for m in range(n):
+                IN
+                (net(next(rows)) / n).backward()
+            masters.opt.step()
+            OUT
+"""
+fault("recast", "masters copied for each micro-batch", PUBLISH.replace("IN", "masters.publish()  # <-").replace(
+    "OUT", "net.zero_grad()"))  # fmt: skip
+right("recast", "masters copied once a step", PUBLISH.replace("IN", "pass").replace(
+    "OUT", "masters.publish(); net.zero_grad()"))  # fmt: skip
+fault("packing", "the front of a list that never grows", """
+    def rows(docs, n):
+        queue = [t for d in docs for t in d]
+        out = []
+        while len(queue) >= n:
+            out.append([queue.pop(0) for _ in range(n)])  # <-
+        return out
+""")  # fmt: skip
+fault("compile", "only the loss", """
+    import torch
+    def train(model, loss_fn, opt, loader):
+        loss_fn = torch.compile(loss_fn)
+        for x, y in loader:  # <-
+            loss_fn(model(x), y).backward()
+            opt.step(); opt.zero_grad()
+""")  # fmt: skip
+fault("compile", "a lambda at every epoch", """
+    import torch
+    def fit(model, opt, loader):
+        for epoch in range(9):
+            step = torch.compile(lambda b: model(**b).loss)  # <-
+            for b in loader:
+                step(b).backward()
+                opt.step(); opt.zero_grad()
+""")  # fmt: skip
+fault("async-copy", "pinned buffers in a dict", """
+    import torch
+    class Feeder:
+        def __init__(self, b, t):
+            self.host = {k: torch.empty(b, t, dtype=torch.long).pin_memory() for k in ("x", "y")}
+        def load(self, rows):
+            for k, v in rows.items():
+                self.host[k].copy_(v)
+            return {k: v.to("cuda", non_blocking=True) for k, v in self.host.items()}  # <-
+""")  # fmt: skip
+
 
 @pytest.mark.parametrize("variant", [pytest.param(one, id=f"{one.kind}: {one.name}") for one in HANDS.variants])
 def test_what_further_hands_wrote_of_steps_is_found_and_what_is_right_is_left_alone(variant: Variant):

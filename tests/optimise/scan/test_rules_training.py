@@ -320,6 +320,26 @@ right("S65", HOOK.replace(
             print(self.write(self.prompt, 50))
 """)  # fmt: skip
 
+# --- S68 --------------------------------------------------------------------------------------------------------------
+EPOCH = """
+    import torch
+    def epoch(model, loader, opt=None):
+        total = 0
+        for x, y in loader:
+            WITH
+                loss = model(x, y)
+            if opt is not None:
+                loss.backward(); opt.step(); opt.zero_grad()
+            total += loss.detach()
+        return total
+    def main(model, train, test, opt):
+        for _ in range(5):
+            epoch(model, train, opt)
+            print(epoch(model, test))
+"""
+fault("S68", EPOCH.replace("WITH", "with torch.autocast('cuda'):"))
+right("S68", EPOCH.replace("WITH", "with torch.set_grad_enabled(opt is not None):"))
+
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())
 def test_a_planted_fault_is_found(rule, code):

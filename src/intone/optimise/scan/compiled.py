@@ -155,12 +155,17 @@ def _why_idle(call: ast.Call, scope: Scope, project: Project) -> str | None:
     return None
 
 
+LOSS = re.compile(r"^_?(loss|criterion|crit)(_fn|_func|_function|_module)?$")
+
+
 def _no_model(node: ast.expr, scope: Scope, project: Project) -> str | None:
     """torch.compile(loss_of), torch.compile(opt.step), torch.compile(flex_attention): what is no model, in words."""
     if isinstance(node, (ast.Name, ast.Attribute)):
         functions = functions_of(node, scope, project)
         plain = [one for one in functions if one.simple_name not in ("forward", "__call__")]
         if plain and len(plain) == len(functions) and not any(runs_model(one, project) for one in plain):
+            return f"only `{code_of(node, 30)}` is, which runs no model"
+        if not functions and LOSS.match(last_name(node) or ""):
             return f"only `{code_of(node, 30)}` is, which runs no model"
         if not functions and (last_name(node) == "step" or dotted(node, scope).startswith("torch.nn.attention")):
             return f"only `{code_of(node, 30)}` is"

@@ -11,7 +11,9 @@ from intone.optimise.scan.project import Project
 from intone.optimise.scan.source import Scope, walk
 
 # words by which code says that it keeps the last part of a text on purpose
-WINDOW = re.compile(r"window|\bring|_ring|circular|roll|slid|wrap|evict|sink|stream", re.I)
+WINDOW = re.compile(
+    r"window|\bring|_ring|circular|roll|slid|wrap|evict|sink|streaming_?(llm|cache|attn|kv|window)", re.I
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,6 +47,8 @@ TEXT_METHODS = (
 )  # fmt: skip
 
 
+# functions that take a piece out of a text
+TAKES_OUT = re.compile(r"(^|_)(extract|blocks?|code_?blocks?|snippets?|fences?|unfence|unwrap|strip_\w+|clean)($|_)")
 # what walks over texts and hands each on
 WALKS = ("map", "filter", "list", "tuple", "sorted", "reversed", "enumerate", "zip", "iter", "set")
 
@@ -76,6 +78,8 @@ def text_passes(node: ast.expr) -> Sequence[ast.expr]:
             return list(node.args[:1])
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in WALKS:
         return node.args
+    if isinstance(node, ast.Call) and TAKES_OUT.search(last_name(node.func) or ""):
+        return list(node.args[:1])
     if (
         isinstance(node, ast.Call)
         and last_name(node.func) in ("str", "compile", "dedent", "max", "min", "next", "text", "loads")

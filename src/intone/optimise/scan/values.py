@@ -351,7 +351,7 @@ def is_noisy(call: ast.Call, scope: Scope) -> bool:
     text = spelled(call, scope).lower()
     if "exponential" in text or "gumbel" in text:
         return True
-    return bool(re.search(r"log\(", text) and re.search(r"\brand\w*\(|uniform", text))
+    return bool(re.search(r"log_?\(", text) and re.search(r"\brand\w*\(|uniform", text))
 
 
 def token_passes(node: ast.expr) -> Sequence[ast.expr]:

@@ -152,7 +152,7 @@ class Work:
         if text_of(test.left) != f"len({name})" or isinstance(bound, ast.Constant) and bound.value in (0, 1):
             return False
         grown = [binding.node for binding in item.scope.bindings.get(name, []) if binding.how in ("add", "op")]
-        return all(isinstance(node, ast.Call) and last_name(node.func) == "append" for node in grown)
+        return bool(grown) and all(isinstance(node, ast.Call) and last_name(node.func) == "append" for node in grown)
 
     def is_after_error(self, item: Reached) -> bool:
         """Whether something runs only where an error was caught inside the loop."""

@@ -13,7 +13,7 @@ from intone.optimise.scan.rules.accumulation import counts_micro_batches
 from intone.optimise.scan.source import Module, Scope, target_name
 
 ACCUMULATES = re.compile(
-    r"accum|grad_acc|target_(examples|batch|tokens)|global_batch|total_batch|effective_batch|num_passes|tokens_per_step|"
+    r"accum|grad_acc|target_(examples|batch|tokens)|(global|total|effective)_(train_)?batch|num_passes|tokens_per_step|"
     r"tokens_per_update|(^|_)gas$",
     re.I,
 )

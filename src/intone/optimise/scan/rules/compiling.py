@@ -16,7 +16,7 @@ from intone.optimise.scan.compiled import (
 )
 from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import called, code_of, is_false, keyword, last_name, text_of
+from intone.optimise.scan.expressions import called, code_of, is_false, keyword, last_name, names_in, text_of
 from intone.optimise.scan.growth import grown_argument
 from intone.optimise.scan.lengths import fixes_shapes, longer_keys, prompt_handed
 from intone.optimise.scan.loops import TrainLoop, is_inside, is_periodic, train_loops
@@ -88,7 +88,7 @@ def _library_uncompiled(module: Module, project: Project) -> Iterator[Place]:
         return
     for scope, call in trainers:
         if last_name(call.func) == "fit":
-            if _is_lightning(call, scope, files):
+            if _is_lightning(call, scope, files, project):
                 told = "a module of Lightning, and torch.compile nowhere in its program"
                 yield Place(call, "the trainer runs the model uncompiled", (told,), "medium", "low")
         elif not any(word.arg is None for word in call.keywords):
@@ -98,10 +98,13 @@ def _library_uncompiled(module: Module, project: Project) -> Iterator[Place]:
                 yield Place(call, "the trainer runs the model uncompiled", (told,), "medium", "low")
 
 
-def _is_lightning(call: ast.Call, scope: Scope, files: list[Module]) -> bool:
+def _is_lightning(call: ast.Call, scope: Scope, files: list[Module], project: Project) -> bool:
     """trainer.fit(module) of a program with a LightningModule."""
     base = call.func.value if isinstance(call.func, ast.Attribute) else None
-    trainer = base is not None and "trainer" in text_of(base).lower()
+    trainer = base is not None and (
+        "trainer" in text_of(base).lower()
+        or any("Trainer(" in text_of(origin.node) for origin in project.origins(base, scope, depth=2))
+    )
     return trainer and any(re.search(r"\(\s*(\w+\.)?LightningModule\s*\)", file.text) for file in files)
 
 
@@ -230,10 +233,14 @@ def _compiled_again(one: Compile, project: Project) -> str | None:
 
 def _is_around(loop: ast.AST, one: Compile, project: Project) -> bool:
     """Whether a loop over epochs around a training loop compiles one and the same model."""
-    name = target_name(one.call.args[0]) if isinstance(one.call, ast.Call) and one.call.args else None
+    handed = one.call.args[0] if isinstance(one.call, ast.Call) and one.call.args else None
     module = one.scope.module
-    made = [b.node for b in one.scope.bindings.get(name or "", []) if b.how in ("=", "part", "iter")]
-    if name is None or any(is_inside(node, loop, module) for node in made if one.call not in walk(node)):
+    names = [name] if handed is not None and (name := target_name(handed)) is not None else []
+    if isinstance(handed, ast.Lambda):  # lambda batch: model(batch).loss
+        own = {arg.arg for arg in handed.args.args}
+        names = [one_ for one_ in sorted(names_in(handed.body)) if one_.partition(".")[0] not in own]
+    made = [b.node for one_ in names for b in one.scope.bindings.get(one_, []) if b.how in ("=", "part", "iter")]
+    if not names or any(is_inside(node, loop, module) for node in made if one.call not in walk(node)):
         return False  # another model at every turn
     return any(is_inside(train.inner, loop, module) for train in train_loops(module, project))
 

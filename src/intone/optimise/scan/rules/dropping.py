@@ -14,7 +14,9 @@ from intone.optimise.scan.values import spelled
 
 # words by which code says that it keeps a part on purpose; torch.roll is how it is done, not a word for it
 WINDOW = re.compile(
-    r"window|\bring|_ring|circular|rolling|slid|wrap|evict|sink|stream|local_attn|local attention", re.I
+    r"window|\bring|_ring|circular|rolling|slid|wrap|evict|sink|streaming_?(llm|cache|attn|kv|window)|"
+    r"local_attn|local attention",
+    re.I,
 )
 JOINS = ("cat", "concat", "concatenate", "hstack")
 

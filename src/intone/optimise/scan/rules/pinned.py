@@ -111,7 +111,7 @@ def _views(name: str, scope: Scope, project: Project) -> set[str]:
         other
         for other, bindings in scope.bindings.items()
         for b in bindings
-        if b.how == "="
+        if b.how in ("=", "iter")  # for key, part in self.host.items()
         and name in names_in(b.value)
         and isinstance(b.value, (ast.Subscript, ast.Call))
         and not (isinstance(b.value, ast.Call) and last_name(b.value.func) in ("to", "cuda", "clone"))

@@ -51,11 +51,7 @@ def shared_generator(module: Module, project: Project) -> Iterator[Place]:
                 continue
             made, at = maker
             seeded = seeding_of(made, at, project)
-            together = TOGETHER.match(rows.rpartition(".")[2]) is not None
-            own = seeded is not None and (
-                _is_new_each_call(seeded, at, project) or _is_of_run(at) or _is_told_seed(seeded, at, scope)
-            )
-            if seeded is None or own and not together:
+            if seeded is None or _is_of_call(seeded, at, scope, rows, project):
                 continue
             if call in told or made in told:
                 break
@@ -73,6 +69,14 @@ def shared_generator(module: Module, project: Project) -> Iterator[Place]:
                 also=((call, item.scope) if here else (made, at),),
             )
             break
+
+
+def _is_of_call(seeding: ast.Call, maker: Scope, scope: Scope, rows: str, project: Project) -> bool:
+    """Whether a stream belongs to one call and all its rows: its seed is new each time, or given with the one text."""
+    if not re.match(r"prompts|requests", rows) and (_is_new_each_call(seeding, maker, project) or _is_of_run(maker)):
+        return True
+    together = maker is scope and TOGETHER.match(rows.rpartition(".")[2]) is not None
+    return not together and _is_told_seed(seeding, maker, project)
 
 
 # rows of several texts, of which one may come back in other company
@@ -109,16 +113,19 @@ def _ends_range(node: ast.AST, scope: Scope) -> bool:
     return isinstance(node, ast.Call) and last_name(node.func) == "range" and isinstance(above, ast.For)
 
 
-def _is_told_seed(seeding: ast.Call, maker: Scope, scope: Scope) -> bool:
+def _is_told_seed(seeding: ast.Call, maker: Scope, project: Project) -> bool:
     """def sample(prompt, n, seed): the caller gives a seed for all samples of this one call, which it gets as a whole.
 
-    A seed that is a number unless somebody gives another is none of the caller's.
+    A seed that is a number unless somebody gives another is none of the caller's; nor is one of an object or file,
+    which keeps the stream for all that comes.
     """
     seed = seed_of(seeding, maker)
     name = target_name(seed) if seed is not None else None
-    if maker is not scope or name is None or name not in scope.parameters:
+    if name is None or name not in maker.parameters or maker.simple_name == "__init__":
         return False
-    default = scope.parameters[name].default
+    if any(site.scope.simple_name in ("__init__", "<module>") for site in project.callers(maker)[:6]):
+        return False
+    default = maker.parameters[name].default
     return default is None or isinstance(default, ast.Constant) and default.value is None
 
 

@@ -48,9 +48,9 @@ def same_batches_on_ranks(module: Module, project: Project) -> Iterator[Place]:
     picks = [(scope, call) for scope, call in places if _picks_rows(call, scope)]
     if not picks or re.search(r"DistributedSampler|split_dataset_by_node|\.shard\(|shard_indices|rank::|\[rank", text):
         return
+    seeds = [pair for scope, call in seeds for pair in _told_seed(scope, call, project)]
     for scope, call in seeds:
-        seed = seed_of(call, scope)
-        assert seed is not None
+        seed = seed_of(call, scope) or call.args[0]
         spelled = _spelled_out(seed, scope, project)
         if "rank" in spelled.lower() or "ddp" in spelled.lower() or not is_constant(seed, scope, project):
             return
@@ -63,6 +63,17 @@ def same_batches_on_ranks(module: Module, project: Project) -> Iterator[Place]:
         "every rank has the same seed and picks its rows at random",
         (f"rows are picked by {code_of(pick, 50)} at {at.module.path}:{pick.lineno}, in which no rank appears",),
     )
+
+
+def _told_seed(scope: Scope, call: ast.Call, project: Project) -> list[tuple[Scope, ast.Call]]:
+    """Who says which seed: the call that seeds, or those of a helper that hand it over: def seed_all(seed): ..."""
+    seed = seed_of(call, scope)
+    name = seed.id if isinstance(seed, ast.Name) else None
+    if name is None or name not in scope.parameters or scope.parameters[name].default is not None:
+        return [(scope, call)]
+    sites = [site for site in project.callers(scope)[:4] if project.argument(site, scope, name) is not None]
+    plain = [site for site in sites if site.call.args[:1] == [project.argument(site, scope, name)]]
+    return [(site.scope, site.call) for site in plain] if sites and len(plain) == len(sites) else [(scope, call)]
 
 
 def _names_around(scope: Scope, call: ast.Call) -> frozenset[str]:

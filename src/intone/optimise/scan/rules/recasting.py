@@ -207,7 +207,10 @@ def _from_head(name: str, scope: Scope, project: Project, seen: set[str]) -> boo
                     return True
                 if is_model_call(part, scope, project):
                     return True
-    return name.partition(".")[0] in scope.parameters
+    root, dot, _ = name.partition(".")
+    if dot and root in scope.bindings and root not in ("self", "cls"):  # out = model(ids); out.logits
+        return _from_head(root, scope, project, seen)
+    return root in scope.parameters
 
 
 def _is_chunk(name: str, scope: Scope) -> bool:

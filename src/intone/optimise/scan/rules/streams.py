@@ -6,10 +6,14 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.beside import beside_others
 from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
+from intone.optimise.scan.loops import is_periodic, train_loops
+from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.randomness import stream_of
+from intone.optimise.scan.rules.rank_batches import same_batches_on_ranks
+from intone.optimise.scan.rules.reseeding import is_constant, is_own_stream
 from intone.optimise.scan.seeds import MAKERS, SEEDERS, SEEDING, calls_something, chain_of, cut_by, method_of, seed_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import chooses_token
@@ -139,6 +143,7 @@ def same_draws_on_ranks(module: Module, project: Project) -> Iterator[Place]:
                     (f"drawn from by {code_of(drawn, 50)} at {at.module.path}:{drawn.lineno}",),
                 )
                 break
+    yield from _same_noise_on_ranks(module, project)
 
 
 @rule(
@@ -210,6 +215,53 @@ def _held_as(call: ast.Call, scope: Scope) -> str | None:
         if isinstance(above, ast.stmt):
             return None
     return None
+
+
+NOISE = ("rand", "randn", "randn_like", "rand_like", "randint", "randint_like", "bernoulli", "normal", "poisson")
+TOGETHER = re.compile(r"init_process_group|DistributedDataParallel|Accelerator\(|Fabric\(|fully_shard")
+
+
+def _same_noise_on_ranks(module: Module, project: Project) -> Iterator[Place]:
+    """torch.manual_seed(1) on all ranks, then noise = torch.randn_like(x) at every step: alike on every device."""
+    files = neighbours(module, project)
+    if not any(file.mentions(TOGETHER) for file in files) or any(True for _ in same_batches_on_ranks(module, project)):
+        return
+    seeds = [
+        (scope, call) for file in files for scope in file.scopes for call in scope.calls
+        if SEEDING.search("." + method_of(call)) and call.args and not project.callees(call, scope)
+        and (called(call, scope).startswith("torch.") or "manual_seed" not in method_of(call))
+        and not called(call, scope).endswith("Generator.manual_seed")
+    ]  # fmt: skip
+    mine = [pair for pair in seeds if pair[0].module is module and isinstance(module.parents.get(pair[1]), ast.Expr)]
+    if not mine or any(_knows_rank(call, scope) for scope, call in seeds):
+        return
+    scope, call = mine[0]
+    if is_own_stream(call, scope) or not is_constant(call.args[0], scope, project):
+        return
+    for loop in [loop for file in files for loop in train_loops(file, project)]:
+        for item in loop.step_turn(project):
+            draw = item.node
+            if not isinstance(draw, ast.Call) or item.is_in_forward or keyword(draw, "generator") is not None:
+                continue
+            if not called(draw, item.scope).startswith("torch.") or method_of(draw) not in NOISE:
+                continue
+            if is_periodic(item, loop.around, project):
+                continue
+            yield Place(
+                call,
+                "every rank has the same seed and draws the same noise",
+                (f"drawn at every step by {code_of(draw, 50)} at {item.scope.module.path}:{draw.lineno}",),
+                confidence="medium",
+            )
+            return
+
+
+def _knows_rank(call: ast.Call, scope: Scope) -> bool:
+    """Whether a rank has a part in a seed, itself or by what a library is told."""
+    words = [text_of(arg) for arg in [*call.args, *(word.value for word in call.keywords)]]
+    words += [text_of(b.value) for name in names_in(call) for b in scope.bindings.get(name, []) if b.how == "="]
+    options = {word.arg for word in call.keywords}
+    return "device_specific" in options or any(re.search(r"rank|process_index|device_id", word) for word in words)
 
 
 def _ranks_found_out(scope: Scope) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import called, code_of, is_false, keyword, last_name, text_of
-from intone.optimise.scan.loops import is_periodic, train_loops
+from intone.optimise.scan.loops import counter_guard, is_periodic, train_loops
 from intone.optimise.scan.neighbours import imported_by
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project, owner_of
@@ -213,6 +213,7 @@ def _model_cast_in_loop(module: Module, project: Project) -> Iterator[Place]:
     for loop in train_loops(module, project):
         hot.append((loop.inner, loop.scope))
     hot += [(decode.loop, decode.scope) for decode in decode_loops(module, project)]
+    hot += [(scope.node, scope) for scope in module.scopes[1:] if _steps_for_others(scope, project)]
     seen: set[ast.AST] = set()
     for start, scope in hot:
         for item in reached(start, scope, project):
@@ -225,13 +226,50 @@ def _model_cast_in_loop(module: Module, project: Project) -> Iterator[Place]:
                 continue
             if _casts_weights(call, item):
                 seen.add(call)
-                begins = f"the loop at {module.path}:{start.lineno} begins with `{module.line_of(start)[:60]}`"  # type: ignore[attr-defined]
+                line = module.line_of(start)[:60]
+                begins = f"what runs again at {module.path}:{start.lineno} begins with `{line}`"  # type: ignore[attr-defined]
                 yield Place(
                     call,
                     f"`{code_of(call, 40)}` casts the weights at every turn of the loop",
                     (begins, *([item.path()] if item.chain else [])),
                     scope=item.scope,
                 )
+    yield from _published_too_often(module, project)
+
+
+OPTIMISES = re.compile(r"Adam|SGD|Optim|Lion|Muon|Master|Mixed|Shampoo|Adafactor|RMSprop")
+
+
+def _steps_for_others(scope: Scope, project: Project) -> bool:
+    """The step of an optimizer of the project's own that nothing we see calls: it runs at every step of a training."""
+    if scope.owner is None or scope.simple_name != "step" or project.callers(scope):
+        return False
+    return OPTIMISES.search(" ".join([scope.owner.name, *(text_of(base) for base in scope.owner.bases)])) is not None
+
+
+def _published_too_often(module: Module, project: Project) -> Iterator[Place]:
+    """for w, m in zip(weights, masters): w.copy_(m) at every micro-batch, where the masters change once a step."""
+    for loop in train_loops(module, project):
+        for item in loop.turn(project) if loop.accumulates else ():
+            call = item.node
+            if not isinstance(call, ast.Call) or last_name(call.func) not in ("copy_", "_foreach_copy_"):
+                continue
+            around = item.scope.module.loops_around(call)[:1]
+            walked = text_of(around[0].iter) if around and isinstance(around[0], ast.For) else text_of(call)
+            if not re.search(r"master|full|fp32|main_param|float_|params|weights", walked) or "grad" in text_of(call):
+                continue
+            if counter_guard(item, loop.inner, project) is None and not is_periodic(item, loop.inner, project):
+                told = "the step, which changes the masters, comes only after several micro-batches"
+                words = f"`{code_of(call, 40)}` casts all masters again at every micro-batch"
+                site = item.chain[-1] if item.chain else None  # to call a helper that copies so often is the fault
+                yield Place(
+                    site.call if site is not None else call,
+                    words,
+                    (told, *([item.path()] if site is not None else [])),
+                    scope=site.scope if site is not None else item.scope,
+                    also=((call, item.scope),) if site is not None else (),
+                )
+                return
 
 
 def _casts_weights(call: ast.Call, item: Reached) -> bool:

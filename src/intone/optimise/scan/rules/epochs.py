@@ -1,0 +1,80 @@
+"""A rule on functions that run an epoch with or without training: without it they must switch gradients off."""
+
+import ast
+from collections.abc import Iterator
+
+from intone.optimise.scan.constants import known_values
+from intone.optimise.scan.expressions import code_of, is_true, last_name, names_in
+from intone.optimise.scan.loops import backward_calls
+from intone.optimise.scan.modes import is_off
+from intone.optimise.scan.project import Project, Site
+from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.source import Module, Scope
+from intone.optimise.scan.values import is_model_call
+
+
+@rule(
+    "S68",
+    "an epoch without training keeps its graph",
+    kind="eval-mode",
+    severity="medium",
+    why="The same function trains and evaluates: where it is told not to train, the model still runs with gradients "
+    "on, so every activation is kept for a backward pass that never comes.",
+    fix="Put the forward pass under torch.set_grad_enabled(train), and set model.train(train) with it.",
+    source="PyTorch notes on autograd",
+)
+def epoch_with_graph(module: Module, project: Project) -> Iterator[Place]:
+    """def run_epoch(model, loader, opt=None): ... if opt is not None: loss.backward(), called without an optimizer."""
+    for scope in module.scopes[1:]:
+        for backward in backward_calls(scope, project):
+            switch = _switch_of(backward, scope)
+            if switch is None:
+                continue
+            idle = next((site for site in project.callers(scope)[:8] if _is_off_at(site, scope, switch, project)), None)
+            runs = [call for call in scope.calls if is_model_call(call, scope, project)]
+            if idle is None or not runs or any(last_name(call.func) == "set_grad_enabled" for call in scope.calls):
+                continue
+            if is_off(Reached(runs[0], scope, (idle,)), project):
+                continue
+            yield Place(
+                runs[0],
+                f"`{scope.simple_name}` runs the model with gradients on also where it does not train",
+                (
+                    f"called without training at {idle.scope.module.path}:{idle.call.lineno}: {code_of(idle.call, 50)}",
+                    f"goes backward only where `{switch}` says so, at line {backward.lineno}",
+                ),
+                also=((idle.call, idle.scope),),
+            )
+            break
+
+
+def _switch_of(backward: ast.Call, scope: Scope) -> str | None:
+    """The parameter on which it depends whether a function goes backward: if train, if opt is not None."""
+    below: ast.AST = backward
+    for above in scope.module.up(backward):
+        if above is scope.node:
+            return None
+        if isinstance(above, ast.If) and below in above.body and not isinstance(above.test, ast.BoolOp):
+            inverted = isinstance(above.test, ast.UnaryOp) or (
+                isinstance(above.test, ast.Compare) and not isinstance(above.test.ops[0], ast.IsNot)
+            )
+            named = [name for name in sorted(names_in(above.test)) if name in scope.parameters]
+            return named[0] if len(named) == 1 and not inverted else None
+        below = above
+    return None
+
+
+def _is_off_at(site: Site, scope: Scope, switch: str, project: Project) -> bool:
+    """Whether a call leaves the switch off: None or False by all that the code says."""
+    handed = project.argument(site, scope, switch)
+    if handed is None:
+        spread = any(word.arg is None for word in site.call.keywords) or any(
+            isinstance(arg, ast.Starred) for arg in site.call.args
+        )
+        default = scope.parameters[switch].default
+        return not spread and isinstance(default, ast.Constant) and not default.value
+    if isinstance(handed, ast.Constant) or is_true(handed):
+        return not handed.value  # type: ignore[attr-defined]
+    known = known_values(handed, site.scope, project)
+    return bool(known) and not any(one.value for one in known)
