@@ -143,7 +143,7 @@ def test_train_from_a_run_takes_its_model_settings_below_the_flags(verb, capsys)
         ("train sft", "train sft needs a run to start from", "add --from RUN; `intone runs` lists them"),
         ("train sft --from d9-9", "there is no run under HOME/runs", "make one with intone run, or set INTONE_HOME"),
         ("eval a b", "unexpected 'b'", "see intone eval --help"),
-        ("eval --tasks bpb core", "--tasks 'core' is not a list, each one of bpb, starter", None),
+        ("eval --tasks bpb core", "--tasks 'core' is not one of bpb, starter", None),
         ("chat --temperature nan", "temperature nan is not a number", None),
     ],
 )

@@ -288,7 +288,7 @@ def _explained(verb: str, cls: type[Checked], words: list[str], said: str) -> Us
         return UserError(f"unexpected {extra!r}", value=extra, fix=f"see intone {verb} --help")
     if entry is None:
         return UserError(text, fix=f"see intone {verb} --help")
-    flag, allowed = flag_of(entry), kind(entry.type)
+    flag, allowed = flag_of(entry), kind(entry.type).removeprefix("a list, each ")
     if text.startswith("Missing argument"):
         return UserError(f"{flag} needs a value: {allowed}", value=flag, fix=f"see intone {verb} --help")
     value = _value_of(flag, words, text)

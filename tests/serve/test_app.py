@@ -244,7 +244,7 @@ REFUSED = [
     ({"builtin_tools": ["python"]}, "builtin_tools", "--python"),
     ({"builtin_tools": ["hammer"]}, "builtin_tools.0", "'calculator' or 'python'"),
     ({"min_tokens": 30}, "min_tokens", "more than max_tokens 24; use a min_tokens of 24 or less"),
-    ({"min_tokens": -1}, "min_tokens", "greater than or equal to 0"),
+    ({"min_tokens": -1}, "min_tokens", "greater than or equal to 0, not -1"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
     ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "no field"),
     ({"structured_outputs": {"regex": "(", "choice": ["a"]}}, "structured_outputs", "one of"),

@@ -12,6 +12,7 @@ from intone.errors import UserError, nearest
 
 # parts of a pydantic location that name a branch of a union, not a place in the body
 BRANCHES = re.compile(r"str|int|bool|float|list\[.*|function-.*|constrained-.*|nullable.*|dict\[.*|[A-Z].*|.*\[.*")
+MOST_DIGITS = 32  # of a number that an error repeats
 ROLES = ("system", "developer", "user", "assistant", "tool", "text", "json_object", "json_schema")
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
          503: "service_unavailable"}  # fmt: skip
@@ -80,7 +81,7 @@ def bad_value(error: UserError, fields: Sequence[str]) -> Problem:
 
 
 def invalid(errors: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> Problem:
-    """400 from what pydantic found: the first field that is wrong, by its name. The value itself is not repeated."""
+    """400 from what pydantic found: the first field that is wrong, by its name. Of values only a number is repeated."""
     error = errors[0]
     place = [str(part) for part in error["loc"] if part != "body"]
     if error["type"] == "value_error" and not place:
@@ -103,4 +104,6 @@ def invalid(errors: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> Probl
     same_place = [other["msg"] for other in errors if [str(part) for part in other["loc"]][1:2] == place[:1]]
     message = " or ".join(dict.fromkeys(text.removeprefix("Value error, ") for text in same_place[:4]))
     code = "missing_field" if error["type"] == "missing" else "invalid_value"
-    return Problem(400, f"{param}: {message}", param=param, code=code)
+    value = error.get("input")
+    is_short_number = isinstance(value, int | float) and not isinstance(value, bool) and len(repr(value)) <= MOST_DIGITS
+    return Problem(400, f"{param}: {message}{f', not {value}' if is_short_number else ''}", param=param, code=code)
