@@ -7,7 +7,7 @@ import torch
 
 from intone.config import OptimConfig, model_config
 from intone.model.gpt import GPT
-from intone.model.native import build
+from intone.model.native import build, ops
 from intone.model.native.ops import Attend, HeadLoss, NarrowWeights, call, first_visible
 from intone.model.optim import POLAR_EXPRESS, Optimizer, StepScale, native_orthogonalise, orthogonalise
 
@@ -264,3 +264,41 @@ def test_adding_a_narrow_part_reaches_the_last_value():
     total, part = torch.ones(37), torch.full((37,), 0.5).bfloat16()
     call("intone_add_narrow", total, part, 37)
     assert torch.equal(total, torch.full((37,), 1.5))
+
+
+@only_where("avx2")
+@pytest.mark.parametrize(
+    "m, n, k", [(1, 16, 1), (7, 48, 33), (50, 16, 512), (100, 32, 513), (800, 16, 40), (49, 16, 2600)]
+)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("b_turned", [False, True])
+def test_products_of_ours_equal_the_librarys(m, n, k, turned, b_turned, monkeypatch):
+    monkeypatch.setattr(ops, "has_own_products", lambda: True)
+    generator = torch.Generator().manual_seed(m + n + k)
+    a, b, start = (torch.randn(*size, generator=generator) for size in ((m, k), (k, n), (m, n)))
+    exact = a.double() @ b.double()
+    a = a.t().contiguous().t() if turned else a
+    b = b.t().contiguous().t() if b_turned else b
+    room = torch.full((m + 1, n), 7.0)  # what lies behind the result stays
+    near = {"atol": 2e-6 * k**0.5, "rtol": 1e-5}
+    torch.testing.assert_close(ops.product(a, b, room[:m]).double(), exact, **near)
+    room[:m] = start
+    torch.testing.assert_close(ops.product(a, b, room[:m], add=True).double(), exact + start, **near)
+    assert (room[m] == 7.0).all()
+    torch.set_num_threads(1)
+    assert torch.equal(ops.product(a, b, torch.empty(m, n)), ops.product(a, b, torch.empty(m, n)))
+    alone = ops.product(a, b, torch.empty(m, n))
+    torch.set_num_threads(2)
+    assert torch.equal(alone, ops.product(a, b, torch.empty(m, n))), "threads change nothing"
+    if not turned and m > 1:
+        assert torch.equal(ops.product(a[:1], b, torch.empty(1, n)), alone[:1]), "nor do other rows"
+
+
+@only_where("avx2")
+def test_a_product_that_ours_cannot_do_goes_to_the_library(monkeypatch):
+    monkeypatch.setattr(ops, "has_own_products", lambda: True)
+    monkeypatch.setattr(ops, "call", None)  # not reached
+    a, b = torch.randn(5, 8), torch.randn(8, 17)
+    assert torch.equal(ops.product(a, b, torch.empty(5, 17)), a @ b)
+    spread = torch.randn(5, 16)[:, ::2]
+    torch.testing.assert_close(ops.product(spread, b[:, :16], torch.ones(5, 16), add=True), 1 + spread @ b[:, :16])

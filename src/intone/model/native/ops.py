@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from intone.model.native.build import Variant, library
+from intone.model.native.build import Variant, has_own_products, library
 
 # rows of logits at a time: 16 MiB at 8,192 entries stay in the last cache, 15.3 us a row (LOG.md)
 HEAD_ROWS = 1024
@@ -47,6 +47,23 @@ def call(
 def of(x: Tensor) -> Variant:
     """The kernels that compute in x's dtype."""
     return "avx2" if x.dtype == torch.float32 else "avx512_bf16"
+
+
+def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
+    """out (M, N) = or += a (M, K) @ b (K, N), all of one dtype; returns out.
+
+    On our own kernel in float32 where has_own_products() says so and N is a multiple of 16, else torch.mm().
+    """
+    (m, k), n = a.shape, b.shape[1]
+    along = (1 in a.stride()) and (1 in b.stride()) and out.stride(1) == 1
+    if a.dtype != torch.float32 or not has_own_products() or n % 16 or not along:
+        return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+    turned = a.stride(1) != 1
+    call(
+        "intone_product", a, b, out, m, n, k, a.stride(1 if turned else 0), int(turned), *b.stride(), out.stride(0),
+        int(add), variant="avx2",
+    )  # fmt: skip
+    return out
 
 
 def first_visible(documents: Tensor | None, rows: int, positions: int, window: int) -> Tensor:
@@ -219,14 +236,15 @@ class NarrowLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, narrow: Tensor, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, narrow)
         ctx.sizes = [len(weight) for weight in weights]
-        return x @ narrow.t()
+        return product(x, narrow.t(), x.new_empty(len(x), len(narrow)))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x, narrow = ctx.saved_tensors
-        parts = (d_out.t() @ x).split(ctx.sizes)
-        return d_out @ narrow, None, *(part.float() for part in parts)
+        d_narrow = product(d_out.t(), x, torch.empty_like(narrow))
+        d_x = product(d_out, narrow, torch.empty_like(x))
+        return d_x, None, *(part.float() for part in d_narrow.split(ctx.sizes))
 
 
 class TakeRows(torch.autograd.Function):
@@ -271,14 +289,15 @@ class HeadLoss(torch.autograd.Function):
         buffer = torch.empty(min(step, len(rows)), len(weight), dtype=x.dtype)
         for begin in range(0, len(rows), step):
             part = rows[begin : begin + step]
-            logits = torch.mm(part, narrow.t(), out=buffer[: len(part)])
+            logits = product(part, narrow.t(), buffer[: len(part)])
             call(
                 "intone_cross_entropy", logits, wanted[begin:], losses[begin:], len(part), vocab_size, len(weight),
                 float(softcap), variant=of(x),
             )  # fmt: skip
+            # sums over the whole vocabulary: there the library is faster
             torch.mm(logits, narrow, out=d_rows[begin : begin + len(part)])
             if x.dtype == torch.float32:
-                d_weight.addmm_(logits.t(), part)
+                product(logits.t(), part, d_weight, add=True)
             else:
                 call("intone_add_narrow", d_weight, logits.t() @ part, d_weight.numel())
         d_x = d_rows

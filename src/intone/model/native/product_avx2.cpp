@@ -1,0 +1,166 @@
+// Matrix products in float32, of the sizes that training has: thousands of tokens, hundreds of channels.
+//
+// Panels of 16 columns of the right matrix are packed once, blocks of rows of the left one are handed to threads as they
+// become free: where something else takes a processor for a while, the other one does more of the blocks. A result's sum
+// runs over pieces of DEPTH values in their order, whatever the number of threads or rows.
+#include "common_avx2.h"
+
+namespace {
+
+constexpr int ROWS = 6;             // of a tile: twelve sums, two values of b and one of a fill the sixteen registers
+constexpr int64_t PIECE = 512;      // values summed at a time: a panel of them takes 32 KiB
+constexpr int64_t PACKED = 2048;    // values of the sum that are packed at a time, so that memory does not grow with it
+constexpr int64_t BLOCK = 48;       // rows of a task
+constexpr int64_t TURNED_BLOCK = 96;  // where a has to be packed, which pays with more rows, if there are many
+constexpr int64_t TILE = ROWS * PIECE + 48;  // values from one packed tile of a to the next: no multiple of 4 KiB apart
+
+// memory of one thread that is kept from call to call
+struct Kept {
+    float* data = nullptr;
+    int64_t size = 0;
+    ~Kept() { _mm_free(data); }
+    float* of(int64_t count) {
+        if (count > size) {
+            _mm_free(data);
+            data = (float*)_mm_malloc(count * sizeof(float), 64);
+            size = data ? count : 0;
+        }
+        return data;
+    }
+};
+
+// c (M, 16) = or += a (M, k) @ b (k, 16), b packed. a has rows lda apart, or packed in groups of ROWS
+template <int M, bool GROUPED>
+inline void tile(const float* a, int64_t lda, const float* b, float* c, int64_t ldc, int64_t k, bool add) {
+#define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+#define BEGIN(i)                                                        \
+    __m256 low##i = _mm256_setzero_ps(), high##i = _mm256_setzero_ps(); \
+    if (M > i) _mm_prefetch((const char*)(c + i * ldc), _MM_HINT_T0);
+#define STEP(i)                                                             \
+    if (M > i) {                                                            \
+        const __m256 left = _mm256_broadcast_ss(GROUPED ? a + i : a + i * lda); \
+        low##i = _mm256_fmadd_ps(left, low, low##i);                        \
+        high##i = _mm256_fmadd_ps(left, high, high##i);                     \
+    }
+#define END(i)                                                        \
+    if (M > i) {                                                      \
+        if (add) {                                                    \
+            low##i = _mm256_add_ps(low##i, load(c + i * ldc));        \
+            high##i = _mm256_add_ps(high##i, load(c + i * ldc + LANES)); \
+        }                                                             \
+        store(c + i * ldc, low##i);                                   \
+        store(c + i * ldc + LANES, high##i);                          \
+    }
+    EACH_ROW(BEGIN)
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < k; p++) {
+        const __m256 low = _mm256_load_ps(b), high = _mm256_load_ps(b + LANES);
+        EACH_ROW(STEP)
+        a += GROUPED ? ROWS : 1;
+        b += PANEL;
+    }
+    EACH_ROW(END)
+#undef EACH_ROW
+#undef BEGIN
+#undef STEP
+#undef END
+}
+
+// the same for any number of rows; the groups of a packed a are TILE apart
+template <bool GROUPED>
+inline void tiles(int64_t rows, const float* a, int64_t lda, const float* b, float* c, int64_t ldc, int64_t k, bool add) {
+    const int64_t next = GROUPED ? TILE : ROWS * lda;
+    for (; rows >= ROWS; rows -= ROWS, a += next, c += ROWS * ldc) tile<6, GROUPED>(a, lda, b, c, ldc, k, add);
+    switch (rows) {
+        case 5: return tile<5, GROUPED>(a, lda, b, c, ldc, k, add);
+        case 4: return tile<4, GROUPED>(a, lda, b, c, ldc, k, add);
+        case 3: return tile<3, GROUPED>(a, lda, b, c, ldc, k, add);
+        case 2: return tile<2, GROUPED>(a, lda, b, c, ldc, k, add);
+        case 1: return tile<1, GROUPED>(a, lda, b, c, ldc, k, add);
+    }
+}
+
+// packed: tiles of (depth, ROWS) of a whose element (i, p) is a[p * lda + i]
+inline void pack_turned(const float* a, int64_t lda, int64_t depth, int64_t rows, float* packed) {
+    for (int64_t p = 0; p < depth; p++) {
+        const float* from = a + p * lda;
+        float* to = packed + p * ROWS;
+        int64_t i = 0;
+        for (; i + LANES <= rows; i += ROWS, to += TILE) {
+            _mm_storeu_ps(to, _mm_loadu_ps(from + i));
+            _mm_storel_pi((__m64*)(to + 4), _mm_loadu_ps(from + i + 4));
+        }
+        for (; i < rows; i += ROWS, to += TILE) std::memcpy(to, from + i, std::min<int64_t>(ROWS, rows - i) * sizeof(float));
+    }
+}
+
+// rows [begin, end) of a piece's panels of b, whose columns lie side by side
+inline void pack_rows(const float* b, int64_t row, int64_t begin, int64_t end, int64_t depth, int64_t panels, float* piece) {
+    for (int64_t p = begin; p < end; p++) {
+        const float* from = b + p * row;
+        float* to = piece + p * PANEL;
+        for (int64_t j = 0; j < panels; j++, from += PANEL, to += depth * PANEL) {
+            _mm256_store_ps(to, load(from));
+            _mm256_store_ps(to + LANES, load(from + LANES));
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// c (m, n) = or += a (m, k) @ b (k, n); n is a multiple of 16. a: rows lda apart, or turned: columns lda apart.
+// Element (p, j) of b is b[p * row + j * column], one of them 1; rows of c are ldc apart.
+void intone_product(const float* a, const float* b, float* c, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t turned,
+                    int64_t row, int64_t column, int64_t ldc, int64_t add, int threads) {
+    static thread_local Kept caller, own;
+    const int64_t panels = n / PANEL, block = turned && m >= 8 * TURNED_BLOCK ? TURNED_BLOCK : BLOCK;
+    float* packed = caller.of(n * std::min(k, PACKED));
+    for (int64_t done = 0; done < k; done += PACKED) {
+        const int64_t depth = std::min(PACKED, k - done), pieces = (depth + PIECE - 1) / PIECE;
+        const float* part = b + done * row;
+#pragma omp parallel num_threads(threads)
+        {
+            constexpr int64_t SLICE = 32;
+            if (column == 1) {
+#pragma omp for schedule(dynamic)
+                for (int64_t p = 0; p < depth; p += SLICE) {
+                    const int64_t from = p / PIECE * PIECE, length = std::min(PIECE, depth - from);
+                    const int64_t begin = p - from, end = std::min(begin + SLICE, length);
+                    pack_rows(part + from * row, row, begin, end, length, panels, packed + from * n);
+                }
+            } else {
+#pragma omp for schedule(dynamic, 4) collapse(2)
+                for (int64_t piece = 0; piece < pieces; piece++)
+                    for (int64_t j = 0; j < panels; j++) {
+                        const int64_t from = piece * PIECE, length = std::min(PIECE, depth - from);
+                        pack_panel(part + from * row + j * PANEL * column, row, column, length, PANEL,
+                                   packed + from * n + j * length * PANEL);
+                    }
+            }
+            float* groups = turned ? own.of((TURNED_BLOCK / ROWS + 2) * TILE) : nullptr;
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < m; i += block) {
+                const int64_t rows = std::min(block, m - i);
+                for (int64_t from = 0; from < depth; from += PIECE) {
+                    const int64_t length = std::min(PIECE, depth - from), at = done + from;
+                    const bool more = add || at > 0;
+                    if (turned) pack_turned(a + at * lda + i, lda, length, rows, groups);
+                    for (int64_t j = 0; j < panels; j++) {
+                        const float* panel = packed + from * n + j * length * PANEL;
+                        float* to = c + i * ldc + j * PANEL;
+                        if (turned)
+                            tiles<true>(rows, groups, 0, panel, to, ldc, length, more);
+                        else
+                            tiles<false>(rows, a + i * lda + at, lda, panel, to, ldc, length, more);
+                    }
+                }
+            }
+        }
+    }
+    if (k == 0 && !add)
+        for (int64_t i = 0; i < m; i++) std::memset(c + i * ldc, 0, n * sizeof(float));
+}
+
+}  // extern "C"
