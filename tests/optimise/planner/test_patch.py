@@ -26,6 +26,7 @@ PASSED = GateReport((GateResult("losses", True, "equal", Threshold("x", "y"), {}
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # plugins of this machine take most of a small run
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # most people have it unset
     place = tmp_path / "code"
     (place / "tests").mkdir(parents=True)
     (place / "train.py").write_text(TRAIN)

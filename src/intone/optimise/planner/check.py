@@ -44,10 +44,12 @@ class TestRun:
 
 
 def surrounded(words: Sequence[str], root: Path) -> list[str]:
-    """A command that imports the code in root, and knows no key of ours."""
+    """A command that imports the code in root, leaves no bytecode beside it, and knows no key of ours."""
     source = [str(place) for place in (root / "src", root) if place.is_dir()]
     path = os.pathsep.join([*source, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return ["env", "-u", "INTONE_API_KEY", "-u", "OPENAI_API_KEY", f"PYTHONPATH={path}", *words]
+    # bytecode would be a file that no edit wrote, and could outlive the source it was made from
+    named = [f"PYTHONPATH={path}", "PYTHONDONTWRITEBYTECODE=1"]
+    return ["env", "-u", "INTONE_API_KEY", "-u", "OPENAI_API_KEY", *named, *words]
 
 
 def run_pytest(root: Path, names: Sequence[str], report: Path) -> TestRun:
