@@ -1,12 +1,13 @@
 """Questions to child processes: every way of not answering becomes one error with a reason."""
 
+import gc
 import subprocess
 import sys
 
 import psutil
 import pytest
 
-from intone.child import PACKAGE_PARENT, ChildFailed, ask_child
+from intone.child import PACKAGE_PARENT, ChildFailed, ask_child, loading
 from tests.tiny_jobs import wait_for
 
 ANSWERS = {
@@ -67,3 +68,18 @@ def test_no_module_comes_from_the_folder_where_the_person_stands(answers, tmp_pa
     (tmp_path / "here" / "json.py").write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(tmp_path / "here")
     assert ask_child("child_good", {"n": 4}, timeout_s=30) == {"twice": 8}
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_what_is_loaded_is_spared_by_the_collector_which_is_then_as_it_was(is_on):
+    (gc.enable if is_on else gc.disable)()
+    try:
+        frozen = gc.get_freeze_count()
+        with pytest.raises(ImportError), loading():
+            assert not gc.isenabled()
+            kept = [[n] for n in range(1000)]
+            raise ImportError
+        assert gc.isenabled() is is_on
+        assert gc.get_freeze_count() - frozen >= len(kept)
+    finally:
+        gc.enable()

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from intone.child import die_with_parent
+from intone.child import die_with_parent, loading
 from intone.errors import UserError
 from intone.jobs import EXIT_CODES, GRACE_S, ended_by_signal, kernel_oom_kills, last_step, lock_problem
 from intone.log import say
@@ -43,10 +43,11 @@ def run_workers(folder: Path, devices: int) -> Mapping[int, Any]:
     A signal that ends us is handed on to the workers, who save and end; GRACE_S later they are killed.
     """
     # torch takes a second to import: a wrong command is answered without it
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    with loading():
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):

@@ -5,8 +5,10 @@ for that of another one which caused it. With --live behind the folder it does t
 how long each took (blocks.py).
 """
 
+import atexit
 import contextlib
 import errno
+import gc
 import os
 import re
 import resource
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from intone.blocks import Exchange
-from intone.child import die_with_parent
+from intone.child import die_with_parent, loading
 from intone.dist import World, read_world
 from intone.errors import DiskFull, RankLost, UserError
 from intone.jobs import EXIT_CODES, LIVE, last_step
@@ -179,7 +181,8 @@ def run_job(folder: Path, stop: StopFlag, world: World) -> Outcome:
     """Dispatches on config.json's "job". The verbs' code is imported here so that a wrong folder fails fast."""
     config, kind = read_config(folder)
     if kind == "train":
-        from intone.train.loop import Trainer, join_team
+        with loading():
+            from intone.train.loop import Trainer, join_team
 
         team = join_team(folder, world)
         if team.size > 1:
@@ -195,11 +198,13 @@ def run_job(folder: Path, stop: StopFlag, world: World) -> Outcome:
 
         build_to_generate(str(config.get("device", "cpu")))  # on one core while the other imports torch
     if kind == "evaluate":
-        from intone.evals.job import evaluate_job
+        with loading():
+            from intone.evals.job import evaluate_job
 
         return evaluate_job(folder, config)
     if kind == "generate":
-        from intone.engine.job import generate_job
+        with loading():
+            from intone.engine.job import generate_job
 
         return generate_job(folder, config)
     raise UserError(f"unknown job {kind!r} in {folder / 'config.json'}", value=kind, fix=JOBS)
@@ -221,11 +226,13 @@ def run_live(folder: Path, stop: StopFlag, exchange: Exchange) -> Outcome:
     stop.at_once = True
     _, kind = read_config(folder)
     if kind == "train":
-        from intone.train.live import live_training
+        with loading():
+            from intone.train.live import live_training
 
         return live_training(folder, exchange)
     if kind == "generate":
-        from intone.engine.live import live_generation
+        with loading():
+            from intone.engine.live import live_generation
 
         return live_generation(folder, exchange)
     raise UserError(f"job {kind!r} in {folder / 'config.json'} cannot run live", value=kind, fix="train or generate")
@@ -277,4 +284,5 @@ def limit_memory() -> None:
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # a last look through all of torch would free nothing that the end does not
     sys.exit(main(sys.argv[1:]))
