@@ -1,5 +1,6 @@
 """The surroundings of every test: a home of its own, no network, one compile cache per run of the tests."""
 
+import gc
 import os
 import shutil
 import signal
@@ -40,6 +41,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Leaves nothing behind."""
     shutil.rmtree(config.stash[SCRATCH], ignore_errors=True)
+
+
+def pytest_collection() -> None:
+    """All that is made from here on, modules and tests, stays: no collection need look at it, now or later."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

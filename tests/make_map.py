@@ -1,6 +1,7 @@
 """docs/MAP.md from the first lines of the module docstrings: `python -m tests.make_map [--check]`."""
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ src/intone/
 """
 
 
+@functools.cache
 def first_line(path: Path) -> str:
     """The first line of a module's docstring. Raises ValueError where it has none."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))

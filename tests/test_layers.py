@@ -1,10 +1,12 @@
 """Imports go downward only, and what must start fast or run bare does not import more than it may."""
 
 import ast
+import functools
 import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,7 @@ def test_every_import_of_our_own_is_absolute():
     relative = [
         f"{path.relative_to(SOURCE)}:{node.lineno}"
         for path in SOURCE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in imports(path.read_text())
         if isinstance(node, ast.ImportFrom) and node.level
     ]
     assert relative == []
@@ -64,12 +66,18 @@ def upward(path: Path, source: str) -> list[str]:
     place = path.relative_to(SOURCE)
     own = place.parts[0] if len(place.parts) > 1 else place.stem
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in imports(source):
         for target in targets(node):
             forbidden = LEVEL[target] > LEVEL[own] or (own, target) in STRANGERS
             if forbidden and (own, target) not in LAZY_DOORS:
-                found.append(f"{place}:{node.lineno} imports {target}")  # type: ignore[attr-defined]
+                found.append(f"{place}:{node.lineno} imports {target}")
     return found
+
+
+@functools.cache  # three tests look at every source: a second and a half each
+def imports(source: str) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """Every import statement of a source, wherever it stands."""
+    return tuple(node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom)))
 
 
 def targets(node: ast.AST) -> set[str]:
@@ -88,10 +96,10 @@ def targets(node: ast.AST) -> set[str]:
 def imported_packages(source: str) -> set[str]:
     """Top names of everything a source imports."""
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in imports(source):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif node.module:
             names.add(node.module.split(".")[0])
     return names
 
@@ -128,9 +136,11 @@ def test_importing_the_package_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+# prints {module: "imported", why it could not be, or nothing where its process crashed}
 BLOCKER = """
-import sys
-ALLOWED = {allowed!r} | sys.stdlib_module_names | {{"intone"}}
+import importlib, json, os, sys, traceback
+allowed, loaded, modules = json.loads(sys.argv[1])
+ALLOWED = {*allowed, *sys.stdlib_module_names, "intone"}
 
 class Blocker:
     # refuses what our own code asks for; what torch and the others ask for themselves is their affair
@@ -141,11 +151,33 @@ class Blocker:
         while frame and "importlib" in frame.f_code.co_filename:
             frame = frame.f_back
         if frame and frame.f_globals.get("__name__", "").split(".")[0] == "intone":
-            raise ImportError(f"{{frame.f_globals['__name__']}} imports {{name}}, which a bare image lacks")
+            raise ImportError(f"{frame.f_globals['__name__']} imports {name}, which a bare image lacks")
         return None
 
 sys.meta_path.insert(0, Blocker())
-import {module}
+for module in loaded:
+    importlib.import_module(module)
+for name in [name for name in sys.modules if name.split(".")[0] not in {*ALLOWED, "__main__"}]:
+    del sys.modules[name]  # what torch brought along is asked for anew
+
+def outcome(module):
+    try:
+        importlib.import_module(module)
+    except BaseException:
+        return traceback.format_exc()
+    return "imported"
+
+found = {}
+for module in modules:
+    reading, writing = os.pipe()
+    if not os.fork():
+        os.write(writing, outcome(module).encode()[-4000:])
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as told:
+        found[module] = told.read()
+    os.wait()
+print(json.dumps(found))
 """
 
 
@@ -154,19 +186,37 @@ BARE_MODULES += ["intone.bench.gpu_suites.run"]
 BARE_MODULES += sorted({suite.target.partition(":")[0] for suite in SUITES.values()})
 
 
+def imported_bare(allowed: Iterable[str], loaded: list[str], modules: list[str]) -> dict[str, str]:
+    """What becomes of importing each of the modules in a process of its own that has only the allowed packages.
+
+    loaded: packages that are imported once, before the processes part: torch takes most of the time.
+    """
+    words = [sys.executable, "-c", BLOCKER, json.dumps([sorted(allowed), loaded, modules])]
+    return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.fixture(scope="module")
+def bare() -> dict[str, str]:
+    return imported_bare(BARE, ["torch"], [module for module in BARE_MODULES if exists(module)])
+
+
 @pytest.mark.parametrize("module", BARE_MODULES)
-def test_the_modules_for_a_bare_gpu_image_need_only_what_it_has(module):
+def test_the_modules_for_a_bare_gpu_image_need_only_what_it_has(module, bare):
     if not exists(module):
         pytest.skip(f"{module} does not exist yet")
-    code = BLOCKER.format(allowed=BARE, module=module)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert bare[module] == "imported"
 
 
-def test_the_blocker_blocks():
-    code = BLOCKER.format(allowed=set(), module="intone.data.tokenizer")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "intone.data.tokenizer imports numpy, which a bare image lacks" in done.stderr
+@pytest.mark.parametrize(
+    ("allowed", "loaded", "module", "package"),
+    [
+        ((), (), "intone.data.tokenizer", "numpy"),
+        (BARE - {"numpy"}, ("torch",), "intone.data.tokenizer", "numpy"),  # which torch imports itself
+    ],
+)
+def test_the_blocker_blocks(allowed, loaded, module, package):
+    found = imported_bare(allowed, list(loaded), [module])
+    assert f"{package}, which a bare image lacks" in found[module]
 
 
 def exists(module: str) -> bool:
