@@ -273,6 +273,40 @@ fault("eval-output", "blocks taken out of an answer", """
             for block in extract_code(said):
                 self.shell.run_cell(block)  # <-
 """)  # fmt: skip
+fault("copied-token", "sessions that begin with one draw", """
+    import torch
+    def fork(engine, prompt, names):
+        logits = engine.feed(prompt)
+        tok = torch.multinomial(torch.softmax(logits[0, -1], 0), 1).item()
+        return {name: Session(prompt, first=tok) for name in names}  # <-
+""")  # fmt: skip
+fault("rng", "a generator of the data set's class", """
+    import numpy as np
+    from torch.utils.data import DataLoader, Dataset
+    class Noisy(Dataset):
+        rng = np.random.default_rng(0)
+        def __getitem__(self, i):
+            return self.rows[i] + self.rng.normal(size=8)  # <-
+    def make():
+        return DataLoader(Noisy(), 64, num_workers=8)
+""")  # fmt: skip
+fault("cache-overflow", "the place wraps on the way to the model", """
+    class Decoder:
+        def step(self, tok):
+            pos = self.count % self.model.max_seq_len  # <-
+            logits = self.model(tok, self.cache, pos)
+            self.count += 1
+            return logits
+""")  # fmt: skip
+fault("data-order", "sources chosen by chance", """
+    import random, torch
+    def main(model, opt, sources, path):
+        kept = torch.load(path, weights_only=True)
+        model.load_state_dict(kept["model"]); opt.load_state_dict(kept["opt"])
+        for step in range(kept["step"], 1000):
+            model(random.choice(sources).next()).backward()  # <-
+            opt.step(); opt.zero_grad()
+""")  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", [pytest.param(one, id=f"{one.kind}: {one.name}") for one in HANDS.variants])

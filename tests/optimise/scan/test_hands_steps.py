@@ -439,6 +439,30 @@ fault("async-copy", "pinned buffers in a dict", """
                 self.host[k].copy_(v)
             return {k: v.to("cuda", non_blocking=True) for k, v in self.host.items()}  # <-
 """)  # fmt: skip
+fault("host-sync", "a property that reads", """
+    class Stats:
+        def __init__(self): self.total, self.n = 0, 0
+        def add(self, x): self.total = self.total + x.detach(); self.n += 1
+        @property
+        def mean(self): return (self.total / self.n).item()
+    def train(model, opt, loader, bar):
+        stats = Stats()
+        for b in loader:
+            loss = model(b)
+            loss.backward(); opt.step(); opt.zero_grad()
+            stats.add(loss)
+            bar.set_description(f"{stats.mean:.3f}")  # <-
+""")  # fmt: skip
+fault("compile", "prompts into a step of a pair", """
+    import torch
+    class Gen:
+        def __init__(self, model, tok):
+            self.tok, self.step = tok, torch.compile(model, mode="max-autotune")  # <-
+        def answers(self, prompts):
+            for p in prompts:
+                ids = self.tok(p, return_tensors="pt")["input_ids"].cuda()
+                yield self.step(ids).logits[:, -1].argmax(-1)
+""")  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", [pytest.param(one, id=f"{one.kind}: {one.name}") for one in HANDS.variants])

@@ -340,6 +340,20 @@ EPOCH = """
 fault("S68", EPOCH.replace("WITH", "with torch.autocast('cuda'):"))
 right("S68", EPOCH.replace("WITH", "with torch.set_grad_enabled(opt is not None):"))
 
+# --- S69 --------------------------------------------------------------------------------------------------------------
+AFTER = """
+    import torch
+    def main(model, opt, loader, prompt):
+        model.train()
+        for batch in loader:
+            model(**batch).loss.backward(); opt.step(); opt.zero_grad()
+        MODE
+        with torch.no_grad():
+            print(model.generate(prompt, max_new_tokens=50))
+"""
+fault("S69", AFTER.replace("MODE", "torch.cuda.empty_cache()"))
+right("S69", AFTER.replace("MODE", "model.eval()"))
+
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())
 def test_a_planted_fault_is_found(rule, code):

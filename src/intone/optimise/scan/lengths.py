@@ -29,8 +29,8 @@ def fixes_shapes(one: Compile) -> str | None:
 
 def prompt_handed(one: Compile, project: Project) -> str | None:
     """Where what a call compiles gets a prompt as it was encoded, in words; None where the code shows no such call."""
-    made = one.scope.module.parents.get(one.call)
-    name = target_name(made.targets[0]) if isinstance(made, ast.Assign) else None
+    bound = one.scope.bindings.items()
+    name = next((name for name, bindings in bound if any(b.value is one.call for b in bindings)), None)
     if name is None or not isinstance(one.call, ast.Call):
         return None
     for site in project.sites.get(name.rpartition(".")[2], [])[:8]:

@@ -33,22 +33,22 @@ def wrapped(scope: Scope, project: Project, writes: Sequence[Write], passes: Seq
     if WINDOW.search(text_of(scope.owner or scope.node)):
         return None
     for arg in [arg for call in passes for arg in call.args]:
-        ring = next((part for part in walk(arg) if _wraps(part)), None)
+        ring = next((part for part in walk(arg) if wraps(part)), None)
         if ring is not None and LIMIT_WORD.search(text_of(ring)):
             return Ring(ring, scope, arg)
     for write in writes:
         behind = [b.value for name in names_in(write.target) for b in scope.bindings.get(name, []) if b.how == "="]
         parts = [part for node in [write.target, *behind] for part in walk(node)]
-        if any(_wraps(part) for part in parts):
+        if any(wraps(part) for part in parts):
             return Ring(write.node, scope, write.target)
         for call in [part for part in parts if isinstance(part, ast.Call)]:  # slot = self.slot()
             for function in project.callees(call, scope)[:2]:
-                ring = next((part for value in function.returns for part in walk(value) if _wraps(part)), None)
+                ring = next((part for value in function.returns for part in walk(value) if wraps(part)), None)
                 if ring is not None and not WINDOW.search(text_of(function.owner or function.node)):
                     return Ring(ring, function, write.target)
     return None
 
 
-def _wraps(node: ast.AST) -> bool:
+def wraps(node: ast.AST) -> bool:
     """position % size"""
     return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod) and not isinstance(node.left, ast.Constant)

@@ -217,9 +217,11 @@ def counts_micro_batches(loop: TrainLoop, project: Project) -> bool:
         return False
     if re.search(r"range\(|chunk|split|micro|batched\(|grouper\(", text):
         return True
-    parts = f"len({target_name(walked)})"  # the loss is divided by their number
+    parts = {f"len({target_name(walked)})"}  # the loss is divided by their number
+    if isinstance(walked, ast.Subscript) and isinstance(walked.slice, ast.Slice) and walked.slice.upper is not None:
+        parts.add(text_of(walked.slice.upper))  # for batch in batches[:n]
     return any(
-        scaling.divides and text_of(scaling.factor) == parts
+        scaling.divides and text_of(scaling.factor) in parts
         for item in loop.backwards for scaling in scalings(item, loop, project)
     )  # fmt: skip
 

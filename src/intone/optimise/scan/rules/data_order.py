@@ -204,11 +204,14 @@ def _random_order(call: ast.Call, scope: Scope, project: Project) -> str | None:
     return "RandomSampler" if name.endswith("RandomSampler") else None
 
 
+OF_ROWS = re.compile(r"data|sources?\b|loaders|iterators|streams|mixture|corpora|shards")
+
+
 def _picks_place(call: ast.Call) -> bool:
     """A number drawn below the length of the data: randint(0, len(tokens) - width), randrange(self.num_rows)."""
     text = " ".join(text_of(arg) for arg in call.args)
     return bool(re.search(r"len\(|num_|\bn_|\.size|\.shape|total|count|\bhigh\b|last|limit|end\b", text)) or (
-        last_name(call.func) == "choice" and bool(call.args) and bool(TEXT.search(text) or "data" in text)
+        last_name(call.func) == "choice" and bool(call.args) and bool(TEXT.search(text) or OF_ROWS.search(text))
     )
 
 

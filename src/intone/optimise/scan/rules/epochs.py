@@ -1,16 +1,19 @@
-"""A rule on functions that run an epoch with or without training: without it they must switch gradients off."""
+"""Rules on functions that train and evaluate: an epoch without training, and what is asked after the last step."""
 
 import ast
 from collections.abc import Iterator
 
+from intone.optimise.scan.compiled import model_calls
 from intone.optimise.scan.constants import known_values
 from intone.optimise.scan.expressions import code_of, is_true, last_name, names_in
-from intone.optimise.scan.loops import backward_calls
-from intone.optimise.scan.modes import is_off
+from intone.optimise.scan.loops import backward_calls, train_loops
+from intone.optimise.scan.modes import is_off, mode_of
+from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope
+from intone.optimise.scan.rules.evaluation import DROPS
+from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.values import is_model_call
 
 
@@ -78,3 +81,38 @@ def _is_off_at(site: Site, scope: Scope, switch: str, project: Project) -> bool:
         return not handed.value  # type: ignore[attr-defined]
     known = known_values(handed, site.scope, project)
     return bool(known) and not any(one.value for one in known)
+
+
+@rule(
+    "S69",
+    "the model answers in training mode after its training",
+    kind="eval-mode",
+    severity="medium",
+    why="Nothing sets the mode after the last step: what the model writes or scores then is made with dropout, so it "
+    "is worse than the model and another text at every start.",
+    fix="Call model.eval() behind the training loop.",
+    source="PyTorch reference of Module.eval",
+)
+def asked_after_training(module: Module, project: Project) -> Iterator[Place]:
+    """for batch in loader: ...; opt.step(), then print(model.generate(ids)) in the same function."""
+    for loop in train_loops(module, project):
+        scope = loop.scope
+        outermost = ([*module.loops_around(loop.inner)] or [loop.inner])[-1]
+        modes = [mode for call in scope.calls if (mode := mode_of(call, scope, project)) is not None]
+        drops = "train" in modes or any(file.mentions(DROPS) for file in neighbours(module, project))
+        if "eval" in modes or not drops or scope.node is outermost:
+            continue
+        trained = {target_name(run.node.func) or "" for run in model_calls(loop, project) if run.scope is scope}  # type: ignore[attr-defined]
+        for call in scope.calls:
+            if call.lineno <= (outermost.end_lineno or 0):
+                continue
+            base = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
+            asked = target_name(call.func) in trained or base in trained and last_name(call.func) == "generate"
+            if asked:
+                yield Place(
+                    call,
+                    f"`{code_of(call, 40)}` runs in the mode that the training left behind",
+                    (f"the training ends at line {outermost.end_lineno}, and no .eval() stands in `{scope.name}`",),
+                    confidence="medium",
+                )
+                break

@@ -19,7 +19,7 @@ from intone.optimise.scan.cachewrites import (
 )
 from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.ringwrites import WINDOW, wrapped
+from intone.optimise.scan.ringwrites import WINDOW, wrapped, wraps
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
@@ -146,6 +146,7 @@ def _cut_for_model(scope: Scope, calls: Sequence[ast.Call]) -> Place | None:
                     and _only_when_full(binding.node, scope)
                 )
                 either = isinstance(value, ast.IfExp) and compares_size(value.test)
+                either = either or wraps(value) and bool(LIMIT_WORD.search(text_of(value))) and not _is_window(scope)
                 if PLACE.search(name) and binding.how == "=" and (cut or back or either):
                     return Place(
                         binding.node,
@@ -154,6 +155,10 @@ def _cut_for_model(scope: Scope, calls: Sequence[ast.Call]) -> Place | None:
                         confidence="medium",
                     )
     return None
+
+
+def _is_window(scope: Scope) -> bool:
+    return WINDOW.search(text_of(scope.owner or scope.node)) is not None
 
 
 def _cut_elsewhere(scope: Scope, project: Project) -> Place | None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from intone.optimise.scan.calls import functions_of
+from intone.optimise.scan.classes import class_field
 from intone.optimise.scan.constants import known_values
 from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
 from intone.optimise.scan.project import Project, Site
@@ -325,8 +326,10 @@ def worker_generator(module: Module, project: Project) -> Iterator[Place]:
             for binding in bindings
             if isinstance(binding.value, ast.Call) and any(maker in chain_of(binding.value, method) for maker in MAKERS)
         }
+        fields = {f"self.{name}" for name, one in made.items() if class_field(scope.owner, name) is one.value}  # type: ignore[arg-type]
         for call in scope.calls:
             base = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
+            base = (base or "").removeprefix("self.") if base in fields else base
             used = base if base in made else next((name for name in made if name in _arguments(call)), None)
             if used:
                 line = made[used].node.lineno  # type: ignore[attr-defined]

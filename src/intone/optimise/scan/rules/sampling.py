@@ -149,7 +149,9 @@ def _turns(node: ast.AST, scope: Scope) -> set[str]:
 
 
 # names of one of several texts that are written side by side
-ROW = re.compile(r"(^|[._])(row|seq|sequence|sample|branch|beam|state|slot|request|cand\w*|hyp\w*|completion|rollout)$")
+ROW = re.compile(
+    r"(^|[._])(row|seq|sequence|sample|branch|beam|state|slot|request|cand\w*|hyp\w*|completion|rollout|session)$"
+)
 
 
 # loops over the samples of one prompt, by what they count or walk over
@@ -298,7 +300,9 @@ def _holds_drawn(value: ast.expr, scope: Scope, project: Project) -> bool:
         if any(b.how == "=" and is_chosen(b.value, scope, project) for b in set_later):
             return bool(classes_of(value, scope, project))
     for one in made:
-        if isinstance(one, ast.Call) and last_name(one.func) in project.classes:
+        called_ = last_name(one.func) or "" if isinstance(one, ast.Call) else ""
+        of_row = called_[:1].isupper() and ROW.search(called_.lower())  # Session(prompt, token) of another package
+        if isinstance(one, ast.Call) and (called_ in project.classes or of_row):
             parts = [*one.args, *(word.value for word in one.keywords)]
             return any(
                 _is_drawn(part, scope, project)

@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator, Sequence
 
+from intone.optimise.scan.calls import classes_of
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import called, code_of, last_name, text_of
 from intone.optimise.scan.handing import handed_from
@@ -21,7 +22,7 @@ from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, inner_loops, loops_around, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name
-from intone.optimise.scan.values import is_chosen, is_model_call
+from intone.optimise.scan.values import is_chosen, is_model_call, is_property
 
 NO_GRAD = re.compile(r"no_grad|inference_mode")
 # what turns a tensor that it is handed into text or a number at once
@@ -174,6 +175,7 @@ def _evaluates(block: ast.AST, scope: Scope, project: Project) -> bool:
 
 def _reads(items: Sequence[Reached], project: Project) -> Iterator[tuple[Reached, str]]:
     """What reads a device tensor's value among what a loop runs, each with its code."""
+    properties = _reading_properties(project)
     for item in items:
         if item.is_in_forward:
             continue  # the rule on forward passes tells it
@@ -188,8 +190,34 @@ def _reads(items: Sequence[Reached], project: Project) -> Iterator[tuple[Reached
             what = _formatted(item.node.value, item.scope, project)
         elif isinstance(item.node, ast.BinOp) and isinstance(item.node.op, ast.Mod):
             what = _written(item.node, item.scope, project)
+        elif isinstance(item.node, ast.Attribute) and item.node.attr in properties:
+            what = _read_by_property(item.node, item.scope, project)
         if what:
             yield item, what
+
+
+def _reading_properties(project: Project) -> dict[str, list[Scope]]:
+    """Name -> the properties of the project called so in which a value is read from a tensor, or may be."""
+    key = ("properties that read", None)
+    if key not in project.remembered:
+        found: dict[str, list[Scope]] = {}
+        for module in project.modules:
+            for scope in module.scopes[1:]:
+                reads = any(last_name(call.func) in READS for call in scope.calls) if scope.owner is not None else False
+                if reads and is_property(scope):
+                    found.setdefault(scope.simple_name, []).append(scope)
+        project.remembered[key] = found
+    properties: dict[str, list[Scope]] = project.remembered[key]
+    return properties
+
+
+def _read_by_property(node: ast.Attribute, scope: Scope, project: Project) -> str | None:
+    """stats.mean, where the property computes (self.total / self.n).item()."""
+    owners = [owner for _, owner in classes_of(node.value, scope, project)]
+    for one in _reading_properties(project)[node.attr]:
+        if one.owner in owners and any(_read_by(call, one, project) for call in one.calls):
+            return code_of(node, 40)
+    return None
 
 
 def _read_by(node: ast.Call, scope: Scope, project: Project) -> str | None:
