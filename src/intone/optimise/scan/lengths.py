@@ -23,8 +23,9 @@ def fixes_shapes(one: Compile) -> str | None:
     if is_false(one.option("dynamic")):
         return "dynamic=False"
     mode = one.option("mode")
-    kept = isinstance(mode, ast.Constant) and mode.value in PER_SHAPE
-    return f"mode={mode.value!r}" if kept and one.option("dynamic") is None else None  # type: ignore[attr-defined]
+    if isinstance(mode, ast.Constant) and mode.value in PER_SHAPE and one.option("dynamic") is None:
+        return f"mode={mode.value!r}"
+    return None
 
 
 def prompt_handed(one: Compile, project: Project) -> str | None:

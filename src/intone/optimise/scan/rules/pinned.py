@@ -132,7 +132,7 @@ def _is_view(value: ast.expr, name: str) -> bool:
             if not isinstance(value.func, ast.Attribute) or value.func.attr not in SAME_MEMORY:
                 return False
             value = value.func
-        value = value.value  # type: ignore[union-attr]
+        value = value.value
     return target_name(value) == name
 
 
