@@ -15,6 +15,7 @@ from intone.config import TrainJob
 from intone.data.chat import Message, parse_messages
 from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, EXIT_STOPPED, UserError
 from intone.evals.asking import evaluation_config
+from intone.hardware import known_facts
 from intone.model.native.build import build_to_generate
 from intone.paths import home, read_json, write_json
 from intone.records import Answer, read_choices, settings_layer
@@ -234,4 +235,8 @@ def evaluation_asked(place: Place, settings: EvalSettings) -> dict[str, Any]:
     config = evaluation_config(
         place, tasks=settings.tasks, weights=settings.weights, val=val, num_items=settings.num_items
     )
-    return config | {"engine": {name: choice.value for name, choice in kept_for(place, settings).items()}}
+    device: str = settings.device
+    if device == "auto":
+        device = "cpu" if settings.weights == "int8" else known_facts().device or "cpu"
+    engine = {name: choice.value for name, choice in kept_for(place, settings).items()}
+    return config | {"device": device, "engine": engine}

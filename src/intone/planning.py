@@ -394,7 +394,7 @@ def evaluation_config(ground: Ground, stage_folder: Path, val: Path) -> dict[str
     """config.json of the evaluation at the end of a run."""
     return {
         "format": 1, "job": "evaluate", "from": str(stage_folder), "tokenizer": str(ground.tokenizer_folder),
-        "dtype": ground.dtype, "threads": ground.threads, "tasks": ["starter"], "val": str(val),
-        "val_tokens": VAL_TOKENS, "context": ground.config.context, "num_items": 200, "seed": 0,
+        "device": ground.device, "dtype": ground.dtype, "threads": ground.threads, "tasks": ["starter"],
+        "val": str(val), "val_tokens": VAL_TOKENS, "context": ground.config.context, "num_items": 200, "seed": 0,
     }  # fmt: skip
 

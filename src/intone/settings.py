@@ -192,6 +192,8 @@ class EvalSettings(Checked):
     val: tuple[str, ...] = ()
     # held-out questions per skill
     num_items: int = setting(200, least=1)
+    # where to compute; with --weights int8, which are a CPU's: cpu
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     # how a CPU keeps matrices for answers; int8: what 8 bits cost in bits per byte is measured too
     weights: Literal["auto", "fp32", "bf16", "int8"] = "auto"
 

@@ -33,18 +33,18 @@ MAX_ANSWER_TOKENS = 160  # the longest held-out answer (ten weekdays counted) ha
 Task = Literal["bpb", "starter"]
 NEEDED = {"from": str, "tokenizer": str, "dtype": str, "tasks": tuple[Task, ...], "context": int, "val_tokens": int}
 OTHER = {
-    "format": int, "job": str, "threads": int | None, "val": str | None, "num_items": int | None, "seed": int,
-    "weights": Weights, "engine": dict[str, Any],
+    "format": int, "job": str, "device": str, "threads": int | None, "val": str | None, "num_items": int | None,
+    "seed": int, "weights": Weights, "engine": dict[str, Any],
 }  # fmt: skip
 
 
 def evaluate_job(folder: Path, config: dict[str, Any]) -> Outcome:
     """Measures what config["tasks"] names (bpb, starter) -> eval.json in folder.
 
-    config: from (job folder of a training), tokenizer (folder), dtype, threads, tasks, val (folder of a token
-    set or None), val_tokens, context, num_items (per skill, at most what there is), seed of the items, weights (of the
-    engine that answers; int8 with bpb: what 8 bits cost is measured too, and kept beside the saves), engine (other
-    options of it).
+    config: from (job folder of a training), tokenizer (folder), device (none named: cpu), dtype, threads, tasks, val
+    (folder of a token set or None), val_tokens, context, num_items (per skill, at most what there is), seed of the
+    items, weights (of the engine that answers; int8 with bpb: what 8 bits cost is measured too, and kept beside the
+    saves), engine (other options of it).
     Raises UserError for a config that asks for something else.
     """
     check_keys(config, "evaluate job", needed=NEEDED, other=OTHER)
@@ -53,9 +53,10 @@ def evaluate_job(folder: Path, config: dict[str, Any]) -> Outcome:
         raise UserError("evaluate job setting 'val' is missing, which task bpb needs", value="val")
     if config.get("threads"):
         torch.set_num_threads(config["threads"])
-    torch.use_deterministic_algorithms(True)
+    device = torch.device(config.get("device", "cpu"))
+    torch.use_deterministic_algorithms(device.type == "cpu")  # a GPU has no such way for all operations
     job_folder = Path(config["from"])
-    model, step = load_newest(job_folder, dtype=config["dtype"], device=torch.device("cpu"))
+    model, step = load_newest(job_folder, dtype=config["dtype"], device=device)
     tokenizer = Tokenizer.load(Path(config["tokenizer"]))
     result: dict[str, Any] = {"format": 1}
     if "bpb" in config["tasks"]:
@@ -73,7 +74,9 @@ def measure_bpb(folder: Path, model: GPT, tokenizer: Tokenizer, config: dict[str
     """Bits per byte with its interval on the fixed rows of the validation set."""
     begin_s = time.monotonic()
     rows = beating(folder, validation_rows(TokenSet.open(Path(config["val"])), config["context"], config["val_tokens"]))
-    result = bits_per_byte(model, rows, tokenizer.token_bytes, device=torch.device("cpu"), dtype=model.compute_dtype)
+    result = bits_per_byte(
+        model, rows, tokenizer.token_bytes, device=model.head.weight.device, dtype=model.compute_dtype
+    )
     say(f"bits per byte {result['value']:.4f} ({human_duration(time.monotonic() - begin_s)})")
     return dict(result)
 

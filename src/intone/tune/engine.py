@@ -211,8 +211,7 @@ def kept_for(place: Place, settings: Any) -> dict[str, Choice]:
     """What the engine of a run would find; matrices in 8 bits count where nothing else was measured."""
     facts = known_facts()
     asked = {name: getattr(settings, name, "auto") for name in ("dtype", "weights")}
-    device = getattr(settings, "device", "cpu")  # an evaluation computes on the CPU
-    device = facts.device or "cpu" if device == "auto" else device
+    device = facts.device or "cpu" if settings.device == "auto" else settings.device
     dtype = read_choices(place.folder).segments[-1].dtype if asked["dtype"] == "auto" else asked["dtype"]
     config = TrainJob.from_json(read_json(place.folder / "config.json")).model
     ways = ("auto", "int8") if asked["weights"] == "auto" else (asked["weights"],)
