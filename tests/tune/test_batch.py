@@ -57,6 +57,13 @@ def test_on_a_line_the_choice_is_the_smallest_within_1_percent_of_the_best_that_
     assert found.num_out_of_memory == machine.num_failed == 0
 
 
+def test_a_slow_machine_looks_at_a_second_size_before_it_looks_at_the_first_again():
+    machine = Machine(lambda rows: 0.08 + 0.61 * rows, update_s=0.3)  # depth 6 with 1,024 tokens a row, two cores
+    found = machine.search(8, 10**12)
+    assert set(machine.asked) > {1}, "one size alone says nothing of the others"
+    assert found.rows > 1 and machine.share_of_best(8, found) > 0.95
+
+
 def test_a_search_takes_its_time_and_no_more():
     for seconds in (0.001, 0.05, 1.0):
         machine = Machine(lambda rows, s=seconds: s * (0.5 + rows))

@@ -249,8 +249,9 @@ def probe_line(search: Search) -> bool:
 
 
 def affordable(search: Search, rows: int) -> bool:
-    """Whether probing a size leaves time to verify."""
-    return first_look_s(search, rows) <= search.left_s() - VERIFY_S / 2
+    """Whether probing a size leaves time to verify; a second size says more than another look at the only one."""
+    reserve_s = VERIFY_S / 2 if len(search.samples) > 1 else 0.0
+    return first_look_s(search, rows) <= search.left_s() - reserve_s
 
 
 def first_look_s(search: Search, rows: int) -> float:
