@@ -148,6 +148,8 @@ def _why_idle(call: ast.Call, scope: Scope, project: Project) -> str | None:
         return "its result is thrown away"
     if isinstance(above_call, ast.Assign) and len(above_call.targets) == 1:
         name = target_name(above_call.targets[0])
+        if name is not None and _is_part_replaced(name, call, above_call, scope, project):
+            return None
         if name is not None and not _is_used(name, above_call, scope, project):
             return f"its result `{name}` is used nowhere"
         if name is not None and not _is_used_later(name, above_call, scope):
@@ -217,6 +219,21 @@ def missed_by(one: Compile, loop: TrainLoop, runs: list[Reached], project: Proje
         handed = [site.call for site in project.sites.get(owner.name, []) if site.scope is one.scope] or handed
     names = [names_in(node) for node in handed]
     return told if names and all(old in known and new not in known for known in names) else None
+
+
+def _is_part_replaced(name: str, call: ast.Call, made: ast.Assign, scope: Scope, project: Project) -> bool:
+    """model.forward = torch.compile(model.forward), pipe.unet = torch.compile(pipe.unet): used with the whole.
+
+    self.forward too, by a call of the object; another part of self is read by its own name.
+    """
+    holder, _, part = name.rpartition(".")
+    if not holder or holder == "self":
+        return name in ("self.forward", "self.__call__")
+    same = bool(call.args) and target_name(call.args[0]) == name
+    words = holder.split(".")
+    first = 2 if words[0] == "self" else 1
+    wholes = [".".join(words[:count]) for count in range(first, len(words) + 1)]
+    return (same or part in ("forward", "__call__")) and any(_is_used(one, made, scope, project) for one in wholes)
 
 
 def _is_used(name: str, made: ast.Assign, scope: Scope, project: Project) -> bool:

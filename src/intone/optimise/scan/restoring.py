@@ -77,3 +77,51 @@ def takes_up_progress(scope: Scope) -> bool:
         isinstance(value, ast.Call) and last_name(value.func) == "int" and "read" in text_of(value)
         for value in scope.returns
     )
+
+
+RESTORES_ORDER = re.compile(
+    r"set_rng_state|set_state\(|setstate|bit_generator\.state|loader\w*\.load_state_dict|sampler\w*\.load_state_dict|"
+    r"dataset\w*\.load_state_dict|StatefulDataLoader|skip_first_batches|islice\(|fast_forward|resume_state|dataloader_state|data_state|"
+    r"loader_state|sampler_state|start_index|skip_batches|\.skip\(|data_iter_step"
+)
+
+
+def restores_order(module: Module) -> bool:
+    """Whether the code of a file restores a place or order of the data; comments say nothing.
+
+    Not by islice(rows, 20), which takes the first rows, nor by a state that the same function took before, which only
+    keeps an evaluation out of the stream.
+    """
+    if not module.mentions(RESTORES_ORDER):
+        return False
+    words = {match[0].rstrip("(") for match in RESTORES_ORDER.finditer(text_of(module.tree))}
+    if words - {"islice", "set_rng_state", "setstate", "set_state"}:
+        return True
+    for word in words:
+        calls = [
+            node
+            for node in module.nodes
+            if isinstance(node, ast.Call) and (last_name(node.func) or "").startswith(word)
+        ]
+        if not calls or any(
+            _begins_later(call) if word == "islice" else not _was_taken_here(call, module) for call in calls
+        ):
+            return True
+    return False
+
+
+def _begins_later(call: ast.Call) -> bool:
+    """islice(rows, start, None), islice(rows, done)"""
+    return len(call.args) > 2 or any(
+        re.search(r"start|skip|step|resume|done|seen|consumed|offset", text_of(arg)) for arg in call.args[1:]
+    )
+
+
+def _was_taken_here(call: ast.Call, module: Module) -> bool:
+    """state = torch.get_rng_state() ... torch.set_rng_state(state), in one function"""
+    scope = module.scope_of.get(call, module.top)
+    made = [b.value for arg in call.args[:1] for b in scope.bindings.get(target_name(arg) or "", [])]
+    return bool(made) and all(
+        isinstance(one, ast.Call) and bool(re.fullmatch(r"get_?(rng_)?state(_all)?", last_name(one.func) or ""))
+        for one in made
+    )

@@ -10,18 +10,13 @@ from intone.optimise.scan.loops import TrainLoop, is_inside, train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
-from intone.optimise.scan.restoring import restores, takes_up_progress
+from intone.optimise.scan.restoring import restores, restores_order, takes_up_progress
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.seeds import seed_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 TEXT = re.compile(r"doc|text|str|id|name|path|key|row|example|line|url|prompt|file", re.I)
 ELSEWHERE = re.compile(r"(^|[/_])(eval\w*|infer\w*|generat\w*|sampl\w*|serv\w*|bench\w*|tests?|chat)([/_.]|$)")
-RESTORES_ORDER = re.compile(
-    r"set_rng_state|set_state\(|setstate|bit_generator\.state|loader\w*\.load_state_dict|sampler\w*\.load_state_dict|"
-    r"dataset\w*\.load_state_dict|StatefulDataLoader|skip_first_batches|islice\(|fast_forward|resume_state|dataloader_state|data_state|"
-    r"loader_state|sampler_state|start_index|skip_batches|\.skip\(|data_iter_step"
-)
 
 
 @rule(
@@ -51,9 +46,10 @@ def order_not_restored(module: Module, project: Project) -> Iterator[Place]:
         other for other in neighbours(module, project) if not ELSEWHERE.search(other.path)
     ]  # fmt: skip
     taken_up = [pair for other in files for pair in restores(other, project)]
-    if not taken_up or any(RESTORES_ORDER.search(other.text) or _skips(other) for other in files):
-        return
     node, how = draws[0]
+    by_loader = how.endswith(("DataLoader(shuffle=True)", "RandomSampler"))
+    if not taken_up or any(restores_order(other) or _skips(other, by_loader) for other in files):
+        return
     home: Scope | None = None
     if "DataLoader" in how and (walked := _walked_elsewhere(node, files, project)) is not None:
         node, home = walked
@@ -223,15 +219,40 @@ def _only_reads_on(statement: ast.stmt) -> bool:
     return isinstance(value, ast.Call) and bool(re.search(r"next|skip|advance", last_name(value.func) or ""))
 
 
-def _skips(module: Module) -> bool:
-    """Batches that are passed over, or a seed that depends on the step or epoch."""
+def _skips(module: Module, by_loader: bool) -> bool:
+    """Batches that are passed over, or a seed that depends on the step or epoch.
+
+    by_loader: a loader draws the order, so a stream of its own, seeded by the step for a length or noise, is no help.
+    """
     return passes_over(module) or any(
         isinstance(node, ast.Call)
         and last_name(node.func) in ("manual_seed", "default_rng", "Random", "seed")
         and bool(node.args)
         and bool(re.search(r"step|iter|epoch", text_of(node.args[0])))
+        and not (by_loader and _is_apart(node, module))
         for node in module.nodes
     )
+
+
+ORDERED = re.compile("Loader|Sampler|randperm|random_split")
+
+
+def _is_apart(call: ast.Call, module: Module) -> bool:
+    """Random(seed + step), gen.manual_seed(step) of a stream that no loader, sampler or shuffle draws from."""
+    scope = module.scope_of.get(call, module.top)
+    base = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
+    if last_name(call.func) not in ("default_rng", "Random") and (base or "").partition(".")[0] in module.imports:
+        return False  # the stream of the process, from which the loader draws too
+    held = {name for target in targets_of(call, scope) for name in names_in(target)} | ({base} if base else set())
+    for node in module.nodes:
+        handed = keyword(node, "generator") if isinstance(node, ast.Call) else None
+        if not isinstance(node, ast.Call) or handed is None or not ORDERED.search(text_of(node.func)):
+            continue
+        if names_in(handed) & held or call in walk(handed):
+            return False
+    about = f"{scope.owner.name if scope.owner is not None else ''} {scope.simple_name}"
+    orders = any(last_name(one.func) in ("shuffle", "permutation", "randperm", "permuted") for one in scope.calls)
+    return not orders and not re.search(r"Sampler|Dataset|Loader|__iter__|batch|shuffle|order", about)
 
 
 def passes_over(module: Module) -> bool:

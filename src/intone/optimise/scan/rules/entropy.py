@@ -139,6 +139,10 @@ def sampler_without_seed(module: Module, project: Project) -> Iterator[Place]:
     for scope in module.scopes[1:]:
         if scope.owner is None or not GIVES_ORDER.match(scope.simple_name) or not _is_walked(scope.owner):
             continue
+        lost = _place_in_lost_order(scope, project)
+        if lost is not None:
+            yield lost
+            continue
         if KEEPS_PLACE.search(text_of(scope.owner)):
             continue
         draws = [call for call in scope.calls if _package_of(call, scope) is not None]
@@ -152,6 +156,61 @@ def sampler_without_seed(module: Module, project: Project) -> Iterator[Place]:
             ("no seed, epoch or state in the class",),
             confidence="medium",
         )
+
+
+def _place_in_lost_order(scope: Scope, project: Project) -> Place | None:
+    """A class that saves how many rows it gave, and draws the order of them anew from a stream that nobody saves."""
+    owner = scope.owner
+    methods = {method.simple_name: method for method in project.class_scopes(owner)} if owner is not None else {}
+    saves = next((methods[name] for name in ("state_dict", "get_state", "__getstate__") if name in methods), None)
+    counted = [value for value in saves.returns if COUNTS.search(text_of(value))] if saves is not None else []
+    if owner is None or saves is None or not counted or KEEPS_ORDER.search(text_of(owner)):
+        return None
+    kept = {name for value in saves.returns for name in names_in(value)}
+    for call in scope.calls:
+        stream = "the process" if _package_of(call, scope) is not None else _unseeded(call, scope, project)
+        handed = {name for arg in call.args for name in names_in(arg)}
+        handed |= {name for target in _given_to(call, scope) for name in names_in(target)}
+        if stream is None or handed & (kept - {"self"}) or keyword(call, "generator") is not None:
+            continue
+        if any(_keeps_stream(file) for file in neighbours(scope.module, project)):
+            return None
+        return Place(
+            call,
+            f"`{owner.name}` saves a place in an order that `{code_of(call, 40)}` draws anew after a restore",
+            (
+                f"`{code_of(counted[0], 50)}` is saved at line {counted[0].lineno}",
+                f"the order comes from the stream of {stream}, whose seed or state is not saved with it",
+            ),
+        )
+    return None
+
+
+COUNTS = re.compile(
+    r"consumed|cursor|offset|position|(^|\W|_)(pos|idx|index|step|steps|batch|batches|row|rows|count|done|seen|given|taken|"
+    r"next|start|at)(\W|_|$)"
+)
+KEEPS_ORDER = re.compile(
+    r"manual_seed|\.seed\(|default_rng\(\w|Random\([\w(]|RandomState\(\w|get_?state\(\)|get_rng_state|bit_generator|generator\s*="
+)
+
+
+def _unseeded(call: ast.Call, scope: Scope, project: Project) -> str | None:
+    """self.rng.shuffle(order) of an object whose own methods make self.rng with no seed: the name of the stream."""
+    base = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
+    if base is None or not base.startswith("self.") or last_name(call.func) not in ORDERS or scope.owner is None:
+        return None
+    made = [b.value for method in project.class_scopes(scope.owner) for b in method.bindings.get(base, [])]
+    entropy = [isinstance(one, ast.Call) and called(one, scope) in SEEDED and not one.args for one in made]
+    return f"`{base}`" if made and all(entropy) and not any(one.keywords for one in made) else None  # type: ignore[attr-defined]
+
+
+def _given_to(call: ast.Call, scope: Scope) -> list[ast.expr]:
+    """What the value of a call is kept as: self.order = torch.randperm(n).tolist()."""
+    for above in scope.module.up(call):
+        if isinstance(above, ast.stmt):
+            return above.targets if isinstance(above, ast.Assign) else []
+    return []
 
 
 GIVES_ORDER = re.compile(r"^(__iter__|_?(build|make|shuffle|reset|order|new)\w*|on_epoch_\w+)$")

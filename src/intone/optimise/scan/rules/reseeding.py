@@ -8,12 +8,13 @@ from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.constants import known_values
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
-from intone.optimise.scan.loops import is_inside, train_loops
+from intone.optimise.scan.loops import is_inside, is_periodic, train_loops
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import COMPREHENSIONS, Frame, Reached, loops_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.seeds import SEEDED, calls_something, cut_by, seed_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
+from intone.optimise.scan.values import is_model_call
 
 PER_CALL = re.compile(
     r"^_?(forward|__getitem__|__call__|collate\w*|sample|sample_\w+|\w*next_token|pick\w*|draw\w*|get_batch|next_batch|"
@@ -42,7 +43,13 @@ def reseeded(module: Module, project: Project) -> Iterator[Place]:
     for scope in module.scopes:
         for call in scope.calls:
             seed = seed_of(call, scope)
-            if seed is None or (_is_restored(scope, call) and not _makes_stream(call, scope)):
+            if seed is None:
+                continue
+            if _is_restored(scope, call) and not _makes_stream(call, scope):
+                if (forked := _forked_turn(call, seed, scope, project)) is not None:
+                    yield Place(
+                        call, f"`{code_of(call, 50)}` gives the same numbers at every turn of {forked[0]}", forked[1]
+                    )
                 continue
             where = _turn_of(call, seed, scope, project)
             if where is not None:
@@ -115,10 +122,54 @@ def _same_in_every_process(module: Module, project: Project) -> Iterator[Place]:
                         break
 
 
+PUTS_BACK = ("fork_rng", "set_rng_state", "setstate", "set_state")
+
+
 def _is_restored(scope: Scope, seeding: ast.Call) -> bool:
     """Whether a function keeps the state of the stream and puts it back behind its own seeding."""
-    puts = ("fork_rng", "set_rng_state", "setstate", "set_state")
-    return any(last_name(call.func) in puts and call is not seeding for call in scope.calls)
+    return any(last_name(call.func) in PUTS_BACK and call is not seeding for call in scope.calls)
+
+
+# what draws, by the last part of its name
+DRAWS = re.compile(
+    r"^(rand|randn|randint|randperm|rand(n|int)?_like|normal_?|uniform_?|bernoulli_?|exponential_?|multinomial|dropout\w*|"
+    r"random|choice|choices|shuffle|permutation|integers|standard_normal|sample)$"
+)
+# on whose way the same numbers are wanted: one picture of the progress is compared with the next
+COMPARED = re.compile(
+    r"(^|_)(eval\w*|valid\w*|val|tests?|probe|preview|plot|log|visuali\w+|demo|init\w*|fixed|replay\w*|recompute\w*|"
+    r"generate|checkpoint\w*|metrics?)($|_)"
+)
+OF_A_STEP = re.compile(r"^_?(training_step|train_step|corrupt\w*|add_noise|noise\w*|q_sample|mask_tokens|diffuse)$")
+
+
+def _forked_turn(call: ast.Call, seed: ast.expr, scope: Scope, project: Project) -> tuple[str, tuple[str, ...]] | None:
+    """with fork_rng(): manual_seed(0); noise = randn_like(x): the same noise in every step, whatever is put back.
+
+    Only where a training draws so at each of its steps; an evaluation that begins alike each time is right.
+    """
+    if last_name(call.func) in PUTS_BACK or calls_something(seed) or COMPARED.search(scope.simple_name):
+        return None
+    if not scope.is_generator and not any(
+        DRAWS.match(last_name(other.func) or "") or is_model_call(other, scope, project)
+        for other in scope.calls if other.lineno >= call.lineno and other is not call
+    ):  # fmt: skip
+        return None
+    told = f"the seed is `{code_of(seed, 30)}`, and what is put back behind it is the stream of the others"
+    for nest in loops_around(call, scope, project):
+        for frame in nest:
+            if not any(loop.inner is frame.loop for loop in train_loops(frame.module, project)):
+                continue
+            item = Reached(call, scope, frame.chain)
+            if any(COMPARED.search(site.scope.simple_name) for site in frame.chain[1:]):
+                break
+            if is_periodic(item, frame.loop, project) or _seed_changes(seed, scope, frame, project):
+                break
+            way = item.path()
+            return f"the training loop at {frame.module.path}:{frame.loop.lineno}", (told, *([way] if way else []))
+    if OF_A_STEP.match(scope.simple_name) and not project.callers(scope) and is_constant(seed, scope, project):
+        return f"what calls `{scope.simple_name}` for each batch", (told,)
+    return None
 
 
 def _only_main(scope: Scope) -> bool:

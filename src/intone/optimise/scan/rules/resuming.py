@@ -9,11 +9,10 @@ from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import reached
-from intone.optimise.scan.restoring import restores, takes_up_progress
+from intone.optimise.scan.restoring import restores, restores_order, takes_up_progress
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.data_order import (
     ELSEWHERE,
-    RESTORES_ORDER,
     order_not_restored,
     passes_over,
 )
@@ -45,9 +44,7 @@ def epoch_begun_anew(module: Module, project: Project) -> Iterator[Place]:
     for loop in train_loops(module, project):
         walked = _over_batches(loop, project)
         files = [other for other in neighbours(module, project) if not ELSEWHERE.search(other.path)]
-        if walked is None or any(
-            file.mentions(RESTORES_ORDER) or passes_over(file) or _knows_position(file) for file in files
-        ):
+        if walked is None or any(restores_order(file) or passes_over(file) or _knows_position(file) for file in files):
             continue
         saved = next((item for item in reached(walked[0], walked[1], project) if _saves(item.node, item.scope)), None)
         taken_up = [pair for file in files for pair in restores(file, project) if takes_up_progress(pair[0])]
@@ -220,7 +217,7 @@ def stream_without_place(module: Module, project: Project) -> Iterator[Place]:
         files = neighbours(module, project)
         told = any(restores(file, project) for file in files if not ELSEWHERE.search(file.path))
         whole = any(True for file in files for _ in train_loops(file, project))
-        skipped = any(file.mentions(RESTORES_ORDER) or passes_over(file) for file in files)
+        skipped = any(restores_order(file) or passes_over(file) for file in files)
         if not reads or whole and not told or skipped or any(True for _ in order_not_restored(module, project)):
             continue
         yield Place(

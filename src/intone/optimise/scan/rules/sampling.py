@@ -11,6 +11,7 @@ from intone.optimise.scan.options import is_told
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import reached, turns_around
 from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.numbers import numbers_for_all
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import chooses_token, is_chosen, is_model_call, token_passes
 
@@ -57,6 +58,7 @@ def copied_token(module: Module, project: Project) -> Iterator[Place]:
                 scope=at,
                 also=((node, scope),) if at is not scope else (),
             )
+    yield from numbers_for_all(module, project)
 
 
 def _handed(value: ast.expr, scope: Scope, project: Project) -> tuple[ast.AST, Scope, ast.expr] | None:

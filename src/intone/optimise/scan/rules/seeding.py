@@ -159,7 +159,7 @@ def shared_noise(module: Module, project: Project) -> Iterator[Place]:
 
 def _noise_of_one_row(call: ast.Call, scope: Scope) -> ast.Call | None:
     """The noise over the vocabulary, with no size for rows, that is added to scores before an argmax per row."""
-    for part in _made_of(call, scope):
+    for part in made_of(call, scope):
         if not isinstance(part, ast.Call) or last_name(part.func) not in ("rand", "empty", "exponential"):
             continue
         sizes = [arg for arg in part.args if not isinstance(arg, ast.Constant) or arg.value != 1]
@@ -176,7 +176,7 @@ def _one_threshold(call: ast.Call, scope: Scope) -> ast.Call | None:
         if not isinstance(part, ast.Compare) or not re.search(r"cumsum", spelled(part, scope)):
             continue
         for side in [part.left, *part.comparators]:
-            for made in _made_of(side, scope, steps=1):
+            for made in made_of(side, scope, steps=1):
                 if isinstance(made, ast.Call) and called(made, scope) in ("torch.rand", "random.random"):
                     one = [text_of(arg) for arg in made.args]
                     if one in ([], ["1"], ["()"], ["1", "1"]):
@@ -184,7 +184,7 @@ def _one_threshold(call: ast.Call, scope: Scope) -> ast.Call | None:
     return None
 
 
-def _made_of(node: ast.expr, scope: Scope, steps: int = 3) -> list[ast.AST]:
+def made_of(node: ast.expr, scope: Scope, steps: int = 3) -> list[ast.AST]:
     """The parts of an expression, and of what the names in it are bound to in the same function."""
     found: list[ast.AST] = []
     todo: list[tuple[ast.AST, int]] = [(node, steps)]

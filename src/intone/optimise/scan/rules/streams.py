@@ -9,8 +9,8 @@ from intone.optimise.scan.expressions import called, code_of, keyword, last_name
 from intone.optimise.scan.loops import is_periodic, train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import reached
 from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.joining import RESETS, from_caller, joins_and_seeds, leads_to
 from intone.optimise.scan.rules.randomness import stream_of
 from intone.optimise.scan.rules.rank_batches import same_batches_on_ranks
 from intone.optimise.scan.rules.reseeding import is_constant, is_own_stream
@@ -31,6 +31,7 @@ from intone.optimise.scan.values import chooses_token
 )
 def set_back_by_one(module: Module, project: Project) -> Iterator[Place]:
     """A generator of an object that one method seeds for a request, and from which another draws for all rows."""
+    seen: set[ast.AST] = set()
     for scope in module.scopes[1:]:
         owner = project.owner_of(scope)
         if owner is None or scope.simple_name == "__init__" or RESETS.search(scope.simple_name):
@@ -39,7 +40,7 @@ def set_back_by_one(module: Module, project: Project) -> Iterator[Place]:
             name = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
             if name is None or not name.startswith("self.") or not SEEDING.search("." + method_of(call)):
                 continue
-            if not call.args or not names_in(call.args[0]) & _from_caller(scope):
+            if not call.args or not names_in(call.args[0]) & from_caller(scope):
                 continue
             draws = [
                 (method, other) for method in project.class_scopes(owner[1]) for other in method.calls
@@ -49,15 +50,18 @@ def set_back_by_one(module: Module, project: Project) -> Iterator[Place]:
                 continue
             at, draw = draws[0]
             drawn = f"drawn by {code_of(draw, 50)} in `{at.simple_name}` at {at.module.path}:{draw.lineno}"
-            own = any(method is scope or _leads_to(scope, method, project) for method, _ in draws)
+            own = any(method is scope or leads_to(scope, method, project) for method, _ in draws)
             served = beside_others(call, scope, project) if own and _is_one_for_all(owner, project) else None
             if own and served is None:
                 continue
             who = "others that are under way draw" if own else "others draw"
             told = f"`{scope.simple_name}` seeds `{name}` for one request, and {who} from it"
             yield Place(call, told, (drawn, *(served or ())[1:]))
-
-    yield from _global_by_one(module, project)
+            seen.add(call)
+    for place in (*_global_by_one(module, project), *joins_and_seeds(module, project)):
+        if place.node not in seen:
+            seen.add(place.node)
+            yield place
 
 
 def _global_by_one(module: Module, project: Project) -> Iterator[Place]:
@@ -68,7 +72,7 @@ def _global_by_one(module: Module, project: Project) -> Iterator[Place]:
             root = (target_name(call.func) or "").partition(".")[0]
             if not (SEEDING.search("." + name.rpartition(".")[2]) or name in SEEDERS) or root not in module.imports:
                 continue
-            if not call.args or not names_in(call.args[0]) & _from_caller(scope) or project.callees(call, scope):
+            if not call.args or not names_in(call.args[0]) & from_caller(scope) or project.callees(call, scope):
                 continue
             served = beside_others(call, scope, project)
             if served is not None:
@@ -88,23 +92,6 @@ def _is_one_for_all(owner: tuple[Module, ast.ClassDef], project: Project) -> boo
     return any(site.scope is site.scope.module.top for site in sites) and not any(
         isinstance(site.scope.node, ast.AsyncFunctionDef) for site in sites
     )
-
-
-RESETS = re.compile(r"(^|_)(seed|reseed|reset|set_seed|manual_seed|restart|clear|load_state_dict)($|_)")
-
-
-def _from_caller(scope: Scope) -> set[str]:
-    """The parameters of a function and what it reads of them: seed, request.seed, body = await request.json()."""
-    given = set(scope.parameters) - {"self", "cls"}
-    for name, bindings in scope.bindings.items():
-        if any(binding.how == "=" and names_in(binding.value) & given for binding in bindings):
-            given.add(name)
-    used = {name for node in scope.body if isinstance(node, ast.Attribute) for name in names_in(node)}
-    return given | {name for name in used if name.partition(".")[0] in given}
-
-
-def _leads_to(scope: Scope, method: Scope, project: Project) -> bool:
-    return any(item.scope is method for item in reached(scope.node, scope, project, 2))
 
 
 @rule(
