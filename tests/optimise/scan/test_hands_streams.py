@@ -165,6 +165,22 @@ right("rng", "another seed at each step", steps(
     "        torch.manual_seed(SEED + step)",
     "        return x + torch.randn_like(x)",
 ))  # fmt: skip
+fault("rng", "timesteps as many as rows", steps(
+    "mix(x)",
+    "def mix(x):",
+    "    with torch.random.fork_rng():",
+    "        torch.manual_seed(SEED)  # <-",
+    "        t = torch.randint(0, 9, (x.size(0),))",
+    "    return x * torch.linspace(0, 1, 9)[t]",
+))  # fmt: skip
+right("rng", "another part of one permutation", steps(
+    "pick(x, step)",
+    "def pick(x, step):",
+    "    with torch.random.fork_rng():",
+    "        torch.manual_seed(SEED)",
+    "        order = torch.randperm(len(x))",
+    "    return x[order[step * 4 : step * 4 + 4]]",
+))  # fmt: skip
 right("rng", "an evaluation that begins alike", steps(
     "x)\n            if step % 100 == 0:\n                probe(model, x",
     "def probe(model, x):",

@@ -162,9 +162,10 @@ def _place_in_lost_order(scope: Scope, project: Project) -> Place | None:
     """A class that saves how many rows it gave, and draws the order of them anew from a stream that nobody saves."""
     owner = scope.owner
     methods = {method.simple_name: method for method in project.class_scopes(owner)} if owner is not None else {}
-    saves = next((methods[name] for name in ("state_dict", "get_state", "__getstate__") if name in methods), None)
+    saves = next((methods[name] for name in ("state_dict", "get_state") if name in methods), None)
     counted = [value for value in saves.returns if COUNTS.search(text_of(value))] if saves is not None else []
-    if owner is None or saves is None or not counted or KEEPS_ORDER.search(text_of(owner)):
+    comes_back = any(name in methods for name in ("load_state_dict", "set_state", "load_state"))
+    if owner is None or saves is None or not comes_back or not counted or KEEPS_ORDER.search(text_of(owner)):
         return None
     kept = {name for value in saves.returns for name in names_in(value)}
     for call in scope.calls:

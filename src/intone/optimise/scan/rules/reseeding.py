@@ -156,6 +156,7 @@ def _forked_turn(call: ast.Call, seed: ast.expr, scope: Scope, project: Project)
     ):  # fmt: skip
         return None
     told = f"the seed is `{code_of(seed, 30)}`, and what is put back behind it is the stream of the others"
+    permutes = any(last_name(other.func) in ("randperm", "permutation", "shuffle") for other in scope.calls)
     for nest in loops_around(call, scope, project):
         for frame in nest:
             if not any(loop.inner is frame.loop for loop in train_loops(frame.module, project)):
@@ -165,6 +166,9 @@ def _forked_turn(call: ast.Call, seed: ast.expr, scope: Scope, project: Project)
                 break
             if is_periodic(item, frame.loop, project) or _seed_changes(seed, scope, frame, project):
                 break
+            counted = cut_by(scope, lambda name: name.startswith("self.") and _is_counted(name, scope, project))
+            if permutes and (counted or _takes_other_part(scope, frame, project)):
+                break  # one permutation, of which each step takes another part
             way = item.path()
             return f"the training loop at {frame.module.path}:{frame.loop.lineno}", (told, *([way] if way else []))
     if OF_A_STEP.match(scope.simple_name) and not project.callers(scope) and is_constant(seed, scope, project):
