@@ -213,6 +213,25 @@ right("S19", """
             return self.free_pages.pop()
 """)  # fmt: skip
 
+# --- S90 -------------------------------------------------------------------------------------------------------------
+fault("S90", """
+    from heapq import heappop
+    class PageTable:
+        '''Pages of keys and values in the cache.'''
+        def page(self):
+            return heappop(self._free) if len(self._free) > 0 else self.pages[-1]
+""")
+right("S90", """
+    class PageTable:
+        '''Pages of keys and values in the cache.'''
+        def page(self):
+            return self._free.pop() if self._free else None
+        def peek(self):
+            if not self._free:
+                return self.null_page
+            return self._free.pop()
+""")
+
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())
 def test_a_planted_fault_is_found(rule, code):

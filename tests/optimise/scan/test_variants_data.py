@@ -16,7 +16,7 @@ fault("host-sync", "a meter reads", """
         def __init__(self):
             self.total, self.n = 0.0, 0
         def add(self, value):
-            self.total += value.item()
+            self.total += value.item()  # <-
             self.n += 1
     def train(model, opt, loader):
         meter = Meter()
@@ -25,7 +25,7 @@ fault("host-sync", "a meter reads", """
             loss.backward()
             opt.step()
             opt.zero_grad()
-            meter.add(loss)  # <-
+            meter.add(loss)
         return meter.total / meter.n
 """)  # fmt: skip
 fault("host-sync", "a trainer's method returns a number", """

@@ -3,10 +3,11 @@
 import ast
 import re
 
+from intone.optimise.scan.calls import classes_of
 from intone.optimise.scan.expressions import called, last_name, text_of
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project, owner_of
-from intone.optimise.scan.source import Scope
+from intone.optimise.scan.source import Scope, target_name
 from intone.optimise.scan.values import is_model_name
 
 # names that stand for a bag of settings: their .device is what somebody typed, not a torch.device
@@ -122,6 +123,8 @@ def _has_device(base: ast.expr, scope: Scope, project: Project) -> bool:
         return False
     if TENSOR_NAME.match(name) or is_model_name(name):
         return True
+    if _is_handed_to_forward(base, scope) or _is_used_as_tensor(base, scope, project):
+        return True
     for origin in project.origins(base, scope, depth=3):
         text = text_of(origin.node)
         if origin.is_annotation and re.search(r"\b(Tensor|Module)\b", text):
@@ -129,3 +132,31 @@ def _has_device(base: ast.expr, scope: Scope, project: Project) -> bool:
         if isinstance(origin.node, ast.Call) and called(origin.node, origin.scope).startswith("torch."):
             return True
     return False
+
+
+# what only tensors, and models, have: a record of settings that keeps the name of a device has none of them
+OF_TENSORS = (
+    "half", "bfloat16", "float", "unsqueeze", "squeeze", "permute", "transpose", "contiguous", "detach", "numel",
+    "requires_grad_", "pin_memory", "is_contiguous", "data_ptr", "new_zeros", "new_empty", "flatten", "expand",
+    "masked_fill",
+)  # fmt: skip
+
+
+def _is_handed_to_forward(base: ast.expr, scope: Scope) -> bool:
+    """def forward(self, clip): what a module's pass is handed without a type of its own."""
+    if not isinstance(base, ast.Name) or scope.simple_name != "forward" or owner_of(scope) is None:
+        return False
+    args = getattr(scope.node, "args", None)
+    handed = [arg for arg in (*args.posonlyargs, *args.args)[1:] if arg.arg == base.id] if args is not None else []
+    return bool(handed) and handed[0].annotation is None and not re.search(r"batch|data|sample|inputs|state", base.id)
+
+
+def _is_used_as_tensor(base: ast.expr, scope: Scope, project: Project) -> bool:
+    """clip.half(), clip.unsqueeze(0) in the same function: no class of the project, so a tensor or a model of torch."""
+    name = target_name(base)
+    if name is None or not any(
+        isinstance(call.func, ast.Attribute) and call.func.attr in OF_TENSORS and target_name(call.func.value) == name
+        for call in scope.calls
+    ):
+        return False
+    return not classes_of(base, scope, project)

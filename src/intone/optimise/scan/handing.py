@@ -47,8 +47,11 @@ def _knows(item: Reached) -> bool:
 
 
 def _takes_tensor(node: ast.AST) -> bool:
-    """value.detach(), value.cpu(): whoever writes this knows that it is a tensor that may lie on the device."""
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("detach", "cpu")
+    """value.detach(), value.item(): whoever writes this knows that it is a tensor that may lie on the device."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in OF_TENSORS
+
+
+OF_TENSORS = ("detach", "cpu", "item", "tolist")
 
 
 def _is_of_class(scope: Scope, home: Scope) -> bool:

@@ -20,6 +20,7 @@ PERIODIC = re.compile(
 )
 STEP = re.compile(r"(^|_)(train|training|learn|update|optimi[sz]e|fit)(_(step|batch|one|micro_?batch))?$|^step$")
 ENDS = (ast.Break, ast.Return, ast.Raise)
+KIND_QUESTIONS = ("isinstance", "is_tensor", "hasattr")
 ACCUM = re.compile(r"accum|micro|num_passes|grad_acc|gas$|accumulate", re.I)
 
 
@@ -366,13 +367,20 @@ def _is_rare(test: ast.expr, scope: Scope, project: Project, *, words: bool = Tr
     names = names_in(test)
     if _is_full(test, scope):
         return True
-    if words and any(PERIODIC.search(name.rpartition(".")[2]) for name in names):
+    if words and any(PERIODIC.search(name.rpartition(".")[2]) for name in names - _asked_kind(test)):
         return True
     values = [b.value for name in names for b in scope.bindings.get(name, []) if b.how == "="]
     calls = [part for part in walk(test) if isinstance(part, ast.Call)]
     inside = [(value, scope) for value in values]  # due = step % 50 == 0
     inside += [(value, f) for call in calls for f in project.callees(call, scope)[:2] for value in f.returns]
     return any(_is_remainder(part, at, project) for value, at in inside for part in walk(value))
+
+
+def _asked_kind(test: ast.expr) -> set[str]:
+    """isinstance(val, Tensor), hasattr(val, "item"): the names of which a test asks what they hold, not how often."""
+    asks = [part for part in walk(test) if isinstance(part, ast.Call) and last_name(part.func) in KIND_QUESTIONS]
+    names = {name for part in asks for name in names_in(part)}
+    return {name for name in names_in(test) if name.partition(".")[0] in names}
 
 
 def _is_full(test: ast.expr, scope: Scope) -> bool:

@@ -205,6 +205,59 @@ def weighs(scaling: Scaling, project: Project) -> bool:
     )  # fmt: skip
 
 
+REDUCES = ("sum", "mean", "nansum", "nanmean", "count_nonzero", "einsum")
+
+
+def within_micro_batch(scaling: Scaling, project: Project) -> bool:
+    """Whether a factor masks or averages inside one micro-batch: (nll * mask).sum(), (nll * mask).sum() / mask.sum().
+
+    Neither makes the sum over several micro-batches any smaller.
+    """
+    if is_count(scaling.factor, scaling.scope, project):
+        return False
+    if not scaling.divides:
+        return isinstance(scaling.node, ast.BinOp) and _is_reduced(scaling.node, scaling.scope)
+    node = scaling.node
+    parted = node.left if isinstance(node, ast.BinOp) else getattr(getattr(node, "func", None), "value", None)
+    if parted is None:
+        return False
+    above, below = _reduced_names(parted, scaling.scope), _reduced_names(scaling.factor, scaling.scope)
+    rows = {target_name(part.value) for part in walk(parted) if isinstance(part, ast.Subscript)}  # mask[i] of all masks
+    return bool((above & below) - rows)
+
+
+def _is_reduced(node: ast.expr, scope: Scope) -> bool:
+    """(a * b).sum(), mean(a * b), also by a name: a product of tensors element by element, and then one number."""
+    below: ast.AST = node
+    for above in scope.module.up(node):
+        if isinstance(above, ast.Call):
+            method = isinstance(above.func, ast.Attribute) and below is above.func
+            if last_name(above.func) in REDUCES and (method or below in above.args):
+                return True
+        if isinstance(above, ast.Assign):
+            name = target_name(above.targets[0])
+            return name is not None and any(
+                last_name(call.func) in REDUCES and isinstance(call.func, ast.Attribute)
+                and name in (target_name(call.func.value), *map(target_name, call.args)) for call in scope.calls
+            )  # fmt: skip
+        if isinstance(above, ast.stmt):
+            return False
+        below = above
+    return False
+
+
+def _reduced_names(node: ast.expr, scope: Scope) -> set[str]:
+    """The names that are added up in an expression, itself or behind a name: {"mask"} of mask.sum().clamp(min=1)."""
+    inside = [node, *(b.value for name in names_in(node) for b in scope.bindings.get(name, []) if b.how == "=")]
+    return {
+        name for value in inside for part in walk(value)
+        if isinstance(part, ast.Call) and last_name(part.func) in REDUCES and isinstance(part.func, ast.Attribute)
+        for name in names_in(part)
+        if name.partition(".")[0] not in ("self", "sum") and name.partition(".")[0] not in scope.module.imports
+        and name.rpartition(".")[2] not in REDUCES
+    }  # fmt: skip
+
+
 def divided_by_turns(loop: TrainLoop, project: Project) -> str | None:
     """for _ in range(n): loss = model(x) / n, whatever n is called; also for row in islice(rows, n), rows.take(n)."""
     walked, _ = walk_of(loop.inner)

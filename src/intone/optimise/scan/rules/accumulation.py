@@ -28,6 +28,7 @@ from intone.optimise.scan.scaling import (
     same_number,
     scalings,
     weighs,
+    within_micro_batch,
 )
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
@@ -182,7 +183,8 @@ def unscaled_loss(module: Module, project: Project) -> Iterator[Place]:
         for item in loop.backwards:
             if "gradient" in text_of(item.node):
                 continue
-            found = [part for part in scalings(item, loop, project) if not weighs(part, project)]
+            every = (part for part in scalings(item, loop, project) if not weighs(part, project))
+            found = [part for part in every if not within_micro_batch(part, project)]
             before = [part for part in found if part.scope is not item.scope or part.line <= item.line]
             if not before:
                 how = (

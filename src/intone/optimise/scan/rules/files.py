@@ -9,7 +9,7 @@ from intone.optimise.scan.expressions import called, code_of, dotted, keyword, l
 from intone.optimise.scan.options import hides_options, is_told, options
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.source import Module, Scope, walk
+from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 
 @rule(
@@ -37,8 +37,11 @@ def unsafe_load(module: Module, project: Project) -> Iterator[Place]:
                     yield Place(call, f"`{name}` runs whatever the file says", (code_of(call, 60),))
             elif (how := _runs_code(call, name, scope, project)) is not None:
                 yield Place(call, *how)
-            elif name in ("torch.load", *FROM_ADDRESS) or _is_partial_load(call, scope):
+            elif name in ("torch.load", *FROM_ADDRESS):
                 yield from _torch_load(call, scope, project)
+            elif _is_partial_load(call, scope):
+                for place in _torch_load(call, scope, project):
+                    yield from _where_used(place, call, scope, project)
 
 
 UNPICKLERS = (
@@ -113,6 +116,42 @@ def _remaps_only(node: ast.ClassDef, module: Module) -> str | None:
 def _is_partial_load(call: ast.Call, scope: Scope) -> bool:
     """functools.partial(torch.load, weights_only=False)"""
     return last_name(call.func) == "partial" and bool(call.args) and dotted(call.args[0], scope) == "torch.load"
+
+
+def _where_used(place: Place, call: ast.Call, scope: Scope, project: Project) -> Iterator[Place]:
+    """read = partial(torch.load, weights_only=False): where files are read by this name, or where it is made."""
+    above: ast.AST | None = scope.module.parents.get(call)
+    if isinstance(above, ast.Call) and last_name(above.func) == "staticmethod":
+        above = scope.module.parents.get(above)
+    name = target_name(above.targets[0]) if isinstance(above, ast.Assign) else None
+    uses = list(_uses(name, scope, project)) if name is not None and not name.startswith("torch.") else []
+    for used, at in uses:
+        told = (f"`{name}` is `{code_of(call, 50)}`, made at {scope.module.path}:{call.lineno}", *place.evidence[1:])
+        also = ((call, scope),)
+        yield Place(used, place.message, told, place.confidence, place.severity, scope=at, also=also)
+    if not uses:
+        yield place
+
+
+def _uses(name: str, scope: Scope, project: Project) -> Iterator[tuple[ast.Call, Scope]]:
+    """The calls of what a name of a file, function, class or object holds, also in files that import it."""
+    last, stem = name.rpartition(".")[2], scope.module.path.rpartition("/")[2].removesuffix(".py")
+    kept = "." in name or isinstance(scope.node, ast.ClassDef)
+    for module in project.modules:
+        for at in module.scopes:
+            for call in at.calls:
+                said = target_name(call.func) or ""
+                if said.rpartition(".")[2] != last and not (module is not scope.module and call.args):
+                    continue
+                if module is not scope.module:
+                    found = called(call, at).endswith(f"{stem}.{last}")
+                elif kept or "." in said:
+                    found = said.partition(".")[0] in ("self", "cls") or said[:1].isupper()
+                else:
+                    local = scope is module.top or at is scope or at.outer is scope
+                    found = local and said == name and name not in at.parameters
+                if found:
+                    yield call, at
 
 
 def _switched_off(module: Module) -> Iterator[Place]:

@@ -136,7 +136,10 @@ def _is_view(value: ast.expr, name: str) -> bool:
     return target_name(value) == name
 
 
-SAME_MEMORY = ("numpy", "view", "reshape", "narrow", "flatten", "squeeze", "unsqueeze", "t", "transpose", "detach")
+SAME_MEMORY = (
+    "numpy", "view", "reshape", "narrow", "flatten", "squeeze", "unsqueeze", "t", "transpose", "detach", "view_as",
+    "select", "unflatten", "movedim", "permute",
+)  # fmt: skip
 
 
 def _filled_in(name: str, region: ast.AST, scope: Scope, project: Project) -> bool:
@@ -149,24 +152,49 @@ def _filled_in(name: str, region: ast.AST, scope: Scope, project: Project) -> bo
             within[item.scope] = _known_within(item, name, within.get(item.chain[-1].scope, views), project)
         known = within[item.scope]
         if isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Subscript) and target_name(base_of(t.value)) in known for t in node.targets
+            isinstance(t, ast.Subscript) and _is_view_of(t.value, known) for t in node.targets
         ):
             return True
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
-            and node.func.attr in ("copy_", "fill_", "random_")
-            and target_name(base_of(node.func.value)) in known
+            and node.func.attr in FILLS
+            and _is_view_of(node.func.value, known)
         ):
             return True
         if isinstance(node, ast.Call) and any(
             (word.arg == "out" and names_in(word.value) & known) for word in node.keywords
         ):
             return True
-        put = isinstance(node, ast.Call) and last_name(node.func) in ("copyto", "readinto", "put") and bool(node.args)
+        put = isinstance(node, ast.Call) and last_name(node.func) in PUTS and bool(node.args)
         if put and names_in(node.args[0]) & known:  # type: ignore[attr-defined]
             return True
     return False
+
+
+FILLS = (
+    "copy_", "fill_", "random_", "zero_", "index_copy_", "index_fill_", "scatter_", "set_", "fill", "put", "put_",
+    "masked_scatter_", "masked_fill_", "normal_", "uniform_",
+)  # fmt: skip
+PUTS = ("copyto", "readinto", "readinto1", "recv_into", "put", "memmove", "memcpy", "putmask", "place", "take_into")
+WRAPS = ("from_numpy", "as_tensor", "asarray", "memoryview", "frombuffer", "from_dlpack")
+
+
+def _is_view_of(node: ast.expr, known: set[str]) -> bool:
+    """stage.numpy()[a:b], np.asarray(stage), stage[:n].view(-1): memory of one of the names."""
+    while target_name(base_of(node)) not in known:
+        node = base_of(node)
+        if isinstance(node, ast.Attribute) and node.attr in ("data", "T", "mT"):
+            node = node.value
+        elif not isinstance(node, ast.Call):
+            return False
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in SAME_MEMORY:
+            node = node.func.value
+        elif last_name(node.func) in WRAPS and node.args:
+            node = node.args[0]
+        else:
+            return False
+    return True
 
 
 def _known_within(item: Reached, name: str, views: set[str], project: Project) -> set[str]:

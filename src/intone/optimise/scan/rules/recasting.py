@@ -29,6 +29,7 @@ from intone.optimise.scan.values import is_model_call, is_model_name
 def fp32_logits(module: Module, project: Project) -> Iterator[Place]:
     """logits.float() on all positions on the way to a loss, also where a helper computes the loss."""
     yield from _in_generation(module, project)
+    yield from _all_steps(module, project)
     for scope in module.scopes:
         if not _computes_loss(scope, project):
             continue
@@ -63,6 +64,77 @@ def _in_generation(module: Module, project: Project) -> Iterator[Place]:
                 words = "the logits of all positions are copied to fp32, and only the last one's are used"
                 yield Place(call, words, (code_of(call, 60),), scope=item.scope)
                 break
+
+
+def _all_steps(module: Module, project: Project) -> Iterator[Place]:
+    """kept.append(logits); torch.stack(kept, 1).float() in the same loop: every step copies what all before it gave."""
+    for scope in module.scopes:
+        for call in scope.calls:
+            value = _cast_to_fp32(call, scope)
+            kept = _joined(value, scope) if value is not None else None
+            for loop in scope.module.loops_around(call) if kept is not None else ():
+                if kept is not None and (put := _kept_in(kept, loop, scope, project)) is not None:
+                    words = f"`{kept}` holds the logits of all steps, and every step copies all of them to fp32"
+                    told = f"line {getattr(put, 'lineno', 0)}: {code_of(put, 50)}"
+                    yield Place(call, words, (code_of(call, 60), told), severity="medium")
+                    break
+
+
+JOINS = ("stack", "cat", "concat", "concatenate", "vstack", "hstack")
+
+
+def _joined(value: ast.expr, scope: Scope, depth: int = 3) -> str | None:
+    """The name of a list, tensor or buffer of several steps that a value is all of; a part of it needs an end."""
+    while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in SHAPES:
+        value = value.func.value
+    if isinstance(value, ast.Call) and last_name(value.func) in JOINS and value.args:
+        return target_name(value.args[0])
+    if isinstance(value, ast.Subscript):  # buf[:, : t + 1]
+        parts = value.slice.elts if isinstance(value.slice, ast.Tuple) else [value.slice]
+        ends = [part for part in parts if isinstance(part, ast.Slice) and part.lower is None and part.upper is not None]
+        return target_name(value.value) if ends and len(ends) + parts.count(ends[0]) > 1 else None
+    if not isinstance(value, ast.Name) or depth == 0:
+        return None
+    made = [b.value for b in scope.bindings.get(value.id, []) if b.how == "="]
+    for one in made:
+        if isinstance(one, ast.Call) and last_name(one.func) in JOINS and one.args:
+            grows = isinstance(one.args[0], (ast.Tuple, ast.List)) and value.id in names_in(one.args[0])
+            return value.id if grows else target_name(one.args[0])
+    return None
+
+
+SHAPES = ("view", "reshape", "flatten", "contiguous", "transpose", "permute", "squeeze", "movedim")
+
+
+def _kept_in(kept: str, loop: ast.AST, scope: Scope, project: Project) -> ast.AST | None:
+    """Where a loop puts one step's logits beside those that are kept; None where it keeps something else, or fp32."""
+    for node in walk(loop):
+        put: ast.expr | None = None
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+            if node.func.attr in ("append", "extend") and target_name(node.func.value) == kept:
+                put = node.args[0]
+        elif isinstance(node, ast.AugAssign) and target_name(node.target) == kept:
+            put = node.value
+        elif isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Subscript):
+            put = node.value if target_name(target.value) == kept else None
+        elif isinstance(node, ast.Assign) and target_name(node.targets[0]) == kept:
+            inside = node.value.args[0] if isinstance(node.value, ast.Call) and node.value.args else node.value
+            put = inside if kept in names_in(inside) else None
+        if put is not None and _gives_logits(put, kept, scope, project):
+            return node
+    return None
+
+
+def _gives_logits(put: ast.expr, kept: str, scope: Scope, project: Project) -> bool:
+    if any(isinstance(part, ast.Call) and _cast_to_fp32(part, scope) is not None for part in walk(put)):
+        return False  # cast once, when it is kept
+    for name in names_in(put) - {kept}:
+        made = [b.value for b in scope.bindings.get(name, []) if b.how == "="]
+        if any(isinstance(part, ast.Call) and _cast_to_fp32(part, scope) is not None for v in made for part in walk(v)):
+            return False
+        if re.search(r"logit", name):
+            return True
+    return any(isinstance(part, ast.Call) and _is_head(part, scope, project) for part in walk(put))
 
 
 def _cut_later(item: Reached) -> bool:

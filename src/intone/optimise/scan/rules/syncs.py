@@ -97,18 +97,18 @@ def _place(
 ) -> Place:
     item, what = reads[0]
     at = handed_from(item, home, project)
-    lines = [f"{other.scope.module.path}:{other.line}: {text}" for other, text in reads[:5]]
-    lines += more
+    lines = [*(f"{other.scope.module.path}:{other.line}: {text}" for other, text in reads[:5]), *more]
     if item.chain:
         lines.append(item.path())
     told = what if at is item else code_of(at.node, 40)
+    shares = [(item.node, item.scope)] if at is not item else [(site.call, site.scope) for site in item.chain[:1]]
     return Place(
         at.node,
         f"`{told}` {words}",
         tuple(lines),
         severity=severity,  # type: ignore[arg-type]
         scope=at.scope,
-        also=((item.node, item.scope),) if at is not item else (),
+        also=tuple(shares),
     )
 
 
