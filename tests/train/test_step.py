@@ -1,6 +1,7 @@
 """A step: however its rows are split, the update is that of the mean over all supervised tokens."""
 
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
@@ -125,6 +126,17 @@ def test_a_step_lowers_the_loss_of_its_own_rows(model, batch_of):
     step = TrainStep(model, optimizer, device=CPU, dtype="fp32", device_batch=4, compiled=False)
     losses = [step.run(batch_of(6), dataclasses.replace(SCALE, lr=0.3)).sync_loss() for _ in range(5)]
     assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("is_deterministic", [True, False])
+def test_the_compiler_hears_of_determinism_with_the_first_plan_that_compiles(model, is_deterministic, monkeypatch):
+    settings = importlib.import_module("torch._inductor.config")
+    monkeypatch.setattr(settings, "deterministic", False)
+    torch.set_deterministic_debug_mode("error" if is_deterministic else "default")
+    for compiled in (False, True):
+        TrainStep(model, Optimizer(model, OptimConfig()), device=CPU, dtype="fp32", device_batch=4, compiled=compiled)
+        assert settings.deterministic is (compiled and is_deterministic)
+    assert torch.are_deterministic_algorithms_enabled() is is_deterministic
 
 
 # --- the loss scale of fp16 -----------------------------------------------------------------------

@@ -54,7 +54,8 @@ def evaluate_job(folder: Path, config: dict[str, Any]) -> Outcome:
     if config.get("threads"):
         torch.set_num_threads(config["threads"])
     device = torch.device(config.get("device", "cpu"))
-    torch.use_deterministic_algorithms(device.type == "cpu")  # a GPU has no such way for all operations
+    if device.type == "cpu":  # a GPU has no such way for all operations
+        torch.set_deterministic_debug_mode("error")  # as use_deterministic_algorithms, without importing the compiler
     job_folder = Path(config["from"])
     model, step = load_newest(job_folder, dtype=config["dtype"], device=device)
     tokenizer = Tokenizer.load(Path(config["tokenizer"]))

@@ -36,16 +36,16 @@ def open_data(job: TrainJob) -> tuple[Tokenizer, Rows, TokenSet | None]:
 def build_model(job: TrainJob, first: Segment, device: torch.device) -> GPT:
     """The job's model as the first segment computes it; GPT.init_weights, or a save, sets its weights.
 
-    Sets threads and determinism of the whole process.
+    Sets threads and determinism of the whole process; not yet for the compiler, see train/step.py.
     """
     if device.type == "cpu":
         # compiled embedding gradients on two threads otherwise differ on every repeat; not slower (CONTRACTS)
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode("error")
         # filling new memory hides bugs, not rounding, and takes 7 % of an eager step (LOG.md)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     elif job.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses every product on CUDA
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode("error")
         torch.backends.cudnn.benchmark = False
     if first.threads:
         torch.set_num_threads(first.threads)
