@@ -353,6 +353,20 @@ AFTER = """
 """
 fault("S69", AFTER.replace("MODE", "torch.cuda.empty_cache()"))
 right("S69", AFTER.replace("MODE", "model.eval()"))
+TWICE = """
+    import torch
+    def main(model, opt, batches, profile):
+        model.train()
+        if profile:
+            for batch in batches:
+                logits, loss = model(batch)
+                opt.zero_grad(); loss.backward(); opt.step()
+        else:
+            for batch in batches:
+                logits, loss = model(batch)
+                opt.zero_grad(); loss.backward(); opt.step()
+"""
+right("S69", TWICE)  # the second loop trains too
 
 
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())

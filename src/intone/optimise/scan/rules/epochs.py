@@ -95,7 +95,9 @@ def _is_off_at(site: Site, scope: Scope, switch: str, project: Project) -> bool:
 )
 def asked_after_training(module: Module, project: Project) -> Iterator[Place]:
     """for batch in loader: ...; opt.step(), then print(model.generate(ids)) in the same function."""
-    for loop in train_loops(module, project):
+    loops = list(train_loops(module, project))
+    trains = {id(run.node) for loop in loops for run in model_calls(loop, project)}  # of another loop's training too
+    for loop in loops:
         scope = loop.scope
         outermost = ([*module.loops_around(loop.inner)] or [loop.inner])[-1]
         modes = [mode for call in scope.calls if (mode := mode_of(call, scope, project)) is not None]
@@ -104,7 +106,7 @@ def asked_after_training(module: Module, project: Project) -> Iterator[Place]:
             continue
         trained = {target_name(run.node.func) or "" for run in model_calls(loop, project) if run.scope is scope}  # type: ignore[attr-defined]
         for call in scope.calls:
-            if call.lineno <= (outermost.end_lineno or 0):
+            if call.lineno <= (outermost.end_lineno or 0) or id(call) in trains:
                 continue
             base = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
             asked = target_name(call.func) in trained or base in trained and last_name(call.func) == "generate"
