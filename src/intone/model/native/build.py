@@ -83,8 +83,8 @@ def obstacle(variant: Variant = "avx512_bf16") -> str | None:
 
 @functools.cache
 def has_own_products() -> bool:
-    """Whether training's float32 products run on ours (product_avx2.cpp): on AMD's processors, where the library of
-    PyTorch reaches 60 to 75 % of their rate and ours 75 to 85 % (LOG.md). Elsewhere nothing was measured."""
+    """Whether training's float32 products run on ours (product_avx2.cpp): on AMD's processors, where passes
+    of training gained by it in every shape that was looked at (LOG.md). Elsewhere nothing was measured."""
     return "AMD" in (processor()[0] or "")
 
 
