@@ -2,9 +2,10 @@
 
 import ast
 
-from intone.optimise.scan.loops import is_periodic, train_loops
+from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import loops_around, reached
+from intone.optimise.scan.seldom import is_periodic
 from intone.optimise.scan.source import parse_module
 
 CODE = """

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from intone.optimise.scan.calls import WRAPS, functions_of
 from intone.optimise.scan.constants import is_never, known_values
 from intone.optimise.scan.expressions import called, code_of, dotted, is_true, keyword, last_name, names_in, text_of
-from intone.optimise.scan.loops import TrainLoop, is_periodic
+from intone.optimise.scan.loops import TrainLoop
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached, reached
+from intone.optimise.scan.seldom import is_periodic
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import is_backward, is_model_call, is_model_name, is_module_class
 

@@ -4,8 +4,8 @@ import ast
 import re
 
 from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
-from intone.optimise.scan.loops import is_inside, is_periodic
-from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.reach import Reached, is_inside
+from intone.optimise.scan.seldom import is_periodic
 from intone.optimise.scan.source import Scope, own_nodes, target_name, walk
 from intone.optimise.scan.waiting import OVER_DATA, TEXTS, Work, remakes, words_of
 

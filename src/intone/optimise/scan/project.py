@@ -181,6 +181,9 @@ class Project:
         if scope.simple_name == "<lambda>":
             above = scope.module.parents.get(scope.node)
             names = [last_name(t) or "" for t in above.targets] if isinstance(above, ast.Assign) else []
+            above = scope.module.parents.get(above) if isinstance(above, ast.keyword) else above
+            if isinstance(above, ast.Call):  # publish(path, lambda p: torch.save(state, p)): the parameter's name
+                names = [name for name, value in self._parameter_names(above) if value is scope.node]
         if scope.simple_name in ("forward", "__call__") and scope.owner is not None:
             names.append(scope.owner.name)
         for name in list(names):

@@ -203,3 +203,8 @@ def inner_loops(item: Reached, start: ast.AST) -> list[ast.AST]:
         if isinstance(above, SCOPES) and above is start:
             break
     return found
+
+
+def is_inside(node: ast.AST, container: ast.AST, module: Module) -> bool:
+    """Whether a node stands inside another one."""
+    return any(above is container for above in module.up(node))

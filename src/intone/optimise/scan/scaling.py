@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from intone.optimise.scan.constants import known_values, only_value
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
-from intone.optimise.scan.loops import ACCUM, TrainLoop, counter_guard, is_inside, walk_of
+from intone.optimise.scan.loops import TrainLoop, walk_of
 from intone.optimise.scan.project import Project, Site
-from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.reach import Reached, is_inside
+from intone.optimise.scan.seldom import ACCUM, counter_guard
 from intone.optimise.scan.source import Binding, Scope, target_name, walk
 from intone.optimise.scan.values import backward_loss
 

@@ -8,9 +8,8 @@ from functools import cached_property
 
 from intone.optimise.scan.constants import known_values
 from intone.optimise.scan.expressions import last_name, names_in, text_of
-from intone.optimise.scan.loops import is_inside
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import Loop, Reached
+from intone.optimise.scan.reach import Loop, Reached, is_inside
 from intone.optimise.scan.source import Binding, Scope, own_nodes, target_name, walk
 
 

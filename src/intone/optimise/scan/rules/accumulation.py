@@ -6,16 +6,7 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.clearing import behind_if, cleared_before_step, cleared_outside, clears, steps_by_library
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
-from intone.optimise.scan.loops import (
-    ACCUM,
-    Loop,
-    TrainLoop,
-    counter_guard,
-    is_cut,
-    train_loops,
-    walk_of,
-    walked_over,
-)
+from intone.optimise.scan.loops import Loop, TrainLoop, is_cut, train_loops, walk_of, walked_over
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
@@ -30,6 +21,7 @@ from intone.optimise.scan.scaling import (
     weighs,
     within_micro_batch,
 )
+from intone.optimise.scan.seldom import ACCUM, counter_guard
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 SOURCE = "optimiser.md D19 and G3"

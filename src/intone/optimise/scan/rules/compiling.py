@@ -19,14 +19,15 @@ from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import called, code_of, is_false, keyword, last_name, names_in, text_of
 from intone.optimise.scan.growth import grown_argument
 from intone.optimise.scan.lengths import fixes_shapes, longer_keys, prompt_handed
-from intone.optimise.scan.loops import TrainLoop, is_inside, is_periodic, train_loops
+from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.neighbours import neighbours
-from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import Reached, inner_loops, loops_around
+from intone.optimise.scan.project import Project, Site
+from intone.optimise.scan.reach import Frame, Reached, inner_loops, is_inside, loops_around, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.widths import varying_width
+from intone.optimise.scan.seldom import is_periodic
 from intone.optimise.scan.source import FunctionNode, Module, Scope, target_name, walk
-from intone.optimise.scan.values import is_bound_to_model, is_model_call, is_model_name, is_model_value
+from intone.optimise.scan.values import is_backward, is_bound_to_model, is_model_call, is_model_name, is_model_value
 
 
 @rule(
@@ -224,25 +225,63 @@ def _compiled_again(one: Compile, project: Project) -> str | None:
     for nest in loops_around(one.call, scope, project):
         for frame in nest:
             item = Reached(one.call, scope, frame.chain)
-            hot_or_around = id(frame.loop) in hot or _is_around(frame.loop, one, project)
+            hot_or_around = id(frame.loop) in hot or _is_around(frame, one, project)
             if hot_or_around and not is_periodic(item, frame.loop, project) and not _is_once(item, frame.loop):
                 way = f", {item.path()}" if frame.chain else ""
                 return f"it stands in the loop at {frame.module.path}:{frame.loop.lineno}{way}"
     return None
 
 
-def _is_around(loop: ast.AST, one: Compile, project: Project) -> bool:
-    """Whether a loop over epochs around a training loop compiles one and the same model."""
-    handed = one.call.args[0] if isinstance(one.call, ast.Call) and one.call.args else None
-    module = one.scope.module
-    names = [name] if handed is not None and (name := target_name(handed)) is not None else []
-    if isinstance(handed, ast.Lambda):  # lambda batch: model(batch).loss
-        own = {arg.arg for arg in handed.args.args}
-        names = [one_ for one_ in sorted(names_in(handed.body)) if one_.partition(".")[0] not in own]
-    made = [b.node for one_ in names for b in one.scope.bindings.get(one_, []) if b.how in ("=", "part", "iter")]
-    if not names or any(is_inside(node, loop, module) for node in made if one.call not in walk(node)):
+def _is_around(frame: Frame, one: Compile, project: Project) -> bool:
+    """Whether a loop around a training loop, in this function or in one that calls it, compiles the same model anew."""
+    loop, module = frame.loop, one.scope.module
+    names = _compiled_names(one)
+    local = [(b.node, name) for name in names for b in one.scope.bindings.get(name, []) if b.how in MAKES]
+    made = [node for node, _ in local if one.call not in walk(node)]
+    if not names or any(frame.chain or is_inside(node, loop, module) for node in made):
         return False  # another model at every turn
-    return any(is_inside(train.inner, loop, module) for train in train_loops(module, project))
+    if not frame.chain:
+        return any(is_inside(train.inner, loop, module) for train in train_loops(module, project))
+    for site in frame.chain[-1:]:  # update(model) for model in models
+        handed = [project.argument(site, one.scope, name) for name in names if name in one.scope.parameters]
+        turned = [name for value in handed if value is not None for name in names_in(value)]
+        if any(is_inside(b.node, loop, frame.module) for name in turned for b in frame.scope.bindings.get(name, [])):
+            return False
+        fresh = any(isinstance(value, ast.Call) for value in handed)  # update(make_model())
+        if fresh or one.scope.simple_name in ("__init__", "setup", "build", "main") or _is_made_in(frame, site):
+            return False
+    return any(
+        isinstance(item.node, ast.Call) and is_backward(item.node) for item in reached(loop, frame.scope, project)
+    )
+
+
+MAKES = ("=", "part", "iter")
+
+
+def _compiled_names(one: Compile) -> list[str]:
+    """The names of what is compiled: of a lambda or an inner function those that it reads and does not bind."""
+    handed: ast.AST | None = one.call.args[0] if isinstance(one.call, ast.Call) and one.call.args else None
+    inner = one.function
+    if inner is None and isinstance(handed, ast.Name):  # def step(x): ...; fast = torch.compile(step)
+        inner = next((f for f in one.scope.module.scopes if f.outer is one.scope and f.simple_name == handed.id), None)
+    if inner is None and isinstance(handed, ast.Lambda):
+        inner = next((f for f in one.scope.module.scopes if f.node is handed), None)
+    if inner is None:
+        name = target_name(handed) if handed is not None else None
+        return [name] if name is not None else []
+    body = inner.node.body if isinstance(inner.node.body, list) else [inner.node.body]
+    own = {*inner.parameters, *inner.bindings}
+    return [name for part in body for name in sorted(names_in(part)) if name.partition(".")[0] not in own]
+
+
+def _is_made_in(frame: Frame, site: Site) -> bool:
+    """Whether the object whose method is called is made in the loop: Trainer(config).fit() for config in configs."""
+    func = site.call.func
+    if not isinstance(func, ast.Attribute) or site.scope is not frame.scope:
+        return False
+    root = (target_name(func.value) or "").partition(".")[0]
+    made = [b.node for b in frame.scope.bindings.get(root, []) if b.how in MAKES]
+    return isinstance(func.value, ast.Call) or any(is_inside(node, frame.loop, frame.module) for node in made)
 
 
 def _is_once(item: Reached, loop: ast.AST) -> bool:

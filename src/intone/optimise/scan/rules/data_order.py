@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.constants import only_value
 from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in, text_of
-from intone.optimise.scan.loops import TrainLoop, is_inside, train_loops
+from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.reach import Reached, is_inside
 from intone.optimise.scan.restoring import restores, restores_order, takes_up_progress
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.seeds import seed_of

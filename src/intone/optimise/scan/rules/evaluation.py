@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from intone.optimise.scan.calls import classes_of
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
-from intone.optimise.scan.loops import TrainLoop, is_inside, is_periodic, train_loops
+from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.modes import is_in_eval_mode, is_off, mode_of, model_name, sets_eval
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.ondevice import READS, is_tensor, on_device
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import Reached, reached
+from intone.optimise.scan.reach import Reached, is_inside, reached
 from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.seldom import is_periodic
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import is_backward, is_model_call, is_model_name, is_module_class
 

@@ -5,11 +5,12 @@ import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.expressions import code_of, keyword, last_name, text_of
-from intone.optimise.scan.loops import TrainLoop, counter_guard, train_loops
+from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.accumulation import counts_micro_batches
+from intone.optimise.scan.seldom import counter_guard
 from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.values import is_optimizer, steps_optimizer
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
-from intone.optimise.scan.loops import is_periodic
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.seldom import is_periodic
 from intone.optimise.scan.source import Module, Parameter, Scope, walk
 from intone.optimise.scan.values import is_module_class, is_property
 

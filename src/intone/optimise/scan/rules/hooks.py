@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import code_of, last_name, text_of
-from intone.optimise.scan.loops import is_periodic
 from intone.optimise.scan.modes import is_off, mode_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.seldom import is_periodic
 from intone.optimise.scan.source import Module, Scope
 from intone.optimise.scan.values import is_model_call, is_model_name
 

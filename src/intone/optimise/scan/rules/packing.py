@@ -7,10 +7,10 @@ from typing import Any
 
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
-from intone.optimise.scan.loops import is_inside, train_loops
+from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.moving import Found, converted, flattened, grown_anew, is_list, moved
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import Reached, reached, turns_around
+from intone.optimise.scan.reach import Reached, is_inside, reached, turns_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import LOOPS, Module, Scope, own_nodes, target_name
 from intone.optimise.scan.waiting import (

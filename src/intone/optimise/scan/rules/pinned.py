@@ -1,17 +1,18 @@
 """Rules on pinned memory and streams: a buffer or batch must not be used while its copy may still run."""
 
 import ast
+import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in, text_of
-from intone.optimise.scan.loops import is_inside
 from intone.optimise.scan.ondevice import to_cpu
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import Reached, reached
+from intone.optimise.scan.reach import Reached, is_inside, reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.rules.copies import WAITS, base_of
+from intone.optimise.scan.rules.copies import HOST_WAITS, WAITS, base_of
 from intone.optimise.scan.source import Module, Scope, own_nodes, target_name, walk
+from intone.optimise.scan.values import is_model_name
 
 
 @rule(
@@ -39,7 +40,7 @@ def reused_buffer(module: Module, project: Project) -> Iterator[Place]:
                 if not names_in(source) & _views(name, scope, project) or to_cpu(call):
                     continue
                 region = _again(call, binding, maker, scope)
-                if region is None or WAITS.search(text_of(region)) or not _filled_in(name, region, scope, project):
+                if region is None or _waits(region, scope, project) or not _filled_in(name, region, scope, project):
                     continue
                 maybe = () if is_true(flag) else (f"asynchronous where `{code_of(flag, 30)}` holds",)
                 yield Place(
@@ -52,6 +53,23 @@ def reused_buffer(module: Module, project: Project) -> Iterator[Place]:
                     ),
                     confidence="high" if is_true(flag) else "medium",
                 )
+
+
+def _waits(region: ast.AST, scope: Scope, project: Project) -> bool:
+    """Whether the host waits in a loop or method: itself, in what it calls, or elsewhere for an event that is recorded.
+
+    That one stream waits for another does not keep the host from writing.
+    """
+    text = text_of(region)
+    calls = [item.node.func for item in reached(region, scope, project, 2) if isinstance(item.node, ast.Call)]
+    if HOST_WAITS.search(text) or any(HOST_WAITS.search(text_of(func) + "(") for func in calls):
+        return True
+    owner = project.owner_of(scope)
+    around = text_of(owner[1]) if owner is not None else scope.module.text
+    return RECORDS.search(text) is not None and HOST_WAITS.search(around) is not None
+
+
+RECORDS = re.compile(r"\.record\(|record_event\(|Event\(")
 
 
 def _again(call: ast.Call, binding: ast.Call, maker: Scope, scope: Scope) -> ast.AST | None:
@@ -169,9 +187,25 @@ def _filled_in(name: str, region: ast.AST, scope: Scope, project: Project) -> bo
         put = isinstance(node, ast.Call) and last_name(node.func) in PUTS and bool(node.args)
         if put and names_in(node.args[0]) & known:  # type: ignore[attr-defined]
             return True
+        if isinstance(node, ast.Call) and _is_filled_by(node, item.scope, known, project):
+            return True
     return False
 
 
+def _is_filled_by(call: ast.Call, scope: Scope, known: set[str], project: Project) -> bool:
+    """unpack(block, stage), reader.read_into(stage): handed to what we do not see, which gives nothing back."""
+    if not isinstance(scope.module.parents.get(call), ast.Expr) or project.callees(call, scope):
+        return False
+    if last_name(call.func) in LOOKS or is_model_name(target_name(call.func) or ""):
+        return False
+    return any(_is_view_of(arg, known) for arg in [*call.args, *(word.value for word in call.keywords)])
+
+
+# what is handed a tensor and does not write into it
+LOOKS = (
+    "print", "append", "put", "put_nowait", "add", "copy_", "send", "isend", "info", "debug", "save", "warning", "log",
+    "appendleft", "insert", "extend", "len", "assert_close", "write", "record_stream", "broadcast", "all_reduce",
+)  # fmt: skip
 FILLS = (
     "copy_", "fill_", "random_", "zero_", "index_copy_", "index_fill_", "scatter_", "set_", "fill", "put", "put_",
     "masked_scatter_", "masked_fill_", "normal_", "uniform_",

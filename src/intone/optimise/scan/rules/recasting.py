@@ -29,6 +29,7 @@ from intone.optimise.scan.values import is_model_call, is_model_name
 def fp32_logits(module: Module, project: Project) -> Iterator[Place]:
     """logits.float() on all positions on the way to a loss, also where a helper computes the loss."""
     yield from _in_generation(module, project)
+    yield from _for_last(module, project)
     yield from _all_steps(module, project)
     for scope in module.scopes:
         if not _computes_loss(scope, project):
@@ -64,6 +65,43 @@ def _in_generation(module: Module, project: Project) -> Iterator[Place]:
                 words = "the logits of all positions are copied to fp32, and only the last one's are used"
                 yield Place(call, words, (code_of(call, 60),), scope=item.scope)
                 break
+
+
+def _for_last(module: Module, project: Project) -> Iterator[Place]:
+    """full = head(hidden).float(); return full[:, -1]: outside of a loop too, and where a caller cuts."""
+    for scope in module.scopes:
+        for call in scope.calls:
+            value = _cast_to_fp32(call, scope)
+            value = _whole(value) if value is not None else None
+            if isinstance(value, ast.Call):
+                whole = _is_head(value, scope, project)
+            else:
+                name = target_name(value) if value is not None else None
+                whole = name is not None and "logit" in name and _is_logits(name, scope, project)
+                whole = whole and name not in scope.parameters
+            if whole and _is_read_last(call, scope, project):
+                words = "the logits of all positions are copied to fp32, and only the last one's are used"
+                yield Place(call, words, (code_of(call, 60),))
+                break
+
+
+def _is_read_last(node: ast.expr, scope: Scope, project: Project, depth: int = 2) -> bool:
+    """Whether of a value nothing but the last position is read: here, or by all that call the function."""
+    above = scope.module.parents.get(node)
+    if isinstance(above, ast.Subscript) and above.value is node:
+        return _keeps_last(above.slice)
+    if isinstance(above, ast.Return) and depth:
+        sites = project.callers(scope)
+        return bool(sites) and all(_is_read_last(site.call, site.scope, project, depth - 1) for site in sites)
+    name = target_name(above.targets[0]) if isinstance(above, ast.Assign) and len(above.targets) == 1 else None
+    if name is None or "." in name or above is None:
+        return False
+    read = [
+        scope.module.parents.get(one) for one in scope.module.reads.get(name, [])
+        if scope.module.scope_of.get(one) is scope and getattr(one, "lineno", 0) > above.lineno  # type: ignore[attr-defined]
+    ]  # fmt: skip
+    cuts = [one for one in read if isinstance(one, ast.Subscript) and target_name(one.value) == name]
+    return bool(cuts) and len(cuts) == len(read) and all(_keeps_last(one.slice) for one in cuts)
 
 
 def _all_steps(module: Module, project: Project) -> Iterator[Place]:

@@ -8,11 +8,12 @@ from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.constants import known_values
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
-from intone.optimise.scan.loops import is_inside, is_periodic, train_loops
+from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.project import Project, Site
-from intone.optimise.scan.reach import COMPREHENSIONS, Frame, Reached, loops_around
+from intone.optimise.scan.reach import COMPREHENSIONS, Frame, Reached, is_inside, loops_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.seeds import SEEDED, calls_something, cut_by, seed_of
+from intone.optimise.scan.seldom import is_periodic
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import is_model_call
 

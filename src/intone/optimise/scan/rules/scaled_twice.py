@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.constants import only_value
 from intone.optimise.scan.expressions import code_of, keyword, last_name, names_in, text_of
-from intone.optimise.scan.loops import ACCUM, TrainLoop, train_loops
+from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.scaling import is_count, scalings
+from intone.optimise.scan.seldom import ACCUM
 from intone.optimise.scan.source import Module, Scope
 
 # method of a class that a library's trainer calls, and what the class builds on

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.beside import beside_others
 from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
-from intone.optimise.scan.loops import is_periodic, train_loops
+from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
@@ -15,6 +15,7 @@ from intone.optimise.scan.rules.randomness import stream_of
 from intone.optimise.scan.rules.rank_batches import same_batches_on_ranks
 from intone.optimise.scan.rules.reseeding import is_constant, is_own_stream
 from intone.optimise.scan.seeds import MAKERS, SEEDERS, SEEDING, calls_something, chain_of, cut_by, method_of, seed_of
+from intone.optimise.scan.seldom import is_periodic
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import chooses_token
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import called, code_of, is_false, keyword, last_name, text_of
-from intone.optimise.scan.loops import counter_guard, is_periodic, train_loops
+from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.neighbours import imported_by
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.seldom import counter_guard, is_periodic
 from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.values import is_model_name, is_module_class
 
