@@ -324,6 +324,19 @@ right("S15", """
         return (probs.cumsum(-1) < level).sum(-1)
 """)  # fmt: skip
 
+# --- S91 --------------------------------------------------------------------------------------------------------------
+NOISED = """
+    import torch
+    import torch.nn.functional as F
+    def loss(net, x, levels):
+        rows = x.shape[0]
+        t = DRAWN
+        eps = torch.randn_like(x)
+        return F.mse_loss(net(x + levels[t].view(-1, 1) * eps, t), eps)
+"""
+fault("S91", NOISED.replace("DRAWN", "torch.randint(0, 1000, (1,)).expand(rows)"))
+right("S91", NOISED.replace("DRAWN", "torch.randint(0, 1000, (rows,))"))
+
 # --- S17 --------------------------------------------------------------------------------------------------------------
 fault("S17", """
     import multiprocessing

@@ -105,7 +105,7 @@ def is_cache(node: ast.expr, scope: Scope, project: Project, depth: int = 3) -> 
         if (
             owner is not None
             and base == "self"
-            and (CACHE_OWNER.search(owner.name) or _holds_keys_and_values(scope, project))
+            and (CACHE_OWNER.search(owner.name) or _holds_keys_and_values(scope, project) or _is_of_cache_file(scope))
         ):
             return True
         if CACHE_OWNER.search(base.rpartition(".")[2]):
@@ -134,6 +134,14 @@ def _holds_keys_and_values(scope: Scope, project: Project) -> bool:
         if b.how == "=" and isinstance(b.value, ast.Call) and TENSOR_MAKER.match(last_name(b.value.func) or "")
     }
     return any(pair <= made for pair in PAIRS)
+
+
+SAYS_CACHE = re.compile(r"(\bkv|keys?[ /-]?(and[ -])?values?)[ -]?(cache|store|pool|memory)", re.I)
+
+
+def _is_of_cache_file(scope: Scope) -> bool:
+    """Whether a file's own words say that it is about a cache of keys and values."""
+    return SAYS_CACHE.search(ast.get_docstring(scope.module.tree) or "") is not None
 
 
 TENSOR_MAKER = re.compile(r"(new_)?(zeros|empty|full|ones)(_like)?$")

@@ -62,6 +62,8 @@ PROGRESS = re.compile(r"(^|[._])(step|epoch|iter|iteration|iter_num|progress)(s|
 
 def takes_up_progress(scope: Scope) -> bool:
     """Whether a function that restores reads how far the training was: state["step"], progress = json.load(file)."""
+    if counted_entries(scope):
+        return True
     for node in scope.body:
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and isinstance(node.slice, ast.Constant):
             if PROGRESS.search(str(node.slice.value)):
@@ -77,6 +79,40 @@ def takes_up_progress(scope: Scope) -> bool:
         isinstance(value, ast.Call) and last_name(value.func) == "int" and "read" in text_of(value)
         for value in scope.returns
     )
+
+
+def counted_entries(scope: Scope) -> set[str]:
+    """The entries of a checkpoint, whatever they are called, that become a counter: done = state["updates"], done += 1.
+
+    Not those of a counter by which batches are passed over.
+    """
+    found: set[str] = set()
+    for name, bindings in scope.bindings.items():
+        counted = any(isinstance(b.node, ast.AugAssign) and isinstance(b.node.op, ast.Add) for b in bindings)
+        if not counted or any(_passes_by(node, name) for node in scope.body):
+            continue
+        for binding in bindings if counted else ():
+            value = binding.value
+            while isinstance(value, ast.Call) and last_name(value.func) == "int" and value.args:
+                value = value.args[0]
+            if isinstance(value, ast.Subscript) and isinstance(value.slice, ast.Constant):
+                found.add(str(value.slice.value))
+            elif isinstance(value, ast.Call) and last_name(value.func) in ("get", "pop") and value.args:
+                key = value.args[0]
+                found |= {str(key.value)} if isinstance(key, ast.Constant) and isinstance(key.value, str) else set()
+    return found
+
+
+def _passes_by(node: ast.AST, name: str) -> bool:
+    """Whether a counter says how many batches to pass over: it < done % n, islice(rows, done), sampler.start = done."""
+    if isinstance(node, ast.If) and len(node.body) == 1 and isinstance(node.body[0], ast.Continue):
+        return isinstance(node.test, ast.Compare) and any(
+            isinstance(op, (ast.Lt, ast.LtE, ast.Gt, ast.GtE)) for op in node.test.ops
+        ) and name in names_in(node.test)  # fmt: skip
+    if isinstance(node, ast.Call) and name in names_in(node):
+        return bool(re.search(r"islice|skip|seek|advance|forward|set_(start|position|state)|start_at", text_of(node)))
+    kept = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)
+    return kept and name in names_in(node.value)  # type: ignore[attr-defined]
 
 
 RESTORES_ORDER = re.compile(

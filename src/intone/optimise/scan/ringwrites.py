@@ -30,7 +30,7 @@ def wrapped(scope: Scope, project: Project, writes: Sequence[Write], passes: Seq
 
     writes: into a cache, in the function. passes: its calls of functions that write into one.
     """
-    if WINDOW.search(text_of(scope.owner or scope.node)):
+    if is_window(scope):
         return None
     for arg in [arg for call in passes for arg in call.args]:
         ring = next((part for part in walk(arg) if wraps(part)), None)
@@ -44,9 +44,34 @@ def wrapped(scope: Scope, project: Project, writes: Sequence[Write], passes: Seq
         for call in [part for part in parts if isinstance(part, ast.Call)]:  # slot = self.slot()
             for function in project.callees(call, scope)[:2]:
                 ring = next((part for value in function.returns for part in walk(value) if wraps(part)), None)
-                if ring is not None and not WINDOW.search(text_of(function.owner or function.node)):
+                if ring is not None and not is_window(function):
                     return Ring(ring, function, write.target)
     return None
+
+
+# words of code that keeps elsewhere what falls out of its first store
+TIERS = re.compile(
+    r"offload|spill|swap(ped|s)?[_ ]?(in|out)|evict|cold (part|span|block|page|half)|host (memory|pool|block)", re.I
+)
+
+
+def is_window(scope: Scope) -> bool:
+    """Whether a class or function says that it keeps the last part of a text on purpose, and no file says otherwise.
+
+    Where the file keeps the rest elsewhere, a window that hands nothing on before it writes loses what the rest lacks.
+    """
+    around = scope.owner or scope.node
+    if not WINDOW.search(text_of(around)):
+        return False
+    if scope.owner is None or TIERS.search(text_of(around)) or not scope.module.mentions(TIERS):
+        return True
+    if any(isinstance(node, ast.Call) and HANDS_ON.search(text_of(node.func)) for node in walk(scope.owner)):
+        return True
+    read = [node for node in walk(scope.owner) if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load)]
+    return any(wraps(part) for node in read for part in walk(node.slice))  # what is overwritten is read before
+
+
+HANDS_ON = re.compile(r"evict|spill|offload|take|store|push|archive|keep|demote|flush|callback|on_full|sink", re.I)
 
 
 def wraps(node: ast.AST) -> bool:

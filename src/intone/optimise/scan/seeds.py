@@ -17,6 +17,11 @@ MAKERS = (
     "numpy.random.RandomState",
     "torch.Generator",
 )
+# functions that write a text, by their name
+WRITES = re.compile(
+    r"(^|_)(generate|sample|samples|complete|completion|chat|answer|respond|rollout|stream|caption|continue|infer|draw|"
+    r"synthesi[sz]e|imagine|predict|reply|decode)($|_)"
+)
 # those of them that take their seed when they are made
 SEEDED = tuple(name for name in MAKERS if name != "torch.Generator")
 

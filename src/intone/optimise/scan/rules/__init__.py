@@ -36,6 +36,7 @@ from intone.optimise.scan.rules import (
     sampling,
     scaled_twice,
     seeding,
+    shared_noise,
     staging,
     streams,
     syncs,
@@ -43,6 +44,7 @@ from intone.optimise.scan.rules import (
     weight_casts,
     windows,
     worker_order,
+    worker_streams,
 )
 
 __all__ = [
@@ -81,6 +83,7 @@ __all__ = [
     "sampling",
     "scaled_twice",
     "seeding",
+    "shared_noise",
     "staging",
     "streams",
     "syncs",
@@ -88,4 +91,5 @@ __all__ = [
     "weight_casts",
     "windows",
     "worker_order",
+    "worker_streams",
 ]

@@ -2,16 +2,14 @@
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.classes import class_field
-from intone.optimise.scan.constants import known_values
 from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
-from intone.optimise.scan.project import Project, Site
+from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.seeds import MAKERS, SEEDED, SEEDING, calls_something, chain_of, method_of, seed_of
+from intone.optimise.scan.seeds import MAKERS, SEEDED, SEEDING, chain_of, method_of, seed_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import chooses_token
 
@@ -54,6 +52,10 @@ def shared_generator(module: Module, project: Project) -> Iterator[Place]:
             seeded = seeding_of(made, at, project)
             if seeded is None or _is_of_call(seeded, at, scope, rows, project):
                 continue
+            if _is_of_request(_as_handed(stream, item, project), seeded, at, scope) and not TOGETHER.match(
+                rows.rpartition(".")[2]
+            ):
+                continue
             if call in told or made in told:
                 break
             told |= {call, made}
@@ -82,6 +84,28 @@ def _is_of_call(seeding: ast.Call, maker: Scope, scope: Scope, rows: str, projec
 
 # rows of several texts, of which one may come back in other company
 TOGETHER = re.compile(r"prompts|requests|reqs|batch|num_rows|n_rows|rows|seqs|sequences|active|running|slots|lanes")
+
+
+def _as_handed(stream: ast.expr, item: Reached, project: Project) -> ast.expr:
+    """What the function at the head of the way hands over for a stream that is a parameter on the way."""
+    at = item.scope
+    for site in reversed(item.chain):
+        name = target_name(stream)
+        handed = project.argument(site, at, name) if name in at.parameters else None  # type: ignore[arg-type]
+        if handed is None:
+            break
+        stream, at = handed, site.scope
+    return stream
+
+
+def _is_of_request(stream: ast.expr, seeding: ast.Call, maker: Scope, scope: Scope) -> bool:
+    """request.generator with a seed of the request's own, of the one request that a function is handed."""
+    root = (target_name(stream) or "").partition(".")[0]
+    seed, owner = seed_of(seeding, maker), maker.owner
+    fields = [name for name in names_in(seed) if name.startswith("self.")] if seed is not None else []
+    if owner is None or not fields or root not in scope.parameters or root in ("self", "cls"):
+        return False
+    return all(class_field(owner, name.removeprefix("self.")) is None for name in fields)
 
 
 def _is_of_each(stream: ast.expr, item: Reached) -> bool:
@@ -298,89 +322,3 @@ def _purpose(call: ast.Call, scope: Scope) -> str | None:
     ):
         return "rows"
     return "tokens" if chooses_token(call, scope) or last in ("multinomial", "bernoulli", "exponential_") else None
-
-
-@rule(
-    "S05",
-    "loader workers share a random stream",
-    kind="rng",
-    severity="high",
-    why="A generator made in the dataset is copied into every worker process, so all workers draw the same numbers.",
-    fix="Make the generator in the worker (worker_init_fn, or at first use from torch.initial_seed()).",
-    source="PyTorch notes on randomness in multi-process data loading",
-)
-def worker_generator(module: Module, project: Project) -> Iterator[Place]:
-    """A dataset whose __getitem__ draws from a generator made in __init__, loaded with several workers."""
-    workers = [site for site in project.sites.get("DataLoader", []) if has_workers(site, project)]
-    yield from _same_in_every_worker(workers, module, project)
-    if not workers or any(keyword(site.call, "worker_init_fn") is not None for site in workers):
-        return
-    for scope in module.scopes:
-        if not _runs_in_workers(scope) or "get_worker_info" in text_of(scope.node):
-            continue
-        made = {
-            name: binding
-            for method in [module.top, *project.class_scopes(scope.owner)]  # type: ignore[arg-type]
-            if method is module.top or method.simple_name == "__init__"
-            for name, bindings in method.bindings.items()
-            for binding in bindings
-            if isinstance(binding.value, ast.Call) and any(maker in chain_of(binding.value, method) for maker in MAKERS)
-        }
-        fields = {f"self.{name}" for name, one in made.items() if class_field(scope.owner, name) is one.value}  # type: ignore[arg-type]
-        for call in scope.calls:
-            base = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
-            base = (base or "").removeprefix("self.") if base in fields else base
-            used = base if base in made else next((name for name in made if name in _arguments(call)), None)
-            if used:
-                line = made[used].node.lineno  # type: ignore[attr-defined]
-                yield Place(
-                    call,
-                    f"`{used}` is made once and copied into every worker of the DataLoader",
-                    (
-                        f"made in {'__init__' if used.startswith('self.') else 'the file'} at line {line}",
-                        f"a DataLoader with workers stands at {workers[0].scope.module.path}:{workers[0].call.lineno}",
-                    ),
-                )
-                break
-
-
-def _runs_in_workers(scope: Scope) -> bool:
-    """__getitem__ or __iter__ of a data set; __call__ of what joins or changes rows."""
-    if scope.owner is None:
-        return False
-    return scope.simple_name in ("__getitem__", "__iter__") or scope.simple_name == "__call__" and bool(
-        re.search(r"Collat|Mask|Augment|Transform|Crop|Noise", scope.owner.name)
-    )  # fmt: skip
-
-
-def _same_in_every_worker(workers: Sequence[Site], module: Module, project: Project) -> Iterator[Place]:
-    """worker_init_fn that seeds every worker with one number."""
-    for site in workers:
-        handed = keyword(site.call, "worker_init_fn")
-        for function in functions_of(handed, site.scope, project) if handed is not None else []:
-            own = {name for name, one in function.parameters.items() if one.default is None}  # what a worker is told
-            for call in function.calls if function.module is module else []:
-                seed = seed_of(call, function)
-                if seed is None or calls_something(seed):
-                    continue
-                names = names_in(seed)
-                names |= {n for name in names for b in function.bindings.get(name, []) for n in names_in(b.value)}
-                if not names & own and not re.search(r"worker|rank|initial_seed|\bid\b", " ".join(names)):
-                    yield Place(
-                        call,
-                        "every worker of the DataLoader is seeded alike",
-                        (f"used at {site.scope.module.path}:{site.call.lineno}", f"the seed is `{code_of(seed, 30)}`"),
-                    )
-
-
-def _arguments(call: ast.Call) -> set[str]:
-    return {target_name(arg) or "" for arg in [*call.args, *(word.value for word in call.keywords)]}
-
-
-def has_workers(site: Site, project: Project) -> bool:
-    """Whether a DataLoader has worker processes by all that the code shows."""
-    workers = keyword(site.call, "num_workers")
-    if workers is None:
-        return False
-    values = {known.value for known in known_values(workers, site.scope, project)}
-    return not values or values != {0}

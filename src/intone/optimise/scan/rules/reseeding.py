@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.constants import known_values
 from intone.optimise.scan.decode import decode_loops
+from intone.optimise.scan.drawing import draws_per_call
 from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.project import Project, Site
@@ -62,7 +63,7 @@ def reseeded(module: Module, project: Project) -> Iterator[Place]:
                     yield Place(maker.call, words, where[1], scope=maker.scope, also=((call, scope),))
             elif (
                 not module.loops_around(call)
-                and (often := _called_often(scope, project)) is not None
+                and (often := _called_often(scope, project, seed) or draws_per_call(call, scope, project)) is not None
                 and is_constant(seed, scope, project)
                 and not _only_main(scope)
             ):
@@ -81,8 +82,11 @@ def _made_in_turn(call: ast.Call, scope: Scope, project: Project) -> Site | None
     return next((site for site in project.callers(scope)[:4] if site.scope.module.loops_around(site.call)), None)
 
 
-def _called_often(scope: Scope, project: Project, depth: int = 2) -> str | None:
-    """The name of a function that runs for every step, row or token: this one, or one that calls it."""
+def _called_often(scope: Scope, project: Project, seed: ast.expr, depth: int = 2) -> str | None:
+    """The name of a function that runs for every step, row or token: this one, or one that calls it.
+
+    Not one that is handed the object whose seed it is: request.attach() seeds anew for every request.
+    """
     name = scope.simple_name
     if name == "__iter__":  # once an epoch, or once at all where it never ends
         return None if any(isinstance(node, ast.While) for node in scope.body) else name
@@ -91,8 +95,18 @@ def _called_often(scope: Scope, project: Project, depth: int = 2) -> str | None:
     if depth == 0 or name in ("__init__", "<module>", "main") or any("seed" in one for one in scope.parameters):
         return None  # whoever calls it says with which seed
     sites = [site for site in project.callers(scope)[:4] if not site.scope.module.loops_around(site.call)]
-    found = (_called_often(site.scope, project, depth - 1) for site in sites)
+    if any(name.startswith("self.") for name in names_in(seed)):
+        sites = [site for site in sites if not _is_of_argument(site)]
+    found = (_called_often(site.scope, project, seed, depth - 1) for site in sites)
     return next((one for one in found if one and not one.endswith("_batch")), None)
+
+
+def _is_of_argument(site: Site) -> bool:
+    """request.attach(device), where the function around is handed the request, or walks over several."""
+    base = site.call.func.value if isinstance(site.call.func, ast.Attribute) else None
+    root = (target_name(base) or "self").partition(".")[0] if base is not None else "self"
+    walked = any(b.how == "iter" for b in site.scope.bindings.get(root, []))
+    return root not in ("self", "cls") and (root in site.scope.parameters or walked)
 
 
 STARTS = (

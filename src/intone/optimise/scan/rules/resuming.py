@@ -9,7 +9,7 @@ from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import reached
-from intone.optimise.scan.restoring import restores, restores_order, takes_up_progress
+from intone.optimise.scan.restoring import counted_entries, restores, restores_order, takes_up_progress
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.data_order import (
     ELSEWHERE,
@@ -77,6 +77,7 @@ HELD = re.compile(
 
 def _restores_more(scope: Scope, restore: ast.Call) -> bool:
     """Whether a restore reads something else too, or hands it to a loader or sampler: that may be the position."""
+    counted = counted_entries(scope)
     loaded = {name.partition(".")[0] for arg in restore.args for name in names_in(arg)}
     loaded |= {
         name for name, bindings in scope.bindings.items() for b in bindings
@@ -85,12 +86,13 @@ def _restores_more(scope: Scope, restore: ast.Call) -> bool:
     for node in scope.body:
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and isinstance(node.slice, ast.Constant):
             held = target_name(node.value) in loaded
-            if held and isinstance(node.slice.value, str) and not HELD.search(node.slice.value):
+            key = node.slice.value
+            if held and isinstance(key, str) and not HELD.search(key) and key not in counted:
                 return True
         elif isinstance(node, ast.Call) and last_name(node.func) == "get" and node.args:
             held = isinstance(node.func, ast.Attribute) and target_name(node.func.value) in loaded
             key = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
-            if held and isinstance(key, str) and not HELD.search(key):
+            if held and isinstance(key, str) and not HELD.search(key) and key not in counted:
                 return True
         elif (
             isinstance(node, ast.Attribute)

@@ -1,4 +1,4 @@
-"""Rules on seeds that act beyond their place, and on random numbers that several rows or processes share."""
+"""Rules on seeds that act beyond their place, and on streams that several processes or rows begin with."""
 
 import ast
 import re
@@ -13,15 +13,11 @@ from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.requests import one_seed_for_requests
 from intone.optimise.scan.rules.reseeding import reseeded
 from intone.optimise.scan.rules.streams import set_back_by_one
-from intone.optimise.scan.seeds import MAKERS, SEEDERS, SEEDING, chain_of, seed_of
-from intone.optimise.scan.source import Module, Scope, target_name, walk
-from intone.optimise.scan.values import chooses_token, spelled
+from intone.optimise.scan.seeds import MAKERS, SEEDERS, SEEDING, WRITES, chain_of, seed_of
+from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.values import chooses_token
 
 PARTS = re.compile(r"Dataset|Sampler|Loader|Collat|Augment|Transform|Mask|Noise|Buffer|Stream|Shuffl|Tokenizer")
-WRITES = re.compile(
-    r"(^|_)(generate|sample|samples|complete|completion|chat|answer|respond|rollout|stream|caption|continue|infer|draw|"
-    r"synthesi[sz]e|imagine|predict|reply|decode)($|_)"
-)
 SCRIPT = re.compile(r"^(main|cli|run|demo|app|setup|<module>)$")
 
 
@@ -128,75 +124,6 @@ def _runs_once(scope: Scope, project: Project) -> bool:
     return bool(sites) and all(
         SCRIPT.match(site.scope.simple_name) and not site.scope.module.loops_around(site.call) for site in sites
     )
-
-
-@rule(
-    "S15",
-    "one random number for all rows",
-    kind="rng",
-    severity="medium",
-    why="Every row meets the same noise, so rows with the same scores get the same token: the samples of one prompt "
-    "are copies, and those of others go together.",
-    fix="Draw noise of the shape of the scores: one number per row, or for Gumbel one per entry.",
-    source="optimiser.md D22",
-)
-def shared_noise(module: Module, project: Project) -> Iterator[Place]:
-    """(logits + gumbel(vocabulary)).argmax(-1); (probs.cumsum(-1) < torch.rand(1)).sum(-1)."""
-    for scope in module.scopes[1:]:
-        for call in scope.calls:
-            last = last_name(call.func)
-            if last not in ("argmax", "sum", "int", "long") or "-1" not in text_of(call):
-                continue
-            noise = _noise_of_one_row(call, scope) if last == "argmax" else _one_threshold(call, scope)
-            if noise is not None:
-                yield Place(
-                    noise,
-                    f"`{code_of(noise, 40)}` is drawn once for all rows",
-                    (f"used for each of them by {code_of(call, 50)} at line {call.lineno}",),
-                    confidence="medium",
-                )
-
-
-def _noise_of_one_row(call: ast.Call, scope: Scope) -> ast.Call | None:
-    """The noise over the vocabulary, with no size for rows, that is added to scores before an argmax per row."""
-    for part in made_of(call, scope):
-        if not isinstance(part, ast.Call) or last_name(part.func) not in ("rand", "empty", "exponential"):
-            continue
-        sizes = [arg for arg in part.args if not isinstance(arg, ast.Constant) or arg.value != 1]
-        only = sizes[0] if len(sizes) == 1 else None
-        wide = only is not None and re.search(r"(size\(|shape\[)-1|vocab", text_of(only))
-        if wide and re.search(r"log\(|exponential|gumbel", spelled(call, scope)):
-            return part
-    return None
-
-
-def _one_threshold(call: ast.Call, scope: Scope) -> ast.Call | None:
-    """The one number that the cumulated distributions of all rows are compared with."""
-    for part in walk(call):
-        if not isinstance(part, ast.Compare) or not re.search(r"cumsum", spelled(part, scope)):
-            continue
-        for side in [part.left, *part.comparators]:
-            for made in made_of(side, scope, steps=1):
-                if isinstance(made, ast.Call) and called(made, scope) in ("torch.rand", "random.random"):
-                    one = [text_of(arg) for arg in made.args]
-                    if one in ([], ["1"], ["()"], ["1", "1"]):
-                        return made
-    return None
-
-
-def made_of(node: ast.expr, scope: Scope, steps: int = 3) -> list[ast.AST]:
-    """The parts of an expression, and of what the names in it are bound to in the same function."""
-    found: list[ast.AST] = []
-    todo: list[tuple[ast.AST, int]] = [(node, steps)]
-    seen: set[str] = set()
-    while todo:
-        at, left = todo.pop()
-        for part in walk(at):
-            found.append(part)
-            if isinstance(part, ast.Name) and left and part.id not in seen:
-                seen.add(part.id)
-                todo += [(b.value, left - 1) for b in scope.bindings.get(part.id, []) if b.how == "="]
-    return found
 
 
 @rule(

@@ -11,8 +11,8 @@ from intone.optimise.scan.options import is_told
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.entropy import DATA, orders_data
-from intone.optimise.scan.rules.randomness import has_workers
 from intone.optimise.scan.rules.reseeding import reseeded
+from intone.optimise.scan.rules.worker_streams import has_workers
 from intone.optimise.scan.seeds import SEEDERS, SEEDING, seed_of
 from intone.optimise.scan.source import LOOPS, Module, Scope, target_name
 
