@@ -284,6 +284,10 @@ def test_products_of_ours_equal_the_librarys(m, n, k, turned, b_turned, monkeypa
     torch.testing.assert_close(ops.product(a, b, room[:m]).double(), exact, **near)
     room[:m] = start
     torch.testing.assert_close(ops.product(a, b, room[:m], add=True).double(), exact + start, **near)
+    slope = torch.randn(m, n, generator=generator)
+    ops.product(a, b, room[:m], squared=True, slope=slope)
+    exact = (a.double().relu() ** 2 @ b.double()) * 2 * slope.double().relu()
+    torch.testing.assert_close(room[:m].double(), exact, atol=2e-5 * k**0.5, rtol=1e-5)
     assert (room[m] == 7.0).all()
     torch.set_num_threads(1)
     assert torch.equal(ops.product(a, b, torch.empty(m, n)), ops.product(a, b, torch.empty(m, n)))
@@ -292,6 +296,34 @@ def test_products_of_ours_equal_the_librarys(m, n, k, turned, b_turned, monkeypa
     assert torch.equal(alone, ops.product(a, b, torch.empty(m, n))), "threads change nothing"
     if not turned and m > 1:
         assert torch.equal(ops.product(a[:1], b, torch.empty(1, n)), alone[:1]), "nor do other rows"
+
+
+@only_where("avx2")
+@pytest.mark.parametrize("rows, width, columns", [(1, 16, 32), (70, 48, 16), (600, 64, 16), (33, 16, 800)])
+def test_squared_relu_with_its_product_equals_one_after_the_other(rows, width, columns, monkeypatch):
+    monkeypatch.setattr(ops, "has_own_products", lambda: True)
+    generator = torch.Generator().manual_seed(rows)
+    found = []
+    for together in (False, True):
+        generator.manual_seed(rows)
+        x = torch.randn(rows, width, generator=generator).requires_grad_()
+        weight = torch.randn(columns, width, generator=generator).requires_grad_()
+        if together:
+            out = ops.ReluSquareLinear.apply(x, weight.detach(), weight)
+        else:
+            out = ops.NarrowLinear.apply(ops.ReluSquare.apply(x), weight.detach(), weight)
+        out.backward(torch.randn(rows, columns, generator=generator))
+        found.append((out, x.grad, weight.grad))
+    for one_by_one, at_once in zip(*found, strict=True):
+        assert torch.equal(one_by_one, at_once) and at_once.is_contiguous()
+
+
+@only_where("avx2")
+@pytest.mark.parametrize("rows, columns", [(1, 1), (8, 8), (9, 17), (64, 30)])
+def test_turning_a_matrix(rows, columns):
+    x, out = torch.randn(rows, columns), torch.empty(columns, rows)
+    call("intone_turn", x, out, rows, columns, variant="avx2")
+    assert torch.equal(out, x.t())
 
 
 @only_where("avx2")

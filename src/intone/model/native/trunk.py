@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from intone.model.native.build import has_own_products
 from intone.model.native.ops import (
     AddNorm,
     Attend,
@@ -14,6 +15,7 @@ from intone.model.native.ops import (
     NarrowLinear,
     NarrowWeights,
     ReluSquare,
+    ReluSquareLinear,
     TakeRows,
     first_visible,
 )
@@ -97,7 +99,7 @@ def block_forward(
     h = linear(seen, narrow, attention.out.weight).view_as(x)
     x, normed = AddNorm.apply(x, h, block.eps)
     up = linear(normed.flatten(0, -2), narrow, block.mlp.up.weight)
-    down = linear(ReluSquare.apply(up), narrow, block.mlp.down.weight)
+    down = down_projection(up, narrow, block.mlp.down.weight)
     return x, down.view_as(x)
 
 
@@ -105,6 +107,14 @@ def linear(x: Tensor, narrow: NarrowWeights, *weights: Tensor) -> Tensor:
     """x (N, D) -> (N, sum of M): products with weights (M, D), side by side."""
     out: Tensor = NarrowLinear.apply(x, narrow(*weights, dtype=x.dtype), *weights)
     return out
+
+
+def down_projection(up: Tensor, narrow: NarrowWeights, weight: Tensor) -> Tensor:
+    """up (N, H), weight (D, H) -> the product with max(up, 0) squared, (N, D)."""
+    if up.dtype == torch.float32 and has_own_products() and not (weight.shape[0] % 16 or weight.shape[1] % 16):
+        out: Tensor = ReluSquareLinear.apply(up, narrow(weight, dtype=up.dtype), weight)
+        return out
+    return linear(ReluSquare.apply(up), narrow, weight)
 
 
 def norm(x: Tensor, eps: float) -> Tensor:
