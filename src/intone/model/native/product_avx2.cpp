@@ -13,7 +13,7 @@ constexpr int64_t PIECE = 512;      // values summed at a time: a panel of them 
 constexpr int64_t PACKED = 2048;    // values of the sum that are packed at a time, so that memory does not grow with it
 constexpr int64_t BLOCK = 48;       // rows of a task
 constexpr int64_t TURNED_BLOCK = 96;  // where a has to be packed, which pays with more rows, if there are many
-constexpr int64_t SMALL_BLOCK = 24;   // and else: tasks for two threads that end at the same time
+constexpr int64_t LAST_BLOCK = 12;    // of the last rows where nothing is packed: two threads end at about the same time
 constexpr int64_t AHEAD = 8;          // rows from one being packed to the one that is asked for: each is in a page of its own
 constexpr int64_t LINE = 16;          // values in a cache line
 constexpr int64_t TILE = ROWS * PIECE + 48;  // values from one packed tile of a to the next: no multiple of 4 KiB apart
@@ -154,7 +154,7 @@ extern "C" {
 void intone_product(const float* a, const float* b, float* c, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t turned,
                     int64_t row, int64_t column, int64_t ldc, int64_t add, int64_t squared, const float* slope, int threads) {
     static thread_local Kept caller, own;
-    const int64_t panels = n / PANEL, block = !turned ? BLOCK : m >= 8 * TURNED_BLOCK ? TURNED_BLOCK : SMALL_BLOCK;
+    const int64_t panels = n / PANEL, block = turned && m >= 8 * TURNED_BLOCK ? TURNED_BLOCK : BLOCK;
     float* packed = caller.of(n * std::min(k, PACKED));
     for (int64_t done = 0; done < k; done += PACKED) {
         const int64_t depth = std::min(PACKED, k - done), pieces = (depth + PIECE - 1) / PIECE;
@@ -178,10 +178,13 @@ void intone_product(const float* a, const float* b, float* c, int64_t m, int64_t
                                    packed + from * n + j * length * PANEL);
                     }
             }
+            const int64_t small = turned ? block : LAST_BLOCK, cut = std::max<int64_t>(0, m - 2 * threads * block) / block * block;
+            const int64_t large = cut / block, tasks = large + (m - cut + small - 1) / small;
             float* groups = turned ? own.of((TURNED_BLOCK / ROWS + 2) * TILE) : squared ? own.of(BLOCK * PIECE) : nullptr;
 #pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < m; i += block) {
-                const int64_t rows = std::min(block, m - i);
+            for (int64_t task = 0; task < tasks; task++) {
+                const int64_t i = task < large ? task * block : cut + (task - large) * small;
+                const int64_t rows = task < large ? block : std::min(small, m - i);
                 for (int64_t from = 0; from < depth; from += PIECE) {
                     const int64_t length = std::min(PIECE, depth - from), at = done + from;
                     const bool more = add || at > 0;
