@@ -328,7 +328,7 @@ class HeadLoss(torch.autograd.Function):
                 "intone_cross_entropy", logits, wanted[begin:], losses[begin:], len(part), vocab_size, len(weight),
                 float(softcap), variant=of(x),
             )  # fmt: skip
-            # sums over the whole vocabulary: there the library is faster
+            # a sum over the whole vocabulary: our own product is no faster there
             torch.mm(logits, narrow, out=d_rows[begin : begin + len(part)])
             if x.dtype == torch.float32:
                 product(logits.t(), part, d_weight, add=True)
