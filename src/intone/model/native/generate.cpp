@@ -279,7 +279,7 @@ void intone_pack_byte(const float* weight, int8_t* packed, float* scale, int64_t
 }
 
 // out (count, columns) = x (count, width) @ weight transposed; relu: its square where positive, else 0
-void intone_product(const Weight* weight, const float* x, float* out, int64_t count, int64_t relu, int threads) {
+void intone_packed_product(const Weight* weight, const float* x, float* out, int64_t count, int64_t relu, int threads) {
     Rows rows;
     product(*weight, rows, count, out, relu ? SQUARED_RELU : STORE, 0, threads, [&](int64_t r, float* to) {
         copy(to, x + r * weight->width, weight->width);

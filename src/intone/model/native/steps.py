@@ -163,7 +163,7 @@ class Packed:
         assert x.dtype == torch.float32 and x.shape[1:] == (self.weight.width,), f"{x.dtype} {tuple(x.shape)}"
         x = x.contiguous()
         out = torch.empty(len(x), self.weight.columns)
-        build.library("generate").intone_product(
+        build.library("generate").intone_packed_product(
             ctypes.byref(self.weight), _POINTER(x.data_ptr()), _POINTER(out.data_ptr()), _WHOLE(len(x)),
             _WHOLE(int(squared_relu)), torch.get_num_threads(),
         )  # fmt: skip
