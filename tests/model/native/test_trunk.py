@@ -191,15 +191,30 @@ def test_updates_equal_the_plain_optimizer(shape, weight_decay, dtype):
 
 
 @only_where("avx2")
-@pytest.mark.parametrize("size", [(37, 12), (12, 37), (65, 65), (40, 33), (33, 270), (270, 17), (1, 5)])
+@pytest.mark.parametrize(
+    "size", [(37, 12), (12, 37), (65, 65), (40, 33), (33, 270), (270, 17), (1, 5), (257, 270), (700, 260)]
+)
 def test_matrices_are_made_orthogonal_as_exactly_as_by_pytorch(size):
     x = torch.randn(2, *size, generator=torch.Generator().manual_seed(6))
     x = x / x.norm(dim=(-2, -1), keepdim=True) / 1.01
     exact = orthogonalise(x.double(), POLAR_EXPRESS)
     plain, ours = (
-        (way - exact).norm() / exact.norm() for way in (orthogonalise(x, POLAR_EXPRESS), native_orthogonalise(x))
+        (way - exact).norm() / exact.norm()
+        for way in (orthogonalise(x, POLAR_EXPRESS), native_orthogonalise(x.clone()))
     )
     assert ours < 1.5 * plain + 2e-6  # long matrices by another way to multiply, whose rounding is of the same size
+
+
+@only_where("avx2")
+@pytest.mark.parametrize("size", [(65, 65), (33, 270), (270, 17), (530, 524)])  # the last: all threads on one matrix
+def test_a_matrix_is_made_orthogonal_to_the_same_bits_by_any_number_of_threads_and_in_any_stack(size):
+    x = torch.randn(3, *size, generator=torch.Generator().manual_seed(6)) / (size[0] * size[1]) ** 0.5
+    stacks = [native_orthogonalise(x.clone())]  # two matrices by a thread each, the third by both
+    torch.set_num_threads(1)
+    stacks.append(native_orthogonalise(x.clone()))
+    torch.set_num_threads(4)
+    stacks.append(torch.cat([native_orthogonalise(matrix[None].clone()) for matrix in x]))
+    assert all(torch.equal(stack, stacks[0]) for stack in stacks)
 
 
 @both

@@ -150,6 +150,44 @@ inline void pack_panel(const float* b, int64_t row, int64_t column, int64_t dept
         for (int64_t j = 0; j < PANEL; j++) packed[p * PANEL + j] = j < columns ? b[p * row + j * column] : 0.0f;
 }
 
+// c (M, PANEL) = or += a (M, k) @ b (k, PANEL), b a panel. a has rows lda apart, GROUP being 1, or is packed: GROUP rows
+// side by side
+template <int M, int GROUP>
+inline void packed_tile(const float* a, int64_t lda, const float* b, float* c, int64_t ldc, int64_t k, bool add) {
+#define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+#define BEGIN(i)                                                        \
+    __m256 low##i = _mm256_setzero_ps(), high##i = _mm256_setzero_ps(); \
+    if (M > i) _mm_prefetch((const char*)(c + i * ldc), _MM_HINT_T0);
+#define STEP(i)                                                                    \
+    if (M > i) {                                                                   \
+        const __m256 left = _mm256_broadcast_ss(GROUP == 1 ? a + i * lda : a + i); \
+        low##i = _mm256_fmadd_ps(left, low, low##i);                               \
+        high##i = _mm256_fmadd_ps(left, high, high##i);                            \
+    }
+#define END(i)                                                           \
+    if (M > i) {                                                         \
+        if (add) {                                                       \
+            low##i = _mm256_add_ps(low##i, load(c + i * ldc));           \
+            high##i = _mm256_add_ps(high##i, load(c + i * ldc + LANES)); \
+        }                                                                \
+        store(c + i * ldc, low##i);                                      \
+        store(c + i * ldc + LANES, high##i);                             \
+    }
+    EACH_ROW(BEGIN)
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < k; p++) {
+        const __m256 low = _mm256_load_ps(b), high = _mm256_load_ps(b + LANES);
+        EACH_ROW(STEP)
+        a += GROUP;
+        b += PANEL;
+    }
+    EACH_ROW(END)
+#undef EACH_ROW
+#undef BEGIN
+#undef STEP
+#undef END
+}
+
 // c (m, n) = or += a (m, k) @ b (k, n); n is a multiple of 8
 inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
                     bool add) {
@@ -157,3 +195,18 @@ inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda
     for (; j + 2 * LANES <= n; j += 2 * LANES) product_columns<2, false>(m, a, lda, b + j, ldb, c + j, ldc, k, add);
     if (j < n) product_columns<1, false>(m, a, lda, b + j, ldb, c + j, ldc, k, add);
 }
+
+// memory of floats that grows and goes when its owner does
+struct Kept {
+    float* data = nullptr;
+    int64_t size = 0;
+    ~Kept() { _mm_free(data); }
+    float* of(int64_t count) {
+        if (count > size) {
+            _mm_free(data);
+            data = (float*)_mm_malloc(count * sizeof(float), 64);
+            size = data ? count : 0;
+        }
+        return data;
+    }
+};

@@ -18,69 +18,18 @@ constexpr int64_t AHEAD = 8;          // rows from one being packed to the one t
 constexpr int64_t LINE = 16;          // values in a cache line
 constexpr int64_t TILE = ROWS * PIECE + 48;  // values from one packed tile of a to the next: no multiple of 4 KiB apart
 
-// memory of one thread that is kept from call to call
-struct Kept {
-    float* data = nullptr;
-    int64_t size = 0;
-    ~Kept() { _mm_free(data); }
-    float* of(int64_t count) {
-        if (count > size) {
-            _mm_free(data);
-            data = (float*)_mm_malloc(count * sizeof(float), 64);
-            size = data ? count : 0;
-        }
-        return data;
-    }
-};
-
-// c (M, 16) = or += a (M, k) @ b (k, 16), b packed. a has rows lda apart, or packed in groups of ROWS
-template <int M, bool GROUPED>
-inline void tile(const float* a, int64_t lda, const float* b, float* c, int64_t ldc, int64_t k, bool add) {
-#define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
-#define BEGIN(i)                                                        \
-    __m256 low##i = _mm256_setzero_ps(), high##i = _mm256_setzero_ps(); \
-    if (M > i) _mm_prefetch((const char*)(c + i * ldc), _MM_HINT_T0);
-#define STEP(i)                                                             \
-    if (M > i) {                                                            \
-        const __m256 left = _mm256_broadcast_ss(GROUPED ? a + i : a + i * lda); \
-        low##i = _mm256_fmadd_ps(left, low, low##i);                        \
-        high##i = _mm256_fmadd_ps(left, high, high##i);                     \
-    }
-#define END(i)                                                        \
-    if (M > i) {                                                      \
-        if (add) {                                                    \
-            low##i = _mm256_add_ps(low##i, load(c + i * ldc));        \
-            high##i = _mm256_add_ps(high##i, load(c + i * ldc + LANES)); \
-        }                                                             \
-        store(c + i * ldc, low##i);                                   \
-        store(c + i * ldc + LANES, high##i);                          \
-    }
-    EACH_ROW(BEGIN)
-#pragma GCC unroll 4
-    for (int64_t p = 0; p < k; p++) {
-        const __m256 low = _mm256_load_ps(b), high = _mm256_load_ps(b + LANES);
-        EACH_ROW(STEP)
-        a += GROUPED ? ROWS : 1;
-        b += PANEL;
-    }
-    EACH_ROW(END)
-#undef EACH_ROW
-#undef BEGIN
-#undef STEP
-#undef END
-}
-
-// the same for any number of rows; the groups of a packed a are TILE apart
+// packed_tile() for any number of rows; the groups of a packed a are TILE apart
 template <bool GROUPED>
 inline void tiles(int64_t rows, const float* a, int64_t lda, const float* b, float* c, int64_t ldc, int64_t k, bool add) {
+    constexpr int GROUP = GROUPED ? ROWS : 1;
     const int64_t next = GROUPED ? TILE : ROWS * lda;
-    for (; rows >= ROWS; rows -= ROWS, a += next, c += ROWS * ldc) tile<6, GROUPED>(a, lda, b, c, ldc, k, add);
+    for (; rows >= ROWS; rows -= ROWS, a += next, c += ROWS * ldc) packed_tile<6, GROUP>(a, lda, b, c, ldc, k, add);
     switch (rows) {
-        case 5: return tile<5, GROUPED>(a, lda, b, c, ldc, k, add);
-        case 4: return tile<4, GROUPED>(a, lda, b, c, ldc, k, add);
-        case 3: return tile<3, GROUPED>(a, lda, b, c, ldc, k, add);
-        case 2: return tile<2, GROUPED>(a, lda, b, c, ldc, k, add);
-        case 1: return tile<1, GROUPED>(a, lda, b, c, ldc, k, add);
+        case 5: return packed_tile<5, GROUP>(a, lda, b, c, ldc, k, add);
+        case 4: return packed_tile<4, GROUP>(a, lda, b, c, ldc, k, add);
+        case 3: return packed_tile<3, GROUP>(a, lda, b, c, ldc, k, add);
+        case 2: return packed_tile<2, GROUP>(a, lda, b, c, ldc, k, add);
+        case 1: return packed_tile<1, GROUP>(a, lda, b, c, ldc, k, add);
     }
 }
 
