@@ -204,13 +204,13 @@ def test_an_earlier_run_of_these_widths_predicts_the_gain(auto, facts, config, t
 def test_device_batch_is_the_fewest_rows_that_fill_the_device(auto, facts):
     config = model_config("modern", depth=2, vocab_size=500, context=256)
     choice = settle.settle_device_batch(auto, facts, config, rows_per_step=48, dtype="bf16", compiled=True)
-    assert choice.value == 8  # 2,048 tokens
-    assert choice.reason.startswith("2,048 tokens per pass fill the device; about ")
+    assert choice.value == 16  # 4,096 tokens
+    assert choice.reason.startswith("4,096 tokens per pass fill the device; about ")
 
 
 def test_device_batch_divides_the_rows_of_a_step(auto, facts):
     config = model_config("modern", depth=2, vocab_size=500, context=256)
-    for rows_per_step, rows in ((36, 9), (7, 7), (1, 1), (22, 11)):
+    for rows_per_step, rows in ((36, 18), (7, 7), (1, 1), (44, 22)):
         choice = settle.settle_device_batch(
             auto, facts, config, rows_per_step=rows_per_step, dtype="fp32", compiled=False
         )
@@ -223,7 +223,7 @@ def test_device_batch_shrinks_to_the_memory_there_is(auto, facts):
     choice = settle.settle_device_batch(auto, tight, config, rows_per_step=64, dtype="fp32", compiled=False)
     assert choice.value < 4
     assert choice.reason.startswith("the most that memory allows: ")
-    assert choice.beat[0]["value"] == 4
+    assert choice.beat[0]["value"] == 8
     assert choice.measured["estimated_bytes"] <= 0.85 * choice.measured["available_bytes"]
 
 
@@ -237,7 +237,7 @@ def test_a_model_that_cannot_fit_is_refused_with_both_sizes(auto, facts):
 def test_unknown_memory_does_not_pretend_to_be_a_limit(auto, facts, config):
     unknown = dataclasses.replace(facts, memory_available_bytes=None)
     choice = settle.settle_device_batch(auto, unknown, config, rows_per_step=64, dtype="fp32", compiled=False)
-    assert choice.value == 32 and "of unknown available" in choice.reason
+    assert choice.value == 64 and "of unknown available" in choice.reason
 
 
 def test_more_rows_than_a_step_has_are_refused(facts, config):

@@ -174,7 +174,9 @@ def prepared(settings: CaseSettings, facts: Facts) -> Iterator[Prepared]:
     began_s = time.monotonic()
     asked, origins = training_settings(settings)
     rows_per_step = settle_batch_tokens(origins["batch_tokens"], settings.context, 0.0).value // settings.context
-    settled = Settled(facts, {name: choice(origins[name]) for name in (*PASSED_ON, *SIZES)})
+    # a quick look searches where a training of PLAN_STEPS would, the tables compare everything that can be tuned
+    chosen = {name: choice(origins[name]) for name in (*PASSED_ON, *SIZES)}
+    settled = Settled(facts, chosen, always=not settings.quick)
     device = settled.put("device", settle_device(origins["device"], facts))
     tokens = float(DATA_STEPS * settings.settled("batch_tokens"))
     text = fetched(find_source("documents", settings.data, ()), tokens)

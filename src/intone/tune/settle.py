@@ -22,9 +22,9 @@ from intone.tune.trials import Trials, code_fingerprint
 
 TimeCases = Callable[[ModelConfig, Sequence[Case], Facts], list[list[float]]]
 
-# tokens per pass from which a step's time per token no longer falls: flat beyond it on a CPU (reference training.md
-# 4.2); for GPUs a guess until the batch is measured
-PLATEAU_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
+# tokens per pass from which a step's time per token no longer falls: on a CPU 2,048 are still 2 to 7 % slower and more
+# are as fast (our kernels, LOG.md); for GPUs a guess until the batch is measured
+PLATEAU_TOKENS = {"cpu": 4096, "cuda": 32768, "mps": 8192}
 MARGIN = 0.15  # of available memory left alone: the estimate's own error
 GPU_THREADS = 8  # guess: enough to feed one GPU
 
