@@ -1,8 +1,10 @@
 // Causal attention over packed rows, forward and backward, in bfloat16 with float32 sums.
 //
-// Query i sees keys first[i]..i of its row: a window and the start of its document in one number. Work goes in blocks
-// of QUERIES queries that stand side by side in the lanes, so that maxima and sums of the softmax need no sums across
-// lanes; keys outside of a block's range are never touched. One task is one row and one key head.
+// Query i sees keys first[i]..i of its row: a window and the start of its document in one number, which never falls
+// along a row. Work goes in blocks of QUERIES queries that stand side by side in the lanes, so that maxima and sums of
+// the softmax need no sums across lanes; keys outside of a block's range are never touched. One task is one row and one
+// key head.
+#include "attention.h"
 #include "common.h"
 
 #include <cmath>
@@ -12,28 +14,22 @@ namespace {
 constexpr int QUERIES = 32;  // in a block: two registers
 constexpr int KEYS = 128;    // keys at a time: scores of a block fill 16 KiB
 
-struct Shape {
-    int64_t rows, positions, heads, kv_heads, width;
-    int64_t q_row, q_position, kv_row, kv_position;  // strides in elements; heads are next to each other
-    int64_t d_row, d_position;                       // strides of dq, dk and dv
-};
-
 // pairs along the channels, transposed: out[c][i] = channels 2c and 2c + 1 of query i; missing queries are zero
-void lay_channels(const bf16* x, int64_t stride, int count, int width, uint32_t* out) {
+void lay_channels(const bf16* const* rows, int count, int width, uint32_t* out) {
     for (int i = 0; i < QUERIES; i++)
         for (int c = 0; c < width / 2; c++) {
             uint32_t pair = 0;
-            if (i < count) std::memcpy(&pair, x + i * stride + 2 * c, 4);
+            if (i < count) std::memcpy(&pair, rows[i] + 2 * c, 4);
             out[c * QUERIES + i] = pair;
         }
 }
 
 // pairs along the queries: out[p][c] = channel c of queries 2p and 2p + 1
-void lay_queries(const bf16* x, int64_t stride, int count, int width, uint32_t* out) {
+void lay_queries(const bf16* const* rows, int count, int width, uint32_t* out) {
     for (int p = 0; p < QUERIES / 2; p++)
         for (int c = 0; c < width; c++) {
-            uint32_t low = 2 * p < count ? x[2 * p * stride + c] : 0;
-            uint32_t high = 2 * p + 1 < count ? x[(2 * p + 1) * stride + c] : 0;
+            uint32_t low = 2 * p < count ? rows[2 * p][c] : 0;
+            uint32_t high = 2 * p + 1 < count ? rows[2 * p + 1][c] : 0;
             out[p * width + c] = low | high << 16;
         }
 }
@@ -60,25 +56,24 @@ inline void interleave(const __m512* even, const __m512* odd, uint32_t* out) {
 }
 
 struct Block {
-    int begin, count;     // queries
+    int begin, count;     // of the wanted queries
     int first_key, keys;  // keys some query sees; first_key is even
     __m512i query[2], first[2];
 };
 
-Block block_at(int begin, int positions, const int32_t* first) {
+Block block_at(const Wanted& wanted, int begin) {
     Block block;
     block.begin = begin;
-    block.count = std::min(QUERIES, positions - begin);
+    block.count = std::min(QUERIES, wanted.count - begin);
     int32_t query[QUERIES], low[QUERIES];
-    int lowest = positions;
+    const int lowest = wanted.first_of(begin), last = wanted.at(begin + block.count - 1);
     for (int i = 0; i < QUERIES; i++) {
         bool there = i < block.count;
-        query[i] = there ? begin + i : -1;  // a missing query sees nothing
-        low[i] = there ? first[begin + i] : positions;
-        lowest = std::min(lowest, (int)low[i]);
+        query[i] = there ? wanted.at(begin + i) : -1;  // a missing query sees nothing
+        low[i] = there ? wanted.first_of(begin + i) : last + 1;
     }
     block.first_key = lowest & ~1;
-    block.keys = begin + block.count - block.first_key;
+    block.keys = last + 1 - block.first_key;
     for (int j = 0; j < 2; j++) {
         block.query[j] = _mm512_loadu_si512(query + LANES * j);
         block.first[j] = _mm512_loadu_si512(low + LANES * j);
@@ -95,10 +90,11 @@ inline __mmask16 sees(const Block& block, int j, int key) {
 
 extern "C" {
 
-// out (rows, positions, heads, width) contiguous; log_sum (rows, heads, positions) float32: log of each query's sum of
-// exponentials, which the backward pass needs
-void intone_attention_forward(const bf16* q, const bf16* k, const bf16* v, const int32_t* first, bf16* out, float* log_sum,
-                              const Shape* shape, float scale, int threads) {
+// taken: positions of the wanted queries, ascending in each row, row after row; those of row b are starts[b] to before
+// starts[b + 1]. starts null: all. out (wanted queries, heads, width) contiguous; log_sum (wanted queries, heads) float32:
+// log of each query's sum of exponentials, which the backward pass needs
+void intone_attention_forward(const bf16* q, const bf16* k, const bf16* v, const int32_t* first, const int32_t* taken,
+                              const int64_t* starts, bf16* out, float* log_sum, const Shape* shape, float scale, int threads) {
     const Shape s = *shape;
     const int length = (int)(s.positions + 15) / 16 * 16, width = (int)s.width, group = (int)(s.heads / s.kv_heads);
 #pragma omp parallel num_threads(threads)
@@ -109,14 +105,17 @@ void intone_attention_forward(const bf16* q, const bf16* k, const bf16* v, const
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t b = 0; b < s.rows; b++)
             for (int64_t g = 0; g < s.kv_heads; g++) {
+                const Wanted wanted = wanted_of(b, s, first, taken, starts);
                 const int64_t at = b * s.kv_row + g * width;
                 copy_rows(k + at, s.kv_position, (int)s.positions, width, keys.data(), length + 16);
                 transpose(v + at, s.kv_position, (int)s.positions, width, values.data(), length);
                 for (int64_t h = g * group; h < (g + 1) * group; h++)
-                    for (int begin = 0; begin < s.positions; begin += QUERIES) {
-                        const Block block = block_at(begin, (int)s.positions, first + b * s.positions);
-                        lay_channels(q + b * s.q_row + begin * s.q_position + h * width, s.q_position, block.count, width,
-                                     queries.data());
+                    for (int begin = 0; begin < wanted.count; begin += QUERIES) {
+                        const Block block = block_at(wanted, begin);
+                        const bf16* q_rows[QUERIES];
+                        for (int i = 0; i < block.count; i++)
+                            q_rows[i] = q + b * s.q_row + wanted.at(begin + i) * s.q_position + h * width;
+                        lay_channels(q_rows, block.count, width, queries.data());
                         __m512 top[2], total[2];
                         for (int j = 0; j < 2; j++) top[j] = _mm512_set1_ps(-1e30f), total[j] = _mm512_setzero_ps();
                         std::memset(sums.data(), 0, sums.size() * sizeof(float));
@@ -166,8 +165,9 @@ void intone_attention_forward(const bf16* q, const bf16* k, const bf16* v, const
                             _mm512_storeu_ps(peaks + LANES * j, top[j]);
                         }
                         for (int i = 0; i < block.count; i++) {
-                            log_sum[(b * s.heads + h) * s.positions + begin + i] = peaks[i] + std::log(logs[i]);
-                            bf16* target = out + ((b * s.positions + begin + i) * s.heads + h) * width;
+                            const int64_t place = (wanted.begin + begin + i) * s.heads + h;
+                            log_sum[place] = peaks[i] + std::log(logs[i]);
+                            bf16* target = out + place * width;
                             const __m512i step = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
                                                                     _mm512_set1_epi32(QUERIES));
                             for (int c = 0; c < width; c += LANES) {
@@ -181,10 +181,10 @@ void intone_attention_forward(const bf16* q, const bf16* k, const bf16* v, const
 }
 
 // dq (rows, positions, heads, width), dk and dv (rows, positions, kv_heads, width) share their strides; o and d_out are
-// contiguous like out above
-void intone_attention_backward(const bf16* q, const bf16* k, const bf16* v, const int32_t* first, const bf16* o,
-                               const bf16* d_out, const float* log_sum, bf16* dq, bf16* dk, bf16* dv, const Shape* shape,
-                               float scale, int threads) {
+// as out above. Queries that are not wanted have the gradient zero
+void intone_attention_backward(const bf16* q, const bf16* k, const bf16* v, const int32_t* first, const int32_t* taken,
+                               const int64_t* starts, const bf16* o, const bf16* d_out, const float* log_sum, bf16* dq, bf16* dk,
+                               bf16* dv, const Shape* shape, float scale, int threads) {
     const Shape s = *shape;
     const int length = (int)(s.positions + 15) / 16 * 16, width = (int)s.width, group = (int)(s.heads / s.kv_heads);
     const int64_t o_position = s.heads * width;
@@ -199,6 +199,7 @@ void intone_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t b = 0; b < s.rows; b++)
             for (int64_t g = 0; g < s.kv_heads; g++) {
+                const Wanted wanted = wanted_of(b, s, first, taken, starts);
                 const int64_t at = b * s.kv_row + g * width;
                 copy_rows(k + at, s.kv_position, (int)s.positions, width, keys.data(), length + 16);
                 copy_rows(v + at, s.kv_position, (int)s.positions, width, values.data(), length + 16);
@@ -206,19 +207,23 @@ void intone_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
                 std::memset(key_sums.data(), 0, key_sums.size() * sizeof(float));
                 std::memset(value_sums.data(), 0, value_sums.size() * sizeof(float));
                 for (int64_t h = g * group; h < (g + 1) * group; h++)
-                    for (int begin = 0; begin < s.positions; begin += QUERIES) {
-                        const Block block = block_at(begin, (int)s.positions, first + b * s.positions);
-                        const bf16* q_at = q + b * s.q_row + begin * s.q_position + h * width;
-                        const int64_t o_at = ((b * s.positions + begin) * s.heads + h) * width;
-                        lay_channels(q_at, s.q_position, block.count, width, queries.data());
-                        lay_queries(q_at, s.q_position, block.count, width, queries_paired.data());
-                        lay_channels(d_out + o_at, o_position, block.count, width, outs.data());
-                        lay_queries(d_out + o_at, o_position, block.count, width, outs_paired.data());
+                    for (int begin = 0; begin < wanted.count; begin += QUERIES) {
+                        const Block block = block_at(wanted, begin);
+                        const int64_t place = (wanted.begin + begin) * s.heads + h, o_at = place * width;
+                        const bf16 *q_rows[QUERIES], *d_rows[QUERIES];
+                        for (int i = 0; i < block.count; i++) {
+                            q_rows[i] = q + b * s.q_row + wanted.at(begin + i) * s.q_position + h * width;
+                            d_rows[i] = d_out + o_at + i * o_position;
+                        }
+                        lay_channels(q_rows, block.count, width, queries.data());
+                        lay_queries(q_rows, block.count, width, queries_paired.data());
+                        lay_channels(d_rows, block.count, width, outs.data());
+                        lay_queries(d_rows, block.count, width, outs_paired.data());
                         float logs[QUERIES], mean[QUERIES];
                         for (int i = 0; i < QUERIES; i++) {
                             logs[i] = mean[i] = 0;
                             if (i >= block.count) continue;
-                            logs[i] = log_sum[(b * s.heads + h) * s.positions + begin + i];
+                            logs[i] = log_sum[place + i * s.heads];
                             __m512 sum = _mm512_setzero_ps();
                             for (int c = 0; c < width; c += LANES)
                                 sum = _mm512_fmadd_ps(load_bf16(o + o_at + i * o_position + c),
@@ -261,9 +266,10 @@ void intone_attention_backward(const bf16* q, const bf16* k, const bf16* v, cons
                                                                 _mm512_set1_epi32(QUERIES));
                         for (int i = 0; i < block.count; i++)
                             for (int c = 0; c < width; c += LANES)
-                                store_bf16(dq + b * s.d_row + (begin + i) * s.d_position + h * width + c,
+                                store_bf16(dq + b * s.d_row + wanted.at(begin + i) * s.d_position + h * width + c,
                                            _mm512_i32gather_ps(step, sums.data() + c * QUERIES + i, 4));
                     }
+                clear_others(wanted, s.positions, dq + b * s.d_row + g * group * width, s.d_position, (int64_t)group * width);
                 for (int64_t t = 0; t < s.positions; t++)
                     for (int c = 0; c < width; c += LANES) {
                         const int64_t to = b * s.d_row + t * s.d_position + g * width + c;

@@ -91,35 +91,44 @@ def first_visible(documents: Tensor | None, rows: int, positions: int, window: i
 
 
 class Attend(torch.autograd.Function):
-    """heads (B, T, H + 2 K, C), queries, keys and values side by side -> (B, T, H, C).
+    """heads (B, T, H + 2 K, C), queries, keys and values side by side -> (N, H, C) of N = B * T queries.
 
-    Query t sees keys first[b, t] to t of its row. K divides H, C is a multiple of 16.
+    taken (N,) int64: only these of the B * T, in ascending order; None: all. Query t sees keys first[b, t] to t of its
+    row; first never falls along a row. K divides H, C is a multiple of 16.
     Equals attention.attend() under attention.packed_mask(), with sums and softmax in float32.
     """
 
     @staticmethod
-    def forward(ctx: Any, heads: Tensor, first: Tensor, kv_heads: int) -> Tensor:
+    def forward(ctx: Any, heads: Tensor, first: Tensor, kv_heads: int, taken: Tensor | None = None) -> Tensor:
         rows, positions, total, width = heads.shape
         shape = Shape(rows, positions, total - 2 * kv_heads, kv_heads, width, *heads.stride()[:2] * 3)
+        places = starts = None  # of the wanted queries: positions in their rows, and where each row's begin
+        if taken is not None:
+            places = (taken % positions).int()
+            starts = torch.searchsorted(taken, torch.arange(rows + 1) * positions)
         q, k, v = heads.split((shape.heads, kv_heads, kv_heads), dim=2)
-        out = torch.empty(rows, positions, shape.heads, width, dtype=heads.dtype)
-        log_sum = torch.empty(rows, shape.heads, positions)
-        call("intone_attention_forward", q, k, v, first, out, log_sum, shape, width**-0.5, variant=of(heads))
-        ctx.save_for_backward(heads, first, out, log_sum)
+        num_queries = rows * positions if taken is None else len(taken)
+        out = torch.empty(num_queries, shape.heads, width, dtype=heads.dtype)
+        log_sum = torch.empty(num_queries, shape.heads)
+        call(
+            "intone_attention_forward", q, k, v, first, places, starts, out, log_sum, shape, width**-0.5,
+            variant=of(heads),
+        )  # fmt: skip
+        ctx.save_for_backward(heads, first, places, starts, out, log_sum)
         ctx.shape = shape
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None]:
-        heads, first, out, log_sum = ctx.saved_tensors
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None, None]:
+        heads, first, places, starts, out, log_sum = ctx.saved_tensors
         parts = (ctx.shape.heads, ctx.shape.kv_heads, ctx.shape.kv_heads)
         d_heads = torch.empty_like(heads)
         call(
-            "intone_attention_backward", *heads.split(parts, dim=2), first, out, d_out.contiguous(), log_sum,
-            *d_heads.split(parts, dim=2), ctx.shape, ctx.shape.width**-0.5, variant=of(heads),
+            "intone_attention_backward", *heads.split(parts, dim=2), first, places, starts, out, d_out.contiguous(),
+            log_sum, *d_heads.split(parts, dim=2), ctx.shape, ctx.shape.width**-0.5, variant=of(heads),
         )  # fmt: skip
-        return d_heads, None, None
+        return d_heads, None, None, None
 
 
 class Heads(torch.autograd.Function):

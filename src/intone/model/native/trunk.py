@@ -93,9 +93,9 @@ def block_forward(
         qkv.view(*x.shape[:2], -1, config.head_width), gate, value, cos, sin, config.num_kv_heads, config.qk_scale,
         config.norm_eps,
     )  # fmt: skip
-    seen = Attend.apply(heads, first, config.num_kv_heads).flatten(2).flatten(0, 1)
+    seen = Attend.apply(heads, first, config.num_kv_heads, taken).flatten(1)
     if taken is not None:
-        x, seen = TakeRows.apply(x.flatten(0, 1), taken), TakeRows.apply(seen, taken)
+        x = TakeRows.apply(x.flatten(0, 1), taken)
     h = linear(seen, narrow, attention.out.weight).view_as(x)
     x, normed = AddNorm.apply(x, h, block.eps)
     up = linear(normed.flatten(0, -2), narrow, block.mlp.up.weight)
