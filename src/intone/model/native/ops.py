@@ -16,7 +16,7 @@ PARTS = 64  # of the sums in intone_norm_backward
 
 
 class Shape(ctypes.Structure):
-    """struct Shape of attention.cpp."""
+    """struct Shape of attention.h."""
 
     _fields_ = [
         (name, ctypes.c_int64)
