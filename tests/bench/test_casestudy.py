@@ -10,14 +10,14 @@ from intone import cli
 from intone.bench import casestudy, casestudy_infer, casestudy_rows, casestudy_train
 from intone.bench import rows as bench_rows
 from intone.bench.casestudy_rows import EVERYTHING, START, Way, result_rows, table_text, to_table
-from intone.bench.casestudy_settings import CasestudySettings, CompileSettings, command_line
+from intone.bench.casestudy_settings import CasestudySettings, CombinedSettings, CompileSettings, command_line
 from intone.bench.casestudy_train import KEYS, Kit, compile_notes, parity_words, plans_of, ways_of
 from intone.hardware import Facts
 from intone.prove import measure
 from intone.prove.measure import Block, Measured, Round, Side, SideResult, pairs_between
 from intone.prove.noise import Signals
 from intone.prove.verdict import judge
-from intone.records import Choice, Choices
+from intone.records import Choice, Choices, Outcome
 from intone.tune.trial import TrialResult, TrialRunner
 
 FAST = replace(SEGMENT, device_batch=8, compiled=True, attention="products")
@@ -197,6 +197,21 @@ def test_the_command_of_a_row_repeats_what_was_asked_but_no_path():
     words = command_line("casestudy", settings)
     assert words == "intone bench casestudy --parts sft --depth 3 --rows 8 --sft TALK"
     assert command_line("compile", CompileSettings()) == "intone bench compile"
+
+
+def test_as_many_processes_are_measured_as_are_asked_for(kit, monkeypatch):
+    shapes = []
+
+    def measured(sides, *, shape, **_):
+        shapes.append(shape)
+        raise measure.SideFailed("start", Outcome("error", None, "not measured here"))
+
+    monkeypatch.setattr(casestudy_train, "measure_rounds", measured)
+    for settings in (CombinedSettings(), CombinedSettings(quick=True), CombinedSettings(replicates=5)):
+        with pytest.raises(measure.SideFailed):
+            casestudy_train.train_table(kit, "base", quick=settings.quick, replicates=settings.asked_replicates)
+    assert shapes == [(3, 2), (1, 3), (5, 2)]
+    assert command_line("combined", CombinedSettings(replicates=5)) == "intone bench combined --replicates 5"
 
 
 def test_published_figures_stand_for_rows_that_exist():

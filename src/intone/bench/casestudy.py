@@ -66,13 +66,14 @@ def bench_casestudy(settings: CasestudySettings, _origins: Mapping[str, Resolved
     """The verb: all tables, or the parts asked for."""
 
     def tables(ready: Prepared) -> Iterator[Table]:
+        amount = settings.asked_replicates
         for part in dict.fromkeys(settings.parts):
             if part == "inference":
-                yield generation(ready, settings)
+                yield generation(ready, settings, amount)
             else:
                 theirs = nanochat_of(ready, settings) if part == "sft" else None
                 others = [] if theirs is None else [theirs.sft(ready.kit.jobs[part])]
-                yield train_table(ready.kit, part, quick=settings.quick, others=others)
+                yield train_table(ready.kit, part, quick=settings.quick, replicates=amount, others=others)
 
     return run("casestudy", settings, tables)
 
@@ -85,7 +86,8 @@ def bench_autobatch(settings: AutobatchSettings, _origins: Mapping[str, Resolved
             if ready.ground.device_batch == 4:
                 say(f"{part}: the micro-batch that suits this machine is the starting point's own, 4: 1x by itself")
                 continue
-            yield train_table(ready.kit, part, quick=settings.quick, keys=(START, "auto_batch"))
+            amount, keys = settings.asked_replicates, (START, "auto_batch")
+            yield train_table(ready.kit, part, quick=settings.quick, replicates=amount, keys=keys)
 
     return run("autobatch", settings, tables)
 
@@ -96,7 +98,8 @@ def bench_combined(settings: CombinedSettings, _origins: Mapping[str, Resolved])
     def tables(ready: Prepared) -> Iterator[Table]:
         for part in ("sft", "base"):
             without = [f"{WITHOUT}auto_batch", f"{WITHOUT}fast_code"] + [f"{WITHOUT}packing"] * (part == "sft")
-            yield train_table(ready.kit, part, quick=settings.quick, keys=(START, EVERYTHING, *without))
+            amount, keys = settings.asked_replicates, (START, EVERYTHING, *without)
+            yield train_table(ready.kit, part, quick=settings.quick, replicates=amount, keys=keys)
 
     return run("combined", settings, tables)
 
@@ -112,12 +115,12 @@ def bench_inference(settings: InferenceSettings, _origins: Mapping[str, Resolved
     return run("inference", settings, lambda ready: iter([generation(ready, settings)]))
 
 
-def generation(ready: Prepared, settings: InferenceSettings) -> Table:
+def generation(ready: Prepared, settings: InferenceSettings, replicates: int | None = None) -> Table:
     """The table of generation, with nanochat's own where a checkout is given."""
     texts, theirs = texts_of(ready, settings), nanochat_of(ready, settings)
     prompts = texts.config(texts.rows, texts.new_tokens)["prompts"]
     others = [] if theirs is None else [theirs.generation(ready.ground.config, prompts, texts.new_tokens)]
-    return inference_table(texts, quick=settings.quick, others=others)
+    return inference_table(texts, quick=settings.quick, replicates=replicates, others=others)
 
 
 def nanochat_of(ready: Prepared, settings: InferenceSettings) -> Nanochat | None:

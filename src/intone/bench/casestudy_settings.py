@@ -56,12 +56,25 @@ class CaseSettings(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutobatchSettings(CaseSettings):
+class Replicated(Checked):
+    """How much a table measures."""
+
+    # fresh processes of each side, which narrow the intervals; auto: 3, with --quick 1
+    replicates: int | Auto = setting("auto", least=1)
+
+    @property
+    def asked_replicates(self) -> int | None:
+        """None: the table's own number."""
+        return None if self.replicates == "auto" else int(self.replicates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutobatchSettings(CaseSettings, Replicated):
     """`intone bench autobatch`: what the micro-batch that is settled here is worth, in SFT and in base training."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CombinedSettings(CaseSettings):
+class CombinedSettings(CaseSettings, Replicated):
     """`intone bench combined`: all changes measured together, and what each is worth within the whole."""
 
 
@@ -90,7 +103,7 @@ class InferenceSettings(CaseSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CasestudySettings(InferenceSettings):
+class CasestudySettings(InferenceSettings, Replicated):
     """`intone bench casestudy`: the published tables again, every total measured on this machine."""
 
     # tables to measure

@@ -213,11 +213,12 @@ NOT_QUICK = (f"{WITHOUT}allocator",)  # two processes more, for a gain that thre
 
 
 def train_table(
-    kit: Kit, stage: str, *, quick: bool, keys: Sequence[str] | None = None, lock: bool = True,
-    others: Sequence[Way] = (),
+    kit: Kit, stage: str, *, quick: bool, replicates: int | None = None, keys: Sequence[str] | None = None,
+    lock: bool = True, others: Sequence[Way] = (),
 ) -> Table:  # fmt: skip
     """One stage from the start to everything. Raises SideFailed where the start cannot be measured.
 
+    replicates: fresh processes of each side; None: as quick says.
     others: rows of foreign programs that do the same steps; their losses are not looked at.
     """
     heard: dict[str, list[float]] = {}
@@ -227,7 +228,9 @@ def train_table(
     if len(sides) < 2:
         note = f"the plan settled for this machine is the starting point's own ({stage}): nothing to compare"
         raise UserError(note, fix="use a larger --context or --batch-tokens, or let it compile")
-    measured = measure_rounds(sides, shape=SHAPES[quick], block_s=BLOCK_S[quick], lock=lock)
+    processes, rounds = SHAPES[quick]
+    shape = (replicates or processes, rounds)
+    measured = measure_rounds(sides, shape=shape, block_s=BLOCK_S[quick], lock=lock)
     parity = parity_words(heard, reference_losses(kit, stage), kit.segment.dtype)
     job = kit.jobs[stage]
     tokens = job.rows_per_step * job.context
