@@ -158,6 +158,10 @@ def layers(cls: type[Checked], given: Mapping[str, Any]) -> list[Layer]:
     return [Layer("from", f"run {run.name}", inherited(cls, run.settings)), *stronger]
 
 
+# what people write where a verb has --from
+FOR_A_RUN = ("--run", "--model", "--name", "--checkpoint", "--load")
+
+
 def parse_flags(verb: str, entry: Verb, args: list[str]) -> dict[str, Any] | None:
     """The settings that the words name, and only those; None where help was asked and printed. verb: for messages.
 
@@ -216,7 +220,7 @@ def _known_flags(
             words.append(flag)
             continue
         if flag not in spellings:
-            guess = nearest(flag, spellings)
+            guess = "--from" if flag in FOR_A_RUN and "--from" in spellings else nearest(flag, spellings)
             fix = f"did you mean {guess}?" if guess else f"intone {verb} --help lists the flags"
             raise UserError(f"unknown flag {flag} of intone {verb}", value=flag, fix=fix)
         current = spellings[flag]
@@ -285,7 +289,10 @@ def _explained(verb: str, cls: type[Checked], words: list[str], said: str) -> Us
         return _missing(verb, cls, next((entry for entry in required if f" {flag_of(entry)} " in text), required[0]))
     if text.startswith("Unrecognized options"):
         extra = text.partition("Unrecognized options: ")[2].split()[0].rstrip(",")
-        return UserError(f"unexpected {extra!r}", value=extra, fix=f"see intone {verb} --help")
+        fix = f"see intone {verb} --help"
+        if "--from" in spellings and not by_word and "--from" not in words:
+            fix = f"a run is named with --from: intone {verb} --from {extra}"
+        return UserError(f"unexpected {extra!r}", value=extra, fix=fix)
     if entry is None:
         return UserError(text, fix=f"see intone {verb} --help")
     flag, allowed = flag_of(entry), kind(entry.type).removeprefix("a list, each ")
