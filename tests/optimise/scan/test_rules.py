@@ -6,6 +6,7 @@ from tests.optimise.scan import (
     test_rules_devices,
     test_rules_files,
     test_rules_generation,
+    test_rules_modes,
     test_rules_randomness,
     test_rules_training,
 )
@@ -19,6 +20,7 @@ TABLES = [
     test_rules_devices.CASES,
     test_rules_files.CASES,
     test_rules_generation.CASES,
+    test_rules_modes.CASES,
     test_rules_randomness.CASES,
     test_rules_training.CASES,
 ]

@@ -332,6 +332,7 @@ right("async-copy", "the stream is waited for", """
         def get(self):
             torch.cuda.current_stream().wait_stream(self.stream)
             batch = self.next
+            batch.record_stream(torch.cuda.current_stream())
             self.preload()
             return batch
 """)  # fmt: skip

@@ -955,7 +955,7 @@ fault("host-sync", "meter class", """
         def __init__(self):
             self.sum, self.n = 0.0, 0
         def update(self, v, n=1):
-            self.sum += float(v) * n
+            self.sum += float(v) * n  # <-
             self.n += n
     def train(model, opt, loader, device):
         meter = AverageMeter()
@@ -965,7 +965,7 @@ fault("host-sync", "meter class", """
             loss.backward()
             opt.step()
             opt.zero_grad()
-            meter.update(loss, x.size(0))  # <-
+            meter.update(loss, x.size(0))
         return meter.sum / meter.n
 """)  # fmt: skip
 fault("host-sync", "lightning log item", """

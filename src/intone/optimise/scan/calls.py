@@ -12,8 +12,9 @@ from intone.optimise.scan.classes import (
     named_classes,
     parents,
 )
+from intone.optimise.scan.elements import GIVES, classes_inside
 from intone.optimise.scan.expressions import dotted, keyword, last_name
-from intone.optimise.scan.source import Scope, target_name
+from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.tables import entries, table_of
 
 if TYPE_CHECKING:
@@ -57,6 +58,31 @@ def functions_of(func: ast.expr, scope: Scope, project: "Project", depth: int = 
     if isinstance(func, ast.Subscript):
         return _of_table(func.value, scope, project, depth)
     return []
+
+
+AWAITED = {"to_thread": 0, "run_in_executor": 1, "run_in_threadpool": 0, "run_sync": 0, "wait_for": 0, "shield": 0}
+
+
+def functions_started(call: ast.Call, scope: Scope, project: "Project") -> list[Scope]:
+    """What runs in await asyncio.to_thread(f, x), loop.run_in_executor(None, f, x): the call gives what f gives."""
+    before = AWAITED.get(last_name(call.func) or "", len(call.args))
+    return functions_of(call.args[before], scope, project) if before < len(call.args) else []
+
+
+def given_names(node: ast.AST, module: Module) -> list[str]:
+    """The names that a lambda gets: f = lambda ..., f = torch.compile(lambda ...), f, g = lambda ..., lambda ..."""
+    above, below = module.parents.get(node), node
+    while isinstance(above, ast.Call) and below in above.args and last_name(above.func) in WRAPS:
+        below, above = above, module.parents.get(above)
+    place = None
+    if isinstance(above, ast.Tuple):
+        place, above = above.elts.index(below), module.parents.get(above)  # type: ignore[arg-type]
+    names = []
+    for target in above.targets if isinstance(above, ast.Assign) else ():
+        parts = target.elts if isinstance(target, ast.Tuple) else []
+        one = target if place is None else parts[place] if place < len(parts) else None
+        names += [last_name(one) or ""] if one is not None else []
+    return names
 
 
 def _united(groups: object) -> list[Scope]:
@@ -271,8 +297,10 @@ def _classes(node: ast.expr, scope: Scope, project: "Project", depth: int) -> li
         return [*classes_of(node.body, scope, project, depth - 1), *classes_of(node.orelse, scope, project, depth - 1)]
     if isinstance(node, ast.BoolOp):
         return [place for part in node.values for place in classes_of(part, scope, project, depth - 1)]
-    if isinstance(node, ast.NamedExpr):
+    if isinstance(node, (ast.NamedExpr, ast.Await)):
         return classes_of(node.value, scope, project, depth - 1)
+    if isinstance(node, ast.Subscript):
+        return classes_inside(node.value, scope, project, depth - 1)
     if isinstance(node, ast.Name):
         return _classes_of_name(node.id, scope, project, depth)
     if isinstance(node, ast.Attribute):
@@ -293,6 +321,10 @@ def _made_by(node: ast.Call, scope: Scope, project: "Project", depth: int) -> li
         return found
     if name in WRAPS and node.args:
         return classes_of(node.args[0], scope, project, depth - 1)
+    if isinstance(node.func, ast.Attribute) and name in GIVES:
+        made = classes_of(node.args[1], scope, project, depth - 1) if len(node.args) > 1 else []
+        if inside := [*made, *classes_inside(node.func.value, scope, project, depth - 1)]:
+            return inside
     if isinstance(node.func, ast.Attribute) and name in KEEPS_OBJECT:
         return classes_of(node.func.value, scope, project, depth - 1)
     if (
@@ -303,7 +335,7 @@ def _made_by(node: ast.Call, scope: Scope, project: "Project", depth: int) -> li
     ):
         return named_classes(base or "", scope, project)
     found = []
-    for maker in functions_of(node.func, scope, project, depth - 1):
+    for maker in functions_of(node.func, scope, project, depth - 1) or functions_started(node, scope, project):
         if annotation := getattr(maker.node, "returns", None):
             found += classes_of_annotation(annotation, maker, project)
         for value in maker.returns:
@@ -334,6 +366,7 @@ def _classes_of_name(name: str, scope: Scope, project: "Project", depth: int) ->
                 for listed in project.literals(binding.value, at):
                     parts = listed.elts if isinstance(listed, (ast.List, ast.Tuple)) else []
                     found += [place for part in parts[:6] for place in classes_of(part, at, project, 2)]
+                found = found or classes_inside(binding.value, at, project, depth - 1)
         if found or name in at.parameters or name in at.bindings:
             return found
         at = at.outer

@@ -45,7 +45,19 @@ def methods(place: ClassPlace, name: str, project: "Project") -> list[Scope]:
         found = []
     for child in project.children.get(place[1].name, [])[:6]:
         found += [scope for scope in project.class_scopes(child[1]) if scope.simple_name == name]
+    if found and all(_is_open(scope) for scope in found):  # of a protocol: whoever has such a method
+        others = [scope for scope in project.functions.get(name, []) if scope.owner is not None]
+        found += [scope for scope in others if not _is_open(scope)][:4]
     return list(dict.fromkeys(found))
+
+
+def _is_open(scope: Scope) -> bool:
+    """Whether a method says only what others have to do: its body is a text, `...`, `pass` or a raise."""
+    body = getattr(scope.node, "body", None)
+    return isinstance(body, list) and all(
+        isinstance(part, (ast.Pass, ast.Raise)) or isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)
+        for part in body
+    )
 
 
 def parents(place: ClassPlace, project: "Project") -> list[ClassPlace]:

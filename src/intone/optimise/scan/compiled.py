@@ -170,9 +170,15 @@ def _no_model(node: ast.expr, scope: Scope, project: Project) -> str | None:
             return f"only `{code_of(node, 30)}` is, which runs no model"
         if not functions and LOSS.match(last_name(node) or ""):
             return f"only `{code_of(node, 30)}` is, which runs no model"
-        if not functions and (last_name(node) == "step" or dotted(node, scope).startswith("torch.nn.attention")):
+        if not functions and (_is_of_optimizer(node) or dotted(node, scope).startswith("torch.nn.attention")):
             return f"only `{code_of(node, 30)}` is"
     return None
+
+
+def _is_of_optimizer(node: ast.expr) -> bool:
+    """opt.step, self.optimizer.step"""
+    named = isinstance(node, ast.Attribute) and node.attr == "step"
+    return named and re.search(r"opt|sched", target_name(node.value) or "") is not None  # type: ignore[attr-defined]
 
 
 def _is_used_later(name: str, made: ast.Assign, scope: Scope) -> bool:

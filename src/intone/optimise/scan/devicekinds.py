@@ -69,10 +69,60 @@ def text_evidence(node: ast.expr, scope: Scope, project: Project) -> list[Origin
 
 def is_numbered(node: ast.expr, scope: Scope, project: Project) -> bool:
     """str(x.device), where x lies somewhere: "cuda:0", never "cuda" alone, as a tensor's device has a number."""
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "str" and node.args):
+    inside: ast.expr | None = None
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("str", "repr", "format"):
+        inside = node.args[0] if node.args else None
+    elif isinstance(node, ast.JoinedStr) and len(node.values) == 1 and isinstance(node.values[0], ast.FormattedValue):
+        inside = node.values[0].value
+    elif isinstance(node, ast.Name):  # name = str(x.device)
+        made = [b.value for b in scope.bindings.get(node.id, []) if b.how == "="]
+        return len(made) == 1 and not isinstance(made[0], ast.Name) and is_numbered(made[0], scope, project)
+    return inside is not None and has_number(inside, scope, project)
+
+
+def has_number(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """A device that has a number wherever it is no processor: of a tensor, or made with one."""
+    ends = [origin for origin in project.origins(node, scope) if _device_kind(origin, project) == "device"]
+    known = [end for end in ends if not _is_processor(end.node)]
+    if not known or any(end.is_annotation for end in known):
         return False
-    ends = [origin for origin in project.origins(node.args[0], scope) if _device_kind(origin, project) == "device"]
-    return bool(ends) and all(isinstance(end.node, ast.Attribute) for end in ends)
+    return all(isinstance(end.node, ast.Attribute) or _has_index(end.node) for end in known)
+
+
+def is_made_with_number(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """A device that was made with a number, or that of a tensor that was made on such a device."""
+    for origin in project.origins(node, scope):
+        made, at = origin.node, origin.scope
+        if isinstance(made, ast.Call) and called(made, at) == "torch.device":
+            if _has_index(made):
+                return True
+            continue
+        base = made.value if isinstance(made, ast.Attribute) and made.attr == "device" else None
+        for tensor in project.origins(base, at, depth=4) if base is not None else ():
+            words = tensor.node.keywords if isinstance(tensor.node, ast.Call) else []
+            if any(word.arg == "device" and is_made_with_number(word.value, tensor.scope, project) for word in words):
+                return True
+    return False
+
+
+def _is_processor(node: ast.expr) -> bool:
+    """torch.device("cpu")"""
+    first = node.args[0] if isinstance(node, ast.Call) and node.args else None
+    return isinstance(first, ast.Constant) and first.value in ("cpu", "meta")
+
+
+def _has_index(node: ast.expr) -> bool:
+    """torch.device("cuda", rank), torch.device(f"cuda:{rank}"), torch.device(rank)"""
+    if not isinstance(node, ast.Call):
+        return False
+    index = node.args[1] if len(node.args) > 1 else next((w.value for w in node.keywords if w.arg == "index"), None)
+    if index is not None:
+        return not (isinstance(index, ast.Constant) and index.value is None)
+    first = node.args[0] if node.args else None
+    text = first.values[0] if isinstance(first, ast.JoinedStr) and first.values else first
+    if isinstance(text, ast.BinOp):
+        text = text.left
+    return isinstance(text, ast.Constant) and (":" in str(text.value) or isinstance(text.value, int))
 
 
 def _device_kind(origin: Origin, project: Project) -> str:
@@ -98,6 +148,8 @@ def _device_kind(origin: Origin, project: Project) -> str:
     if isinstance(node, ast.Attribute):
         if node.attr == "type":
             return "string"
+        if node.attr == "root_device":  # of a strategy or a trainer of Lightning
+            return "device"
         if node.attr == "device" and _has_device(node.value, scope, project):
             return "device"
     return "unknown"
@@ -112,6 +164,11 @@ TENSOR_NAME = re.compile(
 def _has_device(base: ast.expr, scope: Scope, project: Project) -> bool:
     """Whether x.device is a torch.device: x is a tensor, a model, or computed; a record's may be text."""
     name = last_name(base)
+    if isinstance(base, ast.Subscript):  # batch["ids"].device, self.params[0].device
+        held = last_name(base.value) or ""
+        made = project.origins(base.value, scope, _listed, depth=3)
+        tensors = any(isinstance(at.node, ast.Call) and last_name(at.node.func) in OF_MODULES for at in made)
+        return tensors or HELD_TENSORS.search(held) is not None or isinstance(base.value, ast.Call)
     if name is None:
         return isinstance(base, (ast.Call, ast.BinOp))  # next(model.parameters()).device, (a + b).device
     if name == "self" and (owner := owner_of(scope)) is not None:
@@ -119,6 +176,13 @@ def _has_device(base: ast.expr, scope: Scope, project: Project) -> bool:
         return any(
             part.endswith(("LightningModule", "PreTrainedModel", "ModelMixin", "DiffusionPipeline")) for part in bases
         )
+    typed = any(
+        HAS_DEVICE.search(called(at.node, at.scope)) if isinstance(at.node, ast.Call)
+        else at.is_annotation and HAS_DEVICE.search(text_of(at.node))
+        for at in project.origins(base, scope, depth=3)
+    ) if BAGS.match(name) else False  # fmt: skip
+    if typed:
+        return True
     if BAGS.match(name) or name in ("self", "cls"):
         return False
     if TENSOR_NAME.match(name) or is_model_name(name):
@@ -129,9 +193,31 @@ def _has_device(base: ast.expr, scope: Scope, project: Project) -> bool:
         text = text_of(origin.node)
         if origin.is_annotation and re.search(r"\b(Tensor|Module)\b", text):
             return True
-        if isinstance(origin.node, ast.Call) and called(origin.node, origin.scope).startswith("torch."):
-            return True
+        if isinstance(origin.node, ast.Call):
+            name = called(origin.node, origin.scope)
+            if name.startswith("torch.") or HAS_DEVICE.search(name):
+                return True
     return False
+
+
+def _listed(node: ast.expr) -> list[ast.expr]:
+    """list(x), tuple(x), [*x]: what is listed."""
+    if isinstance(node, ast.List):
+        return [part.value for part in node.elts if isinstance(part, ast.Starred)]
+    lists = isinstance(node, ast.Call) and last_name(node.func) in ("list", "tuple")
+    return node.args[:1] if lists else []  # type: ignore[attr-defined]
+
+
+# lists and dicts of tensors, and what gives them
+HELD_TENSORS = re.compile(
+    r"^(\w*params?|parameters|weights|tensors|batch|buffers|grads|inputs|xs|state_dict|sd|outputs?|tree)$"
+)
+
+OF_MODULES = ("parameters", "state_dict", "buffers", "named_parameters")
+# objects of libraries that keep a torch.device under that name
+HAS_DEVICE = re.compile(
+    r"(^|\.)(Accelerator|PartialState|AcceleratorState|Fabric|\w*TrainingArguments|pipeline|\w*[pP]ipeline\.from_pretrained)$"
+)
 
 
 # what only tensors, and models, have: a record of settings that keeps the name of a device has none of them

@@ -315,8 +315,9 @@ def grown_by(
 ) -> str | None:
     """How an expression is a text of this name made longer: cat, +, [*x, y], or a function that does so; or None."""
     if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add) and name in names_in(value):
-        parts = [value.left, value.right]
-        return "+ in the loop" if any(target_name(part) == name for part in parts) or _holds(value, name) else None
+        counted = any(isinstance(part, ast.Constant) and part.value == 1 for part in (value.left, value.right))
+        grown = name in (target_name(value.left), target_name(value.right)) or _holds(value, name)
+        return "+ in the loop" if grown and not counted else None  # position + 1 is no text
     if isinstance(value, (ast.List, ast.Tuple)) and index is None:
         stars = [part for part in value.elts if isinstance(part, ast.Starred) and name in names_in(part)]
         return "a longer list in the loop" if stars and len(value.elts) > 1 else None

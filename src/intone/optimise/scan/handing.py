@@ -4,6 +4,7 @@ import ast
 import builtins
 import re
 
+from intone.optimise.scan.expressions import text_of
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.source import Scope, target_name, walk
@@ -43,7 +44,18 @@ def _knows(item: Reached) -> bool:
     if HOOK.match(item.scope.simple_name) or any(TRAINED.search(name) for name in handed):
         return True
     # a method that keeps values of a training; a plain function reads whatever it is given
-    return item.scope.owner is not None and any(_takes_tensor(part) for part in walk(item.node))
+    if item.scope.owner is None:
+        return False
+    return any(_takes_tensor(part) for part in walk(item.node)) or bool(handed) and _is_kept(item)
+
+
+def _is_kept(item: Reached) -> bool:
+    """self.total += float(value): the object keeps what it reads, so it is made for values of a training."""
+    for above in item.scope.module.up(item.node):
+        if isinstance(above, ast.stmt):
+            targets = above.targets if isinstance(above, ast.Assign) else [getattr(above, "target", None)]
+            return any(target is not None and "self." in text_of(target) for target in targets)
+    return False
 
 
 def _takes_tensor(node: ast.AST) -> bool:

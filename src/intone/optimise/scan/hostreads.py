@@ -86,6 +86,10 @@ def _read_by(node: ast.Call, scope: Scope, project: Project) -> str | None:
     elif isinstance(func, ast.Name) and func.id in NUMBERS and node.args:
         if on_device(node.args[0], scope, project) and not has_read(node.args[0]):
             return code_of(node, 40)
+    elif isinstance(func, ast.Name) and func.id == "map" and len(node.args) > 1:  # map(float, losses)
+        reads = isinstance(node.args[0], ast.Name) and node.args[0].id in NUMBERS
+        if reads and on_device(node.args[1], scope, project) and not has_read(node.args[1]):
+            return code_of(node, 40)
     elif isinstance(func, ast.Name) and func.id in ("min", "max") and len(node.args) > 1:
         if any(is_tensor(arg, scope, project) for arg in node.args) and not has_read(node):
             return code_of(node, 40)

@@ -117,6 +117,11 @@ def _enter(
     if outer is None and isinstance(inner.scope.node, FunctionNode):
         steps = step_events(inner.scope.node, inner.scope, project)
         loop, outer_scope = (inner.scope.node, inner.scope) if steps else (None, inner.scope)
+        for site in project.callers(inner.scope)[:4] if not steps else ():  # def step(self): self.backward_all(); ...
+            found = step_events(site.scope.node, site.scope, project) if site.scope.name != "<module>" else []
+            if found:
+                steps, loop, outer_scope, chain = found, site.scope.node, site.scope, (site,)
+                break
     key = (inner.loop, loop)
     if key in groups:
         if call not in [item.node for item in groups[key].backwards]:

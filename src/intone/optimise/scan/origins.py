@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from intone.optimise.scan.calls import classes_of
+from intone.optimise.scan.calls import classes_of, functions_started
 from intone.optimise.scan.classes import class_field, class_methods
 from intone.optimise.scan.expressions import dotted, keyword, last_name, text_of
 from intone.optimise.scan.source import Binding, FunctionNode, Module, Scope, target_name
@@ -75,7 +75,7 @@ def _back(project: "Project", at: Origin, passes: Passes | None) -> Iterator[Ori
     elif isinstance(node, ast.Attribute) and target_name(node) is not None:
         yield from _back_from_attribute(project, node, scope)
     elif isinstance(node, ast.Call):
-        for function in project.callees(node, scope):
+        for function in project.callees(node, scope) or functions_started(node, scope, project):
             yield from (Origin(value, function) for value in [*function.returns, *function.yields])
 
 
@@ -190,9 +190,7 @@ def _back_from_handing(project: "Project", scope: Scope) -> Iterator[Origin]:
     for method in ("sub", "subn"):
         for site in project.sites.get(method, []) if not isinstance(scope.node, ast.Lambda) else ():
             if any(last_name(arg) == scope.simple_name for arg in site.call.args[:2]):
-                yield from (
-                    Origin(arg, site.scope) for arg in site.call.args if last_name(arg) != scope.simple_name
-                )
+                yield from (Origin(arg, site.scope) for arg in site.call.args if last_name(arg) != scope.simple_name)
     above = scope.module.parents.get(scope.node)
     if (
         isinstance(scope.node, ast.Lambda)
@@ -259,9 +257,15 @@ def _back_from_member(
         if isinstance(statement, ast.AnnAssign) and target_name(statement.target) == name:
             yield Origin(statement.annotation, place[0].top, is_annotation=True)
     if not bound:  # a dataclass: what its makers hand over
-        for site in project.sites.get(place[1].name, [])[:10]:
-            if (word := keyword(site.call, name)) is not None:
-                yield Origin(word, site.scope)
+        fields = [target_name(part.target) for part in place[1].body if isinstance(part, ast.AnnAssign)]
+        number = fields.index(name) if name in fields else None
+        own = [(call, method) for method in project.class_scopes(place[1]) for call in method.calls]
+        own = [(call, method) for call, method in own if last_name(call.func) == "cls"]
+        for call, at in [*((site.call, site.scope) for site in project.sites.get(place[1].name, [])[:10]), *own]:
+            if (word := keyword(call, name)) is not None:
+                yield Origin(word, at)
+            elif number is not None and number < len(call.args) and last_name(call.func) == "cls":
+                yield Origin(call.args[number], at)
 
 
 def is_static(scope: Scope) -> bool:

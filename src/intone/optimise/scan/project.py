@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from intone.optimise.scan.calls import WRAPS, functions_of
+from intone.optimise.scan.calls import WRAPS, functions_of, given_names
 from intone.optimise.scan.classes import class_field, fields_of
 from intone.optimise.scan.expressions import keyword, last_name
 from intone.optimise.scan.origins import DEPTH, Origin, Passes, is_static, origins
@@ -127,6 +127,9 @@ class Project:
                 yield name or ""
             elif name in WRAPS or (isinstance(node.func, ast.Call) and last_name(node.func.func) in WRAPS):
                 yield from (found for arg in node.args[:1] for found in self._handed(arg))
+            for maker in self.functions.get(name or "", [])[:2]:  # roll = make_roll(model), which returns a function
+                inner = {one.simple_name for one in maker.module.scopes if one.outer is maker}
+                yield from (last for value in maker.returns if (last := last_name(value) or "") in inner)
         elif isinstance(node, (ast.IfExp, ast.BoolOp)):
             parts = [node.body, node.orelse] if isinstance(node, ast.IfExp) else node.values
             yield from (found for part in parts for found in self._handed(part))
@@ -179,10 +182,10 @@ class Project:
     def _names_of(self, scope: Scope) -> list[str]:
         names = [scope.simple_name]
         if scope.simple_name == "<lambda>":
+            names = given_names(scope.node, scope.module)
             above = scope.module.parents.get(scope.node)
-            names = [last_name(t) or "" for t in above.targets] if isinstance(above, ast.Assign) else []
             above = scope.module.parents.get(above) if isinstance(above, ast.keyword) else above
-            if isinstance(above, ast.Call):  # publish(path, lambda p: torch.save(state, p)): the parameter's name
+            if isinstance(above, ast.Call) and not names:  # publish(path, lambda p: save(p)): the parameter's name
                 names = [name for name, value in self._parameter_names(above) if value is scope.node]
         if scope.simple_name in ("forward", "__call__") and scope.owner is not None:
             names.append(scope.owner.name)

@@ -25,8 +25,9 @@ class Scaling:
 
     node: ast.AST
     factor: ast.expr
-    scope: Scope
+    scope: Scope  # of the factor
     divides: bool
+    home: Scope | None = None  # of the node, where that is another one
 
     @property
     def line(self) -> int:
@@ -55,7 +56,8 @@ def scalings(item: Reached, loop: TrainLoop, project: Project) -> Iterator[Scali
         if id(node) in seen or left == 0:
             continue
         seen.add(id(node))
-        yield from _scaled_here(node, scope)
+        for one in _scaled_here(node, scope):
+            yield _by_reciprocal(one, project) or one
         todo.extend(_back(node, scope, chain, left, project))
         name = target_name(node)
         if name is None:
@@ -92,6 +94,17 @@ def _scaled_here(node: ast.expr, scope: Scope) -> Iterator[Scaling]:
         for arg in [*node.args, *(word.value for word in node.keywords)]:
             if any(ACCUM.search(name.rpartition(".")[2]) for name in names_in(arg)):
                 yield Scaling(node, arg, scope, True)
+
+
+def _by_reciprocal(scaling: Scaling, project: Project) -> Scaling | None:
+    """loss * self.share, with share = 1 / n somewhere: a division by n."""
+    if scaling.divides and isinstance(scaling.factor, ast.BinOp) or target_name(scaling.factor) is None:
+        return None
+    for origin in project.origins(scaling.factor, scaling.scope, depth=3):
+        made = origin.node
+        if isinstance(made, ast.BinOp) and isinstance(made.op, ast.Div) and isinstance(made.left, ast.Constant):
+            return Scaling(scaling.node, made.right, origin.scope, True, scaling.scope)
+    return None
 
 
 def _back(node: ast.expr, scope: Scope, chain: tuple[Site, ...], left: int, project: Project) -> Iterator[Way]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
+from intone.optimise.scan.selfnames import name_self
+
 Kind = TypeVar("Kind", bound=ast.AST)
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
@@ -239,6 +241,7 @@ def _in_header(loop: ast.AST, below: ast.AST) -> bool:
 def parse_module(path: str, text: str) -> Module:
     """The file as a Module. Raises SyntaxError where it is not Python."""
     module = Module(path, text, ast.parse(text), text.splitlines())
+    name_self(module.tree)
     top = Scope(module, module.tree, "<module>", None, None)
     module.scopes.append(top)
     _visit(module, module.tree, top, "", None)
@@ -310,8 +313,7 @@ def walk(node: ast.AST) -> list[ast.AST]:
 def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
     """Every node inside a function, module, loop or statement in the order of the text, none of inner functions.
 
-    Nodes that all trees share (Load, Add, Lt) are left out: nothing can be said of their place.
-    """
+    Nodes that all trees share (Load, Add, Lt) are left out."""
     if isinstance(node, ast.Lambda):
         stack: list[ast.AST] = [node.body]
     elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -370,6 +372,8 @@ def bound_by(node: ast.AST) -> Iterator[tuple[str, Binding]]:
         yield from _bind(node.optional_vars, node.context_expr, "with", node)
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
         name = target_name(node.func.value)
+        if name == "self" and node.func.attr in ("register_buffer", "register_parameter") and len(node.args) > 1:
+            yield f"self.{getattr(node.args[0], 'value', '')}", Binding(node.args[1], "=", node)
         if name is None and isinstance(node.func.value, ast.Subscript):  # rows[i].append(token)
             name = target_name(node.func.value.value)
         if name and node.func.attr in ("append", "extend", "appendleft", "add", "put", "fill_", "copy_"):

@@ -126,6 +126,6 @@ def _answers(node: ast.Call) -> bool:
         return not (last == "decode" and (constant or not node.args))  # bytes.decode("utf-8")
     if isinstance(node.func, ast.Attribute) and last in ASKS:
         return bool(ANSWERERS.search(target_name(node.func.value) or ""))
-    return isinstance(node.func, ast.Name) and bool(
+    return isinstance(node.func, (ast.Name, ast.Attribute)) and bool(
         re.fullmatch(r"(ask_|call_|query_|prompt_)?(llm|lm|gpt\w*|chat_model|pipe)(_\w+)?", last)
     )

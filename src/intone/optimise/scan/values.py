@@ -35,7 +35,7 @@ LOSS_NAME = re.compile(r"(^|_)(loss|nll|ce|cost|objective|criterion)(es|\d)?($|_
 KEEPS = {
     "item", "tolist", "view", "reshape", "squeeze", "unsqueeze", "flatten", "to", "long", "int", "clone", "detach",
     "cpu", "cuda", "contiguous", "numpy", "transpose", "gather", "select", "t", "clamp", "pin_memory", "type",
-    "permute",
+    "permute", "masked_fill", "masked_fill_", "expand",
 }  # fmt: skip
 SAMPLERS = re.compile(
     r"^_*(multinomial\w*|categorical_sample|sample|sample_(token|next|logits|top|from|one|id|with)\w*|\w*next_token\w*"
@@ -214,7 +214,9 @@ def is_model_value(value: ast.Call, scope: Scope, project: Project) -> bool:
 def is_module_class(node: ast.ClassDef) -> bool:
     """Whether a class is an nn.Module, by its bases or its super().__init__ and forward."""
     bases = [last_name(base) or "" for base in node.bases]
-    if any(base.endswith(("Module", "Linear", "Embedding", "LayerNorm", "PreTrainedModel")) for base in bases):
+    if any(base.endswith(("Module", "Linear", "Embedding", "Norm", "PreTrainedModel", "ModelMixin")) for base in bases):
+        return True
+    if any((target_name(base) or "").startswith(("nn.", "torch.nn.")) for base in node.bases):
         return True
     methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
     return bool(bases) and {"forward", "__init__"} <= methods and not any(base.endswith("Function") for base in bases)

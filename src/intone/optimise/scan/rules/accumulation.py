@@ -8,7 +8,7 @@ from intone.optimise.scan.clearing import behind_if, cleared_before_step, cleare
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import Loop, TrainLoop, is_cut, train_loops, walk_of, walked_over
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.scaling import (
     Scaling,
@@ -133,6 +133,7 @@ def over_micro_batches(loop: Loop, scope: Scope, project: Project) -> str | None
 )
 def cleared_too_often(module: Module, project: Project) -> Iterator[Place]:
     """zero_grad() at every turn of the loop over micro-batches, while the step comes later."""
+    yield from _cleared_by_hook(module, project)
     for loop in train_loops(module, project):
         if (cleared := cleared_before_step(loop)) is not None:
             told = f"line {cleared.line}: {code_of(cleared.node, 50)}, and then {code_of(loop.steps[0].node, 40)}"
@@ -150,6 +151,26 @@ def cleared_too_often(module: Module, project: Project) -> Iterator[Place]:
                     scope=item.scope,
                 )
                 break
+
+
+BATCH_HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_before_backward", "on_after_backward")
+
+
+def _cleared_by_hook(module: Module, project: Project) -> Iterator[Place]:
+    """on_train_batch_start() of Lightning that clears, where training_step() steps only every few batches."""
+    for scope in module.scopes[1:]:
+        if scope.simple_name not in BATCH_HOOKS or scope.owner is None:
+            continue
+        for step in (one for one in project.class_scopes(scope.owner) if one.simple_name == "training_step"):
+            items = reached(step.node, step, project)
+            steps = [item for item in items if isinstance(item.node, ast.Call) and last_name(item.node.func) == "step"]
+            guards = [counter_guard(item, step.node, project) for item in steps]
+            cleared = next((item for item in reached(scope.node, scope, project) if clears(item)), None)
+            if cleared is None or not any(guards) or behind_if(cleared, scope.node):
+                continue
+            told = next(f"line {guard.lineno}: if {code_of(guard.test, 50)}" for guard in guards if guard is not None)
+            words = f"`{scope.simple_name}` clears the gradients at every batch, the step comes only after several"
+            yield Place(cleared.node, words, (told,), scope=cleared.scope)
 
 
 @rule(
@@ -211,7 +232,12 @@ def counts_micro_batches(loop: TrainLoop, project: Project) -> bool:
         return False
     if re.search(r"range\(|chunk|split|micro|batched\(|grouper\(", text):
         return True
+    helpers = [last_name(site.call.func) or "" for item in loop.backwards for site in item.chain]
+    if loop.shape == "nested" and any(ACCUM.search(name) for name in helpers):
+        return True
     parts = {f"len({target_name(walked)})"}  # the loss is divided by their number
+    if loop.shape == "nested" and f"/ {next(iter(parts))}" in text_of(loop.outer_scope.node):
+        return True
     if isinstance(walked, ast.Subscript) and isinstance(walked.slice, ast.Slice) and walked.slice.upper is not None:
         parts.add(text_of(walked.slice.upper))  # for batch in batches[:n]
     return any(

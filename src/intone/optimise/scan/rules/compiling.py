@@ -20,6 +20,7 @@ from intone.optimise.scan.expressions import called, code_of, is_false, keyword,
 from intone.optimise.scan.growth import grown_argument
 from intone.optimise.scan.lengths import fixes_shapes, longer_keys, prompt_handed
 from intone.optimise.scan.loops import TrainLoop, train_loops
+from intone.optimise.scan.modes import model_name
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import Frame, Reached, inner_loops, is_inside, loops_around, reached
@@ -65,7 +66,7 @@ def not_compiled(module: Module, project: Project) -> Iterator[Place]:
             break
         if any(is_compiled(run.node.func, run.scope, project) is not None for run in runs):  # type: ignore[attr-defined]
             break
-        yield _uncompiled(loop, module, compiles, runs[0])
+        yield _uncompiled(loop, module, compiles, runs[0], project)
         return  # one finding a file: its loops are the same model's
     else:
         yield from _library_uncompiled(module, project)
@@ -109,10 +110,17 @@ def _is_lightning(call: ast.Call, scope: Scope, files: list[Module], project: Pr
     return trainer and any(re.search(r"\(\s*(\w+\.)?LightningModule\s*\)", file.text) for file in files)
 
 
-def _made(run: Reached) -> tuple[ast.AST, Scope] | None:
-    """Where a model is made that a loop runs: the assignment in its function or at the top of its file."""
+def _made(run: Reached, project: Project) -> tuple[ast.AST, Scope] | None:
+    """Where a model is made that a loop runs: in its function, at the top of its file, or in a method of its object."""
     assert isinstance(run.node, ast.Call)
-    name, at = target_name(run.node.func), run.scope
+    known = model_name(run, project)
+    name = known or target_name(run.node.func)
+    at = run.chain[0].scope if known is not None and run.chain else run.scope
+    if name is not None and name.startswith("self.") and (owner := project.owner_of(at)) is not None:
+        for method in project.class_scopes(owner[1]):
+            for binding in method.bindings.get(name, []):
+                if binding.how == "=" and isinstance(binding.value, ast.Call):
+                    return binding.node, method
     while name is not None and name not in at.parameters:
         for binding in at.bindings.get(name, []):
             if binding.how == "=" and isinstance(binding.value, ast.Call):
@@ -123,7 +131,7 @@ def _made(run: Reached) -> tuple[ast.AST, Scope] | None:
     return None
 
 
-def _uncompiled(loop: TrainLoop, module: Module, compiles: list[Compile], run: Reached) -> Place:
+def _uncompiled(loop: TrainLoop, module: Module, compiles: list[Compile], run: Reached, project: Project) -> Place:
     partly = [one for one in compiles if (one.idle or "").startswith("only ")]
     if len(compiles) > len(partly):
         one = next(one for one in compiles if one not in partly)
@@ -136,7 +144,21 @@ def _uncompiled(loop: TrainLoop, module: Module, compiles: list[Compile], run: R
     off = [line for line, text in module.comments.items() if re.search(r"\btorch\.compile\(|\.compile\(", text)]
     told = [f"compiled at {one.scope.module.path}:{one.call.lineno}: {one.idle}" for one in partly[:1]]
     told += [f"commented out at line {line}: {module.lines[line - 1].strip()[:70]}" for line in off[:1]]
-    made = _made(run)
+    made = _made(run, project)
+    if made is not None and made[1].owner is not None and not off:  # kept by an object: there it is to be compiled
+        place = f"{loop.outer_scope.module.path}:{getattr(loop.around, 'lineno', 0)}"
+        return Place(
+            made[0],
+            "the model is made here and trained uncompiled",
+            (
+                f"the training loop is at {place}",
+                *([] if partly else ["no torch.compile in this file or on the way"]),
+                *told,
+            ),
+            confidence="medium",
+            scope=made[1],
+            also=((loop.around, loop.outer_scope),),
+        )
     if made is not None:
         told.append(f"the model is made at {made[1].module.path}:{getattr(made[0], 'lineno', 0)}")
     return Place(
@@ -269,9 +291,9 @@ def _compiled_names(one: Compile) -> list[str]:
     if inner is None:
         name = target_name(handed) if handed is not None else None
         return [name] if name is not None else []
-    body = inner.node.body if isinstance(inner.node.body, list) else [inner.node.body]
     own = {*inner.parameters, *inner.bindings}
-    return [name for part in body for name in sorted(names_in(part)) if name.partition(".")[0] not in own]
+    names = {name for part in inner.body if isinstance(part, ast.expr) for name in names_in(part)}
+    return [name for name in sorted(names) if name.partition(".")[0] not in own]
 
 
 def _is_made_in(frame: Frame, site: Site) -> bool:

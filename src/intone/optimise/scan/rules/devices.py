@@ -4,8 +4,8 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.devicekinds import device_evidence, is_numbered, text_evidence
-from intone.optimise.scan.expressions import code_of, last_name
+from intone.optimise.scan.devicekinds import device_evidence, is_made_with_number, is_numbered, text_evidence
+from intone.optimise.scan.expressions import called, code_of, last_name
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
@@ -54,6 +54,10 @@ def _against_text(node: ast.Compare, scope: Scope, project: Project) -> tuple[st
     if len(node.ops) != 1 or not isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
         return None
     sides = (node.left, node.comparators[0])
+    for one, other in (sides, sides[::-1]):
+        if _is_bare_device(other, scope) and is_made_with_number(one, scope, project):
+            words = f"`{code_of(one, 30)}` has a number, as in cuda:0, and `{code_of(other, 30)}` has none"
+            return words, ("devices with and without a number are never equal",)
     if not all(isinstance(side, (ast.Name, ast.Attribute, ast.Call)) for side in sides):
         return None
     if not any("dev" in code_of(side, 200).lower() for side in sides):
@@ -69,10 +73,23 @@ def _against_text(node: ast.Compare, scope: Scope, project: Project) -> tuple[st
     return None
 
 
+def _is_bare_device(node: ast.expr, scope: Scope) -> bool:
+    """torch.device("cuda"), written out here: a device without a number."""
+    if not isinstance(node, ast.Call) or called(node, scope) != "torch.device" or len(node.args) != 1 or node.keywords:
+        return False
+    first = node.args[0]
+    return isinstance(first, ast.Constant) and first.value in ("cuda", "xpu", "hip")
+
+
 def _never_equal(node: ast.AST, value: ast.expr, scope: Scope, project: Project) -> str | None:
     """str(x.device) == "cuda", device.type == "cuda:0": texts on both sides that are never the same; in words."""
     if not isinstance(node, ast.Compare) or not isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
         return None
+    numbered_text = _is_device_word(node.left, scope) or _is_device_word(node.comparators[0], scope)
+    if numbered_text and isinstance(value, ast.Attribute) and value.attr == "type":
+        other = node.left if value is node.comparators[0] else node.comparators[0]
+        if not isinstance(other, (ast.Constant, ast.Name)) and re.search(r"(device|dev)\.type$", code_of(value, 60)):
+            return f"`{code_of(value, 30)}` is the kind of device without a number"
     sides = [side for side in (node.left, node.comparators[0]) if isinstance(side, ast.Constant)]
     words = [side.value for side in sides if isinstance(side.value, str)]
     if any(word in ("cuda", "mps", "xpu") for word in words) and is_numbered(value, scope, project):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from intone.optimise.scan.calls import classes_of
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
+from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.modes import is_in_eval_mode, is_off, mode_of, model_name, sets_eval
 from intone.optimise.scan.neighbours import neighbours
@@ -350,6 +350,11 @@ def _named_only(module: Module, project: Project) -> Iterator[Place]:
                 if is_model_name(target_name(node.value.value) or ""):
                     told = ("a name alone does nothing: the call is missing",)
                     yield Place(node, f"`{code_of(node.value, 40)}` is named and not called", told)
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and (
+                called(node.value, scope) in ("torch.no_grad", "torch.inference_mode", "torch.autograd.no_grad")
+            ):  # fmt: skip
+                told = ("it is a context: only `with` or a decorator switches gradients off",)
+                yield Place(node, f"`{code_of(node.value, 40)}` alone changes nothing", told)
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
                 target = node.targets[0]
                 named = target.attr == "training" and is_model_name(target_name(target.value) or "")

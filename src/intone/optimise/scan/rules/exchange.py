@@ -32,7 +32,7 @@ HANDLED = re.compile(
 def exchanged_too_often(module: Module, project: Project) -> Iterator[Place]:
     """DDP and accumulation without no_sync; all_reduce of gradients inside the loop over micro-batches."""
     for loop in train_loops(module, project):
-        if not loop.accumulates or not loop.steps or not counts_micro_batches(loop, project):
+        if not loop.accumulates or not loop.steps:
             continue
         items = [item for item in loop.turn(project) if isinstance(item.node, ast.Call)]
         reduce = next((item for item in items if _reduces_gradients(item.node, item.scope)), None)  # type: ignore[arg-type]
@@ -43,6 +43,8 @@ def exchanged_too_often(module: Module, project: Project) -> Iterator[Place]:
                 (f"{module.path}:{loop.inner.lineno}: {module.line_of(loop.inner)[:60]}", reduce.path()),
                 scope=reduce.scope,
             )
+            continue
+        if not counts_micro_batches(loop, project):
             continue
         inverted = _inverted(loop, project)
         if inverted is not None:

@@ -39,6 +39,11 @@ def unsafe_load(module: Module, project: Project) -> Iterator[Place]:
                 yield Place(call, *how)
             elif name in ("torch.load", *FROM_ADDRESS):
                 yield from _torch_load(call, scope, project)
+            elif last_name(call.func) == "partial" and call.args and (
+                dotted(call.args[0], scope) in ("np.load", "numpy.load")
+                and is_told(call, "allow_pickle", scope, project, place=None)
+            ):  # fmt: skip
+                yield Place(call, "numpy may unpickle what is read by this", ("allow_pickle=True",))
             elif _is_partial_load(call, scope):
                 for place in _torch_load(call, scope, project):
                     yield from _where_used(place, call, scope, project)
@@ -118,6 +123,9 @@ def _is_partial_load(call: ast.Call, scope: Scope) -> bool:
     return last_name(call.func) == "partial" and bool(call.args) and dotted(call.args[0], scope) == "torch.load"
 
 
+FAR = 5  # lines; a loader that is made further away from all its uses is told where it is made too
+
+
 def _where_used(place: Place, call: ast.Call, scope: Scope, project: Project) -> Iterator[Place]:
     """read = partial(torch.load, weights_only=False): where files are read by this name, or where it is made."""
     above: ast.AST | None = scope.module.parents.get(call)
@@ -125,6 +133,9 @@ def _where_used(place: Place, call: ast.Call, scope: Scope, project: Project) ->
         above = scope.module.parents.get(above)
     name = target_name(above.targets[0]) if isinstance(above, ast.Assign) else None
     uses = list(_uses(name, scope, project)) if name is not None and not name.startswith("torch.") else []
+    if uses and all(at.module is not scope.module or abs(used.lineno - call.lineno) > FAR for used, at in uses):
+        read = f"`{name}` reads files at {uses[0][1].module.path}:{uses[0][0].lineno}"
+        yield Place(call, place.message, (*place.evidence[:1], read), place.confidence, place.severity)
     for used, at in uses:
         told = (f"`{name}` is `{code_of(call, 50)}`, made at {scope.module.path}:{call.lineno}", *place.evidence[1:])
         also = ((call, scope),)

@@ -45,6 +45,11 @@ def sync_in_forward(module: Module, project: Project) -> Iterator[Place]:
             cut = next(
                 (end for node in scope.of(ast.Slice) if (end := _cut_by(node, scope, project)) is not None), None
             )
+            masked = next((node for node in scope.of(ast.Subscript) if _is_masked(node, scope, project)), None)
+            if masked is not None:
+                told = f"`{code_of(masked, 40)}` waits in every forward pass to know how many entries it takes"
+                yield Place(masked, told, (_how_reached(scope, project),), severity="low")
+                continue
             if cut is not None:
                 told = f"the cut at `{code_of(cut, 40)}` waits in every forward pass"
                 yield Place(cut, told, (_how_reached(scope, project),))
@@ -56,6 +61,21 @@ def _cut_by(node: ast.Slice, scope: Scope, project: Project) -> ast.expr | None:
         if isinstance(end, ast.Call) and last_name(end.func) in REDUCES and _is_of_tensor(end, scope, project):
             return end
     return None
+
+
+def _is_masked(node: ast.Subscript, scope: Scope, project: Project) -> bool:
+    """x[mask], with mask = ids == 3: as many entries as the mask has, which is read to make room for them."""
+    if not isinstance(node.ctx, ast.Load) or not _keeps_tensor(node, _tensors(scope, project)):
+        return False
+    mask: ast.expr = node.slice
+    if isinstance(mask, ast.Name):
+        made = [b.value for b in scope.bindings.get(mask.id, []) if b.how == "="]
+        if len(made) != 1:
+            return False
+        mask = made[0]
+    while isinstance(mask, ast.UnaryOp) and isinstance(mask.op, ast.Invert):
+        mask = mask.operand
+    return isinstance(mask, ast.Compare) and _keeps_tensor(mask, _tensors(scope, project))
 
 
 TESTS = (ast.If, ast.While, ast.Assert, ast.IfExp)
@@ -181,7 +201,11 @@ def _hooks(project: Project) -> set[Scope]:
     """The functions that modules call at every pass: layer.register_forward_hook(watch)."""
     key = ("hooks of modules", None)
     if key not in project.remembered:
-        adders = ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook")
+        adders = (
+            "register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook", "register_hook",
+            "register_full_backward_pre_hook", "register_backward_hook", "register_post_accumulate_grad_hook",
+            "register_multi_grad_hook",
+        )  # fmt: skip
         project.remembered[key] = {
             function for name in adders for site in project.sites.get(name, []) if site.call.args
             for function in functions_of(site.call.args[0], site.scope, project)

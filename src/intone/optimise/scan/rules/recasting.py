@@ -71,25 +71,40 @@ def _for_last(module: Module, project: Project) -> Iterator[Place]:
     """full = head(hidden).float(); return full[:, -1]: outside of a loop too, and where a caller cuts."""
     for scope in module.scopes:
         for call in scope.calls:
-            value = _cast_to_fp32(call, scope)
-            value = _whole(value) if value is not None else None
+            cast = _cast_to_fp32(call, scope)
+            if cast is None:
+                continue
+            value = _whole(cast)
             if isinstance(value, ast.Call):
                 whole = _is_head(value, scope, project)
             else:
-                name = target_name(value) if value is not None else None
+                name = target_name(value)
                 whole = name is not None and "logit" in name and _is_logits(name, scope, project)
                 whole = whole and name not in scope.parameters
+                whole = whole or _is_cut_at_once(call, scope) and _chooses(scope)
             if whole and _is_read_last(call, scope, project):
                 words = "the logits of all positions are copied to fp32, and only the last one's are used"
                 yield Place(call, words, (code_of(call, 60),))
                 break
 
 
+def _is_cut_at_once(cast: ast.Call, scope: Scope) -> bool:
+    """scores.float()[:, -1], whatever it is called."""
+    above = scope.module.parents.get(cast)
+    return isinstance(above, ast.Subscript) and above.value is cast and isinstance(above.slice, ast.Tuple)
+
+
+def _chooses(scope: Scope) -> bool:
+    """Whether a function makes probabilities or tokens of what it has."""
+    chosen = ("softmax", "log_softmax", "multinomial", "argmax", "topk", "logsumexp")
+    return any(last_name(call.func) in chosen for call in scope.calls)
+
+
 def _is_read_last(node: ast.expr, scope: Scope, project: Project, depth: int = 2) -> bool:
     """Whether of a value nothing but the last position is read: here, or by all that call the function."""
     above = scope.module.parents.get(node)
     if isinstance(above, ast.Subscript) and above.value is node:
-        return _keeps_last(above.slice)
+        return _keeps_last(above.slice) or _picks_ends(above.slice)
     if isinstance(above, ast.Return) and depth:
         sites = project.callers(scope)
         return bool(sites) and all(_is_read_last(site.call, site.scope, project, depth - 1) for site in sites)
@@ -101,7 +116,17 @@ def _is_read_last(node: ast.expr, scope: Scope, project: Project, depth: int = 2
         if scope.module.scope_of.get(one) is scope and getattr(one, "lineno", 0) > above.lineno  # type: ignore[attr-defined]
     ]  # fmt: skip
     cuts = [one for one in read if isinstance(one, ast.Subscript) and target_name(one.value) == name]
-    return bool(cuts) and len(cuts) == len(read) and all(_keeps_last(one.slice) for one in cuts)
+    return bool(cuts) and len(cuts) == len(read) and all(
+        _keeps_last(one.slice) or _picks_ends(one.slice) for one in cuts
+    )  # fmt: skip
+
+
+def _picks_ends(index: ast.expr) -> bool:
+    """[ends], [rows, lengths - 1]: the last position of each text, by its number."""
+    parts = index.elts if isinstance(index, ast.Tuple) else [index]
+    if any(isinstance(part, (ast.Slice, ast.Constant)) for part in parts):
+        return False
+    return bool(re.search(r"(^|_)(ends?|last\w*|final\w*|tails?)$|len\w* - 1|(^|_)last_|cumsum", text_of(parts[-1])))
 
 
 def _all_steps(module: Module, project: Project) -> Iterator[Place]:

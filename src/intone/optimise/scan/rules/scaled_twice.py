@@ -39,9 +39,13 @@ def scaled_by_hand_too(module: Module, project: Project) -> Iterator[Place]:
                 number = only_value(scaling.factor, scaling.scope, project)
                 fixed = isinstance(number, int) and number > 1
                 if scaling.divides and (fixed or is_count(scaling.factor, scaling.scope, project)):
-                    told = f"{scaling.scope.module.path}:{scaling.line}: {scaling.text}"
+                    home = scaling.home or scaling.scope
+                    told = f"{home.module.path}:{scaling.line}: {scaling.text}"
                     words = f"`{code_of(item.node, 40)}` divides by the number of micro-batches, as the code does too"
-                    yield Place(item.node, words, (told, library), scope=item.scope)
+                    if home is item.scope:
+                        yield Place(item.node, words, (told, library), scope=item.scope)
+                    else:  # in what computes the loss
+                        yield Place(scaling.node, words, (told, library), scope=home, also=((item.node, item.scope),))
                     break
     for scope in module.scopes[1:]:
         base = _library_base(scope)

@@ -155,6 +155,42 @@ def pins_device_rows(module: Module, project: Project) -> Iterator[Place]:
                     break
 
 
+@rule(
+    "S72",
+    "a loader cannot pin batches of a class of its own",
+    kind="async-copy",
+    severity="low",
+    why="The loader's pinning goes into tuples, lists and dicts, and asks objects for pin_memory(): a batch that is an "
+    "object without that method stays in pageable memory, so its non-blocking copies wait all the same.",
+    fix="Give the batch's class a pin_memory() that pins its tensors and returns itself, or hand over a dict.",
+    source="PyTorch reference of torch.utils.data: memory pinning of custom types",
+)
+def unpinned_object(module: Module, project: Project) -> Iterator[Place]:
+    """DataLoader(..., collate_fn=make, pin_memory=True), where make returns Batch(...) that cannot be pinned."""
+    told: set[ast.AST] = set()
+    for site in project.sites.get("DataLoader", []):
+        collate = keyword(site.call, "collate_fn")
+        if collate is None or not is_told(site.call, "pin_memory", site.scope, project):
+            continue
+        makers = functions_of(collate, site.scope, project)[:2]
+        places = [place for maker in makers for value in maker.returns for place in classes_of(value, maker, project)]
+        for node in (node for file, node in places if file is module):
+            methods = project.class_scopes(node)
+            if any(one.simple_name == "pin_memory" for one in methods) or _is_collection(node):
+                continue
+            for method, call in ((one, call) for one in methods for call in one.calls):
+                if _sent(call, method, project) is not None and call not in told:
+                    told.add(call)
+                    made = f"`{node.name}` has no pin_memory(), so the loader at line {site.call.lineno} skips it"
+                    yield Place(call, "the copy is of memory that was not pinned", (made,), scope=method)
+
+
+def _is_collection(node: ast.ClassDef) -> bool:
+    """A class that the loader goes into: a named tuple, a dict, a list; others are unknown."""
+    bases = " ".join(text_of(base) for base in node.bases)
+    return bool(re.search(r"NamedTuple|dict|Dict|list|tuple|Mapping|BatchEncoding|BatchFeature|Data\b", bases))
+
+
 def _moves(value: ast.expr, scope: Scope) -> Iterator[ast.Call]:
     """The calls by which a returned value, or what its names are bound to, was put on the device."""
     values = [value, *(b.value for name in names_in(value) for b in scope.bindings.get(name, []) if b.how == "=")]

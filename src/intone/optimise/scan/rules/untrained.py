@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.calls import classes_of
+from intone.optimise.scan.calls import KEEPS_OBJECT, classes_of
 from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.modes import is_off, mode_of, model_name, off_here
@@ -38,6 +38,7 @@ EXPORTS = (
 )
 def loaded_in_training_mode(module: Module, project: Project) -> Iterator[Place]:
     """model = Net(config); model.load_state_dict(...) in a program that only runs it; jit.trace of such a model."""
+    yield from _made_and_run(module, project)
     files = neighbours(module, project)
     trained = any(file.mentions(TRAINS) for file in files)
     if not trained and _is_run(files, project):
@@ -69,6 +70,64 @@ def loaded_in_training_mode(module: Module, project: Project) -> Iterator[Place]
                 confidence="high" if classes_of(held, scope, project) else "medium",
             )
             break
+
+
+# libraries whose models are made in training mode, trained weights or not
+IN_TRAINING_MODE = re.compile(
+    r"(torchvision\.models\.(\w+\.)?(?!get_weight|list_models|get_model_)[a-z]\w*|timm\.(models\.)?create_model|"
+    r"segmentation_models_pytorch\.\w+|open_clip\.create_model\w*)$"
+)
+
+
+def _made_and_run(module: Module, project: Project) -> Iterator[Place]:
+    """teacher = torchvision.models.resnet50(weights=...), which is only run, in training mode."""
+    files = neighbours(module, project)
+    trains = any(file.mentions(TRAINS) for file in files)
+    for scope in module.scopes:
+        for name, bindings in scope.bindings.items():
+            last = name.rpartition(".")[2]
+            if trains and not TEACHES.search(last):
+                continue
+            made = next((m for b in bindings if b.how == "=" and (m := _maker(b.value)) is not None), None)
+            if made is None or not IN_TRAINING_MODE.match(called(made, scope)):
+                continue
+            runs = [call for file in files for at in file.scopes for call in at.calls if last_name(call.func) == last]
+            if runs and not any(_is_set_or_trained(last, file, project) for file in files):
+                told = f"line {runs[0].lineno}: {code_of(runs[0], 40)}; no .eval() for it, and no optimizer has it"
+                yield Place(made, f"`{name}` is made in training mode and only run", (told,))
+
+
+def _maker(value: ast.expr) -> ast.Call | None:
+    """The call that makes a model, behind what puts it elsewhere; None where .eval() is among that."""
+    while (
+        isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and isinstance(value.func.value, ast.Call)
+    ):
+        if value.func.attr not in KEEPS_OBJECT or value.func.attr == "eval":
+            return None
+        value = value.func.value
+    return value if isinstance(value, ast.Call) else None
+
+
+def _is_set_or_trained(last: str, file: Module, project: Project) -> bool:
+    """Whether a file sets the mode of what has a name, asks for its parameters, or hands it to what may do so."""
+    for scope in file.scopes:
+        for call in scope.calls:
+            func = call.func
+            if isinstance(func, ast.Attribute) and func.attr in ("eval", "train", "parameters", "named_parameters"):
+                words = {word for name in names_in(func.value) for word in name.split(".")}
+                walked = {
+                    word for name in names_in(func.value) for b in scope.bindings.get(name, []) if b.how == "iter"
+                    for one in names_in(b.value) for word in one.split(".")
+                }  # fmt: skip
+                frozen = func.attr.endswith("parameters") and "requires_grad" in text_of(scope.node)
+                if last in words | walked and not frozen:
+                    return True
+            handed = any(last_name(arg) == last for arg in [*call.args, *(word.value for word in call.keywords)])
+            if handed and (last_name(func) or "")[:1].isupper():
+                return True  # a part of something larger, or a trainer's
+            if handed and any(SETS_EVAL.search(text_of(one.node)) for one in project.callees(call, scope)[:2]):
+                return True
+    return False
 
 
 def _is_put_back(call: ast.Call, scope: Scope) -> bool:
@@ -154,6 +213,8 @@ def untrained_with_graph(module: Module, project: Project) -> Iterator[Place]:
             if is_model_call(item.node, item.scope, project):
                 known = TEACHES.search(own.rpartition(".")[2]) is not None
                 name = own if known else model_name(item, project) or own
+            elif _is_handed_teacher(item.node, item.scope, project):
+                known, name = True, own
             else:
                 known, name = False, _run_by_helper(item.node, item.scope, project) or ""
             last = name.rpartition(".")[2]
@@ -173,6 +234,16 @@ def untrained_with_graph(module: Module, project: Project) -> Iterator[Place]:
                 ),
                 scope=item.scope if named is None else named.scope,
             )
+
+
+def _is_handed_teacher(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """ref(batch), where ref is handed in or kept by the object, and nothing of the project is known to be it."""
+    name = target_name(call.func) or ""
+    root = name.partition(".")[0]
+    known = root == "self" or root in scope.parameters
+    return bool(call.args) and known and TEACHES.search(name.rpartition(".")[2]) is not None and not (
+        project.callees(call, scope)
+    )  # fmt: skip
 
 
 def _run_by_helper(call: ast.Call, scope: Scope, project: Project) -> str | None:

@@ -5,22 +5,25 @@ import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import called, code_of, is_false, keyword, last_name, text_of
-from intone.optimise.scan.loops import train_loops
+from intone.optimise.scan.expressions import called, code_of, is_false, keyword, last_name, names_in, text_of
+from intone.optimise.scan.loops import step_events, train_loops
 from intone.optimise.scan.neighbours import imported_by
 from intone.optimise.scan.origins import Origin
 from intone.optimise.scan.project import Project, owner_of
-from intone.optimise.scan.reach import Reached, reached
+from intone.optimise.scan.reach import Reached, loops_around, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.seldom import counter_guard, is_periodic
 from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.values import is_model_name, is_module_class
 
 CASTS = ("to", "type", "type_as", "half", "bfloat16", "float")
-WEIGHT_NAME = re.compile(r"self\.(\w+\.)?(\w*weight\w*|W|w_\w+|kernel|w\d?)")
+WEIGHT_NAME = re.compile(r"self\.(\w+\.)?(\w*weight\w*|W|w_\w+|kernel|w\d?|master\w*|\w*_master|fp32_\w+)")
 # names under which a loop holds weights
 HELD = re.compile(r"(^|\.)(p|param|params|w\d?|\w*weights?|kernel|master\w*|fp32\w*|\w*_fp32|\w*_master)(\.data)?$")
-PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "einsum", "embedding", "conv1d", "baddbmm")
+PRODUCTS = (
+    "linear", "matmul", "mm", "bmm", "addmm", "einsum", "embedding", "conv1d", "baddbmm", "conv2d", "conv3d",
+    "conv_transpose1d", "conv_transpose2d", "embedding_bag", "bilinear",
+)  # fmt: skip
 
 
 @rule(
@@ -57,7 +60,37 @@ def weight_recast(module: Module, project: Project) -> Iterator[Place]:
         else:
             yield from _product_by_operator(scope, project)
     yield from _model_cast_in_loop(module, project)
+    yield from _handed_as_copies(module, project)
     yield from _casts_not_kept(module)
+
+
+def _handed_as_copies(module: Module, project: Project) -> Iterator[Place]:
+    """halves = {k: w.half() for k, w in weights.items()}; functional_call(model, halves, x), again at every pass."""
+    for scope in module.scopes:
+        for call in scope.calls:
+            if last_name(call.func) not in ("functional_call", "stateless_functional_call") or len(call.args) < 2:
+                continue
+            for origin in project.origins(call.args[1], scope, depth=5):
+                cast = origin.node.value if isinstance(origin.node, ast.DictComp) else None
+                if not isinstance(cast, ast.Call) or not isinstance(cast.func, ast.Attribute):
+                    continue
+                if cast.func.attr not in CASTS or not _is_cast(cast) or not _runs_again(origin, project):
+                    continue
+                words = f"`{code_of(origin.node, 50)}` casts all weights again for every pass"
+                told = (f"line {call.lineno}: {code_of(call, 50)}",)
+                yield Place(origin.node, words, told, scope=origin.scope)
+
+
+def _runs_again(origin: Origin, project: Project) -> bool:
+    """Whether copies of weights are made again while the weights stay as they are: in a loop that does not step."""
+    for nest in loops_around(origin.node, origin.scope, project):
+        for frame in nest:
+            if not step_events(frame.loop, frame.scope, project):
+                return True
+    for loop in train_loops(origin.scope.module, project):  # at every micro-batch of a step
+        if loop.accumulates and any(item.node is origin.node for item in loop.turn(project)):
+            return True
+    return False
 
 
 def _casts_not_kept(module: Module) -> Iterator[Place]:
@@ -165,7 +198,7 @@ def _is_weight(node: ast.expr, scope: Scope, project: Project) -> bool:
     if (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and node.func.attr in ("t", "transpose", "detach")
+        and node.func.attr in ("t", "transpose", "detach", *CASTS)
     ):
         return _is_weight(node.func.value, scope, project)
     if isinstance(node, ast.Attribute) and node.attr in ("T", "data", "mT") or isinstance(node, ast.Subscript):
@@ -181,10 +214,20 @@ def _is_weight(node: ast.expr, scope: Scope, project: Project) -> bool:
                 if value is not None and (target_name(value) or "").endswith("weight"):
                     return True
         return any(
-            b.how == "=" and not isinstance(b.value, ast.Name) and (target_name(b.value) or "").endswith("weight")
+            b.how == "="
+            and not isinstance(b.value, ast.Name)
+            and ((target_name(b.value) or "").endswith("weight") or _is_sum_with_weight(b.value, scope, project))
             for b in scope.bindings.get(node.id, [])
         )
     return _is_parameter(name, scope, project)
+
+
+def _is_sum_with_weight(value: ast.expr, scope: Scope, project: Project) -> bool:
+    """w = self.base.weight + self.up @ self.down"""
+    if not isinstance(value, ast.BinOp) or not isinstance(value.op, (ast.Add, ast.Sub)):
+        return False
+    sides = [side for side in (value.left, value.right) if isinstance(side, (ast.Attribute, ast.Call))]
+    return any(_is_weight(side, scope, project) for side in sides)
 
 
 def _is_parameter(name: str, scope: Scope, project: Project) -> bool:
@@ -257,7 +300,8 @@ def _published_too_often(module: Module, project: Project) -> Iterator[Place]:
                 continue
             around = item.scope.module.loops_around(call)[:1]
             walked = text_of(around[0].iter) if around and isinstance(around[0], ast.For) else text_of(call)
-            if not re.search(r"master|full|fp32|main_param|float_|params|weights", walked) or "grad" in text_of(call):
+            named = re.search(r"master|full|fp32|main_param|float_|params|weights", walked)
+            if not (named or _is_of_optimizer(call, item.scope, project)) or "grad" in text_of(call):
                 continue
             if counter_guard(item, loop.inner, project) is None and not is_periodic(item, loop.inner, project):
                 told = "the step, which changes the masters, comes only after several micro-batches"
@@ -271,6 +315,20 @@ def _published_too_often(module: Module, project: Project) -> Iterator[Place]:
                     also=((call, item.scope),) if site is not None else (),
                 )
                 return
+
+
+def _is_of_optimizer(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """_foreach_copy_([p.data for p in halves], [m.data for m in fulls]) with fulls that an optimizer was made for."""
+    source = call.args[-1] if call.args else None
+    names = {name.partition(".")[0] for name in names_in(source)} if source is not None else set()
+    names |= {
+        one for name in names for b in scope.bindings.get(name, []) if b.how == "iter" for one in names_in(b.value)
+    }  # for p, m in zip(halves, fulls): p.copy_(m)
+    stepped = {
+        one for maker in scope.calls if OPTIMISES.search(last_name(maker.func) or "") and maker.args
+        for one in names_in(maker.args[0])
+    }  # fmt: skip
+    return bool(names & stepped)
 
 
 def _casts_weights(call: ast.Call, item: Reached) -> bool:
@@ -293,7 +351,11 @@ def _casts_weights(call: ast.Call, item: Reached) -> bool:
             return True
     for above in item.scope.module.up(call):
         if isinstance(above, (ast.DictComp, ast.ListComp, ast.GeneratorExp)):
-            return bool(re.search(r"state_dict\(\)|parameters\(\)|master|params$", text_of(above.generators[0].iter)))
+            walked = text_of(above.generators[0].iter)
+            made = [b.value for name in names_in(above.generators[0].iter) for b in item.scope.bindings.get(name, [])]
+            return bool(re.search(r"state_dict\(\)|parameters\(\)|master|params$", walked)) or any(
+                re.search(r"state_dict\(\)|parameters\(\)", text_of(value)) for value in made
+            )
     return False
 
 

@@ -3,12 +3,13 @@
 import ast
 import re
 
-from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
-from intone.optimise.scan.filling import LONGEST
+from intone.optimise.scan.calls import functions_of
+from intone.optimise.scan.expressions import code_of, keyword, last_name, names_in, text_of
+from intone.optimise.scan.filling import LONGEST, filled_up
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.neighbours import imported_by, neighbours
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import Reached
+from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rules.padding import filled_rows
 from intone.optimise.scan.source import Module, Scope, walk
 
@@ -35,13 +36,24 @@ def varying_width(module: Module, project: Project) -> tuple[str, str] | None:
                 line = getattr(place.node, "lineno", 0)
                 words = f"rows are filled up to the longest of the batch at {at}:{line}"
                 return "batches are as wide as their longest text", words
+    for site in project.sites.get("DataLoader", []):  # also where nothing says that the rows carry labels
+        collate = keyword(site.call, "collate_fn") if site.scope.module is module else None
+        for maker in functions_of(collate, site.scope, project)[:2] if collate is not None else ():
+            if (padded := filled_up(maker, project)) is not None and padded[1] == LONGEST:
+                at = f"{maker.module.path}:{getattr(padded[0], 'lineno', 0)}"
+                return "batches are as wide as their longest row", f"rows are filled up to the longest at {at}"
     for file in files:
-        for loop in train_loops(file, project):
-            for item in loop.turn(project):
+        turns = [loop.turn(project) for loop in train_loops(file, project)]
+        turns += [reached(scope.node, scope, project) for scope in file.scopes if scope.simple_name in STEPS]
+        for turn in turns:
+            for item in turn:
                 ways = (_cut_to_width, _cut_from_stream, _asked_width)
                 if found := next((found for way in ways if (found := way(item, project))), None):
                     return "batches are cut to a width that changes", f"{item.scope.module.path}:{item.line}: {found}"
     return None
+
+
+STEPS = ("training_step", "compute_loss", "train_step", "train_batch", "shared_step")  # a library calls them
 
 
 def _cut_to_width(item: Reached, project: Project) -> str | None:
@@ -73,7 +85,11 @@ def _cut_from_stream(item: Reached, project: Project) -> str | None:
     lower, upper = node.slice.lower, node.slice.upper
     if lower is None or not isinstance(upper, ast.BinOp):
         return None
-    for name in names_in(upper) - names_in(lower):
+    steps = {  # data[i * width : (i + 1) * width]
+        name for part in walk(lower) if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mult)
+        for name in names_in(part) if WIDTH.search(name)
+    }  # fmt: skip
+    for name in sorted((names_in(upper) - names_in(lower)) | (names_in(upper) & steps)):
         if any(_is_new_width(value, item, project) for value in _values(name, item.scope)):
             return code_of(node, 50)
     return None
