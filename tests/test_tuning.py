@@ -88,7 +88,7 @@ def test_on_this_cpu_a_dry_run_traces_the_step_of_our_kernels(known_machine, cap
 
     def traced(config, rows, **how):
         asked.append((rows, how))
-        return [Worst(100 * 2**20 + 2**20 * number, 50 * 2**20) for number in rows]
+        return [Worst(100 * 2**20 + 2**20 * number, 50 * 2**20, 3 * 2**20) for number in rows]
 
     monkeypatch.setattr(tuning, "traced", traced)
     monkeypatch.setattr(tuning, "kernels_obstacle", lambda *_: None)
@@ -98,7 +98,7 @@ def test_on_this_cpu_a_dry_run_traces_the_step_of_our_kernels(known_machine, cap
     assert asked == [([4, 8], {"dtype": "fp32", "kernels": "native"})] and "by a trace" in result["model"]
     config = model_config("modern", depth=2, vocab_size=300, context=256)
     needs = {row["device_batch"]: row["bytes"] for row in result["curve"]}
-    assert needs[16] == sum(worker_bytes(config, 116 * 2**20))
+    assert needs[16] == sum(worker_bytes(config, 116 * 2**20, 3 * 2**20))
     monkeypatch.setattr(tuning, "kernels_obstacle", lambda *_: "no compiler")
     assert cli.main([*words, "--dtype", "fp32", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["result"]["model"] == "by arithmetic"

@@ -55,12 +55,15 @@ def tuned(settings: TuneSettings, origins: Mapping[str, Resolved]) -> Answer:
     stage = stage_ground(settled, asked, {**origins, "steps": Resolved("auto", "default", "not asked")})
     ground, found = stage.ground, settled.found
     tokens = stage.batch_tokens
-    rows = [[name, str(settled.choices[name].value), settled.choices[name].reason] for name in SHOWN
+    step_s = ground.step_s if found is None else found.step_s  # of the micro-batch that was taken; else of the trials'
+    rows = [[name, in_words(name, settled.choices[name].value), settled.choices[name].reason] for name in SHOWN
             if name in settled.choices]  # fmt: skip
     lines = [table(rows, header=["setting", "value", "reason"], left=3), ""]
     lines.append(curve_text(found, tokens) if found else "the micro-batch was not searched: see its reason")
-    lines += ["", f"one step: {tokens:,} tokens in {ground.step_s:.3g} s, {tokens / ground.step_s:,.0f} tokens/s",
-              f"next: intone train {settings.stage}"]  # fmt: skip
+    known = {entry.name for entry in dataclasses.fields(TrainSettings)} - {"stage"}
+    is_flagged = any(value.origin == "flag" for name, value in origins.items() if name in known)
+    lines += ["", f"one step: {tokens:,} tokens in {step_s:.3g} s, {tokens / step_s:,.0f} tokens/s",
+              f"next: intone train {settings.stage}{' with the same flags' if is_flagged else ''}"]  # fmt: skip
     result: dict[str, Any] = {
         "stage": settings.stage,
         "choices": {name: dataclasses.asdict(entry) for name, entry in settled.choices.items() if name in SHOWN},
@@ -68,10 +71,17 @@ def tuned(settings: TuneSettings, origins: Mapping[str, Resolved]) -> Answer:
         "segment": dataclasses.asdict(stage_choices(settled, ground).segments[0]),
         "fallbacks": list(fallbacks(ground.device_batch)),
         "tokens_per_step": tokens,
-        "step_s": ground.step_s,
-        "tokens_per_s": tokens / ground.step_s,
+        "step_s": step_s,
+        "tokens_per_s": tokens / step_s,
     }
     return Answer(result, "\n".join(lines), path=str(facts.folder))
+
+
+def in_words(name: str, value: Any) -> str:
+    """A choice's value as the table has it: sizes in GiB, numbers with commas."""
+    if name.endswith("_bytes") and isinstance(value, int):
+        return human_bytes(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def as_train(settings: TuneSettings) -> TrainSettings:
@@ -181,7 +191,7 @@ def dry_needs(
             needs = {}
             for rows in sizes:
                 in_pass = one.pass_bytes + (rows - least) * (two.pass_bytes - one.pass_bytes) // least
-                needs[rows] = sum(worker_bytes(config, max(in_pass, one.update_bytes)))
+                needs[rows] = sum(worker_bytes(config, max(in_pass, one.update_bytes), two.packed_bytes))
             return needs, "by a trace of the step's tensors for our CPU kernels"
     return {rows: training_bytes(config, rows, dtype=dtype, compiled=compiled) for rows in sizes}, "by arithmetic"
 

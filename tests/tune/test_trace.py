@@ -7,7 +7,8 @@ import torch
 
 from intone.config import OptimConfig, model_config
 from intone.model.gpt import GPT
-from intone.model.native.build import obstacle
+from intone.model.native import ops, trunk
+from intone.model.native.build import SOURCES, obstacle
 from intone.model.optim import Optimizer
 from intone.tune.trace import live_bytes, trace, traced, worst_of
 
@@ -38,6 +39,20 @@ def test_tensors_of_our_kernels_are_the_same_where_the_kernels_are_not_called():
     worst = trace(shape, 3, dtype="fp32", kernels="native")
     found = really(shape, 3, torch.float32, kernels="native")
     assert (worst.pass_bytes, worst.update_bytes) == pytest.approx(found, rel=0.01)
+
+
+def test_what_our_products_pack_is_counted_from_their_calls(monkeypatch):
+    shape = replace(CONFIG, depth=1)
+    for part in (ops, trunk):
+        monkeypatch.setattr(part, "has_own_products", lambda: True)
+    # the head's product packs its weight turned, (64, 384): more than the MLP's (64, 256) and the gradients' (144, 64)
+    assert trace(shape, 3, dtype="fp32", kernels="native").packed_bytes == 4 * 64 * 384
+    # of gradients of weights at most 2,048 tokens are packed at a time
+    assert trace(shape, 70, dtype="fp32", kernels="native").packed_bytes == 4 * 64 * 2048
+    assert f"PACKED = {ops.PACKED};" in (SOURCES / "product_avx2.cpp").read_text()
+    for part in (ops, trunk):
+        monkeypatch.setattr(part, "has_own_products", lambda: False)
+    assert trace(shape, 3, dtype="fp32", kernels="native").packed_bytes == 0
 
 
 def test_what_is_alive_is_counted_once_and_only_while_it_lives():

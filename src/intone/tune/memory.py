@@ -17,22 +17,27 @@ MASK_BYTES = 8  # per query and key of a row: boolean masks of two window sizes 
 STACK_BYTES = 8  # per matrix parameter: the optimizer stacks weights and gradients of one shape
 
 
-# of a worker on our CPU kernels in fp32 with freed memory kept (allocator heap): fitted to shapes on an EPYC 7003 that
-# tests/tune/test_memory.py names, beside others
-PROCESS_BYTES = 384 * 2**20  # interpreter, torch and our kernels, before the model
-STATE_HOLES = 1.06  # resident bytes over those of weights and moments
-CODE_BYTES = 8 * 2**20  # pages of libraries that the first step touches
-HOLES = 1.7  # the same of what a pass makes and frees: slivers of aligned pieces keep freed neighbours apart (LOG.md)
+# of a worker on our CPU kernels in fp32, whatever its allocator: fitted on an EPYC 7003 to the first shapes that
+# tests/tune/test_memory.py names. Huge pages and the C library's own way took up to 4 % less or more than memory kept
+PROCESS_BYTES = 240 * 2**20  # interpreter, torch and our kernels, before the model
+STATE_HOLES = 1.03  # resident bytes over those of weights and moments
+FIRST_STEP_BYTES = 72 * 2**20  # what the first steps touch once: libraries' pages and buffers, holes that stay
+HOLES = 1.3  # the same of what a pass makes and frees: slivers of aligned pieces keep freed neighbours apart (LOG.md)
+UPDATE_BYTES = 3  # per matrix parameter: of what the update makes and frees, passes reuse a part only
 
 
-def worker_bytes(config: ModelConfig, live_bytes: int) -> tuple[int, int]:
+def worker_bytes(config: ModelConfig, live_bytes: int, packed_bytes: int) -> tuple[int, int]:
     """(resident bytes of a worker before its first step, growth at the worst moment of steps of two passes or more).
 
-    live_bytes: of all tensors alive at that moment beside weights and moments, gradients included (trace.Worst).
+    live_bytes: of all tensors alive at that moment beside weights and moments, gradients included. packed_bytes: of
+    the copy that our products keep, counted from their shapes and no part of the fit. Both are in trace.Worst.
+    Left out: 0.2 MiB a thread for the other side of a product.
     """
-    grads = 4 * num_parameters(config)["total"]
+    sizes = num_parameters(config)
+    grads = 4 * sizes["total"]
     start = PROCESS_BYTES + int(STATE_HOLES * (training_state_bytes(config) - grads))
-    return start, CODE_BYTES + grads + int(HOLES * (live_bytes - grads))
+    once = FIRST_STEP_BYTES + UPDATE_BYTES * sizes["matrices"] + packed_bytes
+    return start, once + grads + int(HOLES * (live_bytes - grads))
 
 
 def training_bytes(config: ModelConfig, device_batch: int, *, dtype: str, compiled: bool) -> int:

@@ -2,7 +2,8 @@
 
 The real model, autograd graph and optimizer run on tensors that have shapes and no contents, so that nothing about what
 is kept for the backward pass is assumed. It is code that is not compiled, on a CPU, PyTorch's or our kernels, which are
-then not called; what kernels use inside is not seen. traced() asks the child (`python -m intone.tune.trace`).
+then not called; of what kernels use inside, only the copies that products pack are counted, from the calls. traced()
+asks the child (`python -m intone.tune.trace`).
 """
 
 import contextlib
@@ -30,6 +31,7 @@ class Worst:
 
     pass_bytes: int
     update_bytes: int
+    packed_bytes: int = 0  # beside them: the largest copy that our products pack, kept from the first step on
 
     @property
     def growth_bytes(self) -> int:
@@ -61,13 +63,14 @@ def trace(config: ModelConfig, rows: int, *, dtype: str, head_pieces: int = 1, k
     from intone.model.gpt import GPT
     from intone.model.optim import Optimizer
 
-    with not_called(), FakeTensorMode(allow_non_fake_inputs=True):
+    with not_called() as packed, FakeTensorMode(allow_non_fake_inputs=True):
         model = GPT(config)
         model.compute_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
         model.head_pieces = head_pieces
         optimizer = Optimizer(model, OptimConfig())
         model.kernels = optimizer.kernels = kernels  # type: ignore[assignment]
-        return worst_of(model, optimizer, torch.zeros(rows, config.context, dtype=torch.int32))
+        worst = worst_of(model, optimizer, torch.zeros(rows, config.context, dtype=torch.int32))
+    return dataclasses.replace(worst, packed_bytes=max(packed, default=0))
 
 
 def worst_of(model: "GPT", optimizer: "Optimizer", ids: "Tensor") -> Worst:
@@ -90,15 +93,23 @@ def worst_of(model: "GPT", optimizer: "Optimizer", ids: "Tensor") -> Worst:
 
 
 @contextlib.contextmanager
-def not_called() -> Iterator[None]:
-    """Within it our kernels are not called: they work in place on what the caller has allocated."""
+def not_called() -> Iterator[list[int]]:
+    """Within it our kernels are not called: they work in place on what the caller has allocated.
+
+    Yields the bytes of the copies that products would have packed; a thread keeps the largest (ops.packed_bytes).
+    """
     from intone.model import optim
     from intone.model.native import ops
 
-    real = ops.call
-    ops.call = optim.call = lambda *_, **__: None
+    real, packed = ops.call, list[int]()
+
+    def noted(name: str, *arguments: Any, **_: Any) -> None:
+        if name == "intone_product":
+            packed.append(ops.packed_bytes(*arguments[4:6]))
+
+    ops.call = optim.call = noted
     try:
-        yield
+        yield packed
     finally:
         ops.call = optim.call = real
 

@@ -13,6 +13,7 @@ from intone.model.native.build import Variant, has_own_products, library
 HEAD_ROWS = 1024
 HEAD_ROWS_FLOAT32 = 512
 PARTS = 64  # of the sums in intone_norm_backward
+PACKED = 2048  # values of a product's sum whose right side is packed at a time, as in product_avx2.cpp
 
 
 class Shape(ctypes.Structure):
@@ -68,6 +69,11 @@ def product(
         int(add), int(squared), slope, variant="avx2",
     )  # fmt: skip
     return out
+
+
+def packed_bytes(n: int, k: int) -> int:
+    """What our product with b (K, N) packs of b at a time; the calling thread keeps the memory for its next ones."""
+    return 4 * n * min(k, PACKED)
 
 
 def runs_own(a: Tensor, b: Tensor, out: Tensor) -> bool:
