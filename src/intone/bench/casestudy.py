@@ -157,10 +157,12 @@ def run(verb: str, settings: CaseSettings, tables: Callable[[Prepared], Iterator
             raise UserError(str(failure), value=failure.side, fix=failure.outcome.fix) from failure
     gates = [gate for table in found for gate in table.gates]
     rejected = [line for table in found for line in table.lines.values() if "REJECTED" in line.parity]
-    text = [f"{len(found)} tables in {human_duration(time.monotonic() - began_s)}; what was published, and why it "
-            "differs: docs/case-study.md"]  # fmt: skip
+    number = "1 table" if len(found) == 1 else f"{len(found)} tables"
+    text = [f"{number} in {human_duration(time.monotonic() - began_s)}; what was published, and why it differs: "
+            "docs/case-study.md"]  # fmt: skip
     if settings.quick:
-        text.append("quick: 3 rounds of one process a side, a small model, no row kept; leave out --quick for those")
+        kept_words = f"no row kept, {settings.out} not written" if settings.out else "no row kept"
+        text.append(f"quick: 3 rounds of one process a side, a small model, {kept_words}; leave out --quick for those")
     else:
         text.append(f"{len(rows)} rows are in {path}")
     code = EXIT_CHECK_FAILED if rejected or any(gate.passed is False for gate in gates) else EXIT_DONE

@@ -17,6 +17,7 @@ START, EVERYTHING = "start", "everything"
 NANOCHAT = "nanochat"  # the row of nanochat's own code
 WITHOUT = "without_"  # begins the keys of rows with one change taken out of everything
 MIN_ROUNDS = 5  # behind a row that is kept
+NOTHING = 10.0  # ends of an interval so many times apart say nothing of a change
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,11 @@ def table_text(found: Table) -> str:
 
 
 def shown(found: Comparison) -> str:
-    """1.31x [1.25, 1.37]"""
+    """1.31x [1.25, 1.37]; where a few rounds differ so much that the interval says nothing, that it does not."""
     if found.ratio is None or found.low is None or found.high is None:
         return found.reason
+    if found.high > NOTHING * found.low:
+        return f"{found.ratio:.2f}x, no interval"
     return f"{found.ratio:.2f}x [{found.low:.2f}, {found.high:.2f}]"
 
 
