@@ -188,10 +188,13 @@ def test_a_build_that_cannot_be_used_says_why(module, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))  # what the child does for the others, without its three seconds
     with pytest.raises(UserError, match="has no 'nothing'"):
         inplace.load_build("my_training:nothing")
-    with pytest.raises(UserError, match=r"not \(step, model, optimizer\)"):
+    with pytest.raises(UserError, match=r"it returned \(function\), not \(step, model, optimizer\)"):
         inplace.load_build("my_training:wrong")
     with pytest.raises(UserError, match="no module 'her_training'"):
         inplace.load_build("her_training:build")
+    (tmp_path / "needs_more.py").write_text("import not_installed_here\n")
+    with pytest.raises(ModuleNotFoundError, match="not_installed_here"):
+        inplace.load_build("needs_more:build")
 
 
 def test_calls_that_make_no_sense_are_refused():
@@ -199,8 +202,23 @@ def test_calls_that_make_no_sense_are_refused():
         find_batch("my_training", rows_per_step=4)
     with pytest.raises(UserError, match="needs the model"):
         find_batch(lambda rows: None, rows_per_step=4)
-    with pytest.raises(UserError, match="rows_per_step is 0"):
-        find_batch("a:b", rows_per_step=0)
+    for rows in (0, 4.0):
+        with pytest.raises(UserError, match=f"rows_per_step is {rows}"):
+            find_batch("a:b", rows_per_step=rows)
+    with pytest.raises(UserError, match="bisect"):
+        find_batch("a:b", rows_per_step=4, method="bisection")
+    with pytest.raises(UserError, match="budget_s is 0"):
+        find_batch("a:b", rows_per_step=4, budget_s=0)
+    with pytest.raises(UserError, match="names a file") as caught:
+        find_batch("folder/my_training.py:build", rows_per_step=4)
+    assert "my_training:build" in caught.value.fix
+
+
+def test_a_step_without_a_backward_pass_is_refused():
+    model = nn.Linear(4, 4)
+    with pytest.raises(UserError, match="left no gradients") as caught:
+        find_batch(lambda rows: model(torch.ones(rows, 4)), model=model, rows_per_step=8)
+    assert "backward()" in caught.value.fix
 
 
 PROCESS = '''

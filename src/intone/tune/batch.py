@@ -24,8 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from intone.log import human_bytes
-from intone.tune.curve import left_on_the_table
+from intone.tune.curve import left_on_the_table, reason_for
 from intone.tune.found import Found, Line, Measure, ProbeFailed, Size, fit
 
 Method = Literal["line", "bisect"]
@@ -44,6 +43,7 @@ ROUNDS = 3
 MAX_LOOKS = 3  # at where the line says the best is, each time with what was measured before
 OVERTIME = 1.4  # of the budget, for one look at a choice that only the line knows: its memory is what is promised
 MIN_BLOCK_S = 0.15  # a sample is at least this long: several steps of a small model
+CHEAP = 0.02  # of the budget: a look that takes less is worth more than what noisy looks say against it
 
 
 def candidates(rows_per_step: int) -> tuple[int, ...]:
@@ -180,6 +180,10 @@ class Search:
         fitting = [rows for rows in self.sizes if self.fits(rows)] or [self.sizes[0]]
         return fitting if self.is_on_line() else [rows for rows in fitting if rows in self.samples]
 
+    def known(self) -> list[int]:
+        """The sizes that fit whose seconds are known: measured, or believed."""
+        return sorted({*self.believed(), *filter(self.fits, self.samples)})
+
     def best(self, rows: Sequence[int]) -> int:
         """The smallest of these sizes whose step is within 1 % of the fastest, of those that pad the least."""
         near = self.within(PADDED_WORTH, rows)
@@ -219,6 +223,9 @@ def search_batch(
     rows = search.best(search.believed() or search.sizes[:1])
     for _ in range(MAX_LOOKS):
         verified(search, rows, verify_s)
+        if is_line and not search.is_on_line():  # what was seen later does not fit to the first probes
+            name, is_line = "line, then bisect", False
+            grow_until_flat(search)
         rows = search.best(search.believed() or search.sizes[:1])
         if not can_probe(search, rows):  # it was measured, or there is no time: then the measured ones decide
             break
@@ -241,7 +248,7 @@ def probe_line(search: Search) -> bool:
         rows = search.nearest(wanted)
         while rows not in search.samples and (not affordable(search, rows) or not is_small(search, rows)):
             rows = search.nearest(rows / 2) if search.nearest(rows / 2) < rows else smallest
-        if rows in search.samples or is_flat(search):
+        if rows in search.samples or (is_flat(search) and not is_cheap(search, rows)):
             continue
         if not search.probe(rows):
             return False
@@ -271,6 +278,11 @@ def is_small(search: Search, rows: int) -> bool:
     return search.growth[largest] * rows / largest <= search.free_bytes / 4
 
 
+def is_cheap(search: Search, rows: int) -> bool:
+    """Whether a first look at a size takes next to nothing of the budget, as with steps of milliseconds."""
+    return first_look_s(search, rows) <= CHEAP * search.budget_s
+
+
 def is_flat(search: Search) -> bool:
     """Whether the two largest measured sizes say that a larger one saves nothing."""
     sizes = sorted(search.samples)[-2:]
@@ -280,7 +292,7 @@ def is_flat(search: Search) -> bool:
 def grow_until_flat(search: Search) -> None:
     """Doubles and measures until steps stop getting faster or memory runs out, then looks on both sides of the best."""
     rows = search.nearest(2 * max(search.samples))
-    while can_probe(search, rows) and not is_flat(search):
+    while can_probe(search, rows) and (not is_flat(search) or is_cheap(search, rows)):
         if not search.probe(rows):
             break
         rows = search.nearest(2 * rows)
@@ -349,10 +361,9 @@ def winner(search: Search) -> int:
     Where only the line says that a step could be faster and there was no time to look, the line is believed.
     """
     known = [size for size in search.samples if search.fits(size)]
-    believed = search.believed()
     if not known:
-        return believed[0] if believed else search.sizes[0]
-    measured, best = search.best(known), search.best([*{*known, *believed}])
+        return (search.believed() or search.sizes)[0]
+    measured, best = search.best(known), search.best(search.known())
     is_near = search.step_s(measured) <= (1 + WITHIN) * search.step_s(best)
     return measured if is_near else best
 
@@ -360,7 +371,8 @@ def winner(search: Search) -> int:
 def found(search: Search, rows: int, method: str) -> Found:
     """The search's answer with its curve and what it says about itself."""
     shown = {*search.samples, *search.failed, rows}
-    shown |= {size for size in search.sizes if size & (size - 1) == 0}  # powers of two, by the line
+    if search.is_on_line():
+        shown |= {size for size in search.sizes if size & (size - 1) == 0}  # powers of two, by the line
     curve = []
     for size in sorted(shown):
         how = "out of memory" if size in search.failed else "measured" if size in search.samples else "line"
@@ -368,26 +380,9 @@ def found(search: Search, rows: int, method: str) -> Found:
         growth = None if size in search.failed else search.growth_at(size)
         curve.append(Size(size, passes_of(search.rows_per_step, size), step_s, growth, how))
     margin = search.margin_bytes()
+    reason = reason_for(search, rows, method, WITHIN, MARGIN)
     return Found(
-        rows, method, reason_for(search, rows, method), tuple(curve), search.update_s(), search.step_s(rows),
-        search.free_bytes, margin, search.growth_at(rows), search.num_probes, search.num_failed,
-        search.clock() - search.begin_s, left_on_the_table(search, rows, WITHIN),
-        line_bytes=search.line_growth.get(rows),
+        rows, method, reason, tuple(curve), search.update_s(), search.step_s(rows), search.free_bytes, margin,
+        search.growth_at(rows), search.num_probes, search.num_failed, search.clock() - search.begin_s,
+        left_on_the_table(search, rows, WITHIN), line_bytes=search.line_growth.get(rows),
     )  # fmt: skip
-
-
-def reason_for(search: Search, rows: int, method: str) -> str:
-    sizes = [size for size in search.sizes if search.fits(size)] or [rows]
-    fastest = min(sizes, key=lambda size: (search.step_s(size), size))
-    share = search.step_s(fastest) / search.step_s(rows)
-    if method == "bisect":
-        first = f"the largest of {len(search.samples)} measured sizes that leaves {MARGIN:.0%} of memory"
-    elif fastest == rows or share >= 1:
-        first = "the fastest step"
-    elif search.computed(fastest) > search.computed(rows):
-        first = f"pads less than {fastest}, whose step looked {1 - share:.1%} faster"
-    else:
-        first = f"the smallest within {WITHIN:.0%} of the best step ({share:.1%} of that with {fastest})"
-    growth = search.growth_at(rows)
-    need = "" if growth is None else f", {human_bytes(growth)} of {human_bytes(search.free_bytes)} free"
-    return f"{first}: {search.step_s(rows):.3g} s in {passes_of(search.rows_per_step, rows)} passes{need}"

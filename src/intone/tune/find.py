@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from intone.errors import UserError
+from intone.errors import UserError, unknown_name
 from intone.prove.live import LineChild, LiveFailed
 from intone.tune.batch import SEARCH_S, Method, passes_of, search_batch
 from intone.tune.curve import curve_text
@@ -37,7 +37,7 @@ class BatchChoice:
     rows_per_step: int
 
     def __str__(self) -> str:
-        return curve_text(self.found, self.rows_per_step, unit="rows/s")
+        return curve_text(self.found, self.rows_per_step, unit="rows/s", name="rows")
 
 
 def find_batch(
@@ -54,11 +54,18 @@ def find_batch(
     else step changes (a loader's position, a scheduler) is not. Under torch.distributed every process calls this, and
     all get one answer: the slowest and the fullest of them decide.
 
-    Raises UserError where the call makes no sense, ProbeFailed where not even one row can be done.
+    Raises UserError where the call or what build() returns makes no sense, and where a step leaves no gradients;
+    ProbeFailed where not even one row can be done. What step itself raises passes through; from a child it is quoted.
     """
-    if rows_per_step < 1:
-        raise UserError(f"rows_per_step is {rows_per_step}", value=rows_per_step, fix="give the rows of an update")
+    if isinstance(rows_per_step, bool) or not isinstance(rows_per_step, int) or rows_per_step < 1:
+        fix = "give the rows of an update as a whole number"
+        raise UserError(f"rows_per_step is {rows_per_step!r}", value=rows_per_step, fix=fix)
+    if method not in get_args(Method):
+        raise unknown_name("method", str(method), get_args(Method))
+    if not budget_s > 0:
+        raise UserError(f"budget_s is {budget_s!r}", value=budget_s, fix=f"give seconds, by default {SEARCH_S:g}")
     if isinstance(step, str):
+        module_and_function(step)  # before many processes meet: all of them raise it
         if model is not None or optimizer is not None:
             raise UserError("model and optimizer come from build()", value=step, fix="give the name alone")
         return in_child(step, rows_per_step, method, budget_s)
@@ -112,9 +119,7 @@ class ForeignProbe:
     """Steps of somebody's "module:build" in a child, started again after it died. Use it in a with statement."""
 
     def __init__(self, name: str) -> None:
-        module, colon, function = name.partition(":")
-        if not (module and colon and function):
-            raise UserError(f"{name!r} is no module:function", value=name, fix='for example "my_training:build"')
+        module_and_function(name)
         self.name = name
         self._child: LineChild | None = None
         self._start: dict[str, Any] = {}
@@ -156,5 +161,18 @@ class ForeignProbe:
             if self._child is not None:
                 self._child.close()
             self._child = None
+            if error.outcome.outcome == "bad_input":
+                raise UserError(error.outcome.message, value=self.name, fix=error.outcome.fix) from None
             out_of_memory = error.outcome.outcome == "out_of_memory"
             raise ProbeFailed(str(error), out_of_memory=out_of_memory) from None
+
+
+def module_and_function(name: str) -> tuple[str, str]:
+    """The two words of "my_training:build". Raises UserError for anything else."""
+    module, _, function = name.partition(":")
+    if not (module and function):
+        raise UserError(f"{name!r} is no module:function", value=name, fix='for example "my_training:build"')
+    if module.endswith(".py") or "/" in module:
+        fix = f'write "{Path(module).stem}:{function}" and call this from its folder'
+        raise UserError(f"{name!r} names a file, not a module", value=name, fix=fix)
+    return module, function

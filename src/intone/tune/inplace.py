@@ -74,6 +74,9 @@ class StepProbe:
             begin_s = time.perf_counter()
             for _ in range(passes):
                 self._step(rows)
+            if all(parameter.grad is None for parameter in self._model.parameters()):
+                fix = "let step(rows) call backward() on its loss, and leave updates and zero_grad() to your loop"
+                raise UserError("step left no gradients in the model", fix=fix)
             self._wait()
             middle_s = time.perf_counter()
             if self._optimizer is not None:
@@ -249,7 +252,12 @@ class Agreement:
                 said = [search().as_json()]
             except ProbeFailed as error:
                 said = [{"failed": str(error), "out_of_memory": error.out_of_memory}]
+            except UserError as error:
+                said = [{"refused": error.as_json()}]
         dist.broadcast_object_list(said, src=0)
+        if "refused" in said[0]:
+            refused = said[0]["refused"]
+            raise UserError(refused["message"], value=refused["value"], fix=refused["fix"])
         if "failed" in said[0]:
             raise ProbeFailed(said[0]["failed"], out_of_memory=said[0]["out_of_memory"])
         return Found.from_json(said[0])
@@ -262,15 +270,20 @@ def load_build(name: str) -> tuple[Callable[[int], Any], nn.Module, torch.optim.
     """What "module:build" makes. Raises UserError where it is not there or makes something else."""
     module_name, _, function = name.partition(":")
     try:
-        build = getattr(importlib.import_module(module_name), function)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        if error.name != module_name.partition(".")[0] and error.name != module_name:
+            raise  # one that theirs imports
         raise UserError(f"there is no module {error.name!r}", value=name, fix="run this from its folder") from None
-    except AttributeError:
-        raise UserError(f"{module_name} has no {function!r}", value=name, fix=f"define {function}() there") from None
+    build = getattr(module, function, None)
+    if not callable(build):
+        what = f"has no {function!r}" if build is None else f"has {function!r}, which is no function"
+        raise UserError(f"{module_name} {what}", value=name, fix=f"define {function}() there")
     made = build()
     fix = f"let {function}() return (step, model, optimizer)"
     if not isinstance(made, tuple) or len(made) != 3 or not callable(made[0]) or not isinstance(made[1], nn.Module):
-        raise UserError(f"{name} returned {type(made).__name__}, not (step, model, optimizer)", value=name, fix=fix)
+        words = ", ".join(type(part).__name__ for part in made) if isinstance(made, tuple) else type(made).__name__
+        raise UserError(f"it returned ({words}), not (step, model, optimizer)", value=name, fix=fix)
     return made
 
 
