@@ -36,8 +36,8 @@ WORKERS = [
     (8, None, 8192, 512, 1, 382_260_396, 16_777_216, 1_376_010_240, 1_404_907_520, 1_349_652_480),
     (3, None, 4096, 512, 6, 147_031_460, 3_145_728, 586_784_768, 579_203_072, 569_692_160),
     (4, None, 8192, 1024, 2, 205_142_540, 8_388_608, 728_449_024, 709_758_976, 702_050_304),
-    # from here on: nothing was fitted to the vocabulary of 32,768 and the width of 768; matrices count by themselves
-    # because of the width of 1,024
+    # that matrices count by themselves comes from this one; no constant was fitted to the two behind it, and only the
+    # last of them had not been looked at when the form was chosen
     (2, 1024, 4096, 256, 3, 323_390_088, 16_777_216, 1_190_551_552, 1_153_519_616, 1_203_777_536),
     (6, None, 32768, 512, 3, 633_179_644, 50_331_648, 2_014_760_960, 1_990_770_688, 1_997_729_792),
     (3, 768, 8192, 256, 3, 370_933_776, 25_165_824, 1_280_692_224, 1_336_446_976, 1_334_816_768),
