@@ -31,6 +31,38 @@ right("S60", """
         return buffer.getvalue()
 """)  # fmt: skip
 
+# --- S92 -------------------------------------------------------------------------------------------------------------
+RUN = """
+    import os, torch
+    def save(model, opt, sched, step, path):
+        torch.save(STATE, path + ".tmp")
+        os.replace(path + ".tmp", path)
+    def train(model, opt, loader):
+        sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: 1.0)
+        for step, (x, y) in enumerate(loader):
+            loss = model(x, y)
+            loss.backward()
+            opt.step()
+            sched.step()
+            opt.zero_grad()
+            save(model, opt, sched, step, "last.pt")
+"""
+BOTH = '{"model": model.state_dict(), "opt": opt.state_dict(), "step": step}'
+fault("S92", RUN.replace("STATE", BOTH))
+fault("S92", RUN.replace("STATE", '{"model": model.state_dict(), "sched": sched.state_dict(), "step": step}'))
+right("S92", RUN.replace("STATE", BOTH.replace('"step"', '"sched": sched.state_dict(), "step"')))
+right("S92", RUN.replace("STATE", '{"model": model.state_dict(), "config": CONFIG}'))
+LIT = """
+    import lightning as L
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    def run(module, loader):
+        keep = ModelCheckpoint("out", save_last=True, save_weights_only=ONLY)
+        L.Trainer(max_epochs=3, callbacks=[keep]).fit(module, loader, ckpt_path="last")
+"""
+fault("S92", LIT.replace("ONLY", "True"))
+right("S92", LIT.replace("ONLY", "False"))
+right("S92", LIT.replace("ONLY", "True").replace(', ckpt_path="last"', ""))
+
 # --- S61 -------------------------------------------------------------------------------------------------------------
 fault("S61", "import pickle\ndef load(p):\n    with open(p, 'rb') as f:\n        return pickle.load(f)\n")
 fault("S61", "from torch import load as read\nstate = read('a.pt', weights_only=False)\n")

@@ -337,6 +337,20 @@ NOISED = """
 fault("S91", NOISED.replace("DRAWN", "torch.randint(0, 1000, (1,)).expand(rows)"))
 right("S91", NOISED.replace("DRAWN", "torch.randint(0, 1000, (rows,))"))
 
+# --- S93 --------------------------------------------------------------------------------------------------------------
+DEFAULT = """
+    import torch
+    def draw(probs, gen=MADE):
+        return torch.multinomial(probs, 1, generator=gen)
+"""
+fault("S93", DEFAULT.replace("MADE", "torch.Generator().manual_seed(0)"))
+fault("S93", """
+    import numpy as np
+    def pick(p, rng=np.random.default_rng(0)):
+        return rng.choice(len(p), p=p)
+""")  # fmt: skip
+right("S93", DEFAULT.replace("MADE", "None"))
+
 # --- S17 --------------------------------------------------------------------------------------------------------------
 fault("S17", """
     import multiprocessing

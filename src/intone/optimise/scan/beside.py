@@ -29,7 +29,7 @@ def beside_others(call: ast.Call, scope: Scope, project: Project, depth: int = D
     """
     if _is_locked(call, scope):
         return None
-    how = _threads_run(scope, project)
+    how = threads_run(scope, project)
     if how is not None:
         return (scope, how) if any(_draws(item.node, item.scope) for item in _all_of(scope, project)) else None
     if isinstance(scope.node, ast.AsyncFunctionDef) and _gives_way(scope, project, behind=call):
@@ -60,7 +60,7 @@ def _draws(node: ast.AST, scope: Scope) -> bool:
     return isinstance(node, ast.Call) and (last_name(node.func) == "generate" or chooses_token(node, scope))
 
 
-def _threads_run(scope: Scope, project: Project) -> str | None:
+def threads_run(scope: Scope, project: Project) -> str | None:
     """Why several threads may run a function at once, in words: a handler of a web server, or handed to a pool."""
     node, text = scope.node, scope.module.text
     if isinstance(node, ast.FunctionDef):

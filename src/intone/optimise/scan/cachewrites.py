@@ -63,7 +63,7 @@ def written_to_cache(node: ast.AST, scope: Scope, project: Project) -> Write | N
         if (
             node.func.attr in ("index_copy_", "scatter_", "index_put_")
             and len(node.args) > 1
-            and is_cache(base, scope, project)
+            and (is_cache(base, scope, project) or _keeps_handed(base, node.args[-1], scope))
         ):
             return Write(node, ast.Tuple(list(node.args[:-1]), ast.Load()), node.args[-1], False)
         if node.func.attr == "copy_" and isinstance(base, ast.Call) and last_name(base.func) == "narrow":
@@ -124,15 +124,21 @@ def is_cache(node: ast.expr, scope: Scope, project: Project, depth: int = 3) -> 
 
 
 def _holds_keys_and_values(scope: Scope, project: Project) -> bool:
-    """Whether an object keeps tensors of keys and of values that it makes itself: self.k = zeros(...), self.v = ..."""
+    """Whether an object keeps tensors of keys and of values that it makes itself: self.k = zeros(...), self.v = ...
+
+    Also as buffers of a module: register_buffer("k", ...), in whatever way they get their names.
+    """
     owner = project.owner_of(scope)
+    methods = project.class_scopes(owner[1]) if owner is not None else []
     made = {
         name
-        for method in (project.class_scopes(owner[1]) if owner is not None else [])
+        for method in methods
         for name, bindings in method.bindings.items()
         for b in bindings
         if b.how == "=" and isinstance(b.value, ast.Call) and TENSOR_MAKER.match(last_name(b.value.func) or "")
     }
+    if any(last_name(call.func) == "register_buffer" for method in methods for call in method.calls):
+        made |= {name for method in methods for node in method.of(ast.Attribute) if (name := target_name(node))}
     return any(pair <= made for pair in PAIRS)
 
 
@@ -161,8 +167,11 @@ def _keeps_handed(target: ast.expr, value: ast.expr, scope: Scope) -> bool:
 
 
 def _is_named_cache(origin: Origin) -> bool:
-    name = target_name(_bare(origin.node))
-    return name is not None and bool(CACHE_NAME.search(name.rpartition(".")[2]))
+    """self.kv_cache, kv.k[layer]: by its name, or a store of an object that is named after a cache."""
+    base, _, last = (target_name(_bare(origin.node)) or "").rpartition(".")
+    if not last:
+        return False
+    return bool(CACHE_NAME.search(last) or STORE_NAME.match(last) and CACHE_OWNER.search(base.rpartition(".")[2]))
 
 
 def _parts(node: ast.expr) -> list[ast.expr]:

@@ -108,6 +108,55 @@ def _copied_by_call(node: ast.Call, scope: Scope) -> tuple[ast.expr, str] | None
     return None
 
 
+def rows_copied(node: ast.AST, scope: Scope) -> tuple[ast.expr, list[ast.expr]] | None:
+    """(what is copied along the rows, what counts them) where a copy has a new first axis: repeat(m, "n -> b n", b=b).
+
+    Also tile(m, (rows, 1)), m[None].expand(rows, -1), m.expand(rows, -1), m.broadcast_to(x.shape), stack([m] * rows).
+    """
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        sides = ((node.left, node.right), (node.right, node.left))
+        return next(
+            ((one.elts[0], [count]) for one, count in sides if isinstance(one, ast.List) and len(one.elts) == 1), None
+        )
+    if isinstance(node, ast.ListComp) and len(node.generators) == 1:
+        turned = names_in(node.generators[0].target)
+        anew = any(isinstance(part, ast.Call) for part in walk(node.elt))  # computed, and so drawn, for each of them
+        return None if anew or turned & names_in(node.elt) else (node.elt, [node.generators[0].iter])
+    if not isinstance(node, ast.Call):
+        return None
+    last = last_name(node.func)
+    base = node.func.value if isinstance(node.func, ast.Attribute) else None
+    of_package = base is None or (target_name(base) or "").partition(".")[0] in scope.module.imports
+    args = node.args[1:] if of_package else node.args
+    value = node.args[0] if of_package and node.args else base
+    if value is None or of_package and not node.args:
+        return None
+    pattern = args[0].value if args and isinstance(args[0], ast.Constant) else None
+    if last == "repeat" and isinstance(pattern, str) and "->" in pattern:
+        left, right = (side.split() for side in pattern.split("->"))
+        new = [axis.strip("()") for axis in right if axis not in left]
+        counts = [word.value for word in node.keywords if word.arg in new]
+        return (value, counts) if right and right[0].strip("()") in new else None
+    if last in ("broadcast_to", "expand_as") or last == "expand" and args and "shape" in text_of(args[0]):
+        return value, list(args)
+    if last in ("expand", "repeat", "tile"):
+        sizes = [part for arg in args for part in (arg.elts if isinstance(arg, (ast.Tuple, ast.List)) else [arg])]
+        rest = [is_one(size) for size in sizes[1:]]
+        lone = len(sizes) == 1 and last in ("expand", "repeat")
+        widened = isinstance(value, ast.Subscript) and _begins_with_none(value.slice) or text_of(value).endswith(
+            (".unsqueeze(0)", "view(1, -1)", "reshape(1, -1)")
+        )  # fmt: skip
+        if sizes and not is_one(sizes[0]) and (lone or bool(rest) and all(rest) or widened):
+            return value, sizes[:1]
+    return None
+
+
+def _begins_with_none(index: ast.expr) -> bool:
+    """[None], [None, :]"""
+    first = first_part(index)
+    return isinstance(first, ast.Constant) and first.value is None
+
+
 def _original(node: ast.expr) -> ast.expr:
     """What deepcopy(state), state.clone() or replace(state, row=i) is a copy of; anything else itself."""
     if isinstance(node, ast.Call):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from intone.optimise.scan.expressions import last_name, text_of
+from intone.optimise.scan.folds import is_folded
 from intone.optimise.scan.growth import grown_argument
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import COMPREHENSIONS, Loop, Reached, inner_loops, reached
@@ -18,7 +19,7 @@ class DecodeLoop:
     """A loop that feeds chosen tokens back into a model.
 
     model_calls: where the model runs, in the loop or in what it calls; choices: where tokens are chosen.
-    A function that calls itself with a longer text stands for a loop.
+    A function that calls itself with a longer text, or that reduce() calls with it, stands for a loop.
     """
 
     scope: Scope
@@ -47,6 +48,8 @@ def _decode_loops(scope: Scope, project: Project) -> Iterator[DecodeLoop]:
     loops: list[Loop | FunctionNode] = list(scope.of(*LOOPS, *COMPREHENSIONS))  # type: ignore[arg-type]
     if isinstance(scope.node, FunctionNode) and any(scope in project.callees(call, scope) for call in scope.calls):
         loops.append(scope.node)
+    elif is_folded(scope, project):
+        loops.append(scope.node)  # type: ignore[arg-type]
     for loop in loops:
         if not _may_choose(loop, scope, project):
             continue

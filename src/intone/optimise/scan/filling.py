@@ -232,9 +232,16 @@ def _fills_in_part(scope: Scope) -> Found | None:
         name = target_name(target.value)
         made = _made(name or "", scope)
         filled = [call for call in made if last_name(call.func) in MAKES and last_name(call.func) != "empty"]
+        filled += [call for call in scope.calls if _fills_whole(call, name)]
         if filled and (_is_begin(index, scope) or _is_end(index, scope) or _is_counter(index, node, scope)):
             return filled[0], FIXED
     return None
+
+
+def _fills_whole(call: ast.Call, name: str | None) -> bool:
+    """buffer.fill_(pad), buffer[:] = pad as a call: what makes a buffer that is used again full of padding."""
+    base = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
+    return name is not None and base == name and last_name(call.func) in ("fill_", "fill")
 
 
 def _made(name: str, scope: Scope) -> list[ast.Call]:

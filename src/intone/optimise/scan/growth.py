@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from intone.optimise.scan.expressions import code_of, last_name, names_in
+from intone.optimise.scan.folds import is_folded
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.source import Binding, FunctionNode, Scope, own_nodes, target_name, walk
@@ -234,7 +235,10 @@ class _Finder:
         return None
 
     def _parameter_grows(self, name: str, scope: Scope) -> Growth | None:
-        """f(ids) calls f(cat(ids, new)): the function is the loop."""
+        """f(ids) calls f(cat(ids, new)), or reduce(lambda ids, _: cat(ids, new), ...): the function is the loop."""
+        for value in scope.returns if is_folded(scope, self.project) else ():
+            if how := grown_by(value, name, scope, self.project):
+                return Growth(name, f"{how}, handed to the next turn of reduce() (line {value.lineno})")
         for call in scope.calls:
             if scope in self.project.callees(call, scope):
                 value = self.project.argument(Site(call, scope), scope, name)
@@ -267,12 +271,7 @@ class _Finder:
                     return True
             if (
                 isinstance(item.node, ast.Call)
-                and last_name(item.node.func)
-                in (
-                    "scatter_",
-                    "index_copy_",
-                    "index_fill_",
-                )
+                and last_name(item.node.func) in ("scatter_", "index_copy_", "index_fill_")
             ) and any(is_chosen(arg, item.scope, self.project, greedy=True) for arg in item.node.args):
                 return True
         return False

@@ -44,7 +44,8 @@ def moved(item: Reached, work: Work) -> Found | None:
         zero = isinstance(first, ast.Constant) and first.value == 0
         zero = zero or _is_searched_pop(node, name, item)
         short = name is not None and work.is_window(item, name)
-        if name and zero and not short and _is_kept(name, item, work) and not _is_deque(name, item, work):
+        named = not (name and _is_drained(name, item))
+        if name and zero and not short and _is_kept(name, item, work, named=named) and not _is_deque(name, item, work):
             return f"`{code_of(node, 40)}` moves the whole list at every turn", _code_at(item, 50), None
     if isinstance(node, ast.Delete) and isinstance(node.targets[0], ast.Subscript):
         target = node.targets[0]
@@ -63,9 +64,32 @@ def moved(item: Reached, work: Work) -> Found | None:
             cut = isinstance(value, ast.Subscript) and target_name(value.value) == name and _is_tail(value.slice)
             gone = value.args[0] if isinstance(value, ast.Call) and last_name(value.func) == "delete" else None
             taken = gone is not None and target_name(gone) == name
+            if cut and _is_view(name, item):
+                continue
             if name and (cut or taken) and _is_kept(name, item, work) and (taken or _is_stream(name, item, work)):
                 return f"`{code_of(node, 50)}` copies all the rest at every turn", _code_at(item, 50), None
     return None
+
+
+# words of code that lays texts or rows out
+LAYS = re.compile(r"tok|doc|\bids\b|row|pack|eos|sample|record|text|block|chunk|batch", re.I)
+
+
+def _is_drained(name: str, item: Reached) -> bool:
+    """while waiting: ... waiting.pop(0): a list that is emptied from its front, whatever it is called."""
+    loops = item.scope.module.loops_around(item.node)
+    tested = any(isinstance(loop, ast.While) and name in names_in(loop.test) for loop in loops)
+    above = item.scope.module.parents.get(item.node)
+    runs = isinstance(above, ast.Call) and above.func is item.node  # waiting.pop(0)(): what is taken is no text
+    words = " ".join([item.scope.simple_name, *names_in(item.scope.node)])
+    return tested and not runs and LAYS.search(words) is not None
+
+
+def _is_view(name: str | None, item: Reached) -> bool:
+    """doc = doc[cut:] of an array, which copies nothing: one of which the size or type is asked as of an array."""
+    asked = ("size", "shape", "dtype", "numel", "ndim")
+    return any(isinstance(node, ast.Attribute) and node.attr in asked and target_name(node.value) == name
+               for node in item.scope.body)  # fmt: skip
 
 
 def _is_searched_pop(node: ast.Call, name: str | None, item: Reached) -> bool:

@@ -1,8 +1,12 @@
 """Which files of a project belong to one program: those that a file imports, and those that import it."""
 
+import re
+
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.source import Module
 
+ELSEWHERE = re.compile(r"(^|[/_])(eval\w*|infer\w*|generat\w*|sampl\w*|serv\w*|bench\w*|tests?|chat)([/_.]|$)")
+TRAINS = re.compile(r"\.backward\(|def training_step|Trainer\(|\boptim\.[A-Z]\w+\(|TrainingArguments\(")
 DEPTH = 2  # imports away; guess: a training script, its modules, and what those build on
 
 
@@ -53,3 +57,8 @@ def _neighbours(module: Module, project: Project) -> list[Module]:
         if left:
             todo += [(other, left - 1) for other in imported_by(at, project) if other.path not in found]
     return list(found.values())
+
+
+def is_elsewhere(module: Module) -> bool:
+    """Whether a file evaluates, generates or serves, by its name, and trains nothing: not chat_finetune.py."""
+    return ELSEWHERE.search(module.path) is not None and not module.mentions(TRAINS)

@@ -4,7 +4,7 @@ import ast
 import re
 from typing import Literal
 
-from intone.optimise.scan.expressions import called, keyword, last_name, text_of
+from intone.optimise.scan.expressions import called, keyword, last_name, names_in, text_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.source import Scope, target_name, walk
 
@@ -36,6 +36,8 @@ def amount_drawn(node: ast.expr, scope: Scope) -> Amount | None:
         return _of_sizes(base, scope)
     if name.startswith("torch.") and last in ("rand", "randn", "randint", "normal", *LIKE[:3]):
         return _of_sizes(node, scope)
+    if last in ("randperm", "permutation", "permuted") or name == "random.sample":
+        return "many"
     if last in ("sample", "rsample") and isinstance(base, ast.Call) and DISTRIBUTIONS.search(text_of(base.func)):
         size = node.args[0] if node.args else keyword(node, "sample_shape")
         return _classify([size] if size is not None else [], scope) if _is_plain(base) else None
@@ -117,7 +119,10 @@ def _is_wide(node: ast.expr, scope: Scope) -> bool:
 
 
 def parts_of(node: ast.expr, scope: Scope, project: Project, steps: int = 4) -> list[tuple[ast.AST, Scope]]:
-    """The parts of an expression, of what its names are bound to, and of what the functions called in it return."""
+    """The parts of an expression, of what its names are bound to, and of what the functions called in it return.
+
+    Of what is written into a part of a name also where: mask[chosen] = True depends on what was chosen.
+    """
     found: list[tuple[ast.AST, Scope]] = []
     todo: list[tuple[ast.AST, Scope, int]] = [(node, scope, steps)]
     seen: set[tuple[int, str]] = set()
@@ -127,13 +132,52 @@ def parts_of(node: ast.expr, scope: Scope, project: Project, steps: int = 4) -> 
             found.append((part, where))
             if isinstance(part, ast.Name) and left and (id(where), part.id) not in seen:
                 seen.add((id(where), part.id))
-                todo += [(b.value, where, left - 1) for b in where.bindings.get(part.id, []) if b.how == "="]
+                for binding in where.bindings.get(part.id, []):
+                    if binding.how in ("=", "part"):
+                        todo.append((binding.value, where, left - 1))
+                    elif binding.how == "add" and isinstance(binding.node, ast.Assign):
+                        todo += [(target, where, left - 1) for target in binding.node.targets]
             elif isinstance(part, ast.Call) and left:
                 for function in project.callees(part, where)[:2]:
                     if (id(function), "") not in seen:
                         seen.add((id(function), ""))
                         todo += [(value, function, left - 1) for value in function.returns]
     return found
+
+
+# sizes that are those of a batch
+BATCH = re.compile(
+    r"shape\[0\]|size\(0\)|len\(|batch|\bbsz?\b|\b[bB]\b|rows|num_(samples|graphs|images|envs)|examples|\.shape\b(?!\[)"
+)
+
+
+def drawn_for_one(
+    node: ast.expr, scope: Scope, project: Project, counts: frozenset[str]
+) -> tuple[ast.Call, Scope] | None:
+    """(a draw that a value is made of, its function), where none of its draws has a number for each row.
+
+    counts: names by which the rows are counted where the value is copied.
+    """
+    first: tuple[ast.Call, Scope] | None = None
+    for part, at in parts_of(node, scope, project):
+        if isinstance(part, ast.Call) and last_name(part.func) == "Parameter":
+            return None
+        amount = amount_drawn(part, at) if isinstance(part, ast.Call) else None
+        if amount is None or not isinstance(part, ast.Call):
+            continue
+        if amount == "many" and (_is_per_row(part, at) or names_in(part) & counts and at is scope):
+            return None
+        first = first or (part, at)
+    return first
+
+
+def _is_per_row(draw: ast.Call, scope: Scope) -> bool:
+    """Whether a draw has the size of a batch, by what is written: rand(x.shape[0]), rand_like(x), rand(rows)."""
+    if last_name(draw.func) in LIKE:
+        return True
+    sizes = [*draw.args, *(word.value for word in draw.keywords if word.arg in ("size", "sample_shape"))]
+    values = [b.value for one in sizes for name in names_in(one) for b in scope.bindings.get(name, [])]
+    return any(BATCH.search(text_of(part)) for part in [*sizes, *values])
 
 
 # what changes the form or value of numbers, and not how many they are

@@ -73,13 +73,20 @@ def hides_options(call: ast.Call, scope: Scope, project: Project) -> bool:
     return False
 
 
+# what makes a container of settings of another, or of keywords: OmegaConf.create(dict(...)), EasyDict(a=1)
+CONTAINERS = (
+    "create", "to_container", "to_object", "merge", "structured", "EasyDict", "Munch", "Box", "AttrDict", "DictConfig",
+    "FrozenDict", "ConfigDict", "SimpleNamespace", "Namespace", "OrderedDict", "ChainMap", "defaultdict",
+)  # fmt: skip
+
+
 def _entry(node: ast.expr, name: str) -> tuple[ast.AST, ast.expr] | None:
     """(where, value) of an entry of a dict that is written out: {"name": value}, dict(name=value)."""
     if isinstance(node, ast.Dict):
         for key, value in zip(node.keys, node.values, strict=True):
             if isinstance(key, ast.Constant) and key.value == name:
                 return key, value
-    elif isinstance(node, ast.Call) and last_name(node.func) == "dict":
+    elif isinstance(node, ast.Call) and last_name(node.func) in ("dict", *CONTAINERS):
         return next(((word, word.value) for word in node.keywords if word.arg == name), None)
     return None
 
@@ -107,7 +114,7 @@ def _merged(node: ast.expr, name: str | None) -> list[ast.expr]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         own = name is not None and _entry(node.right, name) is not None
         return [node.right] if own else [node.left, node.right]
-    if isinstance(node, ast.Call) and last_name(node.func) in ("dict", "deepcopy", "MappingProxyType"):
+    if isinstance(node, ast.Call) and last_name(node.func) in ("dict", "deepcopy", "MappingProxyType", *CONTAINERS):
         return [*node.args, *(word.value for word in node.keywords if word.arg is None)]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "copy":
         return [node.func.value]

@@ -223,6 +223,10 @@ def _back_from_attribute(project: "Project", node: ast.Attribute, scope: Scope) 
         for binding in at.bindings.get(name, []):
             yield from _back_from_binding(project, binding, at)
         at = at.outer
+    owner = project.owner_of(scope) if name.startswith("self.") and name.count(".") > 1 else None
+    for method in project.class_scopes(owner[1]) if owner is not None else ():  # self.model.config.use_cache
+        for binding in method.bindings.get(name, []) if method is not scope else ():
+            yield from _back_from_binding(project, binding, method)
     base = node.value
     first = name.partition(".")[0]
     if first in scope.module.imports and first not in scope.bindings:

@@ -8,6 +8,7 @@ from typing import Any
 
 from intone.optimise.scan.calls import WRAPS, functions_of, given_names
 from intone.optimise.scan.classes import class_field, fields_of
+from intone.optimise.scan.decorators import decorated_by
 from intone.optimise.scan.expressions import keyword, last_name
 from intone.optimise.scan.origins import DEPTH, Origin, Passes, is_static, origins
 from intone.optimise.scan.source import Binding, Module, Scope, target_name
@@ -176,7 +177,10 @@ class Project:
             sites = [site for site in sites if site.scope is not scope]
             if scope.outer is not None:  # optimizer.step(closure)
                 sites += [Site(call, scope.outer) for call in scope.outer.calls if last_name(call.func) == "step"]
-            self._callers[scope] = [site for site in sites if scope in self.callees(site.call, site.scope)]
+            found = [site for site in sites if scope in self.callees(site.call, site.scope)]
+            if not found and scope.outer is not None:
+                found = [site for one in decorated_by(scope, self) for site in self.callers(one)]
+            self._callers[scope] = found
         return self._callers[scope]
 
     def _names_of(self, scope: Scope) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from intone.optimise.scan.cachewrites import LIMIT_WORD, Write
-from intone.optimise.scan.expressions import names_in, text_of
+from intone.optimise.scan.expressions import last_name, names_in, text_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.source import Scope, walk
 
@@ -51,7 +51,7 @@ def wrapped(scope: Scope, project: Project, writes: Sequence[Write], passes: Seq
 
 # words of code that keeps elsewhere what falls out of its first store
 TIERS = re.compile(
-    r"offload|spill|swap(ped|s)?[_ ]?(in|out)|evict|cold (part|span|block|page|half)|host (memory|pool|block)", re.I
+    r"offload|spill|swap(ped|s)?[_ ]?(in|out)|cold (part|span|block|page|half)|host (memory|pool|block)", re.I
 )
 
 
@@ -75,5 +75,7 @@ HANDS_ON = re.compile(r"evict|spill|offload|take|store|push|archive|keep|demote|
 
 
 def wraps(node: ast.AST) -> bool:
-    """position % size"""
+    """position % size, position.remainder(size), torch.fmod(position, size)"""
+    if isinstance(node, ast.Call) and last_name(node.func) in ("remainder", "fmod", "remainder_", "mod"):
+        return bool(node.args)
     return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod) and not isinstance(node.left, ast.Constant)

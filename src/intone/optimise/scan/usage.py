@@ -5,6 +5,7 @@ import builtins
 import re
 from collections.abc import Sequence
 
+from intone.optimise.scan.calls import KEEPS_OBJECT
 from intone.optimise.scan.expressions import called, text_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.source import Scope, target_name
@@ -32,7 +33,10 @@ def _put_into_eval(call: ast.Call) -> str | None:
     """encoder.eval(): only a module has a mode, whatever it is called; frame.eval(text) is told an expression."""
     func = call.func
     if isinstance(func, ast.Attribute) and func.attr == "eval" and not call.args and not call.keywords:
-        name = target_name(func.value)
+        base = func.value
+        while isinstance(base, ast.Call) and isinstance(base.func, ast.Attribute) and base.func.attr in KEEPS_OBJECT:
+            base = base.func.value  # net.to(device).eval()
+        name = target_name(base)
         return name if name not in ("self", "cls") else None
     return None
 
@@ -95,7 +99,7 @@ def _unknown_callees(node: ast.expr, scope: Scope, project: Project) -> set[str]
     found = set()
     for origin in project.origins(node, scope, _logit_passes, depth=5):
         end = origin.node
-        if not isinstance(end, ast.Call) or (name := target_name(end.func)) is None or not end.args:
+        if not isinstance(end, ast.Call) or (name := target_name(end.func)) is None or not (end.args or end.keywords):
             continue
         if any(SCORES.search(text_of(arg)) for arg in end.args):
             continue  # a penalty or filter of scores, not the model that gives them

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.classes import FIELDS
 from intone.optimise.scan.constants import fixed_values, is_one_of_many, known_values
-from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import TrainLoop, train_loops, walked_over
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
@@ -190,7 +190,8 @@ def _in_call(node: ast.Call, scope: Scope, project: Project) -> Iterator[tuple[a
         ]
         callees = [*callees, *inits[:2]]
     if callees or re.search(
-        r"Args|Arguments|Config|Settings|DataLoader|Sampler|Namespace|dict$|loader|partial$|^Trainer", name
+        r"Args|Arguments|Config|Settings|DataLoader|Sampler|Namespace|dict$|loader|partial$|^Trainer|^(update|setdefault|merge)$|"
+        r"_replace$|^(create|EasyDict|Box|Munch)$", name
     ):
         for word in node.keywords:
             if BATCH.match(word.arg or "") and is_one_of_many(word.value, scope, project):
@@ -252,12 +253,28 @@ def _row_counts(loop: TrainLoop, project: Project) -> Iterator[tuple[ast.expr, S
             if isinstance(part, ast.Call):
                 yield from ((size, loop.scope) for size in _split_size(part, loop.scope))
                 yield from _split_in(part, loop, project)
+                yield from ((size, loop.scope) for size in _folded(part))
                 if last_name(part.func) in CUTTERS and len(part.args) > 1:
                     yield part.args[1], loop.scope
     yield from _divisors(loop, project)
     for item in loop.turn(project):
         yield from _drawn(item)
         yield from _sliced(item)
+
+
+def _folded(call: ast.Call) -> list[ast.expr]:
+    """The rows of a part where a batch is folded: x.view(-1, 4, T), x.unflatten(0, (-1, 4)), rearrange(x, ..., m=4)."""
+    last = last_name(call.func)
+    if last == "unflatten" and call.args and text_of(call.args[0]) == "0" and isinstance(call.args[-1], ast.Tuple):
+        return call.args[-1].elts[1:2]
+    if last in ("view", "reshape") and len(call.args) > 2 and text_of(call.args[0]) in ("-1", "n", "accum"):
+        return call.args[1:2]
+    if last == "rearrange" and len(call.args) > 1 and isinstance(call.args[1], ast.Constant):
+        left = str(call.args[1].value).partition("->")[0].strip()
+        found = re.match(r"\((\w+) (\w+)\)", left)
+        size = keyword(call, found[2]) if found else None
+        return [size] if size is not None else []
+    return []
 
 
 def _sliced(item: Reached) -> Iterator[tuple[ast.expr, Scope]]:

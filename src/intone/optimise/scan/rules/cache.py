@@ -13,6 +13,7 @@ from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, own_nodes, target_name, walk
+from intone.optimise.scan.values import is_module_class
 
 CACHE_WORD = re.compile(
     r"cache|past|kv(_|$)|(^|_)state|input_pos|position_ids|cur_pos|start_pos|pos_ids|use_cache", re.I
@@ -43,7 +44,7 @@ def no_cache(module: Module, project: Project) -> Iterator[Place]:
             seen.add(item.anchor)
             used = project.callers(decode.scope)[:3]
             where = f"the model runs at {item.scope.module.path}:{item.line}: {code_of(item.node, 50)}, {item.path()}"
-            inside = _is_step(item.scope, decode.scope) if item.chain else False
+            inside = _is_step(item, decode.scope) if item.chain else False
             yield Place(
                 item.node if inside else item.anchor,
                 f"the whole of `{grown.name}` goes through the model for every new token",
@@ -59,12 +60,21 @@ def no_cache(module: Module, project: Project) -> Iterator[Place]:
     yield from _switched_off(module, project)
 
 
-def _is_step(scope: Scope, home: Scope) -> bool:
-    """Whether a function of the same class runs a whole text and hands on its last position only."""
-    if scope.owner is None or scope.owner is not home.owner:
+def _is_step(item: Reached, home: Scope) -> bool:
+    """Whether a method of the same object runs a whole text that it is handed and takes its last position only.
+
+    Of another object's method it must be the one that begins a cache anew; a model's own methods are the model.
+    """
+    scope, call = item.scope, item.node
+    kept = [part for part in scope.of(ast.Subscript) if isinstance(part.ctx, ast.Load) and is_last_only(part.slice)]
+    if scope.owner is None or not kept or not isinstance(call, ast.Call):
         return False
-    kept = [part for value in scope.returns for part in walk(value) if isinstance(part, ast.Subscript)]
-    return any(is_last_only(part.slice) for part in kept)
+    if scope.owner is home.owner and any(part in walk(value) for value in scope.returns for part in kept):
+        return True
+    handed = {name for arg in [*call.args, *(word.value for word in call.keywords)] for name in names_in(arg)}
+    given = bool(handed & (set(scope.parameters) - {"self"})) and not is_module_class(scope.owner)
+    cached = any(CACHE_WORD.search(word.arg or "") for word in call.keywords if word.arg != "use_cache")
+    return given and (scope.owner is home.owner or cached)
 
 
 def _switched_off(module: Module, project: Project) -> Iterator[Place]:
@@ -165,11 +175,19 @@ def _is_fresh(value: ast.expr, scope: Scope, loop: ast.AST) -> bool:
         return _begins_anew(value)
     inside = set(map(id, own_nodes(loop)))
     bound = scope.bindings.get(name, [])
+    if bound and not any(id(b.node) in inside for b in bound) and name not in scope.parameters:
+        runs_in_loop = not any(id(node) in inside for node in scope.body) and not _is_around(loop, scope)
+        return runs_in_loop and all(b.how == "=" and _begins_anew(b.value) for b in bound)
     made = [b for b in bound if id(b.node) in inside]
     if len(made) != len(bound) and name not in scope.parameters and not made:
         return False
     before = [b for b in bound if id(b.node) not in inside]
     return bool(made) and not before and all(b.how == "=" and _begins_anew(b.value) for b in made)
+
+
+def _is_around(loop: ast.AST, scope: Scope) -> bool:
+    """Whether a loop stands in a function itself, and not in one that calls it."""
+    return any(node is loop for node in scope.body) or scope.node is loop
 
 
 def _begins_anew(value: ast.expr) -> bool:

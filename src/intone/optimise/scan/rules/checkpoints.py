@@ -4,12 +4,12 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import called, code_of, text_of
+from intone.optimise.scan.expressions import called, code_of, last_name, text_of
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name
-from intone.optimise.scan.statefiles import Written, goes_elsewhere, is_moved_after, moves_in, written_by
+from intone.optimise.scan.statefiles import TEMPORARY, Written, goes_elsewhere, is_moved_after, moves_in, written_by
 
 STATE = re.compile(
     r"state_dict|checkpoint|ckpt|optim|model|weights|snapshot|(^|[._])state($|[_(.])|params|(^|[^\w])(net|opt)($|[^\w])",
@@ -40,7 +40,11 @@ def written_in_place(module: Module, project: Project) -> Iterator[Place]:
             if written is None or not _is_state(written, scope, project):
                 continue
             states.append(written)
-            if not _is_in_place(written, scope, project):
+        removed = list(_removed_first(scope, states, project))
+        told = {save for _, save in removed}  # at the removal, which is the graver
+        for written in states:
+            call = written.call
+            if call in told or not _is_in_place(written, scope, project):
                 continue
             same = _same_name(written.where) and _in_training(call, scope, project)
             yield Place(
@@ -53,7 +57,7 @@ def written_in_place(module: Module, project: Project) -> Iterator[Place]:
                 severity="high" if same else None if _keeps_training(module, scope) else "low",
             )
         yield from _copied(scope, states)
-        yield from _removed_first(scope, states)
+        yield from (place for place, _ in removed)
 
 
 def _is_in_place(written: Written, scope: Scope, project: Project, depth: int = 2) -> bool:
@@ -100,18 +104,59 @@ def _removals(scope: Scope) -> Iterator[tuple[ast.expr, ast.Call]]:
             yield call.func.value, call
 
 
-def _removed_first(scope: Scope, states: list[Written]) -> Iterator[Place]:
-    """os.remove(path) before os.rename(tmp, path): a crash between them leaves no checkpoint at all."""
+def _removed_first(
+    scope: Scope, states: list[Written], project: Project
+) -> Iterator[tuple[Place, ast.Call | None]]:  # fmt: skip
+    """os.remove(path) before os.rename(tmp, path), rmtree(last) before saving into it: a crash leaves no checkpoint.
+
+    Also where a helper removes: slot.clear(), then trainer.save_checkpoint(slot.file). Each with the save behind it.
+    """
     written = {text_of(one.where) for one in states if one.where is not None}
     moved = {
         text_of(move.args[-1]): move for move in moves_in(scope)
         if text_of(move.func.value if len(move.args) == 1 else move.args[0]) in written  # type: ignore[attr-defined]
     }  # fmt: skip
-    for gone, call in _removals(scope) if states else ():
-        move = moved.get(text_of(gone))
+    saves = [(one.call, text_of(one.where)) for one in states if one.where is not None]
+    saves += [(call, text_of(call.args[0])) for call in scope.calls if last_name(call.func) in SAVES and call.args]
+    near: list[tuple[int, ast.Call, ast.Call]] = []
+    for gone, call in _removals(scope):
+        move = moved.get(text_of(gone)) if states else None
         if move is not None and move.lineno >= call.lineno:
             words = f"`{code_of(call, 40)}` removes the last checkpoint before the new one has its name"
-            yield Place(call, words, (f"line {move.lineno}: {code_of(move, 50)}",))
+            yield Place(call, words, (f"line {move.lineno}: {code_of(move, 50)}",)), None
+            continue
+        save = next((one for one, to in saves if one.lineno > call.lineno and _is_below(to, text_of(gone))), None)
+        if save is not None and not _is_partial(text_of(gone)):
+            near.append((save.lineno - call.lineno, call, save))
+    for _, call, save in sorted(near, key=lambda one: one[0])[:1]:
+        words = f"`{code_of(call, 40)}` removes the last checkpoint before the new one is written"
+        yield Place(call, words, (f"line {save.lineno}: {code_of(save, 50)}",)), save
+    for call in scope.calls if saves else ():
+        base = text_of(call.func.value) if isinstance(call.func, ast.Attribute) else None
+        later = next((one for one, to in saves if base and one.lineno > call.lineno and base in to), None)
+        for function in project.callees(call, scope)[:1] if later is not None and _is_of_object(call) else ():
+            for gone, removal in _removals(function):
+                if (target_name(gone) or "").startswith("self.") and not function.module.loops_around(removal):
+                    words = f"`{code_of(call, 40)}` removes the last checkpoint before the new one is written"
+                    told = f"saved after it by {code_of(later, 50)} at {scope.module.path}:{later.lineno}"  # type: ignore[union-attr]
+                    yield Place(removal, words, (told,), scope=function, also=((call, scope),)), later
+
+
+SAVES = ("save_checkpoint", "save_pretrained", "save_state", "save_model")
+
+
+def _is_of_object(call: ast.Call) -> bool:
+    """slot.clear(), self.slot.clear(): a method of an object that a name holds."""
+    return isinstance(call.func, ast.Attribute) and target_name(call.func.value) not in (None, "self")
+
+
+def _is_below(to: str, folder: str) -> bool:
+    """Whether a file is what was removed, or lies in it: last / "model.pt", os.path.join(last, name)."""
+    return to == folder or to.startswith(f"{folder} /") or f"join({folder}," in to or to.startswith(f"{folder}.")
+
+
+def _is_partial(text: str) -> bool:
+    return TEMPORARY.search(text) is not None
 
 
 def _is_state(written: Written, scope: Scope, project: Project) -> bool:
@@ -142,9 +187,11 @@ def _is_state(written: Written, scope: Scope, project: Project) -> bool:
 
 def _inside(node: ast.expr) -> list[ast.expr]:
     """What a chain of methods begins with: p.detach().cpu().numpy() -> p."""
+    if isinstance(node, ast.Dict):  # for name, part in parts.items()
+        return node.values
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
         return []
-    same = ("detach", "cpu", "numpy", "float", "clone", "contiguous", "half", "to")
+    same = ("items", "values", "detach", "cpu", "numpy", "float", "clone", "contiguous", "half", "to")
     return [node.func.value] if node.func.attr in same else []
 
 

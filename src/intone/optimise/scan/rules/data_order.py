@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from intone.optimise.scan.constants import only_value
 from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import TrainLoop, train_loops
-from intone.optimise.scan.neighbours import neighbours
+from intone.optimise.scan.neighbours import is_elsewhere, neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, is_inside
 from intone.optimise.scan.restoring import restores, restores_order, takes_up_progress
@@ -16,7 +16,6 @@ from intone.optimise.scan.seeds import seed_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 TEXT = re.compile(r"doc|text|str|id|name|path|key|row|example|line|url|prompt|file", re.I)
-ELSEWHERE = re.compile(r"(^|[/_])(eval\w*|infer\w*|generat\w*|sampl\w*|serv\w*|bench\w*|tests?|chat)([/_.]|$)")
 
 
 @rule(
@@ -43,7 +42,7 @@ def order_not_restored(module: Module, project: Project) -> Iterator[Place]:
     if not draws:
         return
     files = [module] if restores(module, project) else [
-        other for other in neighbours(module, project) if not ELSEWHERE.search(other.path)
+        other for other in neighbours(module, project) if not is_elsewhere(other)
     ]  # fmt: skip
     taken_up = [pair for other in files for pair in restores(other, project)]
     node, how = draws[0]
@@ -53,7 +52,10 @@ def order_not_restored(module: Module, project: Project) -> Iterator[Place]:
     home: Scope | None = None
     if "DataLoader" in how and (walked := _walked_elsewhere(node, files, project)) is not None:
         node, home = walked
-    if how.startswith("goes on with") and not any(takes_up_progress(scope) for scope, _ in taken_up):
+    fixed = isinstance(node, ast.Call) and isinstance(keyword(node, "seed"), ast.Constant)  # the same at every start
+    fixed = fixed and not any(True for _ in train_loops(module, project)) and taken_up[0][0].module is not module
+    warm = how.startswith("goes on with") or fixed
+    if warm and not any(takes_up_progress(scope) for scope, _ in taken_up):
         return  # a warm start from another training's optimizer: this one begins anew, rows included
     at, restore = taken_up[0]
     where = f"line {restore.lineno}" if at.module is module else f"{at.module.path}:{restore.lineno}"
@@ -336,7 +338,7 @@ def is_text(node: ast.expr, scope: Scope) -> bool:
 )
 def same_order_every_epoch(module: Module, project: Project) -> Iterator[Place]:
     """DistributedSampler in a file without set_epoch."""
-    if any("set_epoch" in other.text for other in neighbours(module, project)):
+    if any("set_epoch" in other.text or other.mentions(SETS_EPOCH) for other in neighbours(module, project)):
         return
     for scope in module.scopes:
         for call in scope.calls:
@@ -347,6 +349,10 @@ def same_order_every_epoch(module: Module, project: Project) -> Iterator[Place]:
                 and any(_has_epochs(other, project) for other in neighbours(module, project))
             ):
                 yield Place(call, "set_epoch is called nowhere in this file", (code_of(call, 60),))
+
+
+# trainers that call set_epoch of the sampler themselves
+SETS_EPOCH = re.compile(r"\b(L|pl|lightning|pytorch_lightning)\.Trainer\(|LightningModule|LightningDataModule|Fabric\(")
 
 
 def _has_epochs(module: Module, project: Project) -> bool:

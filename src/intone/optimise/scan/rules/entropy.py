@@ -4,12 +4,13 @@ import ast
 import re
 from collections.abc import Iterator
 
+from intone.optimise.scan.classes import fields_of
 from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import train_loops
-from intone.optimise.scan.neighbours import neighbours
+from intone.optimise.scan.neighbours import is_elsewhere, neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.rules.data_order import ELSEWHERE, held_out, order_not_restored
+from intone.optimise.scan.rules.data_order import held_out, order_not_restored
 from intone.optimise.scan.seeds import SEEDED, SEEDERS, SEEDING
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
@@ -40,7 +41,7 @@ OF_STREAM = re.compile(r"rng|seed|order|perm|generator|shuffl|indices|\.state", 
 )
 def order_from_entropy(module: Module, project: Project) -> Iterator[Place]:
     """random.Random(os.urandom(8)), random.seed(time.time()) whose stream puts rows in order; a stream never seeded."""
-    if ELSEWHERE.search(module.path) or _keeps_stream(module):
+    if is_elsewhere(module) or _keeps_stream(module):
         return
     yield from _never_seeded(module, project)
     for scope in module.scopes:
@@ -91,7 +92,7 @@ def _never_seeded(module: Module, project: Project) -> Iterator[Place]:
     if not draws:
         return
     files = neighbours(module, project)
-    own = [file for file in files if not ELSEWHERE.search(file.path)]
+    own = [file for file in files if not is_elsewhere(file)]
     saves = any(file.mentions(SAVES) for file in own)
     if any(_keeps_stream(file) for file in own):
         return
@@ -134,7 +135,7 @@ def _never_seeded(module: Module, project: Project) -> Iterator[Place]:
 )
 def sampler_without_seed(module: Module, project: Project) -> Iterator[Place]:
     """class Buckets(Sampler): def __iter__(self): random.shuffle(order), in a file that others build a training on."""
-    if ELSEWHERE.search(module.path):
+    if is_elsewhere(module):
         return
     for scope in module.scopes[1:]:
         if scope.owner is None or not GIVES_ORDER.match(scope.simple_name) or not _is_walked(scope.owner):
@@ -266,10 +267,22 @@ def _entropy(call: ast.Call, scope: Scope, project: Project) -> str | None:
         return _of_seed(values[0], scope, project)
     if SEEDING.search("." + last) and call.args:
         return _of_seed(call.args[0], scope, project)
-    made = scope.bindings.get(target_name(call.func.value) or "", []) if isinstance(call.func, ast.Attribute) else []
-    if last == "seed" and not call.args and any("Generator" in text_of(b.value) for b in made):
-        return "the system's entropy"
+    if last == "seed" and not call.args and isinstance(call.func, ast.Attribute):
+        return "the system's entropy" if _is_generator(call.func.value, scope, project) else None
     return None
+
+
+def _is_generator(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """Whether a name or field holds torch's generator: gen = Generator(), gen: Generator = field(...)."""
+    name = target_name(node) or ""
+    made = [b.value for b in scope.bindings.get(name, [])]
+    if name.startswith("self.") and scope.owner is not None:
+        made += [b.value for method in project.class_scopes(scope.owner) for b in method.bindings.get(name, [])]
+        made += [
+            part for part in scope.owner.body
+            if isinstance(part, (ast.Assign, ast.AnnAssign)) and name.removeprefix("self.") in fields_of(part)
+        ]  # type: ignore[misc]
+    return any("Generator" in text_of(one) for one in made)
 
 
 def _of_seed(seed: ast.expr, scope: Scope, project: Project, depth: int = 3) -> str | None:

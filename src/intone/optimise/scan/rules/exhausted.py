@@ -30,7 +30,7 @@ NO_BLOCK = re.compile(r"none|null|scratch|dummy|invalid|sentinel|empty|missing|t
     source="Kwon et al. 2023 (PagedAttention), 4.5: scheduling and preemption",
 )
 def exhausted_pool(module: Module, project: Project) -> Iterator[Place]:
-    """if not self.free: return self.newest; pop() if free else 0; except IndexError: return self.n - 1."""
+    """if not self.free: return self.newest; pop() if free else 0; free[:n] where fewer than n are left."""
     if not MEMORY.search(module.text):
         return
     for scope in module.scopes[1:]:
@@ -38,6 +38,10 @@ def exhausted_pool(module: Module, project: Project) -> Iterator[Place]:
         if not UNIT.search(around) or TAKEN_BACK.search(text_of(scope.node)):
             continue
         free = _taken_from(scope)
+        if (short := _given_short(scope)) is not None:
+            words = f"where fewer are free than are wanted, `{code_of(short, 40)}` gives those few without a word"
+            yield Place(short, words, (f"line {short.lineno}: {module.line_of(short)[:60]}",))
+            continue
         answers = _when_empty(scope, free) if free else _when_none_found(scope)
         for answer in answers:
             if _is_in_use(answer, scope):
@@ -45,6 +49,35 @@ def exhausted_pool(module: Module, project: Project) -> Iterator[Place]:
                 words = f"where {what}, `{code_of(answer, 30)}` is given, which another text may still use"
                 yield Place(answer, words, (f"line {answer.lineno}: {module.line_of(answer)[:60]}",))
                 break
+
+
+def _given_short(scope: Scope) -> ast.expr | None:
+    """[free.pop() for _ in range(min(n, len(free)))], free[:n] and then free = free[n:], with no look at len(free)."""
+    names = {name for node in scope.of(ast.Name, ast.Attribute) if (name := target_name(node)) and FREE.search(name)}
+    tests = [node.test for node in scope.of(ast.If, ast.Assert, ast.While, ast.IfExp)]  # type: ignore[attr-defined]
+    if not names or any(names_in(test) & names for test in tests):
+        return None
+    if any(isinstance(node, (ast.Raise, ast.Try)) and names & names_in(node) for node in scope.body):
+        return None
+    for call in scope.calls:
+        counted = [part for arg in call.args for part in walk(arg) if isinstance(part, ast.Call)]
+        fewer = last_name(call.func) == "range" and any(
+            last_name(part.func) == "min" and names_in(part) & names and "len(" in text_of(part) for part in counted
+        )
+        if fewer and any(_takes(loop, names) for loop in scope.of(ast.ListComp, ast.For)):
+            return call
+    for node in scope.of(ast.Subscript):
+        begin = isinstance(node.slice, ast.Slice) and node.slice.lower is None and node.slice.upper is not None
+        if not begin or not isinstance(node.ctx, ast.Load) or target_name(node.value) not in names:
+            continue
+        upper = text_of(node.slice.upper)  # type: ignore[attr-defined]
+        if re.fullmatch(r"-?\d+", upper) or not names_in(node.slice):
+            continue
+        rest = f"{text_of(node.value)}[{upper}:]"
+        goes = f"del {text_of(node)}" in text_of(scope.node)
+        if goes or any(rest == text_of(other) for other in scope.of(ast.Subscript)):
+            return node
+    return None
 
 
 def _taken_from(scope: Scope) -> set[str]:

@@ -29,8 +29,7 @@ def unsorted_files(module: Module, project: Project) -> Iterator[Place]:
         yield from _listed_sets(scope)
         for call in scope.calls:
             if (walked := _walks_set(call, scope)) is not None:
-                salted = ("texts in a set are ordered by their hash, which is salted anew in every process",)
-                yield Place(call, f"`{code_of(walked, 50)}` is used in the order of a set", salted)
+                yield Place(call, f"`{code_of(walked, 50)}` is used in the order of a set", (SALTED,))
                 continue
             if not _lists_files(call, scope) or not _is_data(call, scope):
                 continue
@@ -43,6 +42,7 @@ def unsorted_files(module: Module, project: Project) -> Iterator[Place]:
             )
 
 
+SALTED = "texts in a set are ordered by their hash, which is salted anew in every process"
 DATA_NAMES = re.compile(r"(^|[._])(docs?|documents|files|paths|shards|urls|texts|rows|examples|names|prompts|lines)$")
 
 
@@ -70,6 +70,12 @@ GIVES_ROWS = re.compile(r"DataLoader|Dataset\b|Sampler|shard|corpus|epoch|batche
 
 def _listed_sets(scope: Scope) -> Iterator[Place]:
     """list({row["domain"] for row in rows}), tuple(set(a) - set(b)): an order made of a set of texts in one breath."""
+    for loop in scope.of(ast.For):  # for key in table.keys() - banned: rows.append(table[key])
+        rows = READS_ROWS.search(" ".join(text_of(statement) for statement in loop.body))
+        if not rows or not isinstance(loop.iter, (ast.SetComp, ast.BinOp)) or not _is_set(loop.iter):
+            continue
+        if OF_TEXTS.search(text_of(loop.iter)) and OF_DATA.search(f"{text_of(loop)} {scope.name}"):
+            yield Place(loop.iter, f"`{code_of(loop.iter, 50)}` is walked over in the order of a set", (SALTED,))
     for call in scope.calls:
         if not isinstance(call.func, ast.Name) or call.func.id not in ("list", "tuple") or len(call.args) != 1:
             continue
@@ -80,8 +86,7 @@ def _listed_sets(scope: Scope) -> Iterator[Place]:
             continue
         code = f"{text_of(made)} {scope.name}"
         if OF_TEXTS.search(code) or re.search(r"\[['\"]\w+['\"]\]", code):
-            salted = ("texts in a set are ordered by their hash, which is salted anew in every process",)
-            yield Place(call, f"`{code_of(call, 50)}` is in the order of a set", salted)
+            yield Place(call, f"`{code_of(call, 50)}` is in the order of a set", (SALTED,))
 
 
 SET_MAKERS = ("set", "frozenset")
@@ -90,10 +95,11 @@ OF_TEXTS = re.compile(
     re.I,
 )
 OF_DATA = re.compile(
-    r"data|shard|parquet|jsonl|\.bin|train|corpus|token|\.arrow|\.npy|\.txt|doc|text|prompt|example|rows|files|paths",
+    r"data|shard|parquet|jsonl|\.bin|train|corpus|token|\.arrow|\.npy|\.txt|doc|text|prompt|example|rows|files|paths|"
+    r"\bids\b|row_|pack|messages|chat_template|statement|problem|question",
     re.I,
 )
-READS_ROWS = re.compile(r"open|read|load|yield|append|extend|memmap|encode|write|put\(")
+READS_ROWS = re.compile(r"open|read|load|yield|append|extend|memmap|encode|write|put\(|tok\w*[(.]|\.add\(|template")
 
 
 def _named_sets(scope: Scope) -> Iterator[Place]:
@@ -104,16 +110,13 @@ def _named_sets(scope: Scope) -> Iterator[Place]:
         if len(values) != num_others or not values or not all(_is_set(value) for value in values):
             continue
         code = " ".join([*(text_of(value) for value in values), *_filled_with(name, scope)])
-        if not OF_TEXTS.search(f"{code} {name}") or not OF_DATA.search(f"{code} {name} {scope.name}"):
+        if not OF_TEXTS.search(f"{code} {name}"):
             continue
         for node in scope.body:
             used = _in_order_of(node, name, scope)
-            if used is not None:
-                salted = (
-                    f"`{name}` is a set, made at line {getattr(bindings[0].node, 'lineno', 0)}",
-                    "texts in a set are ordered by their hash, which is salted anew in every process",
-                )
-                yield Place(used, f"`{code_of(used, 50)}` is used in the order of a set", salted)
+            if used is not None and OF_DATA.search(f"{code} {name} {scope.name} {text_of(node)}"):
+                made = f"`{name}` is a set, made at line {getattr(bindings[0].node, 'lineno', 0)}"
+                yield Place(used, f"`{code_of(used, 50)}` is used in the order of a set", (made, SALTED))
                 break
 
 
@@ -129,8 +132,10 @@ def _filled_with(name: str, scope: Scope) -> Iterator[str]:
 
 def _is_set(value: ast.expr) -> bool:
     """A set written out, made by set() or a comprehension, or joined of those."""
-    if isinstance(value, ast.BinOp) and isinstance(value.op, (ast.BitOr, ast.BitAnd, ast.Sub)):
-        return _is_set(value.left)
+    if isinstance(value, ast.BinOp) and isinstance(value.op, (ast.BitOr, ast.BitAnd, ast.Sub, ast.BitXor)):
+        views = [side for side in (value.left, value.right) if isinstance(side, ast.Call) and not side.args]
+        of_views = any(last_name(side.func) in ("keys", "items") for side in views)
+        return of_views or _is_set(value.left) or _is_set(value.right)
     if isinstance(value, ast.Call):
         made = isinstance(value.func, ast.Name) and value.func.id in SET_MAKERS
         joined = isinstance(value.func, ast.Attribute) and value.func.attr in ("union", "intersection", "difference")
@@ -181,7 +186,7 @@ def _lists_files(call: ast.Call, scope: Scope) -> bool:
 
 DATA_FILES = re.compile(
     r"data|shard|parquet|jsonl|\.bin|train|corpus|corpora|token|\.arrow|\.np[yz]|\.txt|docs?\b|docs?_|_docs?|documents|"
-    r"texts?\b|example|sample|book|image|\.csv|\.zst|\.tar|stories|articles|rows",
+    r"texts?\b|example|sample|book|image|\.csv|\.(wav|flac|mp3|ogg|png|jpe?g|webp|h5|hdf5|tfrecord|lmdb|msgpack)|clips|\.zst|\.tar|stories|articles|rows",
     re.I,
 )
 OTHER_FILES = re.compile(
@@ -190,9 +195,11 @@ OTHER_FILES = re.compile(
 
 
 def _is_data(call: ast.Call, scope: Scope) -> bool:
-    """Files of data: by the pattern, the name of the folder, or the function."""
+    """Files of data: by the pattern, the name of the folder, the function, or as a data set lists them."""
     text = text_of(call) + scope.name + " ".join(target_name(t) or "" for t in targets_of(call, scope))
-    return bool(DATA_FILES.search(text)) and not OTHER_FILES.search(text)
+    bases = [text_of(base) for base in scope.owner.bases] if scope.owner is not None else []
+    of_set = any(re.search(r"Data[sS]et|Sampler|DataPipe", base) for base in bases)
+    return (of_set or bool(DATA_FILES.search(text))) and not OTHER_FILES.search(text)
 
 
 def _is_sorted(call: ast.Call, scope: Scope) -> bool:
@@ -225,6 +232,9 @@ def _is_sorted(call: ast.Call, scope: Scope) -> bool:
     return False
 
 
+UNORDERED = ("sum", "len", "any", "all", "max", "min", "set", "sorted", "Counter")
+
+
 def _order_matters(call: ast.Call, scope: Scope) -> bool:
     """Whether rows of the files are read one after the other: opened, read, yielded, appended or indexed."""
     loop = next((above for above in scope.module.up(call) if isinstance(above, LOOPS)), None)
@@ -243,6 +253,11 @@ def _order_matters(call: ast.Call, scope: Scope) -> bool:
             return bool(re.search(r"open|read|load|yield|append|extend|memmap|encode", text_of(node)))
         if isinstance(node, ast.Subscript) and target_name(node.value) in names:
             return True
+        if isinstance(node, (ast.ListComp, ast.GeneratorExp)) and target_name(node.generators[0].iter) in names:
+            above = scope.module.parents.get(node)  # arrays = [np.load(file) for file in files]
+            reads = re.search(r"open|read|load|memmap|encode|fromfile", text_of(node.elt))
+            if reads and not (isinstance(above, ast.Call) and last_name(above.func) in UNORDERED):
+                return True
         if isinstance(node, ast.Return) and node.value is not None and target_name(node.value) in names:
             return True
     return any((name or "").startswith("self.") for name in names)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from intone.optimise.scan.cachewrites import (
+    CACHE_NAME,
     CACHE_OWNER,
     LIMIT_WORD,
     POSITION,
@@ -171,7 +172,7 @@ def _cut_elsewhere(scope: Scope, project: Project) -> Place | None:
         for name in [target_name(node.targets[0])]
         if name is not None and name.startswith("self.") and isinstance(node.value, ast.Call) and clamps(node.value)
     }
-    cut = next((value for value in scope.returns if isinstance(value, ast.Call) and clamps(value)), None)
+    cut = next((one for value in scope.returns for one in _clamps_in(value, scope)), None)
     places = cut is not None and any(POSITION.search(one) for one in [scope.simple_name, *names_in(cut)])
     if not moved and not places or refuses_overflow(scope, project):
         return None
@@ -183,7 +184,7 @@ def _cut_elsewhere(scope: Scope, project: Project) -> Place | None:
             if (
                 places
                 and cut is not None
-                and CACHE_OWNER.search(scope.owner.name)
+                and (CACHE_OWNER.search(scope.owner.name) or _is_named(write.node))
                 and any(POSITION.search(one) for one in names_in(write.target) & set(method.parameters))
             ):
                 told = (code_of(cut, 60), f"`{method.simple_name}` writes there: {code_of(write.target, 50)}")
@@ -196,6 +197,19 @@ def _cut_elsewhere(scope: Scope, project: Project) -> Place | None:
                     (code_of(moved[name], 60), f"`{method.simple_name}` writes there: {code_of(write.target, 50)}"),
                 )
     return None
+
+
+def _is_named(node: ast.AST) -> bool:
+    """Whether a write names a cache: self.kv[layer].index_copy_(0, slots, k)."""
+    return any(CACHE_NAME.search(name.rpartition(".")[2]) for name in names_in(node))
+
+
+def _clamps_in(node: ast.expr, scope: Scope) -> Iterator[ast.Call]:
+    """The calls that cut a place to a limit in an expression, and in what the names in it are bound to."""
+    behind = [b.value for name in names_in(node) for b in scope.bindings.get(name, []) if b.how == "="]
+    for part in [part for one in [node, *behind] for part in walk(one)]:
+        if isinstance(part, ast.Call) and clamps(part):
+            yield part
 
 
 def _passed_over(scope: Scope, passes: Sequence[ast.Call]) -> Place | None:
@@ -368,13 +382,10 @@ def _cut_position(scope: Scope, project: Project, writes: Sequence[Write], passe
         ):
             return Place(node, "the position is cut to the cache's end", (code_of(node, 60),))
     for place in [*(write.target for write in writes), *(arg for call in passes for arg in call.args)]:
-        for part in walk(place):
-            if isinstance(part, ast.Call) and clamps(part):
-                return Place(
-                    part,
-                    "the position is cut to the cache's end: later tokens overwrite the last place",
-                    (code_of(place, 60),),
-                )
+        for part in _clamps_in(place, scope):
+            if names_in(part) & set(scope.parameters) or any(part is one for one in walk(place)):
+                words = "the position is cut to the cache's end: later tokens overwrite the last place"
+                return Place(part, words, (code_of(place, 60),))
     if (ring := wrapped(scope, project, writes, passes)) is not None:
         return Place(
             ring.node,

@@ -8,9 +8,10 @@ from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.expressions import is_false, keyword, last_name, text_of
 from intone.optimise.scan.filling import LONGEST, filled_up, is_for_training
 from intone.optimise.scan.finding import Confidence
+from intone.optimise.scan.neighbours import is_elsewhere
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.rules.data_order import ELSEWHERE, held_out
+from intone.optimise.scan.rules.data_order import held_out
 from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.values import is_module_class
 
@@ -132,7 +133,7 @@ def _is_shuffled(scope: Scope, project: Project) -> bool:
 def _fills_rows(scope: Scope, project: Project) -> bool:
     """Whether a function makes the rows of a torch data set, itself or for what keeps them: class Rows(Dataset)."""
     module = scope.module
-    if ELSEWHERE.search(module.path) or not module.mentions(DATASET):
+    if is_elsewhere(module) or not module.mentions(DATASET):
         return False
     near = [scope, *(site.scope for site in project.callers(scope)[:6])]
     return any(

@@ -95,6 +95,9 @@ def _as_handed(stream: ast.expr, item: Reached, project: Project) -> ast.expr:
         if handed is None:
             break
         stream, at = handed, site.scope
+    made = [b.value for b in at.bindings.get(target_name(stream) or "", []) if b.how == "="]
+    if len(made) == 1 and isinstance(made[0], ast.Call) and isinstance(made[0].func, ast.Attribute):
+        return made[0].func  # stream = request.stream(device)
     return stream
 
 
@@ -121,21 +124,32 @@ def _is_of_each(stream: ast.expr, item: Reached) -> bool:
 
 
 def _counts_tokens(name: str, scope: Scope) -> bool:
-    """for _ in range(n): of a name as short as n, which may be how many tokens are wanted and not how many rows."""
+    """for i in range(p, p + n): of a name as short as n, which may be how many tokens are wanted and not how many rows.
+
+    It counts rows where something is made or repeated n times: expand(n, -1), zeros(n, length), [x] * n.
+    """
     if name != "n":
         return False
     uses = [
         scope.module.parents.get(node) for node in scope.of(ast.Name) if node.id == name and type(node.ctx) is ast.Load
     ]
-    return bool(uses) and all(isinstance(use, (ast.Call, ast.BinOp)) and _ends_range(use, scope) for use in uses)
+    if bool(uses) and all(isinstance(use, (ast.Call, ast.BinOp)) and _ends_range(use, scope) for use in uses):
+        return True
+    parts = [use for use in uses if isinstance(use, (ast.Call, ast.BinOp))]
+    makes = [use for use in uses if isinstance(use, ast.Call) and last_name(use.func) not in ("range", "arange")]
+    makes += [use for use in uses if isinstance(use, (ast.Tuple, ast.List))]
+    repeats = [use for use in parts if isinstance(use, ast.BinOp) and isinstance(use.op, ast.Mult)]
+    return not makes and not repeats and any(_ends_range(use, scope) for use in parts)
 
 
 def _ends_range(node: ast.AST, scope: Scope) -> bool:
-    """range(n), range(n - 1) in the head of a for"""
-    above = scope.module.parents.get(node)
-    if isinstance(node, ast.BinOp):
-        return isinstance(above, ast.Call) and last_name(above.func) == "range"
-    return isinstance(node, ast.Call) and last_name(node.func) == "range" and isinstance(above, ast.For)
+    """range(n), range(n - 1), range(p, p + n - 1) in the head of a for"""
+    above: ast.AST | None = node
+    while isinstance(above, ast.BinOp):
+        above = scope.module.parents.get(above)
+    if not isinstance(above, ast.Call) or last_name(above.func) != "range":
+        return False
+    return isinstance(scope.module.parents.get(above), ast.For)
 
 
 def _is_told_seed(seeding: ast.Call, maker: Scope, project: Project) -> bool:

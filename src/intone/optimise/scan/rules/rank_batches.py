@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import train_loops
-from intone.optimise.scan.neighbours import neighbours
+from intone.optimise.scan.neighbours import is_elsewhere, neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.reseeding import is_constant, is_own_stream
@@ -19,7 +19,6 @@ PICKERS = (
     "numpy.random.choice", "np.random.randint", "numpy.random.randint", "np.random.permutation",
     "numpy.random.permutation", "np.random.shuffle", "numpy.random.shuffle", "torch.randperm",
 )  # fmt: skip
-ELSEWHERE = re.compile(r"(^|[/_])(eval\w*|infer\w*|generat\w*|sampl\w*|serv\w*|bench\w*|tests?|chat)([/_.]|$)")
 
 
 @rule(
@@ -34,7 +33,7 @@ ELSEWHERE = re.compile(r"(^|[/_])(eval\w*|infer\w*|generat\w*|sampl\w*|serv\w*|b
 )
 def same_batches_on_ranks(module: Module, project: Project) -> Iterator[Place]:
     """A distributed program with a constant seed that picks rows at random and never by rank."""
-    if ELSEWHERE.search(module.path):
+    if is_elsewhere(module):
         return
     seeds = [(scope, call) for scope in module.scopes for call in scope.calls if seed_of(call, scope) is not None]
     if not seeds:

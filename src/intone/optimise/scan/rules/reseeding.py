@@ -20,7 +20,8 @@ from intone.optimise.scan.values import is_model_call
 
 PER_CALL = re.compile(
     r"^_?(forward|__getitem__|__call__|collate\w*|sample|sample_\w+|\w*next_token|pick\w*|draw\w*|get_batch|next_batch|"
-    r"\w*_batch|training_step|train_step|step|augment\w*|dropout\w*|mask_tokens|noise\w*|shuffle\w*)$"
+    r"\w*_batch|training_step|train_step|step|augment\w*|dropout\w*|mask_tokens|noise\w*|shuffle\w*|"
+    r"on_(train_)?(epoch|batch|step)_(start|begin|end)|on_train_(epoch|batch|step)_\w+)$"
 )
 # loops over whole runs: to seed at the start of each is right
 EXPERIMENTS = re.compile(r"seed|trial|\brun|config|cfg|experiment|fold|repeat|models?\b|variant|sweep|lrs?\b", re.I)

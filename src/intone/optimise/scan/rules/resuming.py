@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import TrainLoop, train_loops
-from intone.optimise.scan.neighbours import neighbours
+from intone.optimise.scan.neighbours import is_elsewhere, neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import reached
 from intone.optimise.scan.restoring import counted_entries, restores, restores_order, takes_up_progress
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.data_order import (
-    ELSEWHERE,
     order_not_restored,
     passes_over,
 )
@@ -39,11 +38,11 @@ WITHIN = re.compile(
 )
 def epoch_begun_anew(module: Module, project: Project) -> Iterator[Place]:
     """A loop over a loader inside one over epochs that saves between two batches; a restore that knows no batch."""
-    if ELSEWHERE.search(module.path):
+    if is_elsewhere(module):
         return
     for loop in train_loops(module, project):
         walked = _over_batches(loop, project)
-        files = [other for other in neighbours(module, project) if not ELSEWHERE.search(other.path)]
+        files = [other for other in neighbours(module, project) if not is_elsewhere(other)]
         if walked is None or any(restores_order(file) or passes_over(file) or _knows_position(file) for file in files):
             continue
         saved = next((item for item in reached(walked[0], walked[1], project) if _saves(item.node, item.scope)), None)
@@ -171,9 +170,12 @@ def state_without_effect(module: Module, project: Project) -> Iterator[Place]:
         methods = {method.simple_name: method for method in project.class_scopes(scope.owner)}
         back = next((methods[name] for name in ("load_state_dict", "set_state", "load_state") if name in methods), None)
         walks = next((methods[name] for name in ("__next__", "__iter__") if name in methods), None)
-        if back is None or walks is None or re.search(r"set_?state|load_state|update|setattr", _body(back)):
+        if back is None or walks is None or re.search(r"set_?state|load_state|update", _body(back)):
             continue
         restored = {name for name, bindings in back.bindings.items() if name.startswith("self.") and bindings}
+        if "setattr" in _body(back):  # for key, value in state.items(): setattr(self, key, value)
+            keys = [entry[0] for value in scope.returns for entry in _entries(value, scope, project)]
+            restored |= {f"self.{key}" for key in keys}
         steps = _moved_per_row(walks, project)
         read = _read_in(walks, project)
         marks = {name for name in restored - steps if not FIXED.search(name)}
@@ -207,7 +209,7 @@ FIXED = re.compile(r"seed|epoch|rank|world|shuffle|size|length|path|files|name|c
 )
 def stream_without_place(module: Module, project: Project) -> Iterator[Place]:
     """class Rows(IterableDataset) that reads files, with no position, epoch or state that anybody could set."""
-    if ELSEWHERE.search(module.path):
+    if is_elsewhere(module):
         return
     for scope in module.scopes[1:]:
         owner = scope.owner
@@ -217,7 +219,7 @@ def stream_without_place(module: Module, project: Project) -> Iterator[Place]:
             continue
         reads = any(READS_FILES.search(last_name(c.func) or "") for m in project.class_scopes(owner) for c in m.calls)
         files = neighbours(module, project)
-        told = any(restores(file, project) for file in files if not ELSEWHERE.search(file.path))
+        told = any(restores(file, project) for file in files if not is_elsewhere(file))
         whole = any(True for file in files for _ in train_loops(file, project))
         skipped = any(restores_order(file) or passes_over(file) for file in files)
         if not reads or whole and not told or skipped or any(True for _ in order_not_restored(module, project)):
@@ -321,7 +323,7 @@ def saved_place_unread(module: Module, project: Project) -> Iterator[Place]:
             lost = next((one for one in _entries(call.args[0], scope, project) if PLACES.search(one[0])), None)
             if lost is None or _is_read(lost, files):
                 continue
-            back = [pair for file in files for pair in restores(file, project) if not ELSEWHERE.search(file.path)]
+            back = [pair for file in files for pair in restores(file, project) if not is_elsewhere(file)]
             if not back or any(_takes_all(at) for at, _ in back):
                 continue
             at, restore = back[0]

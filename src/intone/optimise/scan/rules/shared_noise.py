@@ -4,16 +4,16 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.copying import copied
+from intone.optimise.scan.copying import copied, rows_copied
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
-from intone.optimise.scan.noise import amount_drawn, drawn_once, parts_of
+from intone.optimise.scan.noise import BATCH, amount_drawn, drawn_for_one, drawn_once, parts_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import turns_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 from intone.optimise.scan.values import is_model_call, spelled
 
-RANDOM = re.compile(r"rand|uniform|exponential|[Gg]umbel|normal|choice|gauss")
+RANDOM = re.compile(r"rand|uniform|exponential|[Gg]umbel|normal|choice|gauss|permut|rng")
 NOISY = re.compile(r"log\(|log_\(|exponential|gumbel", re.I)
 
 
@@ -115,14 +115,15 @@ def one_draw_for_batch(module: Module, project: Project) -> Iterator[Place]:
         return
     kinds = (ast.BinOp, ast.ListComp, ast.Call)
     for scope in module.scopes[1:]:
-        if ASKS.search(scope.name) or _is_without_grad(scope):
+        if ASKS.search(scope.name) or _is_without_grad(scope, project) or scope.simple_name == "__init__":
             continue
         for node in scope.of(*kinds):
-            made = copied(node, scope)
-            drawn = drawn_once(made[0], scope, project, 6) if made is not None and _has_rows(node, scope) else None
+            drawn = _copied_draw(node, scope, project)
             how = f"copied for every row by {code_of(node, 60)}"
             if drawn is None and isinstance(node, ast.Call):
                 drawn, how = _handed_to_model(node, scope, project), f"handed to the model by {code_of(node, 60)}"
+            if drawn is None and isinstance(node, ast.Call) and _is_shape_of_one(node, scope):
+                drawn, how = (node, scope), "its size is that of one row of the batch, and it meets all of them"
             if drawn is None or drawn[1] is scope and _is_in_turn(drawn[0], node, scope):
                 continue
             yield Place(
@@ -134,9 +135,52 @@ def one_draw_for_batch(module: Module, project: Project) -> Iterator[Place]:
             break
 
 
-LEARNS = re.compile(r"\.backward\(|def training_step|cross_entropy|_loss\(|Loss\(|def compute_loss|\.manual_backward\(")
+def _copied_draw(node: ast.AST, scope: Scope, project: Project) -> tuple[ast.Call, Scope] | None:
+    """The draw, of one number or for one row, of which a copy for all rows of a batch is made."""
+    made = copied(node, scope)
+    drawn = drawn_once(made[0], scope, project, 6) if made is not None and _has_rows(node, scope) else None
+    if drawn is not None:
+        return drawn
+    rows = rows_copied(node, scope)
+    if rows is None or not _counts_rows(rows[1], scope):
+        return None
+    return drawn_for_one(rows[0], scope, project, frozenset(name for one in rows[1] for name in names_in(one)))
+
+
+def _counts_rows(counts: list[ast.expr], scope: Scope) -> bool:
+    """Whether a number is that of a batch's rows, by what is written of it, here or where a caller hands it over."""
+    values = [b.value for one in counts for name in names_in(one) for b in scope.bindings.get(name, [])]
+    return any(ROWS.search(text_of(part)) or BATCH.search(text_of(part)) for part in [*counts, *values])
+
+
+def _is_shape_of_one(draw: ast.Call, scope: Scope) -> bool:
+    """noise = torch.randn(x.shape[1:]) or randn_like(x[0]) in x + noise, where the function gets the batch x."""
+    if amount_drawn(draw, scope) != "row" or turns_around(draw, scope) and not _is_statement_loop(draw, scope):
+        return False
+    found = re.search(r"(\w+)\.(shape|size\(\))\[1:\]|_like\((\w+)\[(0|:1)\]\)|(\w+)\[(0|:1)\]\.shape", text_of(draw))
+    batch = next((name for name in (found[1], found[3], found[5]) if name), "") if found else ""
+    if not batch or batch not in scope.parameters:
+        return False
+    above = scope.module.parents.get(draw)
+    while isinstance(above, (ast.Attribute, ast.Call)):
+        above = scope.module.parents.get(above)
+    held = {target_name(t) for t in above.targets} if isinstance(above, ast.Assign) else set()
+    return any(
+        isinstance(node, ast.BinOp) and batch in names_in(node) and (held & names_in(node) or draw in walk(node))
+        for node in scope.body
+    )
+
+
+def _is_statement_loop(node: ast.AST, scope: Scope) -> bool:
+    return all(isinstance(loop, (ast.For, ast.While)) for loop in turns_around(node, scope)[:1])
+
+
+LEARNS = re.compile(
+    r"\.backward\(|def training_step|cross_entropy|_loss\(|Loss\(|def compute_loss|\.manual_backward\(|"
+    r"optim\.[A-Z]\w+\("
+)
 ASKS = re.compile(
-    r"(^|[._])(sampl\w*|generat\w*|infer\w*|eval\w*|valid\w*|test\w*|plot\w*|preview\w*|demo\w*|visuali\w*|inpaint\w*|draw\w*|"
+    r"(^|[._])(generat\w*|infer\w*|eval\w*|valid\w*|test\w*|plot\w*|preview\w*|demo\w*|visuali\w*|inpaint\w*|"
     r"rollout\w*|complet\w*|serve\w*|decod\w*)(?=$|[._])",
     re.I,
 )
@@ -146,9 +190,14 @@ ROWS = re.compile(
 )
 
 
-def _is_without_grad(scope: Scope) -> bool:
+def _is_without_grad(scope: Scope, project: Project) -> bool:
+    """Whether a function makes samples, and does not draw for a training: without gradients, or step by step."""
     items = getattr(scope.node, "decorator_list", [])
-    return any(re.search(r"no_grad|inference_mode", text_of(item)) for item in items)
+    if any(re.search(r"no_grad|inference_mode", text_of(item)) for item in items):
+        return True
+    if not re.search(r"sampl", scope.simple_name, re.I):
+        return False
+    return bool(scope.of(ast.For, ast.While)) or any(is_model_call(call, scope, project) for call in scope.calls)
 
 
 def _has_rows(node: ast.AST, scope: Scope) -> bool:

@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.beside import beside_others
+from intone.optimise.scan.beside import beside_others, threads_run
 from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.neighbours import neighbours
@@ -59,7 +59,8 @@ def set_back_by_one(module: Module, project: Project) -> Iterator[Place]:
             told = f"`{scope.simple_name}` seeds `{name}` for one request, and {who} from it"
             yield Place(call, told, (drawn, *(served or ())[1:]))
             seen.add(call)
-    for place in (*_global_by_one(module, project), *joins_and_seeds(module, project)):
+    others = (*_global_by_one(module, project), *_kept_by_one(module, project), *joins_and_seeds(module, project))
+    for place in others:
         if place.node not in seen:
             seen.add(place.node)
             yield place
@@ -85,6 +86,43 @@ def _global_by_one(module: Module, project: Project) -> Iterator[Place]:
                     "high" if handler is scope else "medium",
                 )
                 break
+
+
+def _kept_by_one(module: Module, project: Project) -> Iterator[Place]:
+    """stream = random_stream(device); stream.manual_seed(request.seed), of a function that gives all the same one."""
+    for scope in module.scopes[1:]:
+        for call in scope.calls:
+            name = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
+            if name is None or name.startswith("self.") or not SEEDING.search("." + method_of(call)) or not call.args:
+                continue
+            made = [b.value for b in scope.bindings.get(name, []) if b.how == "="]
+            maker = made[0] if len(made) == 1 and isinstance(made[0], ast.Call) else None
+            if maker is None or not names_in(call.args[0]) & from_caller(scope):
+                continue
+            kept = next((one for one in project.callees(maker, scope)[:2] if _gives_one(one)), None)
+            served = beside_others(call, scope, project) if kept is not None else None
+            served = served or (_threaded(scope, project) if kept is not None else None)
+            if kept is not None and served is not None:
+                yield Place(
+                    call,
+                    f"`{scope.simple_name}` seeds for one request the stream that `{kept.simple_name}` gives to all",
+                    (f"{served[1]}, so others that run at the same time draw from the same stream",),
+                )
+
+
+def _threaded(scope: Scope, project: Project, depth: int = 2) -> tuple[Scope, str] | None:
+    """Whether threads run what calls a function: asyncio.to_thread(writer.generate, request)."""
+    if (how := threads_run(scope, project)) is not None:
+        return scope, how
+    found = (_threaded(site.scope, project, depth - 1) for site in project.callers(scope)[:4] if depth)
+    return next((one for one in found if one is not None), None)
+
+
+def _gives_one(function: Scope) -> bool:
+    """Whether a function gives the same object at each call: one that a decorator keeps, or one of the file."""
+    marks = [text_of(item) for item in getattr(function.node, "decorator_list", [])]
+    top = function.module.top.bindings
+    return any("cache" in mark for mark in marks) or any(target_name(value) in top for value in function.returns)
 
 
 def _is_one_for_all(owner: tuple[Module, ast.ClassDef], project: Project) -> bool:

@@ -7,11 +7,15 @@ from collections.abc import Iterator, Sequence
 from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.classes import class_field
 from intone.optimise.scan.constants import known_values
-from intone.optimise.scan.expressions import code_of, keyword, names_in, text_of
+from intone.optimise.scan.expressions import code_of, keyword, last_name, names_in, text_of
+from intone.optimise.scan.neighbours import neighbours
+from intone.optimise.scan.options import is_told
 from intone.optimise.scan.project import Project, Site
+from intone.optimise.scan.reach import reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.seeds import MAKERS, calls_something, chain_of, seed_of
 from intone.optimise.scan.source import Module, Scope, target_name
+from intone.optimise.scan.streamuse import draws_from
 
 
 @rule(
@@ -56,6 +60,36 @@ def worker_generator(module: Module, project: Project) -> Iterator[Place]:
                     ),
                 )
                 break
+    yield from _handed_on(workers, module, project)
+
+
+def _handed_on(workers: Sequence[Site], module: Module, project: Project) -> Iterator[Place]:
+    """self.augment = Augment(np.random.default_rng(seed)) in a data set, whose __getitem__ calls self.augment(row)."""
+    for scope in module.scopes:
+        if scope.owner is None or scope.simple_name != "__init__":
+            continue
+        gives = [one for one in project.class_scopes(scope.owner) if one.simple_name in ("__getitem__", "__iter__")]
+        if not gives or "get_worker_info" in text_of(scope.owner):
+            continue
+        run = {item.scope for one in gives for item in reached(one.node, one, project)} - set(gives)
+        for call in scope.calls:
+            if not any(maker in chain_of(call, scope) for maker in MAKERS) or isinstance(
+                module.parents.get(call), ast.Attribute
+            ):
+                continue
+            draw = next((pair for pair in draws_from(call, scope, project) if pair[1] in run), None)
+            if draw is not None:
+                drawn, at = draw
+                yield Place(
+                    call,
+                    "this stream is made once and copied into every worker of the DataLoader",
+                    (
+                        f"drawn from by {code_of(drawn, 50)} at {at.module.path}:{drawn.lineno} for each row",
+                        f"a DataLoader with workers stands at {workers[0].scope.module.path}:{workers[0].call.lineno}",
+                    ),
+                    also=((drawn, at),),
+                )
+                break
 
 
 def _runs_in_workers(scope: Scope) -> bool:
@@ -73,18 +107,43 @@ def _same_in_every_worker(workers: Sequence[Site], module: Module, project: Proj
         handed = keyword(site.call, "worker_init_fn")
         for function in functions_of(handed, site.scope, project) if handed is not None else []:
             own = {name for name, one in function.parameters.items() if one.default is None}  # what a worker is told
+            own -= _bound_before(handed, function)
             for call in function.calls if function.module is module else []:
                 seed = seed_of(call, function)
                 if seed is None or calls_something(seed):
                     continue
                 names = names_in(seed)
                 names |= {n for name in names for b in function.bindings.get(name, []) for n in names_in(b.value)}
-                if not names & own and not re.search(r"worker|rank|initial_seed|\bid\b", " ".join(names)):
+                alone = isinstance(seed, ast.Name) and seed.id in own and _begins_epochs(site, project)
+                if alone:
+                    yield Place(
+                        call,
+                        "every worker begins each epoch with its own number again, whatever the run's seed",
+                        (f"used at {site.scope.module.path}:{site.call.lineno}", f"the seed is `{code_of(seed, 30)}`"),
+                        confidence="medium",
+                    )
+                elif not names & own and not re.search(r"worker|rank|initial_seed|\bid\b", " ".join(names)):
                     yield Place(
                         call,
                         "every worker of the DataLoader is seeded alike",
                         (f"used at {site.scope.module.path}:{site.call.lineno}", f"the seed is `{code_of(seed, 30)}`"),
                     )
+
+
+def _begins_epochs(site: Site, project: Project) -> bool:
+    """Whether a loader's workers are started again for every epoch of a training."""
+    if is_told(site.call, "persistent_workers", site.scope, project):
+        return False
+    return any("epoch" in file.text for file in neighbours(site.scope.module, project))
+
+
+def _bound_before(handed: ast.expr | None, function: Scope) -> set[str]:
+    """The parameters that are alike in every worker: those that partial(init, seed, rank=rank) gives their values."""
+    if not isinstance(handed, ast.Call) or last_name(handed.func) != "partial":
+        return set()
+    places = function.places
+    given = {places[number] for number in range(len(handed.args) - 1) if number in places}
+    return given | {word.arg for word in handed.keywords if word.arg is not None}
 
 
 def _arguments(call: ast.Call) -> set[str]:
