@@ -310,6 +310,44 @@ right("host-sync", "meters that add up on the device", """
 """)  # fmt: skip
 
 
+fault("host-sync", "the rows of each expert", """
+    import torch
+    from torch import nn
+
+    class Experts(nn.Module):
+        def forward(self, x):
+            chosen = self.gate(x).argmax(-1)
+            out = torch.zeros_like(x)
+            for number, expert in enumerate(self.experts):
+                mine = chosen == number
+                out[mine] = expert(x[mine])  # <-
+            return out
+""")  # fmt: skip
+right("host-sync", "all experts on all rows", """
+    import torch
+    from torch import nn
+
+    class Experts(nn.Module):
+        def forward(self, x):
+            shares = self.gate(x).softmax(-1)
+            parts = torch.stack([expert(x) for expert in self.experts], -1)
+            return (parts * shares[:, None]).sum(-1)
+""")  # fmt: skip
+fault("compile", "rows of any width for fixed shapes", """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+    from torch.utils.data import DataLoader
+
+    def join(rows):
+        return pad_sequence(rows, batch_first=True)
+
+    def main(rows, model):
+        loader = DataLoader(rows, 16, collate_fn=join)
+        model = torch.compile(model, dynamic=False)  # <-
+        return [model(x) for x in loader]
+""")  # fmt: skip
+
+
 def _name(variant: Variant) -> str:
     return f"{variant.kind}-{variant.name.replace(' ', '-')}"
 

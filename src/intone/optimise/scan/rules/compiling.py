@@ -196,7 +196,8 @@ def changing_shapes(module: Module, project: Project) -> Iterator[Place]:
             continue
         dynamic = one.option("dynamic")
         fixed = dynamic is None or (isinstance(dynamic, ast.Constant) and dynamic.value is False)
-        varies = varying_width(module, project) if fixed and _is_model(one, project) else None
+        told_fixed = fixes_shapes(one) is not None
+        varies = varying_width(module, project, any_rows=told_fixed) if fixed and _is_model(one, project) else None
         if varies:
             words, where = varies
             yield Place(

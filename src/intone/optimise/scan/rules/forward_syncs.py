@@ -67,6 +67,8 @@ def _is_masked(node: ast.Subscript, scope: Scope, project: Project) -> bool:
     """x[mask], with mask = ids == 3: as many entries as the mask has, which is read to make room for them."""
     if not isinstance(node.ctx, ast.Load) or not _keeps_tensor(node, _tensors(scope, project)):
         return False
+    if not scope.module.loops_around(node):
+        return False  # one wait in a pass; of each expert or part it is many
     mask: ast.expr = node.slice
     if isinstance(mask, ast.Name):
         made = [b.value for b in scope.bindings.get(mask.id, []) if b.how == "="]

@@ -91,7 +91,7 @@ def _as_handed(stream: ast.expr, item: Reached, project: Project) -> ast.expr:
     at = item.scope
     for site in reversed(item.chain):
         name = target_name(stream)
-        handed = project.argument(site, at, name) if name in at.parameters else None  # type: ignore[arg-type]
+        handed = project.argument(site, at, name) if name in at.parameters else None
         if handed is None:
             break
         stream, at = handed, site.scope

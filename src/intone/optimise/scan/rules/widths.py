@@ -16,8 +16,11 @@ from intone.optimise.scan.source import Module, Scope, walk
 TRAINS = ".backward("  # a program that trains, not one that only calls others
 
 
-def varying_width(module: Module, project: Project) -> tuple[str, str] | None:
-    """(what changes, where) for the batches of the program that a file belongs to; None where no width changes."""
+def varying_width(module: Module, project: Project, *, any_rows: bool = False) -> tuple[str, str] | None:
+    """(what changes, where) for the batches of the program that a file belongs to; None where no width changes.
+
+    any_rows: rows of a loader of the file count too where nothing says that they are for training.
+    """
     files = list(neighbours(module, project))
     if any("mark_dynamic" in file.text or "mark_unbacked" in file.text for file in files):
         return None
@@ -36,7 +39,7 @@ def varying_width(module: Module, project: Project) -> tuple[str, str] | None:
                 line = getattr(place.node, "lineno", 0)
                 words = f"rows are filled up to the longest of the batch at {at}:{line}"
                 return "batches are as wide as their longest text", words
-    for site in project.sites.get("DataLoader", []):  # also where nothing says that the rows carry labels
+    for site in project.sites.get("DataLoader", []) if any_rows else ():
         collate = keyword(site.call, "collate_fn") if site.scope.module is module else None
         for maker in functions_of(collate, site.scope, project)[:2] if collate is not None else ():
             if (padded := filled_up(maker, project)) is not None and padded[1] == LONGEST:
