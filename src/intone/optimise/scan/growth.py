@@ -236,9 +236,9 @@ class _Finder:
 
     def _parameter_grows(self, name: str, scope: Scope) -> Growth | None:
         """f(ids) calls f(cat(ids, new)), or reduce(lambda ids, _: cat(ids, new), ...): the function is the loop."""
-        for value in scope.returns if is_folded(scope, self.project) else ():
-            if how := grown_by(value, name, scope, self.project):
-                return Growth(name, f"{how}, handed to the next turn of reduce() (line {value.lineno})")
+        for given in scope.returns if is_folded(scope, self.project) else ():
+            if how := grown_by(given, name, scope, self.project):
+                return Growth(name, f"{how}, handed to the next turn of reduce() (line {given.lineno})")
         for call in scope.calls:
             if scope in self.project.callees(call, scope):
                 value = self.project.argument(Site(call, scope), scope, name)

@@ -134,11 +134,13 @@ def _removed_first(
     for call in scope.calls if saves else ():
         base = text_of(call.func.value) if isinstance(call.func, ast.Attribute) else None
         later = next((one for one, to in saves if base and one.lineno > call.lineno and base in to), None)
-        for function in project.callees(call, scope)[:1] if later is not None and _is_of_object(call) else ():
+        if later is None or not _is_of_object(call):
+            continue
+        for function in project.callees(call, scope)[:1]:
             for gone, removal in _removals(function):
                 if (target_name(gone) or "").startswith("self.") and not function.module.loops_around(removal):
                     words = f"`{code_of(call, 40)}` removes the last checkpoint before the new one is written"
-                    told = f"saved after it by {code_of(later, 50)} at {scope.module.path}:{later.lineno}"  # type: ignore[union-attr]
+                    told = f"saved after it by {code_of(later, 50)} at {scope.module.path}:{later.lineno}"
                     yield Place(removal, words, (told,), scope=function, also=((call, scope),)), later
 
 

@@ -275,13 +275,13 @@ def _entropy(call: ast.Call, scope: Scope, project: Project) -> str | None:
 def _is_generator(node: ast.expr, scope: Scope, project: Project) -> bool:
     """Whether a name or field holds torch's generator: gen = Generator(), gen: Generator = field(...)."""
     name = target_name(node) or ""
-    made = [b.value for b in scope.bindings.get(name, [])]
+    made: list[ast.AST] = [b.value for b in scope.bindings.get(name, [])]
     if name.startswith("self.") and scope.owner is not None:
         made += [b.value for method in project.class_scopes(scope.owner) for b in method.bindings.get(name, [])]
         made += [
             part for part in scope.owner.body
             if isinstance(part, (ast.Assign, ast.AnnAssign)) and name.removeprefix("self.") in fields_of(part)
-        ]  # type: ignore[misc]
+        ]
     return any("Generator" in text_of(one) for one in made)
 
 

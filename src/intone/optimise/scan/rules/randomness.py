@@ -137,9 +137,9 @@ def _counts_tokens(name: str, scope: Scope) -> bool:
         return True
     parts = [use for use in uses if isinstance(use, (ast.Call, ast.BinOp))]
     makes = [use for use in uses if isinstance(use, ast.Call) and last_name(use.func) not in ("range", "arange")]
-    makes += [use for use in uses if isinstance(use, (ast.Tuple, ast.List))]
+    sizes = [use for use in uses if isinstance(use, (ast.Tuple, ast.List))]
     repeats = [use for use in parts if isinstance(use, ast.BinOp) and isinstance(use.op, ast.Mult)]
-    return not makes and not repeats and any(_ends_range(use, scope) for use in parts)
+    return not makes and not sizes and not repeats and any(_ends_range(use, scope) for use in parts)
 
 
 def _ends_range(node: ast.AST, scope: Scope) -> bool:
