@@ -123,6 +123,21 @@ for made in (
 for made in ("torch.rand(b, n).argsort(1)[:, :9]", "torch.stack([draw(n, 0.5) for _ in range(b)])"):
     right("copied-token", made, MASKED.replace("MADE", made))
 
+# --- copied-token: one text of a library for all ----------------------------------------------------------------------
+TEXT = """
+    from vllm import LLM, SamplingParams
+    from transformers import pipeline
+    pipe, llm = pipeline("text-generation", model="x"), LLM("x")
+    def candidates(prompt, k):
+        text = MADE
+        return [text] * k  # <-
+"""
+PIPED = 'pipe(prompt, do_sample=True, max_new_tokens=64)[0]["generated_text"]'
+ENGINE = "llm.generate([prompt], SamplingParams(n=1, temperature=TEMPERATURE))[0].outputs[0].text"
+fault("copied-token", "text of a pipeline", TEXT.replace("MADE", PIPED))
+fault("copied-token", "text of an engine", TEXT.replace("MADE", ENGINE.replace("TEMPERATURE", "0.8")))
+right("copied-token", "the likeliest text of an engine", TEXT.replace("MADE", ENGINE.replace("TEMPERATURE", "0.0")))
+
 # --- rng: decorators, hooks, workers, streams kept elsewhere ----------------------------------------------------------
 DECORATED = """
     import torch

@@ -275,18 +275,27 @@ def _is_drawn(value: ast.expr, scope: Scope, project: Project) -> bool:
     return any(
         isinstance(origin.node, ast.Call)
         and (
-            last_name(origin.node.func) == "generate"
-            and is_told(origin.node, "do_sample", origin.scope, project)
+            is_told(origin.node, "do_sample", origin.scope, project)
+            or _is_told_to_sample(origin.node)
             or chooses_token(origin.node, origin.scope)
         )
         for origin in project.origins(value, scope, _text_passes, depth=5)
     )
 
 
+def _is_told_to_sample(call: ast.Call) -> bool:
+    """llm.generate(prompts, SamplingParams(temperature=0.8)): not with temperature 0, which takes the likeliest."""
+    code = text_of(call)
+    told = last_name(call.func) == "generate" and "SamplingParams(" in code
+    return told and re.search(r"temperature=0(\.0*)?[,)]", code) is None
+
+
 def _text_passes(node: ast.expr) -> Sequence[ast.expr]:
     """As token_passes, also through the text that tokens are turned into."""
     if isinstance(node, ast.Call) and last_name(node.func) in ("decode", "batch_decode") and len(node.args) == 1:
         return node.args
+    if isinstance(node, ast.Attribute) and node.attr in ("text", "outputs", "token_ids", "sequences"):
+        return [node.value]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "strip":
         return [node.func.value]
     return token_passes(node)
