@@ -4,18 +4,10 @@ import json
 
 import pytest
 
+from intone.bench import scan
+from intone.bench.judgements import Judged, Judgement, page, read_judgements
 from intone.bench.rows import ROOT
-from intone.bench.scan import (
-    JUDGEMENTS,
-    PAGE,
-    Judgement,
-    compare,
-    keyed,
-    main,
-    page,
-    precision_row,
-    read_judgements,
-)
+from intone.bench.scan import JUDGEMENTS, PAGE, compare, keyed, main, precision_row
 from intone.optimise.scan.run import scan_texts
 
 FAULT = "import pickle\ndef load(f):\n    return pickle.load(f)\n"
@@ -26,13 +18,14 @@ def test_the_page_is_made_from_the_judgements():
 
 
 def test_every_judgement_has_a_reason_and_stands_for_one_finding():
-    judged = read_judgements(JUDGEMENTS)
+    kept = read_judgements(JUDGEMENTS)
+    judged = [*kept.tuned, *kept.unseen]
     assert len({one.key for one in judged}) == len(judged) >= 60
     assert [one for one in judged if len(one.reason) < 15] == []
 
 
 def test_precision_counts_what_holds():
-    judged = read_judgements(JUDGEMENTS)
+    judged = read_judgements(JUDGEMENTS).tuned
     row = precision_row(judged, "test")
     assert row.n == len(judged) and row.value == pytest.approx(sum(one.holds for one in judged) / len(judged))
     assert row.value >= 0.8
@@ -46,6 +39,53 @@ def test_a_finding_that_nobody_judged_is_not_counted_as_right():
     ]
     known, unjudged, gone = compare(found, judged)
     assert (len(known), unjudged, [one.rule for one in gone]) == (1, [("r@1", "a.py", "S61", "read", 1)], ["S10"])
+
+
+@pytest.fixture
+def unseen(tmp_path, monkeypatch):
+    """A repository that no rule was made with, two findings of it judged, and a place for what is written."""
+    monkeypatch.setattr(scan, "JUDGEMENTS", tmp_path / "judged.json")
+    monkeypatch.setattr(scan, "PAGE", tmp_path / "page.md")
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / "a.py").write_text(FAULT + FAULT.replace("load(f):", "read(f):"))
+    holds = {"load": True, "read": False}
+    judged = [Judgement("u@1", "a.py", "S61", name, 1, 3, holds[name], "because it is") for name in holds]
+    Judged(unseen=tuple(judged), tuned=(Judgement("t@1", "a.py", "S61", "load", 1, 3, True, "tuned"),)).write(
+        tmp_path / "judged.json"
+    )
+    return tmp_path
+
+
+def count(folder):
+    return main(
+        ["precision", "--unseen", "--write", "--out", str(folder / "rows.jsonl"), f"u@1={folder / 'repo'}"]
+    )
+
+
+def test_unseen_code_is_counted_once_and_apart_from_what_the_rules_were_tuned_on(unseen):
+    assert count(unseen) == 0 and count(unseen) == 0
+    rows = [json.loads(line) for line in (unseen / "rows.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["value"], row["n"]) for row in rows] == [("cpu.scan.precision_unseen", 0.5, 2)]
+    said = (unseen / "page.md").read_text()
+    assert "judged by reading the code: 1 of 1 hold" in said and "1 of 2 hold (50%" in said
+
+
+def test_the_count_of_unseen_code_stays_when_rules_name_less_and_more(unseen, capsys):
+    count(unseen)
+    (unseen / "repo" / "a.py").write_text(FAULT + FAULT.replace("load(f):", "more(f):"))
+    assert count(unseen) == 1 and "not judged: u@1 a.py S61 more" in capsys.readouterr().out
+    kept = read_judgements(unseen / "judged.json")
+    more = Judgement("u@1", "a.py", "S61", "more", 1, 6, True, "named by newer rules", "new")
+    Judged(kept.tuned, (*kept.unseen, more), kept.unseen_rules).write(unseen / "judged.json")
+    assert count(unseen) == 0 and len((unseen / "rows.jsonl").read_text().splitlines()) == 1
+    assert [(one.function, one.since) for one in read_judgements(unseen / "judged.json").unseen] == [
+        ("load", ""),
+        ("read", "gone"),
+        ("more", "new"),
+    ]
+    said = (unseen / "page.md").read_text()
+    assert "1 of 2 hold (50%" in said
+    assert "of the 1 that do not hold 1 are named no longer, of the others 0; 1 came in addition, 1 hold." in said
 
 
 @pytest.fixture

@@ -45,6 +45,14 @@ def code_revision() -> str:
         return os.environ.get("INTONE_CODE") or f"intone {intone.__version__}"
 
 
+def revision_of(path: Path) -> str:
+    """The newest commit that changed something under a path of this checkout; outside of one as `code_revision`."""
+    try:
+        return _git("log", "-1", "--format=%h", "--", str(path))
+    except (OSError, subprocess.CalledProcessError):
+        return code_revision()
+
+
 def _git(*words: str) -> str:
     done = subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True)
     return done.stdout.strip()

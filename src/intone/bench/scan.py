@@ -4,42 +4,24 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from intone.bench.rows import ROOT, new_row, row_path
+from intone.bench.judgements import COMMAND, Judged, Judgement, page, read_judgements
+from intone.bench.rows import ROOT, new_row, revision_of, row_path
 from intone.errors import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, EXIT_DONE, UserError
 from intone.evals.intervals import proportion
 from intone.log import say
 from intone.optimise.scan.finding import CLASSES, Finding
 from intone.optimise.scan.run import Scan, scan_path, scan_texts
-from intone.paths import read_json, write_atomic, write_json
+from intone.paths import read_json, write_atomic
 from intone.records import ResultRow, append_result
 
-COMMAND = "python -m intone.bench.scan"
 JUDGEMENTS = ROOT / "docs" / "scan-judgements.json"
 PAGE = ROOT / "docs" / "scan-precision.md"
+RULES_FOLDER = ROOT / "src" / "intone" / "optimise" / "scan"
 NEAR = 5  # lines between a label and a finding that is about the same thing
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a person who read the code says of a finding. number: the how-many-th of this rule in this function."""
-
-    repo: str  # owner/name@commit
-    path: str
-    rule: str
-    function: str
-    number: int
-    line: int
-    holds: bool
-    reason: str
-
-    @property
-    def key(self) -> tuple[str, str, str, str, int]:
-        """What a judgement is about; lines may move with the scanner's version, not with the code's."""
-        return (self.repo, self.path, self.rule, self.function, self.number)
 
 
 def keyed(repo: str, findings: Sequence[Finding]) -> dict[tuple[str, str, str, str, int], Finding]:
@@ -53,11 +35,6 @@ def keyed(repo: str, findings: Sequence[Finding]) -> dict[tuple[str, str, str, s
     return found
 
 
-def read_judgements(path: Path = JUDGEMENTS) -> list[Judgement]:
-    """The judgements of a file. Raises UserError where it is missing or damaged."""
-    return [Judgement(**entry) for entry in read_json(path)["judgements"]]
-
-
 def compare(
     found: dict[Any, Finding], judged: Sequence[Judgement]
 ) -> tuple[list[Judgement], list[Any], list[Judgement]]:
@@ -67,17 +44,20 @@ def compare(
     return known, [key for key in found if key not in by_key], [one for key, one in by_key.items() if key not in found]
 
 
-def precision_row(judged: Sequence[Judgement], command: str) -> ResultRow:
+def precision_row(judged: Sequence[Judgement], command: str, name: str = "cpu.scan.precision") -> ResultRow:
     """The share of findings that hold, over all repositories."""
     right = sum(judgement.holds for judgement in judged)
-    return new_row(
-        "cpu.scan.precision", proportion(right, len(judged)), "share", n=len(judged), baseline=None, command=command
-    )
+    return new_row(name, proportion(right, len(judged)), "share", n=len(judged), baseline=None, command=command)
 
 
-def precision(folders: Sequence[str], *, write: bool, out: Path) -> int:
-    """Scans repositories given as NAME=FOLDER, recounts, and writes the page and the row where all are judged."""
-    judged = read_judgements() if JUDGEMENTS.exists() else []
+def precision(folders: Sequence[str], *, unseen: bool, write: bool, out: Path) -> int:
+    """Scans repositories given as NAME=FOLDER, recounts, and writes the page and the row where all are judged.
+
+    unseen: the repositories are such that no rule was made with. They are counted once, before any rule is changed
+    for them; later calls keep that count and write beside it what today's rules name no longer or in addition.
+    """
+    kept = read_judgements(JUDGEMENTS) if JUDGEMENTS.exists() else Judged()
+    judged = kept.unseen if unseen else kept.tuned
     found: dict[Any, Finding] = {}
     for word in folders:
         name, equals, folder = word.partition("=")
@@ -92,55 +72,42 @@ def precision(folders: Sequence[str], *, write: bool, out: Path) -> int:
     for key in unjudged:
         print(f"not judged: {' '.join(map(str, key))}  line {found[key].line}: {found[key].message}")
     for judgement in gone:
-        print(f"not found any more: {judgement.repo} {judgement.path}:{judgement.line} {judgement.rule}")
+        wrong = "" if judgement.holds else " (did not hold)"
+        print(f"not found any more: {judgement.repo} {judgement.path}:{judgement.line} {judgement.rule}{wrong}")
     right = sum(judgement.holds for judgement in known)
     print(f"{right} of {len(known)} judged findings hold, {len(unjudged)} not judged")
     if unjudged or not known:
         return EXIT_CHECK_FAILED
-    if write:
-        fresh = [Judgement(**{**asdict(one), "line": found[one.key].line}) for one in known]
-        write_json(
-            JUDGEMENTS,
-            {"format": 1, "judgements": [asdict(one) for one in sorted(fresh, key=lambda j: (j.repo, j.path, j.line))]},
-        )
-        write_atomic(PAGE, page(fresh))
-        names = " ".join(f"{word.partition('=')[0]}=..." for word in folders)
-        append_result(out, precision_row(fresh, f"{COMMAND} precision {names}"))
+    if not write:
+        return EXIT_DONE
+    names = " ".join(f"{word.partition('=')[0]}=..." for word in folders)
+    if unseen:
+        if kept.unseen_rules is None:
+            fresh = replace(kept, unseen=tuple(known), unseen_rules=revision_of(RULES_FOLDER))
+            command = f"{COMMAND} precision --unseen {names}"
+            append_result(out, precision_row(known, command, "cpu.scan.precision_unseen"))
+        else:
+            scanned = {word.partition("=")[0] for word in folders}
+            fresh = replace(kept, unseen=tuple(_since(kept.unseen, found, scanned)))
+    else:
+        fresh = replace(kept, tuned=tuple(replace(one, line=found[one.key].line) for one in known))
+        append_result(out, precision_row(fresh.tuned, f"{COMMAND} precision {names}"))
+    fresh.write(JUDGEMENTS)
+    write_atomic(PAGE, page(fresh))
     return EXIT_DONE
 
 
-def page(judged: Sequence[Judgement]) -> str:
-    """docs/scan-precision.md: every finding with its judgement, and the counts by repository, class and rule."""
-    from intone.optimise.scan.rulebook import RULES
-
-    right = sum(one.holds for one in judged)
-    interval = proportion(right, len(judged))
-    lines = [
-        "# Findings in other people's code, judged",
-        "",
-        "Every finding of `intone scan` in the repositories below, judged by reading the code: "
-        f"{right} of {len(judged)} hold "
-        f"({right / len(judged):.0%}, 95% interval {interval.low:.0%} to {interval.high:.0%}).",
-        "A finding holds where what it says is the case at that place and the cost or danger that it names is real; "
-        "how much it matters is its severity. Tests of these repositories were not scanned.",
-        "The rules were tuned while looking at these repositories, and one reader judged: on other code expect less.",
-        f"`{COMMAND} precision NAME=FOLDER ...` counts again; this page is made from `scan-judgements.json`.",
-        "",
-        "| repository | findings | hold |",
-        "|---|--:|--:|",
-    ]
-    for repo in sorted({one.repo for one in judged}):
-        mine = [one for one in judged if one.repo == repo]
-        lines.append(f"| {repo} | {len(mine)} | {sum(one.holds for one in mine)} |")
-    lines += ["", "| rule | | findings | hold |", "|---|---|--:|--:|"]
-    for rule in sorted({one.rule for one in judged}):
-        mine = [one for one in judged if one.rule == rule]
-        lines.append(f"| {rule} | {RULES[rule][0].name} | {len(mine)} | {sum(one.holds for one in mine)} |")
-    for repo in sorted({one.repo for one in judged}):
-        lines += ["", f"## {repo}", "", "| place | rule | holds | reason |", "|---|---|---|---|"]
-        for one in sorted((one for one in judged if one.repo == repo), key=lambda j: (j.path, j.line, j.rule)):
-            lines.append(f"| {one.path}:{one.line} | {one.rule} | {'yes' if one.holds else '**no**'} | {one.reason} |")
-    return "\n".join(lines) + "\n"
+def _since(judged: Sequence[Judgement], found: dict[Any, Finding], scanned: set[str]) -> list[Judgement]:
+    """The judgements of unseen code with what today's rules make of them; those outside the count go when not found."""
+    marked = []
+    for one in judged:
+        if one.repo not in scanned:
+            marked.append(one)
+        elif one.since == "new":
+            marked += [one] if one.key in found else []
+        else:
+            marked.append(replace(one, since="" if one.key in found else "gone"))
+    return marked
 
 
 @dataclass(frozen=True)
@@ -266,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = parser.add_subparsers(dest="part", required=True)
     one = parts.add_parser("precision", help="recount docs/scan-judgements.json on NAME=FOLDER ...")
     one.add_argument("folders", nargs="+")
+    one.add_argument("--unseen", action="store_true", help="code that no rule was made with: counted once, kept apart")
     two = parts.add_parser("recall", help="planted faults of folders with labels.json")
     two.add_argument("planted", type=Path, nargs="+")
     for part in (one, two):
@@ -274,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     try:
         if asked.part == "precision":
-            return precision(asked.folders, write=asked.write, out=asked.out)
+            return precision(asked.folders, unseen=asked.unseen, write=asked.write, out=asked.out)
         return recall(asked.planted, out=asked.out if asked.write else None)
     except UserError as error:
         say(str(error))

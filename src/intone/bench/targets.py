@@ -188,6 +188,8 @@ MEANINGS = (
     ("*.facts.products.*", "square matrix products of random numbers, by dtype and side"),
     ("*.facts.attention.*", "attention forward and backward, by shape, way and backend; median of a call"),
     ("*.infer.b1.vs_litgpt", "one row, tokens/s over litgpt's generate, as many numbers in matrices, same dtype"),
+    ("cpu.scan.precision_unseen", "the same in repositories that no rule was made with, counted once before any was "
+     "changed for them"),
     ("*.train.*.vs_transformers", "tokens/s of our training step over transformers' NanoChatForCausalLM, same weights, "
      "rows and dtype, its faster way (eager or compiled, AdamW)"),
     ("*.train.*.tokens_per_s", "our training step, by depth, micro-batch, eager or compiled"),

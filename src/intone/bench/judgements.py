@@ -1,0 +1,155 @@
+"""What a person who read the code says of the scan's findings, how it is kept, and docs/scan-precision.md from it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from intone.evals.intervals import proportion
+from intone.optimise.scan import rules as _rules  # noqa: F401  enters the rules
+from intone.optimise.scan.rulebook import RULES
+from intone.paths import read_json, write_json
+
+COMMAND = "python -m intone.bench.scan"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a person who read the code says of a finding. number: the how-many-th of this rule in this function."""
+
+    repo: str  # owner/name@commit
+    path: str
+    rule: str
+    function: str
+    number: int
+    line: int
+    holds: bool
+    reason: str
+    since: str = ""  # what came after the count of unseen code: "gone" not named any more, "new" not in the count
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int]:
+        """What a judgement is about; lines may move with the scanner's version, not with the code's."""
+        return (self.repo, self.path, self.rule, self.function, self.number)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """As it is kept in the file."""
+        return {name: value for name, value in asdict(self).items() if name != "since" or value}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The judgements that are kept: of code that the rules were tuned on, and of code that they had never seen.
+
+    unseen: as counted once, with the rules of that day; a later count only says what has changed since.
+    unseen_rules: the commit of those rules; None before that count.
+    """
+
+    tuned: tuple[Judgement, ...] = ()
+    unseen: tuple[Judgement, ...] = ()
+    unseen_rules: str | None = None
+
+    @property
+    def counted(self) -> list[Judgement]:
+        """The judgements of the count of unseen code."""
+        return [one for one in self.unseen if one.since != "new"]
+
+    def write(self, path: Path) -> None:
+        """Keeps them in a file, in the order of their places."""
+        value: dict[str, Any] = {"format": 1, "judgements": [one.entry for one in _ordered(self.tuned)]}
+        value["unseen"] = {"rules": self.unseen_rules, "judgements": [one.entry for one in _ordered(self.unseen)]}
+        write_json(path, value)
+
+
+def _ordered(judged: Sequence[Judgement]) -> list[Judgement]:
+    return sorted(judged, key=lambda one: (one.repo, one.path, one.line, one.rule, one.number))
+
+
+def read_judgements(path: Path) -> Judged:
+    """The judgements of a file. Raises UserError where it is missing or damaged."""
+    value = read_json(path)
+    unseen = value.get("unseen", {"rules": None, "judgements": []})
+    return Judged(
+        tuple(Judgement(**entry) for entry in value["judgements"]),
+        tuple(Judgement(**entry) for entry in unseen["judgements"]),
+        unseen["rules"],
+    )
+
+
+def page(judged: Judged) -> str:
+    """docs/scan-precision.md: every finding with its judgement, and the counts by repository and rule."""
+    lines = [
+        "# Findings in other people's code, judged",
+        "",
+        "Every finding of `intone scan` in the repositories below, judged by reading the code: "
+        f"{_share(judged.tuned)}.",
+        "A finding holds where what it says is the case at that place and the cost or danger that it names is real; "
+        "how much it matters is its severity. Tests of these repositories were not scanned.",
+        "The rules were tuned while looking at these repositories, and one reader judged: on other code expect less"
+        + (f": there {_share(judged.counted)}, see the end." if judged.counted else "."),
+        f"`{COMMAND} precision NAME=FOLDER ...` counts again; this page is made from `scan-judgements.json`.",
+        "",
+        *_counts(judged.tuned),
+        *_places(judged.tuned, "##"),
+    ]
+    if judged.counted:
+        lines += _unseen(judged)
+    return "\n".join(lines) + "\n"
+
+
+def _unseen(judged: Judged) -> list[str]:
+    """The lines about code that the rules were not made with."""
+    lines = [
+        "",
+        "## On code bases that the rules were not made with",
+        "",
+        f"No rule had been run on the repositories below when they were scanned, once, with the rules of commit "
+        f"{judged.unseen_rules}: {_share(judged.counted)}.",
+        "Judged more strictly than above: a maintainer would have to agree that the cost or danger is real at that "
+        "place. Not so: a read outside a hot loop, a compile that would be useless, a file that nothing loads.",
+        f"`{COMMAND} precision --unseen NAME=FOLDER ...` compares; the count itself stays.",
+    ]
+    gone = [one for one in judged.counted if one.since == "gone"]
+    new = [one for one in judged.unseen if one.since == "new"]
+    if gone or new:
+        wrong = sum(not one.holds for one in judged.counted)
+        lines.append(
+            f"Then rules were changed, with these judgements known: of the {wrong} that do not hold "
+            f"{sum(not one.holds for one in gone)} are named no longer, of the others "
+            f"{sum(one.holds for one in gone)}; {len(new)} came in addition, {sum(one.holds for one in new)} hold."
+        )
+    return [*lines, "", *_counts(judged.counted), *_places(judged.unseen, "###")]
+
+
+def _share(judged: Sequence[Judgement]) -> str:
+    """How many hold, in words."""
+    right, total = sum(one.holds for one in judged), len(judged)
+    if not total:
+        return "none yet"
+    interval = proportion(right, total)
+    return f"{right} of {total} hold ({right / total:.0%}, 95% interval {interval.low:.0%} to {interval.high:.0%})"
+
+
+def _counts(judged: Sequence[Judgement]) -> list[str]:
+    """Tables by repository and by rule."""
+    lines = ["| repository | findings | hold |", "|---|--:|--:|"]
+    for repo in sorted({one.repo for one in judged}):
+        mine = [one for one in judged if one.repo == repo]
+        lines.append(f"| {repo} | {len(mine)} | {sum(one.holds for one in mine)} |")
+    lines += ["", "| rule | | findings | hold |", "|---|---|--:|--:|"]
+    for rule in sorted({one.rule for one in judged}):
+        mine = [one for one in judged if one.rule == rule]
+        lines.append(f"| {rule} | {RULES[rule][0].name} | {len(mine)} | {sum(one.holds for one in mine)} |")
+    return lines
+
+
+def _places(judged: Sequence[Judgement], heading: str) -> list[str]:
+    """A table a repository with every finding and why it holds or not."""
+    lines = []
+    for repo in sorted({one.repo for one in judged}):
+        lines += ["", f"{heading} {repo}", "", "| place | rule | holds | reason |", "|---|---|---|---|"]
+        for one in sorted((one for one in judged if one.repo == repo), key=lambda j: (j.path, j.line, j.rule)):
+            holds = ("yes" if one.holds else "**no**") + (f", {one.since}" if one.since else "")
+            lines.append(f"| {one.path}:{one.line} | {one.rule} | {holds} | {one.reason} |")
+    return lines
