@@ -87,6 +87,8 @@ def test_ten_minutes_alternate_and_nanochats_best_batch_counts(pair, monkeypatch
     shown = capsys.readouterr()
     assert "nanochat 64: its steps took 2 min 30 s instead of 2 minutes" in shown.err
     assert "no, another batch is better" in shown.out
+    [row] = train_quality.timed_case(dataclasses.replace(settings, their_dtypes=("fp32",)), checkout)
+    assert row.id == "cpu.train.bpb_10min.minus_nanochat"
 
 
 def test_nanochat_may_choose_between_its_own_script_and_our_batch(pair, long_job):  # noqa: F811

@@ -9,7 +9,7 @@ from intone.bench.rows import code_revision, machine_facts, row_path
 from intone.bench.train_launch import LAUNCH_ROW, launch_case
 from intone.bench.train_nanochat import CLONE, REVISION, Checkout, find_checkout
 from intone.bench.train_ours import Kept, make_bench_home
-from intone.bench.train_quality import TIMED_ROW, TOKEN_ROW, timed_case, token_case
+from intone.bench.train_quality import TIMED_ROWS, TOKEN_ROW, timed_case, timed_dtype, token_case
 from intone.bench.train_settings import BenchTrainSettings, command_line
 from intone.bench.train_speed import SUFFIX, speed_case
 from intone.errors import UserError
@@ -18,7 +18,7 @@ from intone.prepare import find_source
 from intone.records import Answer, ResultRow, append_result, read_results
 from intone.resolving import Resolved
 
-ROW_IDS = {"first50": LAUNCH_ROW, "bpb10": TIMED_ROW, "tokens": TOKEN_ROW}
+ROW_IDS = {"first50": LAUNCH_ROW, "tokens": TOKEN_ROW}
 Case = Callable[[BenchTrainSettings, Checkout], list[ResultRow]]
 
 
@@ -79,7 +79,7 @@ def row_ids(case: str, settings: BenchTrainSettings) -> list[str]:
     """The ids of the rows that a case writes."""
     if case in ("d4", "d6"):
         return [f"cpu.train.{case}.vs_nanochat{SUFFIX[dtype]}" for dtype in settings.their_dtypes]
-    return [ROW_IDS[case]]
+    return [TIMED_ROWS[timed_dtype(settings)] if case == "bpb10" else ROW_IDS[case]]
 
 
 def known_rows(path: Path, ids: list[str], command: str) -> list[ResultRow]:

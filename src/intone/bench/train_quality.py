@@ -15,7 +15,7 @@ from intone.bench.train_losses import CHECK_ROWS, SAME_FUNCTION, TIMEOUT_S
 from intone.bench.train_nanochat import Checkout, NanochatChild, Way, best_way, describe, readable
 from intone.bench.train_ours import Kept, bench_home, export_rows, plan_flags, prepare, read_job, run_job, write_job
 from intone.bench.train_settings import BenchTrainSettings, command_line
-from intone.bench.train_speed import WARM_STEPS, our_plan
+from intone.bench.train_speed import SUFFIX, WARM_STEPS, our_plan
 from intone.bench.train_weights import score
 from intone.config import TrainJob
 from intone.errors import UserError
@@ -25,7 +25,7 @@ from intone.log import human_count, human_duration, say, table
 from intone.prove.live import LineChild, WorkerChild
 from intone.records import Choices, ResultRow
 
-TIMED_ROW = "cpu.train.bpb_10min.minus_nanochat_bf16"
+TIMED_ROWS = {dtype: f"cpu.train.bpb_10min.minus_nanochat{suffix}" for dtype, suffix in SUFFIX.items()}
 TOKEN_ROW = "cpu.train.bpb_equal_tokens.minus_nanochat"
 # tokens per step that nanochat's own script for a CPU asks for (runs/runcpu.sh at 92d63d4); its rule gives 131,072 at
 # depth 4, with which ten minutes are some fifty steps
@@ -127,19 +127,20 @@ class Contest:
 
 
 def timed_case(settings: BenchTrainSettings, checkout: Checkout) -> list[ResultRow]:
-    """Bits per byte after minutes of training steps, ours minus nanochat's in bf16, in the order A B B A.
+    """Bits per byte after minutes of training steps, ours minus nanochat's, in the order A B B A.
 
     Ours is planned as `intone train --minutes` plans it. The steps of both follow from speeds that were measured in
     turns just before, so that each schedule ends with its minutes. nanochat runs with every batch it may choose from,
-    and the best counts.
+    and the best counts; in bf16 where it is among --their-dtypes, else in fp32, which is faster on processors without
+    products in bf16.
     """
-    facts = load_facts()
+    facts, dtype = load_facts(), timed_dtype(settings)
     job, choices = read_job(prepare(plan_flags(settings, depth=settings.depth, minutes=settings.minutes)))
-    contest = Contest(settings, checkout, facts, Kept("bpb10", settings, checkout.revision), job, choices, "bf16")
+    contest = Contest(settings, checkout, facts, Kept("bpb10", settings, checkout.revision), job, choices, dtype)
     batches = their_batches(settings, job)
     rows = export_rows(job, 4 * max(batches) // job.context, settings.val_tokens)
     ways = {
-        batch: best_way(checkout, job.model, rows, facts, dtype="bf16", batch_tokens=batch, sizes=settings.their_rows)
+        batch: best_way(checkout, job.model, rows, facts, dtype=dtype, batch_tokens=batch, sizes=settings.their_rows)
         for batch in batches
     }
     with quiet(facts.folder):
@@ -158,7 +159,12 @@ def timed_case(settings: BenchTrainSettings, checkout: Checkout) -> list[ResultR
     for run in (run for pair in pairs for run in pair):
         if abs(run.training_s / (60 * settings.minutes) - 1) > LATE:
             say(f"{run.side}: its steps took {human_duration(run.training_s)} instead of {settings.minutes:g} minutes")
-    return [quality_row(contest, TIMED_ROW, "bpb10", pairs, tried)]
+    return [quality_row(contest, TIMED_ROWS[dtype], "bpb10", pairs, tried)]
+
+
+def timed_dtype(settings: BenchTrainSettings) -> str:
+    """The number format of nanochat in bpb10."""
+    return "bf16" if "bf16" in settings.their_dtypes else settings.their_dtypes[0]
 
 
 def token_case(settings: BenchTrainSettings, checkout: Checkout) -> list[ResultRow]:

@@ -35,7 +35,8 @@ class BenchTrainSettings(Checked):
     vocab_size: int = setting(8192, least=265)
     # tokens per optimizer step in d4, d6 and first50
     batch_tokens: int = setting(16_384, least=1)
-    # number formats of nanochat: fp32 is what it ships for a CPU, bf16 its switch; tokens uses the first
+    # number formats of nanochat: fp32 is what it ships for a CPU, bf16 its switch; tokens uses the
+    # first, bpb10 bf16 where it is asked for
     their_dtypes: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
     # rows per pass to try for nanochat, the fastest counts
     their_rows: tuple[int, ...] = (8, 16, 32)
