@@ -184,6 +184,7 @@ class TrainJob:
     schedule: ScheduleConfig
     seed: int
     learn_all: bool = False  # also learn the person's turns and tool outputs (mid)
+    one_text: bool = False  # tokens see the other documents before them in a row too, as nanochat trains
     init_from: str | None = None  # job folder whose newest save gives the weights
     keep_optimizer: bool = False  # take over the optimizer's moments too
     deterministic: bool = False  # on CUDA; a CPU always is

@@ -72,7 +72,7 @@ def test_a_matched_job_has_nanochats_rates_at_every_step(tiny_job, tmp_path):
     recipe = recipe_for(2_000_000, 110_100_912, batch_tokens=16_384, steps=0)
     facts = {"rate_scale": recipe.rate_scale, "weight_decay": recipe.weight_decay, "steps": recipe.steps}
     job = matched(tiny_job, facts, tmp_path)
-    assert (job.steps, job.keep, job.init_from) == (recipe.steps, 0, str(tmp_path))
+    assert (job.steps, job.keep, job.init_from, job.one_text) == (recipe.steps, 0, str(tmp_path), True)
     for step in (0, 1, 17, 39, 40, 56):
         scale = scale_at(job.schedule, step, job.steps)
         assert scale.lr == pytest.approx(recipe.rate(step) * recipe.rate_scale)

@@ -320,6 +320,14 @@ def test_learning_all_makes_targets_of_a_conversation_those_of_a_text(tmp_path: 
     assert (batch.targets >= 0).sum() == token_set.num_tokens
 
 
+def test_a_row_as_one_text_has_the_same_tokens_and_one_document(tmp_path: Path) -> None:
+    token_set = numbered(tmp_path, "documents", [3, 5, 2, 7])
+    apart = Rows([token_set], 8, 0).rows(0, 2)
+    batch = Rows([token_set], 8, 0, one_text=True).rows(0, 2)
+    assert apart.documents.any() and not batch.documents.any()
+    assert (batch.ids == apart.ids).all() and (batch.targets == apart.targets).all()
+
+
 def test_sets_of_different_tokenizers_are_refused(tmp_path: Path) -> None:
     other = Tokenizer([*(bytes([value]) for value in range(256)), b"ab"], SPLIT_PATTERN)
     sets = [make(tmp_path, "a", ["abc"]), write_token_set(tmp_path / "b", ["abc"], other, kind="documents")]

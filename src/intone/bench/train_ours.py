@@ -106,7 +106,7 @@ def write_job(folder: Path, job: TrainJob, choices: Choices) -> Path:
 
 
 def matched(job: TrainJob, nanochat: Mapping[str, Any], start: Path) -> TrainJob:
-    """The job with nanochat's start, rates and schedules at this size, as its driver derived them.
+    """The job with nanochat's start, rates and schedules at this size, as its driver derived them, and its whole rows.
 
     nanochat: the driver's facts. The decay falls by a line where nanochat's is a cosine; they part by less than
     0.1 % of it in the first 1 % of the steps, which is what is compared.
@@ -121,8 +121,9 @@ def matched(job: TrainJob, nanochat: Mapping[str, Any], start: Path) -> TrainJob
         momentum_from=0.85, momentum_to=0.97, momentum_steps=400,
     )  # fmt: skip
     return replace(
-        job, optim=optim, schedule=schedule, steps=nanochat["steps"], init_from=str(start), keep=0, samples=()
-    )
+        job, optim=optim, schedule=schedule, steps=nanochat["steps"], one_text=True, init_from=str(start), keep=0,
+        samples=(),
+    )  # fmt: skip
 
 
 def run_job(folder: Path, choices: Choices) -> list[dict[str, Any]]:

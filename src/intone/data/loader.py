@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,17 +53,17 @@ class Rows:
 
     def __init__(
         self, token_sets: list[TokenSet], context: int, seed: int, *, weights: list[float] | None = None,
-        learn_all: bool = False,
+        learn_all: bool = False, one_text: bool = False,
     ) -> None:  # fmt: skip
         """weights: how often each set's documents come in one epoch (0.5: every other), None: once each.
 
         learn_all: the masks of conversations are ignored, every token but the first is learned.
+        one_text: a row counts as one document, so that tokens see those before theirs too.
         Raises UserError where there is no set or nothing in it, tokenizers differ, or a weight is not positive.
         """
         _check(token_sets, context, weights)
         self.context = context
-        self._sets, self._learn_all = token_sets, learn_all
-        self._learn_all = learn_all
+        self._sets, self._learn_all, self._one_text = token_sets, learn_all, one_text
         lengths = np.concatenate([token_set.lengths for token_set in token_sets])
         sizes = [token_set.num_documents for token_set in token_sets]
         self._set_first = np.concatenate([[0], np.cumsum(sizes)])
@@ -87,7 +87,9 @@ class Rows:
             end = min(first + count, window.end_row)
             parts.append(_cut(window.packing, row - window.first_row, end - window.first_row))
             row = end
-        return assemble(self._sets, self._set_first, _joined(parts), context=self.context, learn_all=self._learn_all)
+        packing = _joined(parts)
+        batch = assemble(self._sets, self._set_first, packing, context=self.context, learn_all=self._learn_all)
+        return replace(batch, documents=np.zeros_like(batch.documents)) if self._one_text else batch
 
     def epochs(self, num_rows: int) -> float:
         """How often the first num_rows rows went over the documents: 1.5 is one and a half times."""

@@ -29,7 +29,7 @@ def open_data(job: TrainJob) -> tuple[Tokenizer, Rows, TokenSet | None]:
         )
     sets = [TokenSet.open(Path(folder)) for folder in job.data]
     weights = list(job.weights) if job.weights else None
-    rows = Rows(sets, job.context, job.seed, weights=weights, learn_all=job.learn_all)
+    rows = Rows(sets, job.context, job.seed, weights=weights, learn_all=job.learn_all, one_text=job.one_text)
     return tokenizer, rows, TokenSet.open(Path(job.val)) if job.val else None
 
 

@@ -80,7 +80,7 @@ def first_rows(job: TrainJob) -> Batch:
     """The rows of the job's first steps."""
     sets = [TokenSet.open(Path(part)) for part in job.data]
     weights = None if job.weights is None else list(job.weights)
-    rows = Rows(sets, job.context, job.seed, weights=weights, learn_all=job.learn_all)
+    rows = Rows(sets, job.context, job.seed, weights=weights, learn_all=job.learn_all, one_text=job.one_text)
     return rows.rows(0, FIRST_STEPS * job.rows_per_step)
 
 
