@@ -51,9 +51,7 @@ class Nanochat:
         }  # fmt: skip
         argv = [self.python, str(DRIVER), "--nanochat", str(self.path), "--device", self.device, *words]
         argv += itertools.chain.from_iterable((f"--{name}", str(value)) for name, value in shape.items())
-        return Side(
-            NANOCHAT, lambda: LineChild(argv, self.environment, name=WORDS), count=count, unit=unit, size=size
-        )
+        return Side(NANOCHAT, lambda: LineChild(argv, self.environment, name=WORDS), count=count, unit=unit, size=size)
 
     def sft(self, job: TrainJob) -> Way:
         """Its chat_sft on the conversations of our steps."""
