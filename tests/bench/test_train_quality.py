@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.bench.nanochat_pair import long_job, pair  # noqa: F401  fixtures
@@ -58,7 +59,8 @@ def test_the_difference_is_over_all_bytes_and_holds_every_pair():
 
 def test_ten_minutes_alternate_and_nanochats_best_batch_counts(pair, monkeypatch, capsys):  # noqa: F811
     settings, checkout = pair
-    settings = dataclasses.replace(settings, minutes=2.0, run_pairs=3, their_batch_tokens=(64, 320))
+    dtypes: dict[str, Any] = {"their_dtypes": ("fp32", "bf16")}
+    settings = dataclasses.replace(settings, minutes=2.0, run_pairs=3, their_batch_tokens=(64, 320), **dtypes)
     speeds = {"intone": 0.5, "nanochat 64": 0.1, "nanochat 320": 2.0}
     monkeypatch.setattr(train_quality, "measure_speeds", lambda *_: speeds)
     log = []
