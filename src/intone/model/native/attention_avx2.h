@@ -4,7 +4,6 @@
 #include "attention.h"
 #include "common_avx2.h"
 
-constexpr int ROWS = 6;  // of a whole tile
 constexpr float LOG2_E = 1.44269504f;
 constexpr int SHORT = 8;  // queries that are too few to begin anew for another document
 
@@ -47,19 +46,6 @@ inline int limited(int x, int low, int high) { return std::max(low, std::min(x, 
 
 // rows of the next tile when so many are left: six, and no tile of one or two at the end
 inline int tile_rows(int left) { return left >= 12 || left == 6 ? 6 : left > 6 ? (left + 1) / 2 : left; }
-
-// packed_tile() of up to ROWS rows
-template <int GROUP>
-inline void tile_of(int rows, const float* a, int64_t lda, const float* b, float* c, int64_t ldc, int64_t k, bool add) {
-    switch (rows) {
-        case 6: return packed_tile<6, GROUP>(a, lda, b, c, ldc, k, add);
-        case 5: return packed_tile<5, GROUP>(a, lda, b, c, ldc, k, add);
-        case 4: return packed_tile<4, GROUP>(a, lda, b, c, ldc, k, add);
-        case 3: return packed_tile<3, GROUP>(a, lda, b, c, ldc, k, add);
-        case 2: return packed_tile<2, GROUP>(a, lda, b, c, ldc, k, add);
-        case 1: return packed_tile<1, GROUP>(a, lda, b, c, ldc, k, add);
-    }
-}
 
 // out (count, width) = rows of x next to each other
 inline void copy_rows(const float* x, int64_t stride, int64_t count, int64_t width, float* out) {

@@ -111,6 +111,8 @@ inline void pack_panel(const float* b, int64_t row, int64_t column, int64_t dept
         for (int64_t j = 0; j < PANEL; j++) packed[p * PANEL + j] = j < columns ? b[p * row + j * column] : 0.0f;
 }
 
+constexpr int ROWS = 6;  // of a tile: twelve sums, two values of b and one of a fill the sixteen registers
+
 // c (M, PANEL) = or += a (M, k) @ b (k, PANEL), b a panel. a has rows lda apart, GROUP being 1, or is packed: GROUP rows
 // side by side
 template <int M, int GROUP>
@@ -147,6 +149,19 @@ inline void packed_tile(const float* a, int64_t lda, const float* b, float* c, i
 #undef BEGIN
 #undef STEP
 #undef END
+}
+
+// packed_tile() of up to ROWS rows
+template <int GROUP>
+inline void tile_of(int64_t rows, const float* a, int64_t lda, const float* b, float* c, int64_t ldc, int64_t k, bool add) {
+    switch (rows) {
+        case 6: return packed_tile<6, GROUP>(a, lda, b, c, ldc, k, add);
+        case 5: return packed_tile<5, GROUP>(a, lda, b, c, ldc, k, add);
+        case 4: return packed_tile<4, GROUP>(a, lda, b, c, ldc, k, add);
+        case 3: return packed_tile<3, GROUP>(a, lda, b, c, ldc, k, add);
+        case 2: return packed_tile<2, GROUP>(a, lda, b, c, ldc, k, add);
+        case 1: return packed_tile<1, GROUP>(a, lda, b, c, ldc, k, add);
+    }
 }
 
 // memory of floats that grows and goes when its owner does

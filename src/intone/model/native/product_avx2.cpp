@@ -8,7 +8,6 @@
 
 namespace {
 
-constexpr int ROWS = 6;             // of a tile: twelve sums, two values of b and one of a fill the sixteen registers
 constexpr int64_t PIECE = 512;      // values summed at a time: a panel of them takes 32 KiB
 constexpr int64_t PACKED = 2048;    // values of the sum that are packed at a time, so that memory does not grow with it
 constexpr int64_t BLOCK = 48;       // rows of a task
@@ -18,19 +17,12 @@ constexpr int64_t AHEAD = 8;          // rows from one being packed to the one t
 constexpr int64_t LINE = 16;          // values in a cache line
 constexpr int64_t TILE = ROWS * PIECE + 48;  // values from one packed tile of a to the next: no multiple of 4 KiB apart
 
-// packed_tile() for any number of rows; the groups of a packed a are TILE apart
+// tile_of() for any number of rows; the groups of a packed a are TILE apart
 template <bool GROUPED>
 inline void tiles(int64_t rows, const float* a, int64_t lda, const float* b, float* c, int64_t ldc, int64_t k, bool add) {
-    constexpr int GROUP = GROUPED ? ROWS : 1;
     const int64_t next = GROUPED ? TILE : ROWS * lda;
-    for (; rows >= ROWS; rows -= ROWS, a += next, c += ROWS * ldc) packed_tile<6, GROUP>(a, lda, b, c, ldc, k, add);
-    switch (rows) {
-        case 5: return packed_tile<5, GROUP>(a, lda, b, c, ldc, k, add);
-        case 4: return packed_tile<4, GROUP>(a, lda, b, c, ldc, k, add);
-        case 3: return packed_tile<3, GROUP>(a, lda, b, c, ldc, k, add);
-        case 2: return packed_tile<2, GROUP>(a, lda, b, c, ldc, k, add);
-        case 1: return packed_tile<1, GROUP>(a, lda, b, c, ldc, k, add);
-    }
+    for (; rows > 0; rows -= ROWS, a += next, c += ROWS * ldc)
+        tile_of<GROUPED ? ROWS : 1>(std::min<int64_t>(rows, ROWS), a, lda, b, c, ldc, k, add);
 }
 
 // max(x, 0) squared, or x
