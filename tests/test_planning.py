@@ -60,7 +60,7 @@ def machine(home, monkeypatch):
 
     monkeypatch.setattr(planning, "load_facts", lambda: FACTS)
     monkeypatch.setattr(ground.TrialRunner, "run", run)
-    for name in ("attention", "head", "allocator"):  # whose comparisons are their own tests'
+    for name in ("attention", "head", "allocator", "products"):  # whose comparisons are their own tests'
         monkeypatch.setattr(f"intone.tune.{name}.COST_S", 1e9)
     return trials
 
@@ -347,6 +347,14 @@ def test_a_stage_of_so_many_minutes_may_be_planned_anew_and_is_told_with_what(ma
     assert plan.forecast["beside"] == {
         "start_s": ground.WORKER_S, "stage_steps": ground.VAL_TOKENS / 3 / 256, "last_s": 0.0, "last_steps": 0.0
     }  # fmt: skip
+
+
+def test_the_plan_tells_workers_whose_products_to_compute_with(machine, data, home, tmp_path, monkeypatch):
+    monkeypatch.setattr(ground, "settle_products", lambda *_, **__: Choice("library", "test", "measured"))
+    settings, origins = settings_of(TrainSettings, {**ASKED, "stage": "base", "data": data["data"]})
+    plan = planning.plan_stage(settings, origins, tmp_path / "run", started_s=planning.time.monotonic())
+    _, choices = plan.stages["base"]
+    assert choices.environment["INTONE_PRODUCTS"] == choices.settings["products"].value == "library"
 
 
 def test_whether_compiling_pays_is_asked_for_the_steps_that_were_asked_for(machine, data, home, tmp_path, monkeypatch):

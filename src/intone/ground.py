@@ -12,6 +12,7 @@ from intone.data.tokenizer import Tokenizer
 from intone.errors import UserError
 from intone.hardware import Facts, compile_obstacle, environment
 from intone.log import human_duration, say
+from intone.model.native.build import PRODUCTS
 from intone.prove.noise import Disturbance, Watch, disturbances
 from intone.records import Choice, Segment
 from intone.resolving import Resolved
@@ -24,6 +25,7 @@ from intone.tune.found import Found
 from intone.tune.head import settle_head
 from intone.tune.kernels import settle_kernels
 from intone.tune.precision import NoTrial
+from intone.tune.products import settle_products
 from intone.tune.settle import (
     MARGIN,
     available_bytes,
@@ -36,7 +38,7 @@ from intone.tune.settle import (
     shared_threads,
 )
 from intone.tune.settle_batch import BatchQuestion, settle_batch
-from intone.tune.trial import TrialRunner, attention_for
+from intone.tune.trial import TrialRunner, attention_for, loader_choice
 from intone.tune.trials import Trials
 
 SPEED_STEPS = 8  # of the speed trial: two warm, six timed
@@ -137,6 +139,12 @@ def settle_ground(
         "dtype", settle_dtype(origins["dtype"], facts, config, trials, run_steps=runner.run_steps)
     )
     eager_s = step_s = timed_step(runner, dtype, compiled=False)
+    products = settle_products(
+        origins["kernels"], origins["compile"], facts, config, trials, dtype=dtype, threads=threads,
+        run_s=settled.run_s(expected_steps, eager_s),
+    )  # fmt: skip
+    if products is not None:
+        runner.environment = variables | {PRODUCTS: settled.put("products", products)}
     kernels_choice = settle_kernels(
         origins["kernels"], origins["compile"], facts, config, trials, dtype=dtype, runner=runner
     )
@@ -218,6 +226,7 @@ def settle_surroundings(
         facts, config, trials, dtype=dtype, threads=threads, kernels=kernels, already=os.environ, run_s=run_s
     )
     variables = variables_of(settled.put("allocator", allocator), facts, threads, os.environ)
+    variables |= {name: value for name, value in runner.environment.items() if name == PRODUCTS}
     changed = None if attention == attention_for(device, compiled, kernels) else attention
     if changed is not None or pieces != 1 or variables != runner.environment:
         runner = replace(runner, environment=variables, known={})
@@ -332,15 +341,6 @@ def swapped_step_s(
     expected = compiling.expect(trials, key, facts.device or "cpu", by_block=runner.by_block)
     share = min(1.0, settled.swap_step / max(1, steps))
     return eager_s * (share + (1 - share) * expected.ratio)
-
-
-def loader_choice(runner: TrialRunner) -> Choice:
-    """How many threads prepare rows: one, and what a second one could save at most, by the last trial."""
-    shares = [result.data_share for result in runner.known.values() if result.data_share is not None]
-    if not shares:
-        return Choice(1, "one thread prepares rows ahead; how long steps wait for it was not measured", "default")
-    reason = f"one thread prepares rows ahead; steps wait for it {shares[-1]:.1%} of their time, no more is to be had"
-    return Choice(1, reason, "measured", (), {"data_share": shares[-1]})
 
 
 def timed_step(

@@ -33,8 +33,8 @@ from intone.tune.trials import Trials
 SIZES = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 LINE_TOKENS = 1024  # of a pass, from which what is alive is a line in the rows: logits exist for 512 tokens at a time
 SHOWN = (
-    "device", "devices", "threads", "dtype", "kernels", "compile", "compile_by_block", "attention", "head_pieces",
-    "allocator", "loader_workers", "batch_tokens", "device_batch", "memory_margin_bytes",
+    "device", "devices", "threads", "dtype", "products", "kernels", "compile", "compile_by_block", "attention",
+    "head_pieces", "allocator", "loader_workers", "batch_tokens", "device_batch", "memory_margin_bytes",
 )  # fmt: skip
 
 

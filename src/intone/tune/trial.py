@@ -111,3 +111,12 @@ def attention_for(device: str, compiled: bool, kernels: str = "torch") -> str:
     if kernels == "native":
         return "native"
     return "products" if device == "cpu" and compiled else "sdpa"
+
+
+def loader_choice(runner: TrialRunner) -> Choice:
+    """How many threads prepare rows: one, and what a second one could save at most, by the last trial."""
+    shares = [result.data_share for result in runner.known.values() if result.data_share is not None]
+    if not shares:
+        return Choice(1, "one thread prepares rows ahead; how long steps wait for it was not measured", "default")
+    reason = f"one thread prepares rows ahead; steps wait for it {shares[-1]:.1%} of their time, no more is to be had"
+    return Choice(1, reason, "measured", (), {"data_share": shares[-1]})

@@ -117,3 +117,17 @@ def test_each_kind_is_built_from_its_own_files_and_no_file_is_left_over():
 
 def test_training_in_fp32_has_kernels_of_its_own_and_fp16_has_none():
     assert [build.variant_for(dtype) for dtype in ("bf16", "fp32", "fp16")] == ["avx512_bf16", "avx2", None]
+
+
+def test_whose_products_training_runs_on_is_what_the_plan_says_and_else_a_matter_of_the_name(monkeypatch):
+    def asked(name, word=None):
+        monkeypatch.setattr(build, "processor", lambda: (name, set()))
+        monkeypatch.delenv(build.PRODUCTS, raising=False)
+        if word is not None:
+            monkeypatch.setenv(build.PRODUCTS, word)
+        return build.has_own_products.__wrapped__()
+
+    assert asked("AMD EPYC") and not asked("Intel Xeon") and not asked(None)
+    assert asked("Intel Xeon", "own") and not asked("AMD EPYC", "library")
+    with pytest.raises(UserError, match="librari"):
+        asked("AMD EPYC", "librari")

@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from intone.errors import UserError
+from intone.errors import UserError, unknown_name
 from intone.paths import FolderLock, native_folder
 from intone.system import processor
 
 Variant = Literal["avx512_bf16", "avx2", "generate", "linear"]
 
 SOURCES = Path(__file__).parent
+PRODUCTS, PRODUCTS_OF = "INTONE_PRODUCTS", ("own", "library")  # see has_own_products()
 GPU_DRIVER = Path("/dev/nvidiactl")
 FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=c++17", "-w")
 BUILD_TIMEOUT_S = 300.0  # a build takes 4 s on a quiet core (guess: sixty times that on a loaded one)
@@ -83,8 +84,18 @@ def obstacle(variant: Variant = "avx512_bf16") -> str | None:
 
 @functools.cache
 def has_own_products() -> bool:
-    """Whether training's float32 products run on ours (product_avx2.cpp): on AMD's processors, where passes
-    of training gained by it in every shape that was looked at (LOG.md). Elsewhere nothing was measured."""
+    """Whether training's float32 products run on ours (product_avx2.cpp): as PRODUCTS in the environment says, which
+    plans set by what was measured (tune/products.py); without it by the processor's name. Raises UserError.
+    """
+    asked = os.environ.get(PRODUCTS)
+    if asked is not None and asked not in PRODUCTS_OF:
+        raise unknown_name(PRODUCTS, asked, PRODUCTS_OF)
+    return has_own_by_name() if asked is None else asked == "own"
+
+
+def has_own_by_name() -> bool:
+    """Whether nothing but the processor's name speaks for our products: passes of training gained by them in every
+    shape that was looked at on AMD's (LOG.md); elsewhere nothing was measured."""
     return "AMD" in (processor()[0] or "")
 
 

@@ -61,6 +61,13 @@ def product(
     if not runs_own(a, b, out):
         assert not squared and slope is None, "torch.mm() does neither"
         return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+    return own_product(a, b, out, add=add, squared=squared, slope=slope)
+
+
+def own_product(
+    a: Tensor, b: Tensor, out: Tensor, *, add: bool = False, squared: bool = False, slope: Tensor | None = None
+) -> Tensor:
+    """product() on our own kernel in any case: float32, N a multiple of 16, one stride of a and one of b is 1."""
     assert slope is None or (not add and slope.stride() == out.stride()), "a slope lies as the result does"
     (m, k), n = a.shape, b.shape[1]
     turned = a.stride(1) != 1
