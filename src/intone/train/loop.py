@@ -30,6 +30,7 @@ from intone.train.saves import Progress, Saves, restore_logs
 from intone.train.schedule import place_of, scale_at
 from intone.train.step import DTYPES, Pending, TrainStep, step_lag
 from intone.train.swap import waited_for_code
+from intone.train.waiting import Waiting
 
 MAX_NOT_FINITE = 3  # skipped steps in a row that end the run
 
@@ -59,6 +60,7 @@ class Trainer:
     progress: Progress = field(init=False, default_factory=Progress)
     saved_step: int | None = field(init=False, default=None)  # of the newest save that is known to be good
     evaluated_step: int = field(init=False, default=0)
+    waiting: Waiting | None = field(init=False, default=None)  # of run() alone: who steps on command waits in between
 
     def run(self) -> Outcome:
         """Trains from the newest save, or the start, to the last step of the job, and evaluates.
@@ -67,7 +69,8 @@ class Trainer:
         MemoryError and torch's out-of-memory errors pass through.
         """
         self.set_up()
-        with self.batches() as batches:
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        with self.batches() as batches, Waiting(threads) as self.waiting:
             if self.progress.step:
                 # an evaluation that was due after the restored save may be missing
                 self._between_steps(due=self._is_due(self.progress.step))
@@ -279,6 +282,8 @@ class Trainer:
             self.line.show(row)
         if self.on_step is not None:
             self.on_step(row, result.num_supervised)
+        if self.waiting is not None:
+            self.waiting.look()
         return None if progress.num_not_finite < MAX_NOT_FINITE else self._not_finite()
 
     def _not_finite(self) -> Outcome:
