@@ -156,11 +156,16 @@ PAIRS = ({"self.k", "self.v"}, {"self.keys", "self.values"}, {"self.key", "self.
 HANDED = re.compile(r"^(k|v|ks|vs|keys?|values?)(_(new|in|t|states?|val|cur|chunk))?$|^(new|cur)_(k|v|keys?|values?)$")
 
 
+# parameters that are stores of keys and values: kc, vc, k_buf, values_out
+STORES = re.compile(r"^(k|v|ks|vs|keys?|values?)_?(c|cache|buf|buffer|store|mem|pool|all|pages|prev|old|out)s?$")
+
+
 def _keeps_handed(target: ast.expr, value: ast.expr, scope: Scope) -> bool:
     """self.buf[0, ..., a:b] = k in a method that is handed k and v."""
     handed = {name[0] if "_" not in name else name.removeprefix("new_").removeprefix("cur_")[0]
-              for name in scope.parameters if HANDED.match(name)}  # fmt: skip
-    own = (target_name(_bare(target)) or "").startswith("self.")
+              for name in [*scope.parameters, *scope.bindings] if HANDED.match(name)}  # fmt: skip
+    name = target_name(_bare(target)) or ""
+    own = name.startswith("self.") or name in scope.parameters and bool(STORES.match(name))
     while isinstance(value, ast.Subscript):
         value = value.value
     return own and handed >= {"k", "v"} and isinstance(value, ast.Name) and bool(HANDED.match(value.id))
@@ -226,6 +231,12 @@ def compares_size(test: ast.expr) -> bool:
         if isinstance(part, (ast.Name, ast.Attribute)) and FULL_WORD.search(target_name(part) or ""):
             return True
     return False
+
+
+def is_limit(value: ast.expr) -> bool:
+    """pos < self.n, where places are kept by it: whatever the limit is called."""
+    below = isinstance(value, ast.Compare) and isinstance(value.ops[0], ast.Lt)
+    return below and not isinstance(value.left, ast.Constant)  # type: ignore[attr-defined]
 
 
 def refuses_overflow(scope: Scope, project: Project) -> bool:

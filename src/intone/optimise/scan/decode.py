@@ -121,9 +121,13 @@ def _runs_each_turn(item: Reached, loop: ast.AST) -> bool:
     if len(inner) > 1 or not isinstance(walked, ast.For) or not isinstance(loop, (ast.For, ast.While)):
         return False
     text = f"{text_of(walked.target)} {text_of(walked.iter)}"
-    return bool(re.search(r"row|beam|seq|cand|hyp|batch|prompt|text|sample|enumerate|len\(", text)) and not re.search(
-        r"max_|new_tokens|steps|length", text
-    )
+    return OF_BATCH.search(text) is not None and not re.search(r"max_|new_tokens|steps|length", text)
+
+
+# loops over the rows or beams of a batch
+OF_BATCH = re.compile(
+    r"row|beam|seq|cand|hyp|batch|prompt|text|sample|enumerate|len\(|frontier|partial|prefix|queue|branch"
+)
 
 
 def _picks_rows(item: Reached, loop: ast.AST) -> bool:

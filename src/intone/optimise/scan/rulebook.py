@@ -45,6 +45,25 @@ def rule(
     return enter
 
 
+def told_lines(kind: str, module: Module, project: Project, before: str) -> list[int]:
+    """The lines of a file in which rules of a class with lower numbers tell something.
+
+    For broad rules, which leave a fault to the narrow rule that has its name.
+    """
+    key = (f"told {kind} {before}", module)
+    if key not in project.remembered:
+        numbers = [number for number in RULES if number < before and RULES[number][0].kind == kind]
+        places = [place for number in numbers for place in RULES[number][1](module, project)]
+        project.remembered[key] = [
+            getattr(node, "lineno", 0)
+            for place in places
+            for node, at in [(place.node, place.scope), *place.also]
+            if at is None or at.module is module
+        ]
+    found: list[int] = project.remembered[key]
+    return found
+
+
 def finding_of(rule_: Rule, module: Module, place: Place) -> tuple[Finding, str]:
     """(a place as a finding without its final id, its code without layout)."""
     node = place.node

@@ -330,7 +330,9 @@ def _takes_scores(call: ast.Call, scope: Scope) -> bool:
 def _keeps_places(call: ast.Call, scope: Scope) -> bool:
     """best, tokens = logp.topk(width): the places are used, not only the values as a limit."""
     above = scope.module.parents.get(call)
-    target = above.targets[0] if isinstance(above, ast.Assign) else None
+    target: ast.expr | None = above.targets[0] if isinstance(above, ast.Assign) else None
+    if isinstance(above, ast.Starred):  # for p, token in zip(*logp.topk(width))
+        target = next((o.target for o in scope.module.up(above) if isinstance(o, (ast.For, ast.comprehension))), None)
     return isinstance(target, ast.Tuple) and len(target.elts) == 2 and not (
         target_name(target.elts[1]) or "_"
     ).startswith("_")  # fmt: skip

@@ -13,7 +13,7 @@ from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, own_nodes, target_name, walk
-from intone.optimise.scan.values import is_module_class
+from intone.optimise.scan.values import is_model_call, is_module_class
 
 CACHE_WORD = re.compile(
     r"cache|past|kv(_|$)|(^|_)state|input_pos|position_ids|cur_pos|start_pos|pos_ids|use_cache", re.I
@@ -57,7 +57,56 @@ def no_cache(module: Module, project: Project) -> Iterator[Place]:
                 scope=item.scope if inside else decode.scope,
                 also=((item.anchor, decode.scope),) if inside else (),
             )
+    yield from _continued(module, project, seen)
     yield from _switched_off(module, project)
+
+
+def _continued(module: Module, project: Project, seen: set[ast.AST]) -> Iterator[Place]:
+    """frames = cat((frames, decoder(frames, memory)[:, -1:])): numbers and no tokens, and the whole each time."""
+    for scope in module.scopes[1:]:
+        for loop in scope.of(ast.For, ast.While):
+            inside = [node for node in own_nodes(loop)]
+            if any(isinstance(node, ast.Call) and last_name(node.func) == "backward" for node in inside):
+                continue
+            for node in inside:
+                name = target_name(node.targets[0]) if isinstance(node, ast.Assign) else None
+                joins = name is not None and isinstance(node.value, ast.Call) and last_name(node.value.func) in JOINS  # type: ignore[attr-defined]
+                if name is None or not joins or name not in names_in(node.value):  # type: ignore[attr-defined]
+                    continue
+                run = _run_of_whole(name, node.value, inside, scope, project)  # type: ignore[attr-defined]
+                if run is None or run in seen or _hands_over_cache(run, scope, loop):
+                    continue
+                seen.add(run)
+                yield Place(
+                    run,
+                    f"the whole of `{name}` goes through the model for every new position",
+                    (f"it grows by {code_of(node, 60)}", "the call hands over no cache and no position"),
+                    confidence="medium",
+                )
+
+
+JOINS = ("cat", "concat", "concatenate", "hstack", "column_stack")
+
+
+def _run_of_whole(
+    name: str, joined: ast.expr, inside: list[ast.AST], scope: Scope, project: Project
+) -> ast.Call | None:  # fmt: skip
+    """The call of a model that gets the text `name` and whose last position is joined to it in the same loop."""
+    made: dict[str, list[ast.expr]] = {}
+    for node in inside:
+        if isinstance(node, ast.Assign) and (target := target_name(node.targets[0])) is not None and target != name:
+            made.setdefault(target, []).append(node.value)
+    values, todo = [joined], [other for other in names_in(joined) if other != name]
+    for _ in range(3):
+        found = [value for other in todo for value in made.get(other, [])]
+        values += found
+        todo = [other for value in found for other in names_in(value) if other != name]
+    last = any(isinstance(part, ast.Subscript) and is_last_only(part.slice) for value in values for part in walk(value))
+    for part in [part for value in values for part in walk(value)]:
+        whole = isinstance(part, ast.Call) and any(target_name(arg) == name for arg in part.args[:3])
+        if last and whole and part is not joined and is_model_call(part, scope, project):  # type: ignore[arg-type]
+            return part  # type: ignore[return-value]
+    return None
 
 
 def _is_step(item: Reached, home: Scope) -> bool:
@@ -81,6 +130,10 @@ def _switched_off(module: Module, project: Project) -> Iterator[Place]:
     """generate(..., use_cache=False), also among keywords that are handed on with **; generation_config.use_cache."""
     told: set[ast.AST] = set()
     for scope in module.scopes:
+        for made in scope.of(ast.Dict):
+            if (off := _off_in_options(made, scope, project)) is not None and made not in told:
+                told.add(made)
+                yield Place(off, "the cache is switched off for generation", (code_of(made, 70),), scope=scope)
         for node in scope.of(ast.Assign, ast.Call):
             flags = node.targets if isinstance(node, ast.Assign) else []
             if any(_is_flag_of_settings(one) for one in flags) and _is_off(node.value, scope, project):  # type: ignore[attr-defined]
@@ -95,6 +148,22 @@ def _switched_off(module: Module, project: Project) -> Iterator[Place]:
                     handed = f"handed on by {code_of(node, 50)} at {module.path}:{node.lineno}"
                     evidence = ("use_cache=False", *([handed] if flag.node is not node else []))
                     yield Place(flag.node, "the cache is switched off for generation", evidence, scope=flag.scope)
+
+
+# options that only generation has
+GENERATES = re.compile(
+    r"^(do_sample|top_p|top_k|temperature|max_new_tokens|repetition_penalty|num_beams|min_p|num_return_sequences)$"
+)
+
+
+def _off_in_options(made: ast.Dict, scope: Scope, project: Project) -> ast.expr | None:
+    """{"do_sample": True, "top_p": 0.95, "use_cache": False}: the value, of options by which a text is generated."""
+    pairs = zip(made.keys, made.values, strict=True)
+    said = {key.value: value for key, value in pairs if isinstance(key, ast.Constant)}
+    off = said.get("use_cache")
+    if off is None or not any(isinstance(key, str) and GENERATES.match(key) for key in said):
+        return None
+    return off if _is_off(off, scope, project) else None
 
 
 def _for_whole_model(node: ast.Assign | ast.Call, scope: Scope, project: Project) -> bool:

@@ -54,7 +54,9 @@ def _lost(scope: Scope, project: Project) -> Iterator[tuple[ast.AST, str]]:
             yield node, f"`{code_of(target, 30)}` holds a fixed number of entries: the oldest fall out without a word"
         elif _shifts(value) and is_cache(target, scope, project) and not refuses_overflow(scope, project):
             yield node, f"`{code_of(target, 30)}` is shifted to make room: its oldest tokens fall out without a word"
-        elif _head_of_join(value) and is_cache(target, scope, project):
+        elif (_head_of_join(value) or _head_of_joined(value, scope)) and (
+            is_cache(target, scope, project) or _holds_state(target, scope)
+        ):
             yield node, "past the cache's length the newest tokens are cut off without a word"
         elif _is_masked(value, scope, project) and is_cache(target, scope, project):
             if not refuses_overflow(scope, project):
@@ -118,6 +120,24 @@ def _head_of_join(value: ast.expr) -> bool:
     ends = [part.upper for part in parts if isinstance(part, ast.Slice) and part.lower is None]
     limits = [text_of(end) for end in ends if end is not None]
     return last_name(value.value.func) in JOINS and any(LIMIT_WORD.search(limit) for limit in limits)
+
+
+def _head_of_joined(value: ast.expr, scope: Scope) -> bool:
+    """k_all = cat([cache, k], 1), and then k_all[:, :limit]"""
+    if not isinstance(value, ast.Subscript) or target_name(value.value) is None:
+        return False
+    parts = value.slice.elts if isinstance(value.slice, ast.Tuple) else [value.slice]
+    ends = [part.upper for part in parts if isinstance(part, ast.Slice) and part.lower is None and part.upper]
+    made = [b.value for b in scope.bindings.get(target_name(value.value) or "", []) if b.how == "="]
+    joined = len(made) == 1 and isinstance(made[0], ast.Call) and last_name(made[0].func) in JOINS
+    return joined and any(LIMIT_WORD.search(text_of(end)) or "limit" in text_of(end) for end in ends)
+
+
+def _holds_state(target: ast.expr, scope: Scope) -> bool:
+    """state["k"] in a function that is about keys and values by its name"""
+    key = target.slice if isinstance(target, ast.Subscript) else None
+    named = isinstance(key, ast.Constant) and re.fullmatch(r"(past_)?(k|v|keys?|values?)", str(key.value)) is not None
+    return named and re.search(r"kv|cache|past|attn|attention", scope.name, re.I) is not None
 
 
 def _tail_of_itself(target: ast.expr, value: ast.expr, scope: Scope) -> bool:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.ringwrites import WINDOW
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 FREE = re.compile(r"(^|[._])_?(free\w*|avail\w*|unused\w*|spare\w*|idle\w*|vacant\w*|\w+_free|pool)$", re.I)
-MEMORY = re.compile(r"kv|cache|paged|attention", re.I)
+MEMORY = re.compile(r"kv|cache|paged|attention|self\.(k|keys|key_pool)\b", re.I)
 UNIT = re.compile(r"block|page|slot", re.I)
 TAKES = ("pop", "popleft", "heappop", "get_nowait", "popitem")
 # who takes a block from its owner on purpose says so
@@ -35,7 +36,12 @@ def exhausted_pool(module: Module, project: Project) -> Iterator[Place]:
         return
     for scope in module.scopes[1:]:
         around = text_of(scope.owner or scope.node)
-        if not UNIT.search(around) or TAKEN_BACK.search(text_of(scope.node)):
+        if not UNIT.search(around) or TAKEN_BACK.search(text_of(scope.node)) or WINDOW.search(text_of(scope.node)):
+            continue
+        if (again := _issued_again(scope, project)) is not None:
+            words = f"`{code_of(again, 40)}` gives a block that is in use once more were asked for than there are"
+            told = f"line {again.lineno}: {module.line_of(again)[:60]}"
+            yield Place(again, words, ("nothing asks whether the block is free", told))
             continue
         free = _taken_from(scope)
         if (short := _given_short(scope)) is not None:
@@ -49,6 +55,60 @@ def exhausted_pool(module: Module, project: Project) -> Iterator[Place]:
                 words = f"where {what}, `{code_of(answer, 30)}` is given, which another text may still use"
                 yield Place(answer, words, (f"line {answer.lineno}: {module.line_of(answer)[:60]}",))
                 break
+
+
+# how many blocks there are, by what a class calls it
+NUMBER = re.compile(r"pages|blocks|slots|capacity|size|total|count|limit|max|(^|[._])n(_|\b)|len\(|shape\[0\]", re.I)
+
+
+def _issued_again(scope: Scope, project: Project) -> ast.expr | None:
+    """page = self.issued % self.num_pages; self.issued += 1: numbers that come again, with no look at who has them."""
+    if scope.of(ast.Raise, ast.Assert) or any(isinstance(node, ast.While) for node in scope.body):
+        return None
+    owner = project.owner_of(scope)
+    methods = project.class_scopes(owner[1]) if owner is not None else [scope]
+    names = [owner[1].name, *(method.simple_name for method in methods)] if owner is not None else []
+    if any(WINDOW.search(name) for name in names):
+        return None
+    tests = " ".join(text_of(node.test) for node in scope.of(ast.If, ast.IfExp))  # type: ignore[attr-defined]
+    if re.search(r"free|used|owner|ref|busy|full|capacity|avail", tests, re.I):
+        return None
+    counted = {
+        name for name, bindings in scope.bindings.items()
+        if any(isinstance(b.node, ast.AugAssign) and isinstance(b.node.op, ast.Add) for b in bindings)
+    }  # fmt: skip
+    counted |= {name for name, bindings in scope.bindings.items() if any(_counts_on(b.value, name) for b in bindings)}
+    for node in [*scope.of(ast.BinOp), *scope.of(ast.Call)]:
+        wraps = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod)
+        left = node.left if isinstance(node, ast.BinOp) else None
+        right: ast.AST | None = node.right if isinstance(node, ast.BinOp) else None
+        if isinstance(node, ast.Call) and last_name(node.func) == "min" and len(node.args) == 2:
+            wraps, left, right = True, node.args[0], node.args[1]
+        if not wraps or left is None or right is None or not NUMBER.search(text_of(right)):
+            continue
+        if names_in(left) & counted and _names_block(node, scope):
+            return node
+    return None
+
+
+def _counts_on(value: ast.expr, name: str) -> bool:
+    """self.next = (self.next + 1) % n"""
+    return isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mod) and name in names_in(value.left)
+
+
+def _names_block(node: ast.expr, scope: Scope) -> bool:
+    """Whether a number is that of a block: it is handed back, or kept under a name or in a table of such."""
+    for above in scope.module.up(node):
+        if isinstance(above, ast.Return):
+            return UNIT.search(f"{scope.simple_name} {text_of(above)}") is not None
+        if isinstance(above, ast.Assign):
+            names = " ".join(text_of(target) for target in above.targets)
+            return UNIT.search(f"{names} {text_of(node)} {scope.name}") is not None and "offset" not in names
+        if isinstance(above, ast.Call) and last_name(above.func) == "append":
+            return UNIT.search(text_of(above)) is not None
+        if isinstance(above, ast.stmt):
+            break
+    return False
 
 
 def _given_short(scope: Scope) -> ast.expr | None:
@@ -157,7 +217,7 @@ def _when_none_found(scope: Scope) -> Iterator[ast.expr]:
     body = getattr(scope.node, "body", None)
     if not isinstance(body, list) or len(body) < 2 or not isinstance(body[-1], ast.Return) or body[-1].value is None:
         return
-    loop = body[-2]
+    loop = next((part for part in reversed(body[:-1]) if not isinstance(part, (ast.Assign, ast.Expr))), body[-2])
     if not isinstance(loop, ast.For) or not re.search(r"used|busy|free|owner|ref|taken|alloc", text_of(loop), re.I):
         return
     found = [part for part in walk(loop) if isinstance(part, ast.Return) and part.value is not None]

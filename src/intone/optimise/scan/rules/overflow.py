@@ -14,6 +14,7 @@ from intone.optimise.scan.cachewrites import (
     clamps,
     compares_size,
     is_cache,
+    is_limit,
     only_leaves,
     refuses_overflow,
     writes_of,
@@ -289,7 +290,7 @@ def _masked(write: Write, scope: Scope) -> Place | None:
     names &= {part.id for part in walk(write.value) if isinstance(part, ast.Name)}
     for name in sorted(names):
         for binding in scope.bindings.get(name, []):
-            if compares_size(binding.value):
+            if compares_size(binding.value) or is_limit(binding.value):
                 return Place(
                     write.node,
                     "positions past the cache's end are masked out without a word",

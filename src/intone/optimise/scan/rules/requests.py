@@ -92,6 +92,41 @@ def one_stream_for_requests(module: Module, project: Project) -> Iterator[Place]
                 also=((call, item.scope),),
             )
             break
+    yield from _stream_of_file(module, project)
+
+
+# programs that answer requests, by what they import or call
+SERVES = re.compile(
+    r"gradio|fastapi|flask|aiohttp|grpc|streamlit|uvicorn|websockets|http\.server|bottle|sanic|tornado|starlette|litestar|"
+    r"zmq|redis|pika|kafka|nats|socketserver|telegram|discord"
+)
+
+
+def _stream_of_file(module: Module, project: Project) -> Iterator[Place]:
+    """gen = Generator().manual_seed(0) of a file that serves, and pipe(prompt, generator=gen) in a function of it."""
+    if not module.mentions(SERVES):
+        return
+    for name, bindings in module.top.bindings.items():
+        made = bindings[0].value
+        if len(bindings) != 1 or not isinstance(made, ast.Call) or "Generator(" not in text_of(made):
+            continue
+        seeded = [call for call in walk(made) if isinstance(call, ast.Call) and last_name(call.func) == "manual_seed"]
+        seeded += [call for call in module.top.calls if text_of(call.func) == f"{name}.manual_seed"]
+        again = any(text_of(call.func) == f"{name}.manual_seed" for one in module.scopes[1:] for call in one.calls)
+        if not seeded or again or any(place.node is made for place in shared_generator(module, project)):
+            continue
+        for scope in module.scopes[1:]:
+            handed = [call for call in scope.calls for word in call.keywords if target_name(word.value) == name]
+            handed = [call for call in handed if any(word.arg in ("generator", "gen", "rng") for word in call.keywords)]
+            if handed and name not in scope.bindings and name not in scope.parameters:
+                yield Place(
+                    made,
+                    f"`{name}` is one stream for all requests",
+                    (f"drawn from by {code_of(handed[0], 50)} at {module.path}:{handed[0].lineno}",),
+                    confidence="medium",
+                    also=((handed[0], scope),),
+                )
+                break
 
 
 def _is_handler(scope: Scope) -> bool:

@@ -13,7 +13,7 @@ from intone.optimise.scan.reach import reached, turns_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.numbers import numbers_for_all
 from intone.optimise.scan.source import Module, Scope, target_name, walk
-from intone.optimise.scan.values import chooses_token, is_chosen, is_model_call, token_passes
+from intone.optimise.scan.values import chooses_token, is_chosen, is_model_call, spelled, token_passes
 
 
 @rule(
@@ -43,7 +43,7 @@ def copied_token(module: Module, project: Project) -> Iterator[Place]:
                 continue
             if not _is_single(value, scope, project) or not _is_drawn(value, scope, project):
                 continue
-            if isinstance(module.parents.get(node), ast.Subscript) and not isinstance(node, ast.Subscript):
+            if _is_in_index(node, module):
                 continue
             at, place, said = scope, node, value
             if (handed := _handed(value, scope, project)) is not None:  # a helper that repeats whatever it is given
@@ -59,6 +59,18 @@ def copied_token(module: Module, project: Project) -> Iterator[Place]:
                 also=((node, scope),) if at is not scope else (),
             )
     yield from numbers_for_all(module, project)
+
+
+def _is_in_index(node: ast.AST, module: Module) -> bool:
+    """logits[token.repeat(n)], [token][0]: what is copied is an index, or only one of the copies is used.
+
+    Not token.repeat(n)[:, None], which keeps all of them.
+    """
+    above = module.parents.get(node)
+    if not isinstance(above, ast.Subscript) or isinstance(node, ast.Subscript):
+        return False
+    parts = above.slice.elts if isinstance(above.slice, ast.Tuple) else [above.slice]
+    return above.value is not node or not all(text_of(part) in ("None", ":", "...", "::1") for part in parts)
 
 
 def _handed(value: ast.expr, scope: Scope, project: Project) -> tuple[ast.AST, Scope, ast.expr] | None:
@@ -93,7 +105,8 @@ def _given_to_all(node: ast.AST, scope: Scope, project: Project) -> tuple[ast.ex
         every = isinstance(first, ast.Slice) and first.lower is None and first.upper is None
         every = every or isinstance(index, ast.Slice) and index.lower is None and index.upper is None
         if every:
-            return (node.value, "one number for a column") if is_number(node.value, scope) else None
+            one = is_number(node.value, scope) or _is_of_one_row(node.value, scope)
+            return (node.value, "one number for a column") if one else None
         return _in_each_turn(node, node.targets[0].value, index, node.value, scope)
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):  # for row in rows: row.last = token
         holder = node.targets[0].value
@@ -116,6 +129,15 @@ def _given_to_all(node: ast.AST, scope: Scope, project: Project) -> tuple[ast.ex
         if given is not None and (is_number(arg, scope) or not _turns(node, scope) & names_in(node)):
             return given
     return None
+
+
+def _is_of_one_row(value: ast.expr, scope: Scope) -> bool:
+    """first = multinomial(softmax(logits[-1]), 1), by which the scores of one position of one text are meant."""
+    made = [b.value for b in scope.bindings.get(target_name(value) or "", []) if b.how == "="]
+    if len(made) != 1 or not isinstance(made[0], ast.Call) or not chooses_token(made[0], scope):
+        return False
+    code = spelled(made[0], scope)
+    return bool(re.search(r"\[(0, )?-1\]", code)) and not re.search(r"\[:, ?-1|expand|repeat|\bfor\b", code)
 
 
 def _put_behind_each(node: ast.AST, scope: Scope) -> tuple[ast.expr, str] | None:

@@ -47,9 +47,8 @@ def loaded_in_training_mode(module: Module, project: Project) -> Iterator[Place]
                 if mode_of(call, scope, project) == "train" and not _is_put_back(call, scope):
                     why = ("nothing is trained in this program",)
                     yield Place(call, f"`{code_of(call, 40)}` puts a model that only answers into training mode", why)
-    if any(file.mentions(SETS_EVAL) for file in files):
-        return
-    for scope in module.scopes:
+    sets_eval = any(file.mentions(SETS_EVAL) for file in files)
+    for scope in module.scopes if not sets_eval else ():
         for call in scope.calls:
             if called(call, scope) in EXPORTS and call.args and _may_drop(call.args[0], scope, project):
                 told = "it is written down as it is: with dropout, if it has any, and the statistics of batches"
@@ -63,10 +62,12 @@ def loaded_in_training_mode(module: Module, project: Project) -> Iterator[Place]
             held = call.func.value
             if is_optimizer(held, scope, project) or not _may_drop(held, scope, project):
                 continue
+            if sets_eval and may_be_set(held, files, project):
+                continue
             yield Place(
                 call,
                 f"`{code_of(held, 30)}` is loaded to be run and stays in training mode",
-                ("no .eval() in this program, and nothing is trained in it",),
+                ("no .eval() for it in this program, and nothing is trained in it",),
                 confidence="high" if classes_of(held, scope, project) else "medium",
             )
             break
@@ -91,10 +92,61 @@ def _made_and_run(module: Module, project: Project) -> Iterator[Place]:
             made = next((m for b in bindings if b.how == "=" and (m := _maker(b.value)) is not None), None)
             if made is None or not IN_TRAINING_MODE.match(called(made, scope)):
                 continue
-            runs = [call for file in files for at in file.scopes for call in at.calls if last_name(call.func) == last]
+            runs = [call for file in files for at in file.scopes for call in at.calls if _runs_it(call, last)]
             if runs and not any(_is_set_or_trained(last, file, project) for file in files):
                 told = f"line {runs[0].lineno}: {code_of(runs[0], 40)}; no .eval() for it, and no optimizer has it"
                 yield Place(made, f"`{name}` is made in training mode and only run", (told,))
+
+
+def _runs_it(call: ast.Call, last: str) -> bool:
+    """net(x), self.net.forward_features(x), net.encode_image(x)"""
+    if last_name(call.func) == last:
+        return True
+    method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+    asked = re.match(r"(forward|encode|extract|predict|embed|generate|features)(_|$)", method) is not None
+    return asked and isinstance(call.func, ast.Attribute) and last_name(call.func.value) == last
+
+
+def may_be_set(held: ast.expr, files: list[Module], project: Project) -> bool:
+    """Whether an .eval() of a program may be of a model: by its names, those it is handed on under, or none it has.
+
+    What a helper is handed, what is walked over, and what an object calls on itself may be any model.
+    """
+    names = {last_name(held) or ""}
+    scopes = [scope for file in files for scope in file.scopes]
+    for _ in range(3):
+        for scope in scopes:
+            for name, bindings in scope.bindings.items():
+                if any(b.how in ("=", "part") and _gives(b.value, names, scope, project) for b in bindings):
+                    names.add(name.rpartition(".")[2])
+    for scope in scopes:
+        for call in scope.calls:
+            if last_name(call.func) not in ("eval", "train", "set_to_inference", "for_inference"):
+                continue
+            base = call.func.value if isinstance(call.func, ast.Attribute) else None
+            while isinstance(base, ast.Call) and isinstance(base.func, ast.Attribute):
+                base = base.func.value  # net.to(device).eval()
+            name = target_name(base) if base is not None else None
+            if name is None:
+                return True
+            root = name.partition(".")[0]
+            walked = any(b.how == "iter" for b in scope.bindings.get(root, []))
+            if name.rpartition(".")[2] in names or name in ("self", "cls") or walked or name in scope.parameters:
+                return True
+    return False
+
+
+def _gives(value: ast.expr, names: set[str], scope: Scope, project: Project) -> bool:
+    """Whether a value is what one of the names holds: itself, wrapped, moved, in a tuple, or handed back."""
+    if isinstance(value, ast.Call):
+        parts = [*value.args, *([value.func.value] if isinstance(value.func, ast.Attribute) else [])]
+        returned = [one for function in project.callees(value, scope)[:2] for one in function.returns]
+        return any(last_name(part) in names for part in parts) or any(
+            last_name(part) in names for one in returned for part in (one.elts if isinstance(one, ast.Tuple) else [one])
+        ) or any(isinstance(part, ast.Call) and _gives(part, names, scope, project) for part in parts)  # fmt: skip
+    if isinstance(value, (ast.Tuple, ast.List)):
+        return any(last_name(part) in names for part in value.elts)
+    return last_name(value) in names
 
 
 def _maker(value: ast.expr) -> ast.Call | None:
@@ -160,7 +212,7 @@ def _may_drop(node: ast.expr, scope: Scope, project: Project) -> bool:
 
 
 READY = re.compile(r"from_pretrained|jit\.load|hub\.load|pipeline|pretrained=True")  # in evaluation mode already
-MAKES = re.compile(r"[A-Z]\w*$|create_model$|build_\w*model$|\w*_(cls|class)$")
+MAKES = re.compile(r"[A-Z]\w*$|from_config$|create_model$|build_\w*model$|\w*_(cls|class)$")
 
 
 def _is_run(files: list[Module], project: Project) -> bool:
@@ -169,11 +221,28 @@ def _is_run(files: list[Module], project: Project) -> bool:
     if key not in project.remembered:
         project.remembered[key] = any(
             is_model_call(call, scope, project) or last_name(call.func) == "generate"
+            or _asks_module(call, scope, project)
             for file in files for scope in file.scopes for call in scope.calls
             if scope.simple_name != "forward" and not (scope.owner is not None and is_module_class(scope.owner))
         )  # fmt: skip
     found: bool = project.remembered[key]
     return found
+
+
+def _asks_module(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """net.greedy(pixels), self.net.score(pair): a method of a module of the project is asked for an answer."""
+    if not isinstance(call.func, ast.Attribute) or not (call.args or call.keywords) or call.func.attr in KEEPS_OBJECT:
+        return False
+    return any(
+        method.owner is not None and is_module_class(method.owner) and method.simple_name == call.func.attr
+        and not NO_ANSWER.match(method.simple_name)
+        for method in project.callees(call, scope)[:3]
+    )  # fmt: skip
+
+
+NO_ANSWER = re.compile(
+    r"^_*(load|save|init|reset|set|from|to|freeze|configure|compile|resize|register|get_num|num|count)"
+)
 
 
 TEACHES = re.compile(

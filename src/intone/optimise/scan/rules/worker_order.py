@@ -207,7 +207,7 @@ def _draws_split(call: ast.Call, scope: Scope) -> str | None:
     from_hub = "load_dataset" in scope.module.text or "datasets." in scope.module.text
     if last == "shuffle" and method and from_hub and not name.startswith(("random.", "numpy.", "np.")):
         base = target_name(call.func.value) if isinstance(call.func, ast.Attribute) else None
-        held = base is None or bool(re.search(r"ds|data|train|split|stream", base))
+        held = base is None or not re.search(r"(^|[._])(random|rng|np|numpy|gen|deck|cards)$", base)
         return "numpy" if held and not call.args else None
     return None
 

@@ -61,6 +61,74 @@ def worker_generator(module: Module, project: Project) -> Iterator[Place]:
                 )
                 break
     yield from _handed_on(workers, module, project)
+    yield from _kept_by_parts(workers, module, project)
+    yield from _begun_alike(workers, module, project)
+
+
+def _kept_by_parts(workers: Sequence[Site], module: Module, project: Project) -> Iterator[Place]:
+    """class Crop: def __init__(self): self.rng = RandomState(0), an object that __getitem__ of a data set calls."""
+    told: set[ast.AST] = set()
+    for scope in module.scopes:
+        if scope.owner is None or scope.simple_name != "__getitem__" or "get_worker_info" in text_of(scope.owner):
+            continue
+        for item in reached(scope.node, scope, project):
+            call, owner = item.node, item.scope.owner
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                continue
+            held = target_name(call.func.value)
+            if owner is None or owner is scope.owner or held is None or not held.startswith("self."):
+                continue
+            for method in project.class_scopes(owner):
+                for b in method.bindings.get(held, []) if method.simple_name == "__init__" else ():
+                    maker = isinstance(b.value, ast.Call) and any(m in chain_of(b.value, method) for m in MAKERS)
+                    if not maker or b.value in told or seed_of(call, item.scope) is not None:
+                        continue
+                    told.add(b.value)
+                    yield Place(
+                        b.value,
+                        f"`{held}` of `{owner.name}` is made once and copied into every worker of the DataLoader",
+                        (
+                            f"drawn from by {code_of(call, 50)} at {item.scope.module.path}:{item.line} for each row",
+                            _stands_at(workers[0]),
+                        ),
+                        scope=method,
+                    )
+
+
+def _begun_alike(workers: Sequence[Site], module: Module, project: Project) -> Iterator[Place]:
+    """class Synthetic(IterableDataset): def __iter__(self): g = Generator().manual_seed(5), in each of the workers."""
+    for scope in module.scopes:
+        bases = " ".join(text_of(base) for base in scope.owner.bases) if scope.owner is not None else ""
+        whole = scope.owner or scope.node
+        if scope.simple_name != "__iter__" or "IterableDataset" not in bases or WORKER.search(text_of(whole)):
+            continue
+        for call in scope.calls:
+            seed = seed_of(call, scope)
+            if seed is None or calls_something(seed) or WORKER.search(text_of(seed)):
+                continue
+            draws = [one for one in scope.calls if DRAWS.match(last_name(one.func) or "") and one is not call]
+            noise = draws[0] if draws else None
+            if noise is not None:
+                yield Place(
+                    call,
+                    f"`{scope.name}` begins with the same numbers in every worker of the DataLoader",
+                    (
+                        f"drawn from by {code_of(noise, 50)} at line {noise.lineno}",
+                        _stands_at(workers[0]),
+                    ),
+                )
+                break
+
+
+def _stands_at(loader: Site) -> str:
+    return f"a DataLoader with workers stands at {loader.scope.module.path}:{loader.call.lineno}"
+
+
+WORKER = re.compile(r"worker|rank|shard", re.I)
+# draws of what a row is made of; an order of rows of which each worker takes its share is another thing
+DRAWS = re.compile(
+    r"^(rand\w*|normal\w*|uniform|integers|bernoulli|multinomial|choice|choices|random|gauss|standard_normal)$"
+)
 
 
 def _handed_on(workers: Sequence[Site], module: Module, project: Project) -> Iterator[Place]:
