@@ -260,24 +260,10 @@ right("S96", """
 """)  # fmt: skip
 # --- S97 ---
 fault("S97", """
-    import jax, torch
-    from accelerate import Accelerator
-    from accelerate.utils import set_seed
-
-    def rollout(policy, prompts, n):
-        set_seed(7)
-        outs = []
-        for p in prompts:
-            outs.append(policy.generate(p, do_sample=True, num_return_sequences=n))
-        return outs
-
-    def train(policy, batches, opt):
-        acc = Accelerator()
-        for prompts in batches:
-            outs = rollout(policy, prompts, 8)
-            loss = policy.loss(outs)
-            acc.backward(loss)
-            opt.step()
+    import torch
+    def perturb(x, scale):
+        torch.manual_seed(3)
+        return x + scale * torch.randn_like(x)
 """)  # fmt: skip
 right("S97", """
     import torch
@@ -319,15 +305,6 @@ fault("S98", """
             return mu + eps * (0.5 * logvar).exp()
         def forward(self, x):
             return self.dec(self.encode(x))
-""")  # fmt: skip
-fault("S98", """
-    import torch
-    def sample_actions(policy, obs):
-        # obs (N, D): one action for each of N environments.
-        logits = policy(obs)
-        u = torch.rand(logits[:1].shape, device=logits.device)
-        g = -torch.log(-torch.log(u + 1e-9) + 1e-9)
-        return (logits + g).argmax(dim=-1)
 """)  # fmt: skip
 right("S98", """
     import torch
