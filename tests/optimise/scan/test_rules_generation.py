@@ -169,6 +169,21 @@ right("S39", """
     def ends(mask):
         return torch.tensor([sum(row) for row in mask.tolist()], device=mask.device)
 """)  # fmt: skip
+# --- S99 -------------------------------------------------------------------------------------------------------------
+TURNS = """
+    import torch
+    @torch.no_grad()
+    def settle(net, x, times):
+        x = x.to("cuda")
+        for i, t in enumerate(times):
+            x = x - net(x, t)
+            if TEST:
+                break
+        return x
+"""
+fault("S99", TURNS.replace("TEST", "x.norm() < 1e-3"))
+right("S99", TURNS.replace("TEST", "i % 20 == 0 and x.norm() < 1e-3"))
+
 # --- S19 --------------------------------------------------------------------------------------------------------------
 fault("S19", """
     from collections import deque

@@ -5,18 +5,19 @@ import re
 from collections.abc import Iterator, Sequence
 
 from intone.optimise.scan.calls import classes_of
-from intone.optimise.scan.expressions import called, code_of, last_name, text_of
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name, text_of
 from intone.optimise.scan.ondevice import READS, has_read, is_tensor, on_device, to_cpu
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.seldom import goes_on_seldom
-from intone.optimise.scan.source import Scope
+from intone.optimise.scan.source import Scope, target_name
 from intone.optimise.scan.values import is_property
 
 # what turns a tensor that it is handed into text or a number at once
 SHOWS = (
     "print", "print0", "tqdm_write", "set_postfix", "set_description", "add_scalar", "add_scalars", "info", "debug",
-    "warning", "log_metric", "log_metrics", "report_scalar", "pprint", "log_scalar", "set_postfix_str",
+    "warning", "log_metric", "log_metrics", "report_scalar", "pprint", "log_scalar", "set_postfix_str", "writerow",
+    "add_histogram", "log_scalars", "write_scalar",
 )  # fmt: skip
 NUMBERS = ("float", "int", "bool", "str", "repr", "round", "format")  # built-in: a number or text of a tensor
 WAITS = (
@@ -79,7 +80,8 @@ def _read_by(node: ast.Call, scope: Scope, project: Project) -> str | None:
     """The code of a call that reads a device tensor's value, or None."""
     func, func_name = node.func, last_name(node.func)
     name = called(node, scope)
-    if isinstance(func, ast.Attribute) and (func.attr in READS and not node.args or to_cpu(node)):
+    later = keyword(node, "non_blocking") is not None  # waited for elsewhere, or read too early, which S35 tells
+    if isinstance(func, ast.Attribute) and not later and (func.attr in READS and not node.args or to_cpu(node)):
         func = _without_copy(func)
         if on_device(func.value, scope, project) and not _inside_read(node, scope):
             return code_of(node, 40)
@@ -90,7 +92,7 @@ def _read_by(node: ast.Call, scope: Scope, project: Project) -> str | None:
         reads = isinstance(node.args[0], ast.Name) and node.args[0].id in NUMBERS
         if reads and on_device(node.args[1], scope, project) and not has_read(node.args[1]):
             return code_of(node, 40)
-    elif isinstance(func, ast.Name) and func.id in ("min", "max") and len(node.args) > 1:
+    elif isinstance(func, ast.Name) and func.id in ("min", "max", "sorted") and node.args:
         if any(is_tensor(arg, scope, project) for arg in node.args) and not has_read(node):
             return code_of(node, 40)
     elif name in WAITS:
@@ -106,6 +108,7 @@ def _read_by(node: ast.Call, scope: Scope, project: Project) -> str | None:
         and "scaler" in text_of(func.value)
         or func_name in COUNTED
         and is_tensor(node, scope, project)
+        or _makes_room(node, scope, project)
     ):
         return code_of(node, 40)
     elif isinstance(func, ast.Name) and func.id == "range":
@@ -115,8 +118,21 @@ def _read_by(node: ast.Call, scope: Scope, project: Project) -> str | None:
     return None
 
 
+def _makes_room(node: ast.Call, scope: Scope, project: Project) -> bool:
+    """torch.where(mask), repeat_interleave(x, counts): how much comes out is read from the device."""
+    if called(node, scope) == "torch.where":
+        return len(node.args) == 1 and is_tensor(node.args[0], scope, project)
+    if last_name(node.func) != "repeat_interleave" or keyword(node, "output_size") is not None:
+        return False
+    counts = node.args[1 if called(node, scope).startswith("torch.") else 0 :]
+    return bool(counts) and not isinstance(counts[0], ast.Constant) and is_tensor(counts[0], scope, project)
+
+
 def _is_reduced(node: ast.expr, scope: Scope, project: Project) -> bool:
-    """mask.sum(1).max(): a number that a tensor says, as a tensor."""
+    """mask.sum(1).max(): a number that a tensor says, as a tensor; also behind a name."""
+    if isinstance(node, ast.Name):
+        made = [b.value for b in scope.bindings.get(node.id, [])]
+        return len(made) == 1 and isinstance(made[0], ast.Call) and _is_reduced(made[0], scope, project)
     reduces = isinstance(node, ast.Call) and last_name(node.func) in REDUCES
     return reduces and not has_read(node) and is_tensor(node, scope, project)
 
@@ -131,7 +147,7 @@ def _shows(node: ast.Call) -> bool:
     """print(loss), "{}".format(loss), wandb.log({"loss": loss})"""
     last = last_name(node.func)
     if last == "format":
-        return isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Constant)
+        return isinstance(node.func, ast.Attribute) and isinstance(node.func.value, (ast.Constant, ast.Name))
     return last in SHOWS or last == "log" and bool(node.args) and isinstance(node.args[0], ast.Dict)
 
 
@@ -185,16 +201,42 @@ def tested(test: ast.expr, scope: Scope, project: Project) -> str | None:
         return f"if {code_of(test, 40)}" if device else None
     if isinstance(test, ast.Name):  # bad = torch.isnan(loss).any(); if bad:
         made = [b.value for b in scope.bindings.get(test.id, []) if b.how == "="]
-        asks = len(made) == 1 and isinstance(made[0], (ast.Compare, ast.Call, ast.UnaryOp))
-        told = tested(made[0], scope, project) if asks else None
-        return told and f"if {test.id}"
+        asks = [one for one in made if isinstance(one, (ast.Compare, ast.Call, ast.UnaryOp, ast.BoolOp))]
+        known = asks and all(isinstance(one, ast.Constant) or one in asks for one in made)
+        return f"if {test.id}" if known and any(tested(one, scope, project) for one in asks) else None
+    if isinstance(test, (ast.BinOp, ast.Subscript, ast.Attribute)):  # if (token == eos) & (step > 3), if done[0]
+        return f"if {code_of(test, 40)}" if _is_truth(test, scope, project) else None
     if isinstance(test, ast.Call) and not has_read(test):
         last = last_name(test.func)
-        asks = last in ("all", "any", "isfinite", "isnan", "isinf", "equal")
+        asks = last in ASKS
         named = called(test, scope).startswith("torch.is") and on_device(test, scope, project)
         if asks and (named or is_tensor(test, scope, project)):
             return f"if {code_of(test, 40)}"
     return None
+
+
+def _is_truth(test: ast.expr, scope: Scope, project: Project) -> bool:
+    """Whether a test is about a tensor of truths: what comparisons gave, or parts of it; not a list that is empty."""
+    if has_read(test) or not is_tensor(test, scope, project):
+        return False
+    if isinstance(test, ast.BinOp):
+        return isinstance(test.op, (ast.BitAnd, ast.BitOr)) and any(
+            isinstance(side, ast.Compare) or _is_truth(side, scope, project) for side in (test.left, test.right)
+        )
+    if isinstance(test, ast.Subscript):
+        held = [b.value for b in scope.bindings.get(target_name(test.value) or "", []) if b.how == "="]
+        return bool(held) and not any(isinstance(one, (ast.List, ast.ListComp, ast.Dict, ast.Tuple)) for one in held)
+    return any(
+        isinstance(origin.node, (ast.Compare, ast.UnaryOp)) or isinstance(origin.node, ast.Call)
+        and last_name(origin.node.func) in ASKS
+        for origin in project.origins(test, scope, depth=3)
+    )  # fmt: skip
+
+
+ASKS = (
+    "all", "any", "isfinite", "isnan", "isinf", "equal", "eq", "ne", "gt", "lt", "ge", "le", "logical_and",
+    "logical_or", "allclose",
+)  # fmt: skip
 
 
 def _printed(arg: ast.expr) -> list[ast.expr]:

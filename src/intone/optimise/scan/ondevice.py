@@ -6,6 +6,7 @@ import re
 from intone.optimise.scan.calls import classes_of
 from intone.optimise.scan.classes import class_methods
 from intone.optimise.scan.expressions import called, keyword, last_name, text_of
+from intone.optimise.scan.origins import back_from_member
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.source import Binding, Scope, target_name, walk
 from intone.optimise.scan.values import LOSS_NAME, chooses_token, is_model_call, is_model_name
@@ -27,7 +28,15 @@ DEVICE_NAME = re.compile(r"(^|[._])(device|dev|cuda|gpu)(_\w+)?$|^(local_)?rank$
 ROWS = ("argmax", "softmax", "topk", "unbind", "split", "chunk", "flatten", "view", "detach", "squeeze", "sum", "mean")
 # methods of accelerate, Lightning's fabric and the like that hand on what all processes have of a tensor
 EXCHANGES = ("gather", "gather_for_metrics", "all_gather", "all_reduce", "reduce", "pad_across_processes")
-WALKS = ("items", "values", "enumerate", "zip", "list", "tuple", "reversed", "iter")
+WALKS = ("items", "values", "enumerate", "zip", "list", "tuple", "reversed", "iter", "tqdm", "trange", "track")
+# what a tensor, or what a model gave, knows about itself on the host
+KNOWN_ON_HOST = (
+    "shape", "device", "dtype", "ndim", "is_cuda", "requires_grad", "layout", "itemsize", "nbytes", "training",
+    "config", "grad_fn", "is_leaf", "names", "past_key_values",
+)  # fmt: skip
+
+# attributes that are the tensor, or parts of it
+SEEN_AS = ("T", "mT", "H", "data", "real", "imag", "values", "indices")
 
 
 def on_device(node: ast.expr, scope: Scope, project: Project, depth: int = DEPTH, *, by_name: bool = True) -> bool:
@@ -50,7 +59,7 @@ def on_device(node: ast.expr, scope: Scope, project: Project, depth: int = DEPTH
 
 def is_tensor(node: ast.expr, scope: Scope, project: Project) -> bool:
     """A tensor on the device by what it is made of, not only by a name like loss: that may be a number by now."""
-    if isinstance(node, (ast.Attribute, ast.Constant)):
+    if isinstance(node, ast.Constant) or isinstance(node, ast.Attribute) and node.attr in ("grad", *KNOWN_ON_HOST):
         return False
     return on_device(node, scope, project, by_name=False)
 
@@ -94,10 +103,15 @@ def _is_made_on_device(node: ast.expr, scope: Scope, project: Project, depth: in
         return again(node.value)
     if isinstance(node, ast.IfExp):
         return again(node.body) or again(node.orelse)
-    if isinstance(node, ast.Attribute) and node.attr in ("loss", "logits"):
-        return by_name and not _is_plain_field(node, scope, project)
     if isinstance(node, ast.Attribute) and node.attr == "grad":
         return True
+    if isinstance(node, ast.Attribute) and node.attr in ("loss", "logits"):
+        given = by_name or _is_given_by_model(node.value, scope, project)
+        return given and not _is_plain_field(node, scope, project)
+    if isinstance(node, ast.Attribute) and node.attr not in KNOWN_ON_HOST and (
+        _is_given_by_model(node.value, scope, project) or node.attr in SEEN_AS and again(node.value)
+    ):  # fmt: skip
+        return True  # out.hidden_states, x.T
     bound = target_name(node)
     if bound is None:
         return False
@@ -108,13 +122,73 @@ def _is_made_on_device(node: ast.expr, scope: Scope, project: Project, depth: in
         parts = returned_parts(binding, at, project)
         if parts and all(_is_read(part) for part, _ in parts):
             return False
+        if parts:  # of a tuple that is handed back only its own part counts
+            if any(on_device(part, there, project, depth - 1, by_name=by_name) for part, there in parts):
+                return True
+            continue
         value = _followed(binding)
         if value is not None and on_device(value, at, project, depth - 1, by_name=by_name):
             return True
+        given = walked(binding, at, project)
+        if any(on_device(part, there, project, depth - 1, by_name=by_name) for part, there in given):
+            return True
     if not bindings and _handed_over(bound, scope, project, depth, by_name):
+        return True
+    if not bindings and isinstance(node, ast.Attribute) and _is_kept_on_device(node, scope, project, depth, by_name):
         return True
     computed = any(isinstance(b.value, ast.Call) or b.how == "part" for b, _ in bindings)
     return by_name and computed and bool(LOSS_NAME.search(bound))
+
+
+def _is_given_by_model(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """out.loss with out = model(ids)"""
+    made = [node] if isinstance(node, ast.Call) else []
+    if isinstance(node, ast.Name):
+        made = [b.value for b in scope.bindings.get(node.id, []) if b.how == "=" and isinstance(b.value, ast.Call)]
+    return any(is_model_call(call, scope, project) for call in made)
+
+
+def _is_kept_on_device(node: ast.Attribute, scope: Scope, project: Project, depth: int, by_name: bool) -> bool:
+    """state.done, of an object whose class, maker or user puts a device tensor there; no number was read into it."""
+    if node.attr in KNOWN_ON_HOST or depth < 2:
+        return False
+    for place in classes_of(node.value, scope, project)[:2]:
+        kept = [one for one in back_from_member(project, place, node.attr, scope) if not one.is_annotation]
+        if any(_is_read(one.node) for one in kept):
+            return False
+        if any(on_device(one.node, one.scope, project, depth - 2, by_name=by_name) for one in kept):
+            return True
+    return False
+
+
+def walked(binding: Binding, scope: Scope, project: Project) -> list[tuple[ast.expr, Scope]]:
+    """What a loop gets from a generator of the project, or from an object that it walks over: for x, y in feed(rows).
+
+    Of tuples the part that the name is.
+    """
+    if binding.how != "iter":
+        return []
+    value, place = binding.value, binding.index
+    while isinstance(value, ast.Call) and last_name(value.func) in ("enumerate", "tqdm", "iter") and value.args:
+        if last_name(value.func) == "enumerate":
+            if place == 0:
+                return []
+            place = None  # a part of a part: whatever is yielded
+        value = value.args[0]
+    givers = project.callees(value, scope)[:2] if isinstance(value, ast.Call) else []
+    found = [(given, giver) for giver in givers for given in giver.yields]
+    if not found:
+        ways = [one for at in classes_of(value, scope, project)[:2] for one in class_methods(at, project)]
+        for one in ways:
+            if one.simple_name == "__iter__":
+                found += [(given, one) for given in one.yields]
+            elif one.simple_name == "__next__":
+                found += [(given, one) for given in one.returns]
+    parts = []
+    for given, giver in found[:6]:
+        cut = isinstance(given, ast.Tuple) and place is not None and place < len(given.elts)
+        parts.append((given.elts[place] if cut else given, giver))  # type: ignore[attr-defined,index]
+    return parts
 
 
 def _makes_of(node: ast.expr, binding: Binding) -> bool:
@@ -210,13 +284,14 @@ def _call_on_device(node: ast.Call, scope: Scope, project: Project, depth: int, 
     if last in HOST and not cast or to_cpu(node):
         return False
     name = called(node, scope)
-    if name in LOSSES or _is_put_there(node, name):
+    if name in LOSSES or _is_put_there(node, name, scope, project):
         return True
     for function in project.callees(node, scope)[:2]:
-        if any(on_device(value, function, project, depth - 1, by_name=by_name) for value in function.returns[:4]):
+        given = [*function.returns[:4], *function.yields[:4]]
+        if any(on_device(value, function, project, depth - 1, by_name=by_name) for value in given):
             return True
     inside: list[ast.expr] = [node.func.value] if isinstance(node.func, ast.Attribute) else []
-    builtin = isinstance(node.func, ast.Name) and node.func.id in ("sum", "min", "max", "abs", "list", "tuple", "dict")
+    builtin = isinstance(node.func, ast.Name) and node.func.id in BUILTINS
     of_torch = name.startswith("torch.") and not name.startswith("torch.tensor")
     args = node.args if builtin or of_torch or last in EXCHANGES else []
     if builtin:
@@ -224,8 +299,14 @@ def _call_on_device(node: ast.Call, scope: Scope, project: Project, depth: int, 
     return any(on_device(part, scope, project, depth, by_name=by_name) for part in [*inside, *args])
 
 
-def _is_put_there(node: ast.Call, name: str) -> bool:
-    """x.to(device), x.cuda(), torch.zeros((), device=device): not a model, which is put there too but is no tensor."""
+BUILTINS = ("sum", "min", "max", "abs", "list", "tuple", "dict", "next", "sorted", "reversed")
+
+
+def _is_put_there(node: ast.Call, name: str, scope: Scope, project: Project) -> bool:
+    """x.to(device), x.cuda(), torch.zeros((), device=device): not a model, which is put there too but is no tensor.
+
+    Also where the device has another name: x.to(place), with place = torch.device("cuda", rank).
+    """
     if isinstance(node.func, ast.Attribute) and is_model_name(target_name(node.func.value) or ""):
         return False
     if isinstance(node.func, ast.Attribute) and node.func.attr == "cuda" and not name.startswith("torch."):
@@ -237,7 +318,20 @@ def _is_put_there(node: ast.Call, name: str) -> bool:
         return False
     if isinstance(wanted, ast.Constant):
         return isinstance(wanted.value, str) and wanted.value.startswith("cuda")
-    return bool(DEVICE_NAME.search(target_name(wanted) or ""))
+    if DEVICE_NAME.search(target_name(wanted) or ""):
+        return True
+    return any(_names_device(origin.node, origin.scope) for origin in project.origins(wanted, scope, depth=3))
+
+
+def _names_device(node: ast.expr, scope: Scope) -> bool:
+    """The words "cuda:0", f"cuda:{rank}", torch.device("cuda", rank), other.device: a device that is not the host."""
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str) and node.value.startswith("cuda")
+    if isinstance(node, ast.JoinedStr):
+        return text_of(node)[2:].startswith("cuda")
+    if isinstance(node, ast.Attribute):
+        return node.attr == "device"
+    return isinstance(node, ast.Call) and called(node, scope) == "torch.device" and "cuda" in text_of(node)
 
 
 def _handed_over(name: str, scope: Scope, project: Project, depth: int, by_name: bool) -> bool:
@@ -268,6 +362,10 @@ def _bindings(name: str, scope: Scope, project: Project) -> list[tuple[Binding, 
 def _from_host(binding: Binding) -> bool:
     """The name holds a Python number somewhere: it was read before."""
     value = binding.value
-    if isinstance(value, ast.Call) and last_name(value.func) in ("float", "int", "len", "sum", "perf_counter", "time"):
-        return last_name(value.func) != "sum" or has_read(value)
-    return has_read(value)
+    if not isinstance(value, ast.Call) or has_read(value):
+        return has_read(value)
+    if last_name(value.func) in ("perf_counter", "time"):
+        return True
+    # x.float() is a tensor, and float("inf") what a name is until the first value comes
+    number = isinstance(value.func, ast.Name) and value.func.id in ("float", "int", "len", "bool", "round")
+    return number and not all(isinstance(arg, ast.Constant) for arg in value.args)

@@ -234,10 +234,10 @@ def _back_from_attribute(project: "Project", node: ast.Attribute, scope: Scope) 
         for binding in module.top.bindings.get(node.attr, []) if module else ():
             yield from _back_from_binding(project, binding, module.top)  # type: ignore[union-attr]
     for place in classes_of(base, scope, project):
-        yield from _back_from_member(project, place, node.attr, scope)
+        yield from back_from_member(project, place, node.attr, scope)
 
 
-def _back_from_member(
+def back_from_member(
     project: "Project", place: tuple[Module, ast.ClassDef], name: str, scope: Scope
 ) -> Iterator[Origin]:
     """Where an object's attribute comes from: its methods, its class, the calls that make it, its properties."""

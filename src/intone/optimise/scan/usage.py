@@ -3,13 +3,13 @@
 import ast
 import builtins
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from intone.optimise.scan.calls import KEEPS_OBJECT
 from intone.optimise.scan.expressions import called, text_of
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.source import Scope, target_name
-from intone.optimise.scan.values import KEEPS, backward_loss, is_backward
+from intone.optimise.scan.values import KEEPS, backward_loss, is_backward, is_bound_to_model
 
 
 def models_by_use(project: Project) -> set[str]:
@@ -25,14 +25,29 @@ def models_by_use(project: Project) -> set[str]:
                         found |= _unknown_callees(used, scope, project)
                     if (named := _put_into_eval(call)) is not None:
                         found.add(f"{module.path}:{named}")
+                found |= {f"{module.path}:{name}" for name in _compiled_from(scope, project)}
         project.known_names["models"] = found
     return project.known_names["models"]
 
 
+def _compiled_from(scope: Scope, project: Project) -> Iterator[str]:
+    """self.draft_step = torch.compile(self.draft.__call__), with self.draft a model: the names of what runs one."""
+    for name, bindings in scope.bindings.items():
+        for binding in bindings:
+            made = binding.value
+            if not isinstance(made, ast.Call) or called(made, scope) != "torch.compile" or not made.args:
+                continue
+            whole = target_name(made.args[0]) or ""
+            inner = whole.removesuffix(".forward").removesuffix(".__call__")
+            if inner not in (whole, name) and is_bound_to_model(inner, scope, project):
+                yield name
+
+
 def _put_into_eval(call: ast.Call) -> str | None:
-    """encoder.eval(): only a module has a mode, whatever it is called; frame.eval(text) is told an expression."""
+    """encoder.eval(), gen.parameters(): only a module has these; frame.eval(text) is told an expression."""
     func = call.func
-    if isinstance(func, ast.Attribute) and func.attr == "eval" and not call.args and not call.keywords:
+    of_module = ("eval", "parameters", "named_parameters")
+    if isinstance(func, ast.Attribute) and func.attr in of_module and not call.args and not call.keywords:
         base = func.value
         while isinstance(base, ast.Call) and isinstance(base.func, ast.Attribute) and base.func.attr in KEEPS_OBJECT:
             base = base.func.value  # net.to(device).eval()

@@ -190,7 +190,7 @@ def changing_shapes(module: Module, project: Project) -> Iterator[Place]:
     for one in compile_calls(module, project):
         if not (one.is_of_torch or _in_place(one)) or one.idle == "disable=True":
             continue
-        again = _compiled_again(one, project)
+        again = compiled_again(one, project)
         if again:
             yield Place(one.call, "the model is compiled again at every turn", (again,))
             continue
@@ -222,7 +222,7 @@ def _in_place(one: Compile) -> bool:
 
 def _forgotten(module: Module, project: Project) -> Iterator[Place]:
     """torch._dynamo.reset() in a loop over epochs or steps: all that was compiled is thrown away each time."""
-    if any(_compiled_again(one, project) for one in compile_calls(module, project)):
+    if any(compiled_again(one, project) for one in compile_calls(module, project)):
         return  # told where it is compiled again
     for scope in module.scopes:
         for call in scope.calls:
@@ -235,7 +235,7 @@ def _forgotten(module: Module, project: Project) -> Iterator[Place]:
                 yield Place(call, "what was compiled is thrown away at every turn", told)
 
 
-def _compiled_again(one: Compile, project: Project) -> str | None:
+def compiled_again(one: Compile, project: Project) -> str | None:
     """Why a compile call runs at every step: it stands in a training loop or in what one calls, or in forward."""
     scope = one.scope
     if one.function is not None:

@@ -4,20 +4,16 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.constants import is_never, only_value
-from intone.optimise.scan.expressions import called, code_of, is_true, keyword, last_name, names_in, text_of
+from intone.optimise.scan.constants import only_value
+from intone.optimise.scan.expressions import code_of, is_true, keyword, last_name, names_in, text_of
+from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.ondevice import to_cpu
-from intone.optimise.scan.options import hides_options, is_on, options
+from intone.optimise.scan.options import is_on, options
+from intone.optimise.scan.pageable import FACTORIES, pageable
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Binding, Module, Scope, target_name, walk
 
-FACTORIES = (
-    "tensor", "stack", "from_numpy", "zeros", "empty", "full", "as_tensor", "cat", "ones", "arange", "randint",
-    "frombuffer", "LongTensor", "randn", "rand", "randperm", "eye", "linspace", "FloatTensor", "IntTensor", "Tensor",
-    "BoolTensor", "hstack", "vstack", "concat", "concatenate", "pad_sequence", "default_collate", "one_hot", "normal",
-    "tril", "triu", "logspace", "empty_strided", "from_file", "asarray", "scalar_tensor",
-)  # fmt: skip
 WAITS = re.compile(r"synchronize|wait_stream|wait_event|\.record\(|Event\(|\.query\(|\.wait\(")
 # what the host itself waits by; wait_stream and wait_event let only another stream of the device wait
 HOST_WAITS = re.compile(r"synchronize|\.query\(|\.wait\(|\.result\(")
@@ -44,7 +40,7 @@ def pageable_copy(module: Module, project: Project) -> Iterator[Place]:
             source = _async_source(call, scope, project) or _sent_by_partial(call, scope)
             if source is None or _ends_on_host(call, scope, project):
                 continue
-            made = _unpinned(source, call, scope, project)
+            made = pageable(source, call, scope, project)
             if made:
                 yield Place(
                     call, f"`{code_of(source, 40)}` is not in pinned memory, so the copy blocks all the same", (made,)
@@ -94,96 +90,6 @@ def _ends_on_host(call: ast.Call, scope: Scope, project: Project) -> bool:
     return bool(ends) and all(re.fullmatch(r"(torch\.device\()?['\"]cpu['\"]\)?", text_of(node)) for node in ends)
 
 
-def _unpinned(node: ast.expr, call: ast.Call, scope: Scope, project: Project) -> str | None:
-    """Where a tensor is made in pageable memory, or None where it may be pinned."""
-    told = None
-    for origin in project.origins(node, scope, _copy_passes, depth=6):
-        made, at = origin.node, origin.scope
-        if made is call or origin.is_annotation or made is node and len(told or "") > 0:
-            continue
-        if at is scope and (made in scope.returns or call in walk(made)):
-            continue  # what this function makes of the copy itself
-        if not isinstance(made, ast.Call):
-            if isinstance(made, ast.Constant) and made.value is None or _is_loop_variable(made, at):
-                continue
-            told = _handed_loader(made, at, project)
-            if told is None:
-                return None
-            continue
-        name = called(made, at)
-        if name.endswith("DataLoader"):
-            told = _pageable_loader(made, at, project)
-            if told is None:
-                return None
-        elif last_name(made.func) == "pin_memory" or _may_pin(made, at, project):
-            return None
-        elif (
-            name.startswith("torch.")
-            and name.rpartition(".")[2] in FACTORIES
-            and not _made_on_device(made, at, project)
-        ) or _is_tokenizer(made):
-            told = f"made by {code_of(made, 50)} at {at.module.path}:{made.lineno}"
-        else:
-            return None
-    return told
-
-
-def _handed_loader(node: ast.expr, scope: Scope, project: Project) -> str | None:
-    """for batch in loader, of a loader that nobody here hands in, where no loader that this file makes pins."""
-    name = target_name(node)
-    if name is None or name not in scope.parameters or not re.search(r"loader|(^|_)dl$|batches$", name):
-        return None
-    sites = [s for s in project.sites.get("DataLoader", []) if s.scope.module is scope.module]
-    told = [_pageable_loader(site.call, site.scope, project) for site in sites]
-    return told[0] if told and all(one is not None for one in told) else None
-
-
-def _is_tokenizer(made: ast.Call) -> bool:
-    """tokenizer(texts, return_tensors="pt"), processor.apply_chat_template(..., return_tensors="pt")"""
-    wanted = keyword(made, "return_tensors")
-    return isinstance(wanted, ast.Constant) and wanted.value in ("pt", "np")
-
-
-def _is_loop_variable(node: ast.expr, scope: Scope) -> bool:
-    """A counter that stands in a tuple beside the batch: for step, batch in enumerate(loader)."""
-    return isinstance(node, ast.Name) and any(b.how == "iter" for b in scope.bindings.get(node.id, []))
-
-
-def _pageable_loader(made: ast.Call, scope: Scope, project: Project) -> str | None:
-    if hides_options(made, scope, project):
-        return None
-    said = options(made, "pin_memory", scope, project)
-    if any(not is_never(one.value, one.scope, project) for one in said):
-        return None
-    pin = said[0].value if said else None
-    why = "has no pin_memory=True" if pin is None else f"has pin_memory={code_of(pin, 30)}, which is off"
-    return f"{code_of(made, 40)} at {scope.module.path}:{made.lineno} {why}"
-
-
-def _may_pin(made: ast.Call, scope: Scope, project: Project) -> bool:
-    pin = keyword(made, "pin_memory")
-    return pin is not None and not is_never(pin, scope, project)
-
-
-def _copy_passes(node: ast.expr) -> list[ast.expr]:
-    if isinstance(node, ast.Subscript):
-        return [node.value]
-    if isinstance(node, ast.Call):
-        if isinstance(node.func, ast.Attribute) and node.func.attr in (
-            "view", "reshape", "long", "contiguous", "to", "int", "float", "unsqueeze", "items", "values", "half",
-            "bfloat16", "type", "t", "transpose", "permute", "squeeze", "flatten", "clone", "detach", "expand",
-        ):  # fmt: skip
-            return [node.func.value]
-        if last_name(node.func) in ("next", "iter", "enumerate", "tqdm", "cycle", "zip", "islice") and node.args:
-            return [node.args[0]]
-    return []
-
-
-def _made_on_device(call: ast.Call, scope: Scope, project: Project) -> bool:
-    device = keyword(call, "device")
-    return device is not None and not (isinstance(device, ast.Constant) and device.value == "cpu")
-
-
 @rule(
     "S35",
     "an asynchronous copy is read before it is done",
@@ -220,6 +126,9 @@ def read_too_early(module: Module, project: Project) -> Iterator[Place]:
                     f"`{name}` is read at {at.module.path}:{reader.lineno}, with nothing that waits for the copy",
                     (code_of(call, 60),),
                 )
+            elif not any(file.mentions(HOST_WAITS) for file in neighbours(module, project)):
+                told = "no event, stream or device is waited for anywhere in the program"
+                yield Place(call, f"nothing ever waits for `{code_of(call, 40)}`", (told,), confidence="medium")
 
 
 def _read_later(call: ast.Call, scope: Scope, project: Project) -> tuple[str, ast.Call, Scope] | None:

@@ -40,7 +40,9 @@ def reused_buffer(module: Module, project: Project) -> Iterator[Place]:
                 if not names_in(source) & _views(name, scope, project) or to_cpu(call):
                     continue
                 region = _again(call, binding, maker, scope)
-                if region is None or _waits(region, scope, project) or not _filled_in(name, region, scope, project):
+                if region is None or _waits(region, scope, project):
+                    continue
+                if not _filled_in(name, region, scope, project) and not _filled_by_others(name, scope, project):
                     continue
                 maybe = () if is_true(flag) else (f"asynchronous where `{code_of(flag, 30)}` holds",)
                 yield Place(
@@ -190,6 +192,15 @@ def _filled_in(name: str, region: ast.AST, scope: Scope, project: Project) -> bo
         if isinstance(node, ast.Call) and _is_filled_by(node, item.scope, known, project):
             return True
     return False
+
+
+def _filled_by_others(name: str, scope: Scope, project: Project) -> bool:
+    """Whether other methods of an object write into a buffer that it keeps, and nothing of the class ever waits."""
+    owner = project.owner_of(scope) if name.startswith("self.") else None
+    if owner is None or HOST_WAITS.search(text_of(owner[1])):
+        return False
+    others = [one for one in project.class_scopes(owner[1]) if one is not scope and one.simple_name != "__init__"]
+    return any(_filled_in(name, one.node, one, project) for one in others)
 
 
 def _is_filled_by(call: ast.Call, scope: Scope, known: set[str], project: Project) -> bool:

@@ -36,7 +36,7 @@ def fp32_logits(module: Module, project: Project) -> Iterator[Place]:
             continue
         for call in scope.calls:
             value = _cast_to_fp32(call, scope) or _cast_by_helper(call, scope, project)
-            value = _whole(value) if value is not None else None
+            value = _whole(value) if value is not None and not _is_regressed(call, scope) else None
             if isinstance(value, ast.Call) and _is_of_chunk(value, scope):
                 continue
             if isinstance(value, ast.Call) and _is_head(value, scope, project):
@@ -253,11 +253,25 @@ def _is_logits(name: str, scope: Scope, project: Project) -> bool:
         return False
     if re.search(r"logit|(^|_)(out|outputs?|pred|preds|scores)$", name):
         return _from_head(name, scope, project, set())
-    if name in scope.parameters:
-        return False
-    goes_in = any(name in names_in(arg) for call in scope.calls if last_name(call.func) in LOSSES for arg in call.args)
-    made = [_whole(binding.value) for binding in scope.bindings.get(name, []) if binding.how == "="]
-    return goes_in and any(isinstance(value, ast.Call) and is_model_call(value, scope, project) for value in made)
+    # whatever it is called and whoever made it: what a loss over classes gets first are the logits
+    return any(name in names_in(call.args[0]) for call in scope.calls if last_name(call.func) in LOSSES and call.args)
+
+
+REGRESSIONS = (
+    "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss",
+    "gaussian_nll_loss", "cosine_similarity", "binary_cross_entropy_with_logits",
+)  # fmt: skip
+
+
+def _is_regressed(cast: ast.Call, scope: Scope) -> bool:
+    """mse_loss(pred.float(), noise): a prediction as large as its target, no scores of every class."""
+    above = scope.module.parents.get(cast)
+    name = target_name(above.targets[0]) if isinstance(above, ast.Assign) and len(above.targets) == 1 else None
+    users = [call for call in scope.calls if call is above or name is not None and any(
+        name in names_in(arg) for arg in call.args
+    )]  # fmt: skip
+    losses = [call for call in users if last_name(call.func) in (*REGRESSIONS, *LOSSES)]
+    return bool(losses) and all(last_name(call.func) in REGRESSIONS for call in losses)
 
 
 LOSSES = (

@@ -10,8 +10,10 @@ from intone.optimise.scan.expressions import code_of, last_name, names_in, text_
 from intone.optimise.scan.lengths import fixes_shapes
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import loops_around
+from intone.optimise.scan.reach import Reached, is_inside, loops_around
 from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.compiling import compiled_again
+from intone.optimise.scan.seldom import guards_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
 # functions that answer one request, and decorators by which a server calls them
@@ -40,6 +42,8 @@ def made_again(module: Module, project: Project) -> Iterator[Place]:
     for one in compile_calls(module, project):
         if not one.is_of_torch or not isinstance(one.call, ast.Call) or one.function is not None or one.idle:
             continue
+        if compiled_again(one, project) is not None:
+            continue  # S22 tells it
         if (told := _per_request(one, decoding, project)) is not None and not any(
             loop in hot for loop in module.loops_around(one.call)
         ):
@@ -65,18 +69,16 @@ def _per_request(one: Compile, decoding: set[Scope], project: Project) -> str | 
     if scope.node is scope.module.tree or not isinstance(one.call, ast.Call) or not one.call.args:
         return None
     kept = target_name(made.targets[0]) if isinstance(made, ast.Assign) else ""
-    if kept is None or "." in kept or kept in scope.globals or isinstance(made, ast.Return):
-        return None
-    decorators = " ".join(text_of(item) for item in getattr(scope.node, "decorator_list", []))
-    if KEPT.search(decorators) or any(_is_guarded(above) for above in _ifs(one)):
-        return None
     name = target_name(one.call.args[0]) or ""
     root = name.partition(".")[0]
-    if not name or root in scope.bindings and root != kept:
+    if kept is None or not name or root in scope.bindings and root != kept:
         return None  # a model that is made in the function
-    served = bool(ROUTE.search(decorators))
+    if (told := _asked_for(one.call, root, scope, project)) is not None:
+        return told
+    if "." in kept or kept in scope.globals or isinstance(made, ast.Return) or _runs_once(one.call, scope, project):
+        return None
     method = scope.owner is not None and root == "self" and REQUEST.search(scope.simple_name) is not None
-    if served or method:
+    if method:
         return f"`{scope.simple_name}` is called for each request, and `{code_of(one.call, 40)}` is not kept"
     for nest in loops_around(one.call, scope, project) if scope in decoding else ():
         for frame in nest:
@@ -91,6 +93,47 @@ def _per_request(one: Compile, decoding: set[Scope], project: Project) -> str | 
             if not fresh:
                 return f"`{scope.simple_name}` is called in the loop at {frame.module.path}:{frame.loop.lineno}"
     return None
+
+
+def _asked_for(call: ast.Call, root: str, scope: Scope, project: Project, depth: int = 3) -> str | None:
+    """Which request or loop runs a call each time, whatever holds the result then; None where none does, or once.
+
+    root: the name of what is compiled; a model that is made where the call stands is another one each time.
+    """
+    if scope.node is scope.module.tree or _runs_once(call, scope, project):
+        return None
+    decorators = " ".join(text_of(item) for item in getattr(scope.node, "decorator_list", []))
+    if ROUTE.search(decorators):
+        return f"`{scope.simple_name}` is called for each request, and compiles each time"
+    for site in project.callers(scope)[:4] if depth else ():
+        handed = project.argument(site, scope, root) if root in scope.parameters else None
+        names = names_in(handed) if handed is not None else frozenset()
+        made = [b.node for name in names for b in site.scope.bindings.get(name, [])]
+        if isinstance(handed, ast.Call) or made and site.scope.node is not site.scope.module.tree:
+            continue  # of a model of its own
+        loops = site.scope.module.loops_around(site.call)
+        around = [loop for loop in loops if not any(is_inside(node, loop, site.scope.module) for node in made)]
+        once = _runs_once(site.call, site.scope, project) or scope.simple_name == "__init__"
+        turned = set().union(*(names_in(loop.target) for loop in loops if isinstance(loop, (ast.For, ast.AsyncFor))))
+        of_loop = any(names_in(part) & turned for part in [site.call.func, *site.call.args])  # block.compile_it()
+        if around and not once and not of_loop and not SETS_UP.search(site.scope.simple_name):
+            return f"`{scope.simple_name}` is called in the loop at {site.scope.module.path}:{around[0].lineno}"
+        above = target_name(handed) if handed is not None else root
+        if (told := _asked_for(site.call, above or "", site.scope, project, depth - 1)) is not None:
+            return told
+    return None
+
+
+SETS_UP = re.compile(r"(^|_)(bench\w*|profile|sweep|compare|test\w*|warm\w*|init|setup|build|prepare|main)($|_)")
+
+
+def _runs_once(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """Whether a function keeps what it makes: cached, behind `if self.fast is None`, or behind a return before it."""
+    decorators = " ".join(text_of(item) for item in getattr(scope.node, "decorator_list", []))
+    if KEPT.search(decorators):
+        return True
+    tests = [test for test, *_ in guards_of(Reached(call, scope), scope.node)]
+    return any(re.search(r"is None|is not None|\bnot\b|\bin\b|hasattr|compiled|ready|first", text_of(t)) for t in tests)
 
 
 def _ifs(one: Compile) -> list[ast.If]:

@@ -21,7 +21,8 @@ from intone.optimise.scan.values import is_chosen, is_model_call
 NO_GRAD = re.compile(r"no_grad|inference_mode")
 HOT_METHODS = (
     "training_step", "compute_loss", "train_step", "train_batch", "on_train_batch_end", "on_before_optimizer_step",
-    "optimizer_step",
+    "optimizer_step", "on_step_end", "on_substep_end", "on_before_zero_grad", "on_after_backward", "on_before_backward",
+    "on_train_batch_start", "after_batch", "after_step", "after_backward", "after_train_iter", "on_batch_end",
 )  # fmt: skip
 SOURCE = "optimiser.md D5; nanochat-facts.md 4.1.3"
 
