@@ -187,7 +187,7 @@ def walked(binding: Binding, scope: Scope, project: Project) -> list[tuple[ast.e
     parts = []
     for given, giver in found[:6]:
         cut = isinstance(given, ast.Tuple) and place is not None and place < len(given.elts)
-        parts.append((given.elts[place] if cut else given, giver))  # type: ignore[attr-defined,index]
+        parts.append((given.elts[place] if cut else given, giver))  # type: ignore[attr-defined]
     return parts
 
 

@@ -198,7 +198,7 @@ def _operand(value: ast.expr, scope: Scope) -> ast.expr | None:
         return value.right if isinstance(value.left, ast.Constant) else value.left
     if isinstance(value, ast.Subscript) and isinstance(value.slice, ast.Name):
         made = [b.value for b in scope.bindings.get(value.slice.id, []) if isinstance(b.value, ast.Call)]
-        order = any(last_name(one.func) in ("randperm", "argsort", "permutation", "nonzero") for one in made)  # type: ignore[attr-defined]
+        order = any(last_name(one.func) in ("randperm", "argsort", "permutation", "nonzero") for one in made)
         return value.value if order else None
     if not isinstance(value, ast.Call) or last_name(value.func) not in MAKES_NEW:
         return None

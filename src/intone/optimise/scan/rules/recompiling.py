@@ -114,7 +114,8 @@ def _asked_for(call: ast.Call, root: str, scope: Scope, project: Project, depth:
         loops = site.scope.module.loops_around(site.call)
         around = [loop for loop in loops if not any(is_inside(node, loop, site.scope.module) for node in made)]
         once = _runs_once(site.call, site.scope, project) or scope.simple_name == "__init__"
-        turned = set().union(*(names_in(loop.target) for loop in loops if isinstance(loop, (ast.For, ast.AsyncFor))))
+        heads = [loop.target for loop in loops if isinstance(loop, (ast.For, ast.AsyncFor))]
+        turned = {name for head in heads for name in names_in(head)}
         of_loop = any(names_in(part) & turned for part in [site.call.func, *site.call.args])  # block.compile_it()
         if around and not once and not of_loop and not SETS_UP.search(site.scope.simple_name):
             return f"`{scope.simple_name}` is called in the loop at {site.scope.module.path}:{around[0].lineno}"

@@ -149,7 +149,7 @@ def _comes_back(run: ast.Call, loop: Loop, scope: Scope) -> bool:
 
 def _goes_outside(item: Reached) -> bool:
     """env.step(action.cpu().numpy()): what takes the value runs on the host, so it has to be read."""
-    names = set()
+    names: set[str] = set()
     for above in item.scope.module.up(item.node):
         if isinstance(above, ast.Call) and last_name(above.func) == "step" and OUTSIDE.search(_base(above)):
             return True
