@@ -169,7 +169,7 @@ right("S39", """
     def ends(mask):
         return torch.tensor([sum(row) for row in mask.tolist()], device=mask.device)
 """)  # fmt: skip
-# --- S99 -------------------------------------------------------------------------------------------------------------
+# --- S24 -------------------------------------------------------------------------------------------------------------
 TURNS = """
     import torch
     @torch.no_grad()
@@ -181,8 +181,8 @@ TURNS = """
                 break
         return x
 """
-fault("S99", TURNS.replace("TEST", "x.norm() < 1e-3"))
-right("S99", TURNS.replace("TEST", "i % 20 == 0 and x.norm() < 1e-3"))
+fault("S24", TURNS.replace("TEST", "x.norm() < 1e-3"))
+right("S24", TURNS.replace("TEST", "i % 20 == 0 and x.norm() < 1e-3"))
 
 # --- S19 --------------------------------------------------------------------------------------------------------------
 fault("S19", """

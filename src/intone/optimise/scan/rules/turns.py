@@ -22,7 +22,7 @@ OUTSIDE = re.compile(r"(^|[._])(env\w*|gym\w*|sim\w*|world|robot|arena)$")  # wh
 
 
 @rule(
-    "S99",
+    "S24",
     "a loop that feeds its model waits at every turn",
     kind="host-sync",
     severity="medium",
