@@ -14,7 +14,7 @@ from intone.errors import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, EXIT_DONE, UserErro
 from intone.evals.intervals import proportion
 from intone.log import say
 from intone.optimise.scan.finding import CLASSES, Finding
-from intone.optimise.scan.run import Scan, scan_path, scan_texts
+from intone.optimise.scan.run import Scan, scan_path, scan_texts, sure_findings
 from intone.paths import read_json, write_atomic
 from intone.records import ResultRow, append_result
 
@@ -66,8 +66,10 @@ def precision(folders: Sequence[str], *, unseen: bool, write: bool, out: Path) -
                 f"{word} is not NAME=FOLDER", value=word, fix="for example karpathy/nanoGPT@3adf61e=/data/nanoGPT"
             )
         scan = scan_path(Path(folder))
-        say(f"{name}: {scan.num_files} files, {scan.num_lines:,} lines, {len(scan.findings)} findings")
-        found |= keyed(name, scan.findings)
+        sure = sure_findings(scan)
+        held = len(scan.findings) - len(sure)
+        say(f"{name}: {scan.num_files} files, {scan.num_lines:,} lines, {len(sure)} findings, {held} held back")
+        found |= keyed(name, sure)
     known, unjudged, gone = compare(found, judged)
     for key in unjudged:
         print(f"not judged: {' '.join(map(str, key))}  line {found[key].line}: {found[key].message}")
@@ -179,10 +181,10 @@ def _kinds(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def scan_planted(folder: Path, names: Sequence[str], together: bool) -> list[Finding]:
-    """The findings in planted files, each file as a code base of its own unless they belong together."""
+    """The findings in planted files that are shown, each file as a code base of its own unless they belong together."""
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in sorted(set(names))}
     scans: list[Scan] = [scan_texts(texts)] if together else [scan_texts({name: text}) for name, text in texts.items()]
-    return [finding for scan in scans for finding in scan.findings]
+    return [finding for scan in scans for finding in sure_findings(scan)]
 
 
 def recall(folders: Sequence[Path], *, out: Path | None) -> int:

@@ -110,7 +110,7 @@ def test_a_helper_that_has_a_share_is_kept_on_the_board_and_told_to_code_hosts(b
     board.save()
     issue = next(iter(Board.load(tmp_path / "code").issues.values()))
     assert (issue.finding.line, issue.finding.also) == (8, (("a.py", 2, "number"),))
-    result = to_sarif(found, [issue])["runs"][0]["results"][0]
+    result = to_sarif(found, [(issue,)])["runs"][0]["results"][0]
     assert result["relatedLocations"][0]["physicalLocation"]["region"] == {"startLine": 2}
     assert "a.py:2 in number" in issue_text(issue)
 

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from intone.cli import main
+from intone.optimise.scan import verb
 from intone.optimise.scan.rulebook import RULES
+from intone.optimise.scan.run import scan_path
 
 HIGH = 'import torch\ndef pins(device: torch.device):\n    return device == "cuda"\n'
 MEDIUM = "import pickle\ndef load(f):\n    return pickle.load(f)\n"
@@ -56,6 +59,42 @@ def test_dismissing_with_a_reason_lets_ci_pass(code, capsys):
     assert main(["scan", str(code), "--reopen", name]) == 0
     assert main(["scan", str(code), "--confirm", name, "--reason", "seen on a GPU"]) == 0
     assert main(["scan", str(code)]) == 1
+
+
+def test_what_was_not_proven_is_held_back_until_it_is_asked_for(code, capsys, monkeypatch):
+    def unsure(*args, **words):
+        scan = scan_path(*args, **words)
+        return replace(scan, findings=tuple(replace(one, confidence="low") for one in scan.findings))
+
+    monkeypatch.setattr(verb, "scan_path", unsure)
+    assert main(["scan", str(code)]) == 0
+    text = capsys.readouterr().out
+    assert "a.py:3" not in text and "0 open" in text and "0 new" in text and "2 held back" in text
+    main(["scan", str(code), "--json"])
+    answer = result(capsys)["result"]
+    assert (answer["open"], answer["held_back"]) == ([], 2)
+    assert main(["scan", str(code), "--confidence", "low"]) == 1
+    text = capsys.readouterr().out
+    assert "a.py:3" in text and "held back" not in text
+    name = next(line.split()[1] for line in text.splitlines() if "S33-" in line)
+    assert main(["scan", str(code), "--confirm", name]) == 0
+    assert main(["scan", str(code)]) == 1  # what a person confirmed counts, whatever the rule could prove
+    assert "a.py:3" in capsys.readouterr().out
+
+
+def test_one_fault_in_several_places_is_one_finding(code, tmp_path, capsys):
+    (code / "c.py").write_text(MEDIUM)
+    assert main(["scan", str(code), "--fail-on", "medium", "--sarif", str(tmp_path / "out.sarif")]) == 1
+    text = capsys.readouterr().out
+    assert "2 open (1 high, 1 medium)" in text and "and at c.py:3" in text and "exit 1: 2 open" in text
+    results = json.loads((tmp_path / "out.sarif").read_text())["runs"][0]["results"]
+    assert [entry["ruleId"] for entry in results] == ["S33", "S61"]
+    assert "relatedLocations" in results[1]
+    name = next(line.split()[1] for line in text.splitlines() if "S61-" in line)
+    assert main(["scan", str(code), "--dismiss", name, "--reason", "our own file"]) == 0
+    assert "with its copies: 1" in capsys.readouterr().out
+    main(["scan", str(code), "--json"])
+    assert [issue["finding"]["rule"] for issue in result(capsys)["result"]["open"]] == ["S33"]
 
 
 def test_one_issue_is_explained(code, capsys):
@@ -145,7 +184,7 @@ def test_the_board_can_lie_in_the_scanned_folder(code):
 
 
 def test_tests_of_the_scanned_code_are_left_out_unless_asked_for(code, capsys):
-    (code / "test_b.py").write_text(MEDIUM)
+    (code / "test_b.py").write_text(MEDIUM.replace("def load", "def read"))
     main(["scan", str(code), "--json"])
     assert len(result(capsys)["result"]["open"]) == 2
     main(["scan", str(code), "--with-tests", "--json"])

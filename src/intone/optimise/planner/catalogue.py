@@ -9,7 +9,7 @@ from intone.optimise.planner.chance import Chance, State
 from intone.optimise.scan.decode import DecodeLoop, decode_loops
 from intone.optimise.scan.expressions import called, last_name
 from intone.optimise.scan.loops import TrainLoop, train_loops
-from intone.optimise.scan.run import Scan
+from intone.optimise.scan.run import Scan, sure_findings
 from intone.optimise.scan.source import Scope
 
 MOST_PLACES = 4  # of evidence that is shown for one entry
@@ -44,7 +44,7 @@ class View:
 
     def found(self, kind: str) -> list[str]:
         """What the scan's rules of a kind say, as evidence."""
-        return [f"{one.path}:{one.line} {one.message}" for one in self.scan.findings if one.kind == kind]
+        return [f"{one.path}:{one.line} {one.message}" for one in sure_findings(self.scan) if one.kind == kind]
 
 
 def view_of(scan: Scan) -> View:
@@ -86,7 +86,7 @@ def caches(view: View) -> list[Chance]:
             name, f"key-value cache in {function}", state, tuple(evidence), benefit, source, bound, weight=2
         )
 
-    for finding in view.scan.findings:
+    for finding in sure_findings(view.scan):
         if finding.kind == "no-kv-cache":
             place = f"{finding.path}:{finding.line} {finding.message}"
             enter(finding.path, finding.function, "missing", [place, *finding.evidence])

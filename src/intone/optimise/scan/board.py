@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from intone.errors import Damaged, UserError, unknown_name
-from intone.optimise.scan.finding import SEVERITIES, Finding
+from intone.optimise.scan.finding import CONFIDENCES, LEAST, SEVERITIES, Confidence, Finding, is_sure
+from intone.optimise.scan.grouping import grouped
 from intone.optimise.scan.run import Scan
 from intone.paths import FolderLock, home, read_json, write_json
 from intone.records import FORMAT, utc_now
@@ -97,11 +98,12 @@ class Board:
         """Held while the board is read, changed and written, so that two scans do not undo each other."""
         return FolderLock(self.folder / "lock", wait=True, what="this board")
 
-    def sync(self, scan: Scan, *, rules: Iterable[str] = ()) -> Change:
+    def sync(self, scan: Scan, *, rules: Iterable[str] = (), least: Confidence = LEAST) -> Change:
         """Brings the board up to a scan: new findings open, those that are gone are fixed, those that came back reopen.
 
         rules: the ones that were applied, where not all were; issues of others stay as they are. So do those in files
-        that could not be read. A dismissed finding stays dismissed while its code is there.
+        that could not be read. A dismissed finding stays dismissed while its code is there. All findings are kept; the
+        change counts those of at least this confidence.
         """
         now, applied = utc_now(), set(rules)
         unread = {name for name, _ in scan.unread}
@@ -112,10 +114,10 @@ class Board:
             old = self.issues.get(name)
             if old is None:
                 self.issues[name] = Issue(finding, "open", "", now, now)
-                new += 1
+                new += is_sure(finding, least)
             elif old.state == "fixed" or old.state == "dismissed" and old.reason.startswith(IN_CODE):
                 self.issues[name] = replace(old, finding=finding, state="open", reason="it is back", last_seen=now)
-                reopened += 1
+                reopened += is_sure(finding, least)
             else:
                 self.issues[name] = replace(old, finding=finding, last_seen=now)
         for name, entry in hidden.items():
@@ -125,7 +127,7 @@ class Board:
             gone = name not in found and name not in hidden and issue.state != "fixed"
             if gone and (not applied or issue.finding.rule in applied) and issue.finding.path not in unread:
                 self.issues[name] = replace(issue, state="fixed", reason="the code that it was found in is gone")
-                fixed += 1
+                fixed += is_sure(issue.finding, least)
         self.scans += 1
         return Change(new, fixed, reopened)
 
@@ -167,9 +169,20 @@ class Board:
         """The issues in some of the states, the gravest first."""
         return sorted((issue for issue in self.issues.values() if issue.state in states), key=gravity)
 
-    def open_issues(self) -> list[Issue]:
-        """What still has to be dealt with: open and confirmed."""
-        return self.in_state("open", "confirmed")
+    def open_issues(self, least: Confidence = LEAST) -> list[Issue]:
+        """What still has to be dealt with: what a person confirmed, and what is open and sure enough."""
+        issues = self.in_state("open", "confirmed")
+        return [issue for issue in issues if issue.state == "confirmed" or is_sure(issue.finding, least)]
+
+    def open_groups(self, least: Confidence = LEAST) -> list[tuple[Issue, ...]]:
+        """The open issues, those together that are one fault in several places; the gravest first."""
+        return grouped(self.open_issues(least), lambda issue: issue.finding)
+
+    def with_copies(self, name: str) -> list[Issue]:
+        """An issue and the open ones that are the same fault in other places. Raises UserError."""
+        issue = self.find(name)
+        group = next((group for group in self.open_groups(CONFIDENCES[0]) if issue in group), (issue,))
+        return [issue, *(one for one in group if one is not issue)]
 
 
 IN_CODE = "in the code: "  # begins the reason of a dismissal that stands as a comment in the code

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from intone.errors import UserError, unknown_name
 from intone.optimise.scan import rules as _rules  # noqa: F401  enters the rules
-from intone.optimise.scan.finding import Finding, number_findings
+from intone.optimise.scan.finding import Finding, is_sure, number_findings
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import RULES, finding_of
 from intone.optimise.scan.source import Module, parse_module
@@ -54,6 +54,11 @@ class Scan:
     complaints: tuple[str, ...] = ()
     project: Project = field(default_factory=lambda: Project([]), repr=False)
     nodes: Mapping[str, ast.AST] = field(default_factory=dict, repr=False)  # id -> the code of a finding
+
+
+def sure_findings(scan: Scan) -> list[Finding]:
+    """The findings that are shown where nothing else is asked for: those whose facts were proven."""
+    return [finding for finding in scan.findings if is_sure(finding)]
 
 
 def scan_path(path: Path, *, only: Iterable[str] = (), with_tests: bool = False) -> Scan:

@@ -14,10 +14,13 @@ LEVELS = {"critical": "error", "high": "error", "medium": "warning", "low": "not
 SCORES = {"critical": "9.5", "high": "8.0", "medium": "5.5", "low": "2.0"}
 
 
-def to_sarif(scan: Scan, issues: Sequence[Issue]) -> dict[str, Any]:
-    """One run with all rules and the issues as results; dismissed ones carry a suppression with their reason."""
+def to_sarif(scan: Scan, groups: Sequence[Sequence[Issue]]) -> dict[str, Any]:
+    """One run with all rules and the issues as results; dismissed ones carry a suppression with their reason.
+
+    groups: of issues that are one fault; the first is the result, the others are its related places.
+    """
     numbers = {number: index for index, number in enumerate(RULES)}
-    known = [issue for issue in issues if issue.finding.rule in numbers]
+    known = [group for group in groups if group[0].finding.rule in numbers]
     run = {
         "tool": {
             "driver": {
@@ -28,7 +31,7 @@ def to_sarif(scan: Scan, issues: Sequence[Issue]) -> dict[str, Any]:
         },
         "columnKind": "unicodeCodePoints",
         "originalUriBaseIds": {"SRCROOT": {"uri": scan.root.absolute().as_uri() + "/"}},
-        "results": [_result(issue, numbers[issue.finding.rule]) for issue in known],
+        "results": [_result(issue, copies, numbers[issue.finding.rule]) for issue, *copies in known],
     }
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
 
@@ -53,7 +56,7 @@ def _rule(number: str) -> dict[str, Any]:
     }
 
 
-def _result(issue: Issue, index: int) -> dict[str, Any]:
+def _result(issue: Issue, copies: Sequence[Issue], index: int) -> dict[str, Any]:
     finding = issue.finding
     result: dict[str, Any] = {
         "ruleId": finding.rule,
@@ -77,19 +80,21 @@ def _result(issue: Issue, index: int) -> dict[str, Any]:
         "partialFingerprints": {"intoneIssue/v1": finding.id},
         "properties": {"confidence": finding.confidence, "evidence": list(finding.evidence), "state": issue.state},
     }
-    if finding.also:
-        result["relatedLocations"] = [_related(number, place) for number, place in enumerate(finding.also)]
+    related = [("has a share in it", *place) for place in finding.also]
+    for one in copies:
+        related.append(("the same", one.finding.path, one.finding.line, one.finding.function))
+    if related:
+        result["relatedLocations"] = [_related(number, *place) for number, place in enumerate(related)]
     if issue.state == "dismissed":
         kind = "inSource" if issue.reason.startswith("in the code: ") else "external"
         result["suppressions"] = [{"kind": kind, "status": "accepted", "justification": issue.reason}]
     return result
 
 
-def _related(number: int, place: tuple[str, int, str]) -> dict[str, Any]:
-    path, line, function = place
+def _related(number: int, word: str, path: str, line: int, function: str) -> dict[str, Any]:
     return {
         "id": number,
-        "message": {"text": f"has a share in it: {function}"},
+        "message": {"text": f"{word}: {function}"},
         "physicalLocation": {
             "artifactLocation": {"uri": path, "uriBaseId": "SRCROOT"},
             "region": {"startLine": line},

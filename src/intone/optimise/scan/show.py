@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from intone.optimise.scan.board import Board, Change, Issue, State
-from intone.optimise.scan.finding import CLASSES, SEVERITIES, Finding, Severity
+from intone.optimise.scan.finding import CLASSES, LEAST, SEVERITIES, Confidence, Finding, Severity
 from intone.optimise.scan.rulebook import RULES
 from intone.optimise.scan.run import Scan
 
@@ -18,11 +18,17 @@ def counted(findings: Sequence[Finding]) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in reversed(SEVERITIES) if counts[name]) or "none"
 
 
-def scan_text(scan: Scan, board: Board, change: Change, show_from: Severity, command: str) -> str:
-    """What a scan found and what changed on the board. command: how this scan is called, for the last line."""
-    issues = board.open_issues()
-    least = SEVERITIES.index(show_from)
-    shown = [issue for issue in issues if SEVERITIES.index(issue.finding.severity) >= least]
+def scan_text(
+    scan: Scan, board: Board, change: Change, show_from: Severity, command: str, least: Confidence = LEAST
+) -> str:
+    """What a scan found and what changed on the board. command: how this scan is called, for the last lines.
+
+    least: the confidence from which on a finding is shown and counted; one line says how many are held back.
+    """
+    groups = board.open_groups(least)
+    issues = [group[0] for group in groups]
+    gravest = SEVERITIES.index(show_from)
+    shown = [group for group in groups if SEVERITIES.index(group[0].finding.severity) >= gravest]
     lines = [
         f"{scan.num_files:,} {'file' if scan.num_files == 1 else 'files'}, {scan.num_lines:,} lines: "
         f"{len(issues)} open ({counted([issue.finding for issue in issues])})",
@@ -33,11 +39,13 @@ def scan_text(scan: Scan, board: Board, change: Change, show_from: Severity, com
         lines.append(f"not read: {name} {why}"[:WIDTH])
     lines += [complaint for complaint in scan.complaints]
     told: set[str] = set()
-    for issue in shown:
-        lines += ["", *issue_lines(issue, with_fix=issue.finding.rule not in told)]
+    for issue, *copies in shown:
+        lines += ["", *issue_lines(issue, copies, with_fix=issue.finding.rule not in told)]
         told.add(issue.finding.rule)
     if len(shown) < len(issues):
         lines += ["", f"{len(issues) - len(shown)} more below {show_from}"]
+    if held := len(board.in_state("open", "confirmed")) - sum(map(len, groups)):
+        lines += ["", f"{held} held back as not sure enough; shown by --confidence low"]
     lines += ["", *_next(issues, command)]
     return "\n".join(lines)
 
@@ -53,13 +61,16 @@ def _next(issues: Sequence[Issue], command: str) -> list[str]:
     ]
 
 
-def issue_lines(issue: Issue, *, with_fix: bool) -> list[str]:
-    """An issue in two lines, and its fix where that was not said before."""
+def issue_lines(issue: Issue, copies: Sequence[Issue] = (), *, with_fix: bool) -> list[str]:
+    """An issue in two lines, where else it is, and its fix where that was not said before."""
     finding = issue.finding
     mark = "" if issue.state == "open" else f"  [{issue.state}]"
     head = f"{finding.severity:<9}{finding.id}  {finding.path}:{finding.line}{mark}"
     where = "" if finding.function == "<module>" else f" in {finding.function}"
     body = textwrap.wrap(finding.message + where, WIDTH - 9)
+    if copies:
+        places = ", ".join(f"{one.finding.path}:{one.finding.line}" for one in copies)
+        body += textwrap.wrap(f"and at {places}", WIDTH - 9)
     fix = textwrap.wrap(f"fix: {finding.fix}", WIDTH - 9) if with_fix else []
     return [head[:WIDTH], *(" " * 9 + line for line in [*body, *fix])]
 

@@ -8,7 +8,7 @@ from typing import Any
 from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE, UserError, unknown_name
 from intone.optimise.items import Item
 from intone.optimise.scan.board import Board, Issue
-from intone.optimise.scan.finding import SEVERITIES, Finding
+from intone.optimise.scan.finding import LEAST, SEVERITIES, Confidence, Finding
 from intone.optimise.scan.rulebook import RULES
 from intone.optimise.scan.run import Scan, scan_path
 from intone.optimise.scan.settings import ScanSettings
@@ -30,7 +30,8 @@ def scan_verb(settings: ScanSettings, _origins: Mapping[str, Any]) -> Answer:
         board = Board.load(path, inside=settings.board_inside)
         if marked := _mark(settings, board):
             board.save()
-            return Answer(marked.as_json(), f"{marked.finding.id} is {marked.state}", path=str(place))
+            more = f", with its copies: {len(marked) - 1}" if len(marked) > 1 else ""
+            return Answer(marked[0].as_json(), f"{marked[0].finding.id} is {marked[0].state}{more}", path=str(place))
         if settings.issue is not None:
             issue = board.find(settings.issue)
             return Answer(issue.as_json(), issue_text(issue), path=str(place))
@@ -40,28 +41,31 @@ def scan_verb(settings: ScanSettings, _origins: Mapping[str, Any]) -> Answer:
             return _probe(settings, path, board)
         only = tuple(word.upper() for word in settings.only)
         scan = scan_path(path, only=only, with_tests=settings.with_tests)
-        change = board.sync(scan, rules=only or tuple(RULES))
+        change = board.sync(scan, rules=only or tuple(RULES), least=settings.confidence)
         board.save()
     if settings.fix is not None:
         return _fix(settings, scan, board)
     if settings.sarif is not None:
         from intone.optimise.scan.sarif import to_sarif
 
-        write_json(Path(settings.sarif), to_sarif(scan, board.in_state("open", "confirmed", "dismissed")))
-    text = scan_text(scan, board, change, settings.show_from, _command(settings))
+        groups = [*board.open_groups(settings.confidence), *((issue,) for issue in board.in_state("dismissed"))]
+        write_json(Path(settings.sarif), to_sarif(scan, groups))
+    groups = board.open_groups(settings.confidence)
+    text = scan_text(scan, board, change, settings.show_from, _command(settings), settings.confidence)
     result = {
         "files": scan.num_files,
         "lines": scan.num_lines,
         "new": change.new,
         "fixed": change.fixed,
         "reopened": change.reopened,
-        "open": [issue.as_json() for issue in board.open_issues()],
+        "open": [issue.as_json() | {"copies": [_place(copy) for copy in copies]} for issue, *copies in groups],
+        "held_back": len(board.in_state("open", "confirmed")) - sum(map(len, groups)),
         "dismissed": len(board.in_state("dismissed")),
         "unread": [list(pair) for pair in scan.unread],
         "complaints": list(scan.complaints),
         "board": str(place / "board.json"),
     }
-    failing = failing_issues(board, settings.fail_on)
+    failing = failing_issues(board, settings.fail_on, settings.confidence)
     if failing:
         text += f"\nexit 1: {len(failing)} open at {settings.fail_on} or above"
     exit_code = EXIT_CHECK_FAILED if failing else EXIT_DONE
@@ -84,27 +88,35 @@ def _probe(settings: ScanSettings, path: Path, board: Board) -> Answer:
     return Answer(result, looks_text(looks), path=str(path), exit=exit_code)
 
 
-def failing_issues(board: Board, fail_on: str) -> list[Issue]:
-    """The open issues at or above a severity; none where that is "never"."""
+def _place(issue: Issue) -> dict[str, Any]:
+    finding = issue.finding
+    return {"id": finding.id, "path": finding.path, "line": finding.line, "function": finding.function}
+
+
+def failing_issues(board: Board, fail_on: str, least: Confidence = LEAST) -> list[Issue]:
+    """The open issues at or above a severity and confidence, one of each group; none where that is "never"."""
     if fail_on == "never":
         return []
-    least = SEVERITIES.index(fail_on)
-    return [issue for issue in board.open_issues() if SEVERITIES.index(issue.finding.severity) >= least]
+    gravest = SEVERITIES.index(fail_on)
+    issues = [group[0] for group in board.open_groups(least)]
+    return [issue for issue in issues if SEVERITIES.index(issue.finding.severity) >= gravest]
 
 
 def _command(settings: ScanSettings) -> str:
     return f"intone scan {settings.path}" if settings.path != "." else "intone scan ."
 
 
-def _mark(settings: ScanSettings, board: Board) -> Issue | None:
-    """A change of state that was asked for."""
+def _mark(settings: ScanSettings, board: Board) -> list[Issue]:
+    """A change of state that was asked for, of an issue and of its copies in other places."""
     if settings.confirm is not None:
-        return board.confirm(settings.confirm, settings.reason or "")
+        names = [one.finding.id for one in board.with_copies(settings.confirm)]
+        return [board.confirm(name, settings.reason or "") for name in names]
     if settings.dismiss is not None:
-        return board.dismiss(settings.dismiss, settings.reason or "")
+        names = [one.finding.id for one in board.with_copies(settings.dismiss)]
+        return [board.dismiss(name, settings.reason or "") for name in names]
     if settings.reopen is not None:
-        return board.reopen(settings.reopen)
-    return None
+        return [board.reopen(settings.reopen)]
+    return []
 
 
 def _as_json(issues: Mapping[str, Issue]) -> dict[str, Any]:
@@ -117,7 +129,7 @@ def _fix(settings: ScanSettings, scan: Scan, board: Board) -> Answer:
     from intone.optimise.scan.plan import plan_items
 
     assert settings.fix is not None
-    findings = _chosen(settings.fix, scan, board)
+    findings = _chosen(settings.fix, scan, board, settings.confidence)
     patch = patch_for(findings, scan)
     items = plan_items(findings, scan, patch)
     lines = []
@@ -186,9 +198,9 @@ def _wrapped(name: str, text: str) -> list[str]:
     return textwrap.wrap(f"{name:<9}{text}", WIDTH, initial_indent="  ", subsequent_indent=" " * 11)
 
 
-def _chosen(word: str, scan: Scan, board: Board) -> list[Finding]:
-    """The open findings that a rule or an id means. Raises UserError."""
-    open_now = {issue.finding.id for issue in board.open_issues()}
+def _chosen(word: str, scan: Scan, board: Board, least: Confidence) -> list[Finding]:
+    """The open findings that a rule (those sure enough) or an id means. Raises UserError."""
+    open_now = {issue.finding.id for issue in board.open_issues(least)}
     if word.upper() in RULES:
         found = [finding for finding in scan.findings if finding.rule == word.upper() and finding.id in open_now]
         if not found:
