@@ -9,7 +9,7 @@ from intone.optimise.scan.expressions import code_of, keyword, last_name
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.rules.accumulation import counts_micro_batches
+from intone.optimise.scan.rules.accumulation import adds_nothing, counts_micro_batches
 from intone.optimise.scan.source import Module, Scope, target_name
 
 ACCUMULATES = re.compile(
@@ -40,9 +40,9 @@ def _says_one(module: Module, project: Project) -> bool:
     """Whether a file sets its accumulation to 1 itself."""
     return any(
         any(ACCUMULATES.search(name) for name in names)
-        and not isinstance(value, ast.Constant)
+        and (isinstance(node, ast.Call) or not isinstance(value, ast.Constant))  # a flag, or computed
         and {known.value for known in known_values(value, scope, project)} == {1}
-        for _, scope, names, value in named_values(module)
+        for node, scope, names, value in named_values(module)
     )
 
 
@@ -69,7 +69,7 @@ def _find_accumulation(module: Module, project: Project) -> Where | None:
         if ACCUMULATES.search(text) and number > 1:
             return module.path, line, f"{text}: {number}"
     for loop in train_loops(module, project):
-        if loop.accumulates and counts_micro_batches(loop, project):
+        if loop.accumulates and counts_micro_batches(loop, project) and not adds_nothing(loop, project):
             return module.path, loop.inner.lineno, module.line_of(loop.inner)[:60]
     return None
 

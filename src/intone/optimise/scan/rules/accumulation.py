@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 
 from intone.optimise.scan.clearing import behind_if, cleared_before_step, cleared_outside, clears, steps_by_library
+from intone.optimise.scan.constants import known_values
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import Loop, TrainLoop, is_cut, train_loops, walk_of, walked_over
 from intone.optimise.scan.project import Project
@@ -246,6 +247,13 @@ def counts_micro_batches(loop: TrainLoop, project: Project) -> bool:
     )  # fmt: skip
 
 
+def adds_nothing(loop: TrainLoop, project: Project) -> bool:
+    """Whether a step is of one micro-batch by all that the code says; a flag counts by its default."""
+    count = count_of(loop, project)
+    values = {known.value for known in known_values(*count, project)} if count is not None else set()
+    return bool(values) and values <= {1, None, False}
+
+
 def _counts_up(loop: ast.While) -> bool:
     """while done < wanted: ...; done += len(x): as many micro-batches as a step needs."""
     counted = {
@@ -289,6 +297,8 @@ def scaled_wrongly(module: Module, project: Project) -> Iterator[Place]:
     """A loss divided twice, multiplied, or divided by another number than that of the micro-batches."""
     for loop in train_loops(module, project):
         if not loop.accumulates or not loop.steps or not counts_micro_batches(loop, project):
+            continue
+        if adds_nothing(loop, project):
             continue
         count = count_of(loop, project)
         for item in loop.backwards:

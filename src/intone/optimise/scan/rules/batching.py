@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.classes import FIELDS
 from intone.optimise.scan.constants import fixed_values, is_one_of_many, known_values
-from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
+from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in
 from intone.optimise.scan.loops import TrainLoop, train_loops, walked_over
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.accumulating import Where, accumulation_of, flag_of, written_settings
-from intone.optimise.scan.rules.accumulation import counts_micro_batches, over_micro_batches
+from intone.optimise.scan.rules.accumulation import adds_nothing, counts_micro_batches, over_micro_batches
+from intone.optimise.scan.rules.cutting import folded, is_floor, sliced
 from intone.optimise.scan.scaling import count_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
@@ -60,6 +61,8 @@ def small_batch(module: Module, project: Project) -> Iterator[Place]:
                 yield _place(at, name, value, accumulation, module)
         yield from _handed_to_loader(module, accumulation, project)
     for loop in train_loops(module, project):
+        if adds_nothing(loop, project):
+            continue  # passes over parts of a batch that step each, as PPO's
         over = loop.accumulates and counts_micro_batches(loop, project)
         if over or over_micro_batches(loop.inner, loop.scope, project):
             yield from _cut_by_loop(loop, project)
@@ -237,7 +240,7 @@ def _cut_by_loop(loop: TrainLoop, project: Project) -> Iterator[Place]:
     where = (module.path, loop.inner.lineno, module.line_of(loop.inner)[:60])
     for node, scope in _row_counts(loop, project):
         for known in fixed_values(node, scope, project)[:4]:
-            if type(known.value) is int and 1 <= known.value <= SMALL:
+            if type(known.value) is int and 1 <= known.value <= SMALL and not is_floor(known.node, known.scope):
                 name = target_name(node) or code_of(node, 20)
                 place = _place(known.node, name, known.value, where, known.scope.module)
                 yield Place(place.node, place.message, place.evidence, severity=place.severity, scope=known.scope)
@@ -253,46 +256,13 @@ def _row_counts(loop: TrainLoop, project: Project) -> Iterator[tuple[ast.expr, S
             if isinstance(part, ast.Call):
                 yield from ((size, loop.scope) for size in _split_size(part, loop.scope))
                 yield from _split_in(part, loop, project)
-                yield from ((size, loop.scope) for size in _folded(part))
+                yield from ((size, loop.scope) for size in folded(part))
                 if last_name(part.func) in CUTTERS and len(part.args) > 1:
                     yield part.args[1], loop.scope
     yield from _divisors(loop, project)
     for item in loop.turn(project):
         yield from _drawn(item)
-        yield from _sliced(item)
-
-
-def _folded(call: ast.Call) -> list[ast.expr]:
-    """The rows of a part where a batch is folded: x.view(-1, 4, T), x.unflatten(0, (-1, 4)), rearrange(x, ..., m=4)."""
-    last = last_name(call.func)
-    if last == "unflatten" and call.args and text_of(call.args[0]) == "0" and isinstance(call.args[-1], ast.Tuple):
-        return call.args[-1].elts[1:2]
-    if last in ("view", "reshape") and len(call.args) > 2 and text_of(call.args[0]) in ("-1", "n", "accum"):
-        return call.args[1:2]
-    if last == "rearrange" and len(call.args) > 1 and isinstance(call.args[1], ast.Constant):
-        left = str(call.args[1].value).partition("->")[0].strip()
-        found = re.match(r"\((\w+) (\w+)\)", left)
-        size = keyword(call, found[2]) if found else None
-        return [size] if size is not None else []
-    return []
-
-
-def _sliced(item: Reached) -> Iterator[tuple[ast.expr, Scope]]:
-    """x[i * n : (i + 1) * n], slice(at, at + n): as many rows as a part has."""
-    node = item.node
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "slice":
-        lower, upper = (node.args[0], node.args[1]) if len(node.args) > 1 else (None, None)
-    elif isinstance(node, ast.Slice) and not isinstance(item.scope.module.parents.get(node), ast.Tuple):
-        lower, upper = node.lower, node.upper
-    else:
-        return
-    if isinstance(lower, ast.BinOp) and isinstance(lower.op, ast.Mult) and isinstance(upper, ast.BinOp):
-        sides = [side for side in (lower.left, lower.right) if isinstance(upper.op, ast.Mult)]
-        moving = {name for loop in item.scope.module.loops_around(node) if isinstance(loop, ast.For)
-                  for name in names_in(loop.target)}  # fmt: skip
-        yield from ((side, item.scope) for side in sides if not names_in(side) & moving)
-    elif isinstance(lower, ast.Name) and isinstance(upper, ast.BinOp) and target_name(upper.left) == lower.id:
-        yield upper.right, item.scope
+        yield from sliced(item)
 
 
 def _divisors(loop: TrainLoop, project: Project) -> Iterator[tuple[ast.expr, Scope]]:

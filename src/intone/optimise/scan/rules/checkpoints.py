@@ -17,6 +17,7 @@ STATE = re.compile(
 )
 PROGRESS = re.compile(r"state|progress|resume|checkpoint|ckpt|cursor|snapshot", re.I)
 COUNTS = ("step", "epoch", "iteration", "iter", "global_step", "cursor", "offset", "position", "rng", "samples_seen")
+CONVERTS = re.compile(r"(^|_)(convert|merge|export)(_|$)")
 COPIES = ("shutil.copy", "shutil.copyfile", "shutil.copy2", "shutil.copytree")
 
 
@@ -54,6 +55,8 @@ def written_in_place(module: Module, project: Project) -> Iterator[Place]:
                     "no temporary name and rename in this function",
                     *(["the name is the same at every save"] if same else []),
                 ),
+                # a conversion that broke off is seen and can be run again, unless something takes the file as it is
+                confidence="low" if CONVERTS.search(scope.simple_name) and not same else "high",
                 severity="high" if same else None if _keeps_training(module, scope) else "low",
             )
         yield from _copied(scope, states)

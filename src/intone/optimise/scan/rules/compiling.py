@@ -66,7 +66,9 @@ def not_compiled(module: Module, project: Project) -> Iterator[Place]:
             break
         if any(is_compiled(run.node.func, run.scope, project) is not None for run in runs):  # type: ignore[attr-defined]
             break
-        yield _uncompiled(loop, module, compiles, runs[0], project)
+        place = _uncompiled(loop, module, compiles, runs[0], project)
+        # what measures a training for some steps may well want it as it is
+        yield replace(place, confidence="low") if MEASURES.search(module.path) else place
         return  # one finding a file: its loops are the same model's
     else:
         yield from _library_uncompiled(module, project)
@@ -75,6 +77,7 @@ def not_compiled(module: Module, project: Project) -> Iterator[Place]:
             yield Place(one.call, f"nothing runs what is compiled: {one.idle}", (code_of(one.call, 60),))
 
 
+MEASURES = re.compile(r"(^|[/_])(bench\w*|measure|profile\w*|v?ram|memory)([/_.]|$)")
 # classes of settings from which a library's trainer reads whether to compile
 TRAINER_SETTINGS = re.compile(r"^(Seq2Seq)?TrainingArguments$|^(SFT|DPO|ORPO|KTO|GRPO|RLOO|Reward|CPO)Config$")
 

@@ -228,7 +228,7 @@ def _skips(module: Module, by_loader: bool) -> bool:
     """
     return passes_over(module) or any(
         isinstance(node, ast.Call)
-        and last_name(node.func) in ("manual_seed", "default_rng", "Random", "seed")
+        and (last_name(node.func) in ("default_rng", "Random") or SEEDS.search(last_name(node.func) or ""))
         and bool(node.args)
         and bool(re.search(r"step|iter|epoch", text_of(node.args[0])))
         and not (by_loader and _is_apart(node, module))
@@ -236,6 +236,7 @@ def _skips(module: Module, by_loader: bool) -> bool:
     )
 
 
+SEEDS = re.compile(r"(^|_)seed(_(all|everything|rng|worker))*$|^manual_seed")  # also a helper: set_seed(base + epoch)
 ORDERED = re.compile("Loader|Sampler|randperm|random_split")
 
 

@@ -9,7 +9,7 @@ from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
-from intone.optimise.scan.rules.accumulation import counts_micro_batches
+from intone.optimise.scan.rules.accumulation import adds_nothing, counts_micro_batches
 from intone.optimise.scan.seldom import counter_guard
 from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.values import is_optimizer, steps_optimizer
@@ -44,7 +44,7 @@ def exchanged_too_often(module: Module, project: Project) -> Iterator[Place]:
                 scope=reduce.scope,
             )
             continue
-        if not counts_micro_batches(loop, project):
+        if not counts_micro_batches(loop, project) or adds_nothing(loop, project):
             continue
         inverted = _inverted(loop, project)
         if inverted is not None:

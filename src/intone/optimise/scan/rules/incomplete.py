@@ -144,6 +144,8 @@ def _of_dict(node: ast.expr, scope: Scope) -> Kept | None:
         return None
     name = next((n for n, bs in scope.bindings.items() if any(b.value is node for b in bs)), None)
     more = [b for b in scope.bindings.get(name or "", []) if b.how == "add"]
+    if any(_is_named_elsewhere(b.node) for b in more):
+        return None  # for key, part in others.items(): state[key] = part.state_dict()
     values = [*values, *(b.value for b in more)]
     keys += [
         str(b.node.targets[0].slice.value) for b in more
@@ -156,6 +158,12 @@ def _of_dict(node: ast.expr, scope: Scope) -> Kept | None:
     names = {one for value in values for one in names_in(value)}
     names |= {one for name in names for b in scope.bindings.get(name, []) for one in names_in(b.value)}
     return Kept(node, scope, frozenset(keys), frozenset(one.rpartition(".")[2] for one in names))
+
+
+def _is_named_elsewhere(node: ast.AST) -> bool:
+    """state[key] = ..., with a key that is no text that stands there."""
+    target = node.targets[0] if isinstance(node, ast.Assign) else None
+    return isinstance(target, ast.Subscript) and not isinstance(target.slice, ast.Constant)
 
 
 def _of_parts(node: ast.expr, scope: Scope, project: Project) -> Kept | None:

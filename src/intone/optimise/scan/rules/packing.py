@@ -7,6 +7,7 @@ from typing import Any
 
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import code_of, last_name, names_in, text_of
+from intone.optimise.scan.finding import Confidence
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.moving import Found, converted, flattened, grown_anew, is_list, moved
 from intone.optimise.scan.project import Project
@@ -69,7 +70,8 @@ def quadratic_packing(module: Module, project: Project) -> Iterator[Place]:
                 if found and not work.is_after_error(item):
                     message, evidence, severity = found
                     way = [item.path()] if item.chain else []
-                    yield Place(item.node, message, (*evidence, *way), severity=severity, scope=item.scope)  # type: ignore[arg-type]
+                    sure: Confidence = "low" if module.mentions(PLOTS) else "high"  # a handful of curves or folders
+                    yield Place(item.node, message, (*evidence, *way), sure, severity, item.scope)  # type: ignore[arg-type]
                     break
 
 
@@ -93,6 +95,9 @@ def _flattened(scope: Scope) -> Iterator[Place]:
             yield Place(call, f"`{code_of(call, 40)}` moves the whole list at every turn", (code_of(call, 40),))
         elif (found := _prefix_sum(Reached(call, scope))) is not None and not scope.module.loops_around(call):
             yield Place(call, found[0], found[1])
+
+
+PLOTS = re.compile(r"^\s*(import|from) (matplotlib|seaborn|plotly)", re.M)
 
 
 # --- searches ---------------------------------------------------------------------------------------------------------

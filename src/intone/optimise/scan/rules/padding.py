@@ -55,9 +55,13 @@ def _padded_rows(module: Module, project: Project) -> Iterator[Place]:
         node, how = padding
         if (owner := owner_of(scope)) is not None and is_module_class(owner):
             continue  # what a model fills up inside is no row of a batch
+        if LEFT.search(text_of(node)):
+            continue  # prompts side by side at their end: they are to be continued, which needs the filling
         labels = scope if is_for_training(node) else _labels_near(scope, project)
-        if labels is not None and _packs(labels) or _is_packed_before(scope, project):
+        if labels is not None and _packs(labels) or _is_packed_before(scope, project) or _loader_packs(scope, project):
             continue
+        if labels is not None and labels is not scope and SERVES.search(scope.name):
+            continue  # what was generated, handed to a training that makes its labels from it
         if labels is None and not _feeds_training(scope, project, how):
             continue
         told = "the batch carries labels: it is for training" if labels is not None else "its program trains"
@@ -68,6 +72,8 @@ def _padded_rows(module: Module, project: Project) -> Iterator[Place]:
         yield Place(node, f"rows are filled up {how}, each with one text", (told,), confidence, scope=home)
 
 
+LEFT = re.compile(r"padding_side\s*=\s*['\"]left")
+SERVES = re.compile(r"(^|[._])(rollout|generate|serve|respond)(?=$|[._])")
 ASKS = re.compile(
     r"(^|[._])(eval\w*|valid\w*|val|test\w*|infer\w*|generat\w*|predict\w*|complet\w*|serve\w*|chat$|decod\w*|score\w*|"
     r"rank\w*|search\w*|respond|answer\w*|rollout\w*|forward|concat\w*|gather\w*|nested\w*)(?=$|[._])",
@@ -160,6 +166,27 @@ def _is_packed_before(scope: Scope, project: Project) -> bool:
         LAYS.search(target_name(call.func) or "") is not None and not NO_LAYING.search(text_of(call))
         for one in near for call in one.calls
     )  # fmt: skip
+
+
+def _loader_packs(scope: Scope, project: Project) -> bool:
+    """Whether a loader joins rows by this function that its data set packs: DataLoader(Packed(x), collate_fn=...)."""
+    near = [scope, *(site.scope for site in project.callers(scope)[:6])]
+    if scope.owner is not None:
+        classes = [scope.owner, *(child for _, child in project.children.get(scope.owner.name, []))]
+        near += [method for one in classes for method in project.class_scopes(one)]
+    for site in project.sites.get("DataLoader", []):
+        collate = keyword(site.call, "collate_fn")
+        rows = site.call.args[0] if site.call.args else keyword(site.call, "dataset")
+        if collate is None or rows is None:
+            continue
+        if not any(one in near for one in functions_of(collate, site.scope, project)):
+            continue
+        made = [origin.node for origin in project.origins(rows, site.scope, depth=4)]
+        names = {last_name(one.func) or "" for one in made if isinstance(one, ast.Call)}
+        kinds = [place[1] for name in names for place in project.classes.get(name, [])]
+        if any(LAYS.search(method.simple_name) for kind in kinds for method in project.class_scopes(kind)):
+            return True
+    return False
 
 
 def _labels_near(scope: Scope, project: Project) -> Scope | None:

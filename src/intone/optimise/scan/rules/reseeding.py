@@ -311,6 +311,8 @@ def _seed_changes(seed: ast.expr, scope: Scope, frame: Frame, project: Project) 
             if name in at.parameters and chain:
                 value = project.argument(chain[-1], at, name)
                 if value is not None:
+                    if calls_something(value):
+                        return True  # drawn or computed anew for each call
                     todo.append((value, chain[-1].scope, chain[:-1]))
             if name.startswith("self.") and _is_counted(name, at, project):
                 return True

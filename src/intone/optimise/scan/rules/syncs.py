@@ -3,9 +3,11 @@
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
+from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.decode import decode_loops
-from intone.optimise.scan.expressions import code_of, text_of
+from intone.optimise.scan.expressions import code_of, last_name, text_of
 from intone.optimise.scan.handing import handed_from
 from intone.optimise.scan.hostreads import reads_in, tested
 from intone.optimise.scan.loops import backward_calls, behind_step, step_events, train_loops
@@ -18,6 +20,8 @@ from intone.optimise.scan.seldom import interval_of_one, is_periodic
 from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.values import is_chosen, is_model_call
 
+ROLLS_OUT = re.compile(r"(^|_)(rollouts?|generate)(_|$)")  # writes texts: what it reads once is nothing beside that
+MANY = 4  # reads in a turn that also writes texts; guess: fewer do not show beside those
 NO_GRAD = re.compile(r"no_grad|inference_mode")
 HOT_METHODS = (
     "training_step", "compute_loss", "train_step", "train_batch", "on_train_batch_end", "on_before_optimizer_step",
@@ -48,21 +52,27 @@ def sync_in_training(module: Module, project: Project) -> Iterator[Place]:
             for item, what in reads_in(loop.step_turn(project), project)
             if not is_periodic(item, loop.around, project, but=behind_step(item, loop, project))
             and not _in_evaluation(item, loop.around, project)
+            and not any(ROLLS_OUT.search(last_name(site.call.func) or "") for site in item.chain)
         ]
         if isinstance(loop.inner, ast.While) and (what := tested(loop.inner.test, loop.scope, project)):
             reads.append((Reached(loop.inner.test, loop.scope), what))  # while loss > limit
+        beside = any(
+            isinstance(item.node, ast.Call) and ROLLS_OUT.search(last_name(item.node.func) or "")
+            for item in loop.turn(project)
+        )
         micro = [(item, what) for item, what in reads if loop.in_inner(item) and not behind_step(item, loop, project)]
         step = [(item, what) for item, what in reads if (item, what) not in micro]
         if micro:
             every = "micro-batch" if loop.accumulates else "step"
             severity = "medium" if loop.accumulates or len(micro) > 1 else "low"
-            yield from _places(
-                micro, f"waits for the device at every {every}", severity, loop.around, loop.scope, project
-            )
+            words = f"waits for the device at every {every}"
+            for place in _places(micro, words, severity, loop.around, loop.scope, project):
+                yield replace(place, confidence="low") if beside and len(micro) < MANY else place
         elif step:
             times = f"{len(step)} times" if len(step) > 1 else "once"
             words = f"waits for the device {times} at every optimizer step"
-            yield from _places(step, words, "low", loop.around, loop.outer_scope, project)
+            for place in _places(step, words, "low", loop.around, loop.outer_scope, project):
+                yield replace(place, confidence="low") if beside and len(step) < MANY else place
     yield from _in_step_functions(module, project)
 
 
@@ -182,8 +192,19 @@ def sync_in_decoding(module: Module, project: Project) -> Iterator[Place]:
         reads = [(item, what) for item, what in reads if len(inner_loops(item, decode.loop)) <= 1]
         seen.update(item.node for item, _ in reads)
         if reads:
-            reads.sort(key=lambda read: (len(read[0].chain), read[0].line))
+            reads.sort(key=lambda read: (_is_off(read[0], decode.loop, project), len(read[0].chain), read[0].line))
             yield _place(reads, "waits for the device at every token", "medium", decode.scope, project)
+
+
+def _is_off(item: Reached, loop: ast.AST, project: Project) -> bool:
+    """Whether a read stands behind a switch that is off by default: if penalty != 1.0."""
+    for node, above, module in item.up():
+        if above is loop:
+            return False
+        scope = module.scope_of.get(above, module.top)
+        if isinstance(above, ast.If) and node is not above.test and is_never(above.test, scope, project):
+            return True
+    return False
 
 
 def _reads_token(item: Reached, project: Project) -> bool:

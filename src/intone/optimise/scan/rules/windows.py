@@ -61,7 +61,8 @@ def _cuts_text(node: ast.AST, scope: Scope) -> bool:
     cut = keyword(node, "truncation")
     about = text_of(node.args[0]) if node.args else ""
     single = re.search(r"prompt|question|query|text|message|chat|request|user", about) is not None
-    return cut is not None and not is_false(cut) and single
+    # without a length of its own it cuts at the tokenizer's, which is the model's or none at all
+    return cut is not None and not is_false(cut) and single and keyword(node, "max_length") is not None
 
 
 def _cuts(node: ast.Subscript, scope: Scope, project: Project) -> bool:
@@ -78,6 +79,8 @@ def _cuts(node: ast.Subscript, scope: Scope, project: Project) -> bool:
         return False
     if limit is None or not WINDOW.search(_spelled(limit, scope)):
         return False
+    if isinstance(limit, ast.Name) and KEPT.search(limit.id):
+        return False  # so many places are wanted: the prompt is left out, not cut
     name = target_name(node.value)
     if name is not None and not PROMPT.search(name.rpartition(".")[2]):
         return False
@@ -86,6 +89,9 @@ def _cuts(node: ast.Subscript, scope: Scope, project: Project) -> bool:
         or isinstance(origin.node, ast.Attribute) and origin.node.attr == "input_ids"
         for origin in project.origins(node.value, scope, _of_prompt, depth=4)
     )  # fmt: skip
+
+
+KEPT = re.compile(r"(^|_)(keep|kept|completion|response|resp|answer|generated|new)(_|$)")
 
 
 def _of_prompt(node: ast.expr) -> list[ast.expr]:
