@@ -20,7 +20,7 @@ from intone.optimise.scan.seldom import interval_of_one, is_periodic
 from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.values import is_chosen, is_model_call
 
-ROLLS_OUT = re.compile(r"(^|_)(rollouts?|generate)(_|$)")  # writes texts: what it reads once is nothing beside that
+ROLLS_OUT = re.compile(r"(^|_)rollouts?(_|$)|^generate$")  # writes texts: what it reads once is nothing beside that
 MANY = 4  # reads in a turn that also writes texts; guess: fewer do not show beside those
 NO_GRAD = re.compile(r"no_grad|inference_mode")
 HOT_METHODS = (
@@ -58,8 +58,8 @@ def sync_in_training(module: Module, project: Project) -> Iterator[Place]:
             reads.append((Reached(loop.inner.test, loop.scope), what))  # while loss > limit
         beside = any(
             isinstance(item.node, ast.Call) and ROLLS_OUT.search(last_name(item.node.func) or "")
-            for item in loop.turn(project)
-        )
+            and not is_periodic(item, loop.around, project) for item in loop.turn(project)
+        )  # fmt: skip
         micro = [(item, what) for item, what in reads if loop.in_inner(item) and not behind_step(item, loop, project)]
         step = [(item, what) for item, what in reads if (item, what) not in micro]
         if micro:
