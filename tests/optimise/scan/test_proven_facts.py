@@ -64,7 +64,7 @@ right("S03", SEEDED.replace("SEED", "random.randint(0, 2**31)"))
 
 RESUMED = """
     import torch
-    def set_all(seed):
+    def setup_seed(seed):
         torch.manual_seed(seed)
     def main(model, optimizer, rows, epochs):
         state = torch.load("last.pt")
@@ -80,7 +80,7 @@ RESUMED = """
                 optimizer.zero_grad()
 """
 fault("S75", RESUMED.replace("SEEDS", "print(epoch)"))
-right("S75", RESUMED.replace("SEEDS", "set_all(42 + epoch)"))
+right("S75", RESUMED.replace("SEEDS", "setup_seed(42 + epoch)"))
 
 CUT = """
     def answer(model, tokenizer, prompt, limit):
@@ -157,21 +157,3 @@ def test_a_conversion_that_writes_in_place_is_held_back():
     code = "import torch\ndef {}(model, path):\n    torch.save(model.state_dict(), path)\n"
     found = [scan_texts({"a.py": code.format(name)}, only=["S60"]).findings[0] for name in ("save", "convert_weights")]
     assert [finding.confidence for finding in found] == ["high", "low"]
-
-
-def test_a_read_at_every_token_is_named_before_one_that_is_off_by_default():
-    code = (
-        "import torch\n"
-        "def generate(model, ids, penalty=1.0, eos=2):\n"
-        "    for _ in range(100):\n"
-        "        logits = model(ids)[:, -1]\n"
-        "        if penalty != 1.0:\n"
-        "            print(torch.unique(ids).tolist())\n"
-        "        token = logits.argmax(-1, keepdim=True)\n"
-        "        ids = torch.cat([ids, token], dim=1)\n"
-        "        if (token == eos).all().item():\n"
-        "            break\n"
-        "    return ids\n"
-    )
-    found = scan_texts({"a.py": code}, only=["S31"]).findings
-    assert [finding.line for finding in found] == [9]

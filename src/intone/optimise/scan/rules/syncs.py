@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.decode import decode_loops
 from intone.optimise.scan.expressions import code_of, last_name, text_of
 from intone.optimise.scan.handing import handed_from
@@ -192,19 +191,8 @@ def sync_in_decoding(module: Module, project: Project) -> Iterator[Place]:
         reads = [(item, what) for item, what in reads if len(inner_loops(item, decode.loop)) <= 1]
         seen.update(item.node for item, _ in reads)
         if reads:
-            reads.sort(key=lambda read: (_is_off(read[0], decode.loop, project), len(read[0].chain), read[0].line))
+            reads.sort(key=lambda read: (len(read[0].chain), read[0].line))
             yield _place(reads, "waits for the device at every token", "medium", decode.scope, project)
-
-
-def _is_off(item: Reached, loop: ast.AST, project: Project) -> bool:
-    """Whether a read stands behind a switch that is off by default: if penalty != 1.0."""
-    for node, above, module in item.up():
-        if above is loop:
-            return False
-        scope = module.scope_of.get(above, module.top)
-        if isinstance(above, ast.If) and node is not above.test and is_never(above.test, scope, project):
-            return True
-    return False
 
 
 def _reads_token(item: Reached, project: Project) -> bool:
