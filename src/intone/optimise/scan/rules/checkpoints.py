@@ -17,7 +17,7 @@ STATE = re.compile(
 )
 PROGRESS = re.compile(r"state|progress|resume|checkpoint|ckpt|cursor|snapshot", re.I)
 COUNTS = ("step", "epoch", "iteration", "iter", "global_step", "cursor", "offset", "position", "rng", "samples_seen")
-CONVERTS = re.compile(r"(^|_)(convert|merge|export)(_|$)")
+CONVERTS = re.compile(r"(^|_)(convert|merge)(_|$)")
 COPIES = ("shutil.copy", "shutil.copyfile", "shutil.copy2", "shutil.copytree")
 
 
