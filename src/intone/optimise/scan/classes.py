@@ -20,6 +20,25 @@ def named_classes(name: str, scope: Scope, project: "Project") -> list[ClassPlac
     return [place for place in places if place[0] is scope.module] or places[:3]
 
 
+def names_class(name: str, scope: Scope, project: "Project") -> bool:
+    """Whether a name stands for a class, so that calling it makes an object: model_cls(args), net: type[Net] = GPT."""
+    if re.search(r"(^|_)(cls|klass|class|type|ctor|constructor|factory|builder)$", name.rpartition(".")[2], re.I):
+        return True
+    at: Scope | None = scope
+    while at is not None and name not in at.parameters and name not in at.bindings:
+        at = at.outer
+    if at is None:
+        return False
+    values = [binding.value for binding in at.bindings.get(name, []) if binding.how == "="]
+    if (parameter := at.parameters.get(name)) is not None:
+        if parameter.annotation is not None and re.match(r"(typing\.)?[tT]ype\[", text_of(parameter.annotation)):
+            return True
+        values += [parameter.default] if parameter.default is not None else []
+        values += [value for site in project.callers(at)[:4] if (value := project.argument(site, at, name)) is not None]
+    named = [isinstance(value, (ast.Name, ast.Attribute)) and last_name(value) in project.classes for value in values]
+    return bool(named) and all(named)
+
+
 def classes_of_annotation(node: ast.expr, scope: Scope, project: "Project") -> list[ClassPlace]:
     """The classes of the project that a type names: GPT, Optional[GPT], "GPT | None"."""
     text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else text_of(node)

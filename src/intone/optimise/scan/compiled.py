@@ -8,6 +8,8 @@ from intone.optimise.scan.calls import WRAPS, functions_of
 from intone.optimise.scan.constants import is_never, known_values
 from intone.optimise.scan.expressions import called, code_of, dotted, is_true, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import TrainLoop
+from intone.optimise.scan.modes import model_name
+from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.seldom import is_periodic
@@ -20,6 +22,8 @@ OTHER_COMPILERS = re.compile(
 )
 
 
+# a program whose switches are set in files that belong to it: what stands in the code says little
+SET_IN_FILES = re.compile(r"\b(OmegaConf|hydra|pyrallis|draccus)\b|yaml\.(safe_|full_)?load\(|\btoml(lib)?\.load")
 SWITCHED_OFF = re.compile(
     r"(TORCHDYNAMO_DISABLE|TORCH_COMPILE_DISABLE)['\"]\s*\]?\s*[=,]\s*['\"]1|_dynamo\.config\.disable\s*=\s*True"
 )
@@ -137,7 +141,7 @@ def _why_idle(call: ast.Call, scope: Scope, project: Project) -> str | None:
                 or isinstance(above, ast.IfExp)
                 and below is above.orelse
             )
-            if never and not on:
+            if never and not on and not _is_set_in_file(above.test, scope, project):
                 return f"it stands behind `{code_of(above.test, 40)}`, which is off by default"
         below = above
     above_call = scope.module.parents.get(call)
@@ -156,6 +160,31 @@ def _why_idle(call: ast.Call, scope: Scope, project: Project) -> str | None:
         if name is not None and not _is_used_later(name, above_call, scope):
             return f"its result `{name}` comes after the last use of that name, so what was handed over is not compiled"
     return None
+
+
+def _is_set_in_file(test: ast.expr, scope: Scope, project: Project) -> bool:
+    """`if args.compile:`, a field of settings of a program that reads its settings from files."""
+    if not isinstance(test, ast.Attribute):
+        return False
+    return any(file.mentions(SET_IN_FILES) for file in neighbours(scope.module, project))
+
+
+def on_the_way(run: Reached, project: Project) -> list[Compile]:
+    """What compiles in the functions that a model came through: model = parallelize(model, mesh), prepare(model)."""
+    at, name = run.chain[0].scope if run.chain else run.scope, model_name(run, project)
+    if name is None:
+        return []
+    calls = [b.value for b in at.bindings.get(name, []) if b.how in ("=", "part") and isinstance(b.value, ast.Call)]
+    calls += [
+        call for call in at.calls
+        if isinstance(at.module.parents.get(call), ast.Expr) and any(target_name(arg) == name for arg in call.args)
+    ]  # fmt: skip
+    inside = {
+        item.node: item.scope.module for call in calls for function in project.callees(call, at)[:2]
+        for item in reached(function.node, function, project, 2)
+        if isinstance(item.node, ast.Call) and last_name(item.node.func) == "compile"
+    }  # fmt: skip
+    return [one for node, module in inside.items() for one in compile_calls(module, project) if one.call is node]
 
 
 LOSS = re.compile(r"^_?(loss|criterion|crit)(_fn|_func|_function|_module)?$")

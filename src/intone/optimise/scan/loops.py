@@ -65,6 +65,16 @@ def train_loops(module: Module, project: Project) -> Iterator[TrainLoop]:
     yield from (loop for loop in project.known_loops["loops"] if loop.scope.module is module)
 
 
+def is_test(scope: Scope) -> bool:
+    """Whether a function is a test that stands beside the code, or stands in one: nothing is trained there."""
+    at: Scope | None = scope
+    while at is not None:
+        if at.simple_name.startswith("test_") and at.owner is None and not at.parameters:
+            return True
+        at = at.outer
+    return False
+
+
 def backward_calls(scope: Scope, project: Project) -> list[ast.Call]:
     """The calls in a function that run back-propagation themselves, not a method of the project called backward."""
     return [
@@ -81,6 +91,8 @@ def _train_loops(project: Project) -> Iterator[TrainLoop]:
     groups: dict[tuple[ast.AST, ast.AST | None], TrainLoop] = {}
     for module in project.modules:
         for scope in module.scopes:
+            if is_test(scope):
+                continue
             for call in backward_calls(scope, project):
                 nests = [nest for nest in loops_around(call, scope, project) if nest]
                 for nest in nests:

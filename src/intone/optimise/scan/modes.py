@@ -5,7 +5,8 @@ import re
 from typing import Literal
 
 from intone.optimise.scan.calls import classes_of, functions_of
-from intone.optimise.scan.expressions import last_name, text_of
+from intone.optimise.scan.classes import names_class
+from intone.optimise.scan.expressions import last_name, names_in, text_of
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.source import Scope, target_name
@@ -186,6 +187,41 @@ def set_mode(item: Reached, project: Project) -> Mode | None:
     if item.chain and _is_told_by_caller(node, item.scope):
         return None  # the call that hands the mode over says which
     return mode_of(node, item.scope, project) or _mode_by_helper(node, item.scope, project)
+
+
+MAKES = re.compile(r"(^|_)(load|build|make|create|new|from_pretrained|from_checkpoint|from_config|deepcopy)($|_)")
+
+
+def is_of_own(item: Reached, project: Project) -> bool:
+    """Whether the model whose mode a reached call sets is made on the way: an evaluation that loads its own one.
+
+    A model that the function in which the way began has, or that hands on what it is told, is not meant.
+    """
+    func = item.node.func if isinstance(item.node, ast.Call) else None
+    name = _base_of(func.value) if isinstance(func, ast.Attribute) else None
+    scope, chain = item.scope, item.chain
+    while name is not None and chain:
+        made = [b for b in scope.bindings.get(name, []) if b.how in ("=", "part")]
+        others = [b.value for b in made if name not in names_in(b.value)]  # model = model.cuda()
+        if others:
+            return all(_makes_model(value, scope, project) for value in others)
+        if name not in scope.parameters:
+            return False
+        handed = project.argument(chain[-1], scope, name)
+        name = target_name(handed) if handed is not None else None
+        scope, chain = chain[-1].scope, chain[:-1]
+    return False
+
+
+def _makes_model(value: ast.expr, scope: Scope, project: Project) -> bool:
+    """load_model(path), GPT(config), model_cls(config), copy.deepcopy(model): a model of its own, no view of one."""
+    if not isinstance(value, ast.Call):
+        return False
+    last = last_name(value.func) or ""
+    if MAKES.search(last):
+        wraps = any(is_model_name(target_name(arg) or "") for arg in value.args)
+        return last == "deepcopy" or not wraps or names_class(target_name(value.args[0]) or "", scope, project)
+    return last in project.classes or names_class(target_name(value.func) or "", scope, project)
 
 
 def _is_told_by_caller(call: ast.Call, scope: Scope) -> bool:

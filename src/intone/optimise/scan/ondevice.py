@@ -278,12 +278,16 @@ def _followed(binding: Binding) -> ast.expr | None:
 
 def _call_on_device(node: ast.Call, scope: Scope, project: Project, depth: int, by_name: bool) -> bool:
     last = last_name(node.func)
+    if isinstance(node.func, ast.Attribute) and _is_moved_away(node.func.value, scope):
+        return False
     if is_model_call(node, scope, project) or chooses_token(node, scope, greedy=True):
         return True
     cast = last in ("float", "int", "bool") and isinstance(node.func, ast.Attribute)  # x.float() stays where it is
     if last in HOST and not cast or to_cpu(node):
         return False
     name = called(node, scope)
+    if name in LOSSES and node.args and _is_moved_away(node.args[0], scope):
+        return False
     if name in LOSSES or _is_put_there(node, name, scope, project):
         return True
     for function in project.callees(node, scope)[:2]:
@@ -300,6 +304,12 @@ def _call_on_device(node: ast.Call, scope: Scope, project: Project, depth: int, 
 
 
 BUILTINS = ("sum", "min", "max", "abs", "list", "tuple", "dict", "next", "sorted", "reversed")
+
+
+def _is_moved_away(node: ast.expr, scope: Scope) -> bool:
+    """x = logits.cpu(), and nothing else is called so: what is computed of it is on the host."""
+    made = [b.value for b in scope.bindings.get(target_name(node) or "", [])]
+    return bool(made) and all(isinstance(one, ast.Call) and (has_read(one) or to_cpu(one)) for one in made)
 
 
 def _is_put_there(node: ast.Call, name: str, scope: Scope, project: Project) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from intone.errors import UserError, unknown_name
 from intone.optimise.scan import rules as _rules  # noqa: F401  enters the rules
 from intone.optimise.scan.finding import Finding, is_sure, number_findings
+from intone.optimise.scan.loops import is_test
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import RULES, finding_of
 from intone.optimise.scan.source import Module, parse_module
@@ -158,6 +159,8 @@ def _findings_in(
     for number in wanted:
         rule, check = RULES[number]
         for place in check(module, project):
+            if is_test(place.scope or module.scope_of.get(place.node, module.top)) and not TESTS.search(module.path):
+                continue  # left out as files of tests are
             finding, code = finding_of(rule, module, place)
             if (number, finding.path, finding.line) not in seen:
                 seen.add((number, finding.path, finding.line))

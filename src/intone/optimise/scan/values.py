@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from intone.optimise.scan.calls import KEEPS_OBJECT, classes_of
-from intone.optimise.scan.classes import class_methods
+from intone.optimise.scan.classes import class_methods, names_class
 from intone.optimise.scan.expressions import called, dotted, last_name, names_in, text_of
 from intone.optimise.scan.project import Project, owner_of
 from intone.optimise.scan.source import Scope, target_name
@@ -72,7 +72,7 @@ def _is_model_call(call: ast.Call, scope: Scope, project: Project) -> bool:
     last = name.rpartition(".")[2]
     short = len(last) < 5 and name.partition(".")[0] in scope.module.imports  # GPT(config)
     made = last[:1].isupper() and (last != last.upper() or short)
-    if name == "cls" or made or MAKES_MODEL.match(last):
+    if name == "cls" or made or MAKES_MODEL.match(last) or names_class(name, scope, project):
         return False  # makes a model, or does something with one
     if isinstance(func, ast.Attribute) and is_model_name(_base_name(func)):
         if BODY.match(func.attr):

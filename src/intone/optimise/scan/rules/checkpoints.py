@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from intone.optimise.scan.expressions import called, code_of, last_name, text_of
+from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
@@ -45,7 +45,7 @@ def written_in_place(module: Module, project: Project) -> Iterator[Place]:
         told = {save for _, save in removed}  # at the removal, which is the graver
         for written in states:
             call = written.call
-            if call in told or not _is_in_place(written, scope, project):
+            if call in told or not _is_in_place(written, scope, project) or _is_marked(written, scope, project):
                 continue
             same = _same_name(written.where) and _in_training(call, scope, project)
             yield Place(
@@ -75,6 +75,28 @@ def _is_in_place(written: Written, scope: Scope, project: Project, depth: int = 
         _is_in_place(Written(site.call, written.what, value, written.rarely), site.scope, project, depth - 1)
         for site, value in known
     )
+
+
+def _is_marked(written: Written, scope: Scope, project: Project) -> bool:
+    """Whether a file written after it into the same folder says that the folder is whole, and loading asks for it."""
+    if written.where is None:
+        return False
+    folder = names_in(written.where)
+    for call in scope.calls:
+        if call.lineno <= written.call.lineno or last_name(call.func) not in ("open", "write_text", "touch"):
+            continue
+        names = names_in(call)
+        if not names & folder:
+            continue
+        spelled = names | {one for name in names for b in scope.bindings.get(name, []) for one in names_in(b.value)}
+        marks = {one.partition(".")[0] for one in spelled if one.partition(".")[0].isupper()}
+        asked = [site.call for word in ASKS for site in project.sites.get(word, []) if site.scope is not scope]
+        if any(marks & {one.partition(".")[0] for one in names_in(ask)} for ask in asked):
+            return True
+    return False
+
+
+ASKS = ("exists", "is_file", "isfile")
 
 
 def _copied(scope: Scope, states: list[Written]) -> Iterator[Place]:

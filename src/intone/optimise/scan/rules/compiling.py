@@ -13,6 +13,7 @@ from intone.optimise.scan.compiled import (
     is_compiled,
     missed_by,
     model_calls,
+    on_the_way,
 )
 from intone.optimise.scan.constants import is_never
 from intone.optimise.scan.decode import decode_loops
@@ -62,7 +63,7 @@ def not_compiled(module: Module, project: Project) -> Iterator[Place]:
             replace(one, idle=one.idle or missed_by(one, loop, runs, project))
             for file in files for one in compile_calls(file, project)
         ]  # fmt: skip
-        if any(one.idle is None for one in compiles):
+        if any(one.idle is None for one in [*compiles, *on_the_way(runs[0], project)]):
             break
         if any(is_compiled(run.node.func, run.scope, project) is not None for run in runs):  # type: ignore[attr-defined]
             break

@@ -34,6 +34,8 @@ def sync_in_forward(module: Module, project: Project) -> Iterator[Place]:
                 continue
             if is_periodic(Reached(call, scope), scope.node, project) or _has_word(call, "numpy|np"):
                 continue
+            if _is_switched_off(call, scope, project):
+                continue
             yield Place(call, f"`{code_of(call, 40)}` is read in every forward pass", (_how_reached(scope, project),))
             break
         else:
@@ -53,6 +55,23 @@ def sync_in_forward(module: Module, project: Project) -> Iterator[Place]:
             if cut is not None:
                 told = f"the cut at `{code_of(cut, 40)}` waits in every forward pass"
                 yield Place(cut, told, (_how_reached(scope, project),))
+
+
+def _is_switched_off(call: ast.Call, scope: Scope, project: Project) -> bool:
+    """Whether a call stands behind `if flag:` and every forward pass that calls the function hands flag=False."""
+    below: ast.AST = call
+    for above in scope.module.up(call):
+        if above is scope.node:
+            return False
+        if isinstance(above, ast.If) and below in above.body and isinstance(above.test, ast.Name):
+            flag = above.test.id
+            sites = [site for site in project.callers(scope)[:8] if _runs_in_forward(site.scope, project, 2)]
+            values = [project.argument(site, scope, flag) for site in sites] if flag in scope.parameters else []
+            values = [value if value is not None else scope.parameters[flag].default for value in values]
+            if values and all(isinstance(value, ast.Constant) and not value.value for value in values):
+                return True
+        below = above
+    return False
 
 
 def _cut_by(node: ast.Slice, scope: Scope, project: Project) -> ast.expr | None:

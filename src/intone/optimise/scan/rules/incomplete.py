@@ -227,6 +227,11 @@ def _is_kept(
     beside = [call for call in states if last_name(call.func) == "state_dict"]
     if any(name in names_in(call) or name == (last_name(getattr(call.func, "value", call)) or "") for call in beside):
         return True
+    files = neighbours(stepped[2].module, project)
+    for site in project.sites.get("state_dict", []):  # saved with an object that keeps several: progress.schedule
+        base = site.call.func.value if isinstance(site.call.func, ast.Attribute) else None
+        if base is not None and last_name(base) == name and site.scope.module in files:
+            return True
     return any(
         isinstance(node, ast.For) and len(node.body) == 1 and f"{name}.step()" in text_of(node.body[0])
         for node in walk(module.tree)

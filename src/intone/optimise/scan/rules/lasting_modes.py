@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.expressions import text_of
 from intone.optimise.scan.loops import TrainLoop, train_loops
-from intone.optimise.scan.modes import Mode, mode_of, set_mode
+from intone.optimise.scan.modes import Mode, is_of_own, mode_of, set_mode
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, loops_around, reached
 from intone.optimise.scan.rulebook import Place, rule
@@ -89,7 +89,8 @@ def _around(loop: TrainLoop, project: Project) -> list[tuple[Mode, Reached]]:
 
 
 def _modes(items: list[Reached], project: Project) -> list[tuple[Mode, Reached]]:
-    return [(mode, item) for item in items if (mode := set_mode(item, project)) is not None]
+    found = [(mode, item) for item in items if (mode := set_mode(item, project)) is not None]
+    return [(mode, item) for mode, item in found if not is_of_own(item, project)]
 
 
 # of Lightning, whose trainer sets the mode at the start of an epoch and around its own validation only

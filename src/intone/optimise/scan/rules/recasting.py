@@ -249,7 +249,7 @@ def _meant(value: ast.expr | None, scope: Scope) -> list[str]:
 
 def _is_logits(name: str, scope: Scope, project: Project) -> bool:
     """Whether a name holds logits of all positions: it reads so, or it is a model's output that goes into the loss."""
-    if _is_chunk(name, scope):
+    if _is_chunk(name, scope) or _is_attention(name, scope):
         return False
     if re.search(r"logit|(^|_)(out|outputs?|pred|preds|scores)$", name):
         return _from_head(name, scope, project, set())
@@ -272,6 +272,22 @@ def _is_regressed(cast: ast.Call, scope: Scope) -> bool:
     )]  # fmt: skip
     losses = [call for call in users if last_name(call.func) in (*REGRESSIONS, *LOSSES)]
     return bool(losses) and all(last_name(call.func) in REGRESSIONS for call in losses)
+
+
+def _is_attention(name: str, scope: Scope) -> bool:
+    """scores = q @ k.transpose(-1, -2): of queries and keys."""
+    for value in (b.value for b in scope.bindings.get(name, []) if b.how == "="):
+        products = [
+            part for part in walk(value)
+            if isinstance(part, ast.BinOp) and isinstance(part.op, ast.MatMult)
+            or isinstance(part, ast.Call) and last_name(part.func) in ("matmul", "bmm", "einsum", "baddbmm")
+        ]  # fmt: skip
+        words = {one.lower() for part in products for one in names_in(part)}
+        if any(re.match(r"(self\.)?(x?q|quer(y|ies))(_|$)", one) for one in words) and any(
+            re.match(r"(self\.)?(x?k|keys?)(_|$)", one) for one in words
+        ):
+            return True
+    return False
 
 
 LOSSES = (

@@ -214,6 +214,9 @@ def _turn_of(call: ast.Call, seed: ast.expr, scope: Scope, project: Project) -> 
                 return turns, (f"the seed `{code_of(seed, 30)}` is the same at each turn, so is the result", way)
             if (frame.chain or _makes_stream(call, scope)) and not _is_hot(frame, project, own):
                 break
+            compared = any(COMPARED.search(site.scope.simple_name) for site in frame.chain[1:])
+            if compared and (own or _makes_stream(call, scope)):
+                break  # an evaluation on rows of its own, the same ones each time
             if _draws_other_sizes(call, scope, frame, project) or _takes_other_part(scope, frame, project):
                 break
             way = Reached(call, scope, frame.chain).path()

@@ -8,11 +8,13 @@ from intone.optimise.scan.expressions import code_of, last_name, names_in
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.ondevice import has_read, on_device, to_cpu
 from intone.optimise.scan.project import Project
-from intone.optimise.scan.reach import COMPREHENSIONS
+from intone.optimise.scan.reach import COMPREHENSIONS, Reached
 from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.seldom import counter_guard
 from intone.optimise.scan.source import Module, Scope, own_nodes, target_name, walk
 
 READS = ("item", "tolist", "cpu", "numpy")
+PARTS = ("split", "unbind", "chunk", "squeeze", "flatten", "view")
 REDUCES = ("sum", "max", "min", "mean", "argmax", "argmin", "any", "all", "norm", "count_nonzero", "nonzero")
 
 
@@ -34,6 +36,8 @@ def read_row_by_row(module: Module, project: Project) -> Iterator[Place]:
                 continue
             if any(above in hot for above in module.up(loop)):
                 continue  # the rules on training and generation tell it
+            if counter_guard(Reached(loop, scope), scope.node, project) is not None:
+                continue  # once in many steps
             for name, turned in _walked(loop):
                 if not _lies_on_device(name, scope, project):
                     continue
@@ -63,6 +67,8 @@ def _walked(loop: ast.AST) -> Iterator[tuple[str, set[str]]]:
                     or isinstance(part, ast.Call) and last_name(part.func) == "len" and part.args
                 ]  # fmt: skip
         for part in inside:
+            while isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute) and part.func.attr in PARTS:
+                part = part.func.value  # logits.squeeze(0).split(lengths)
             if (name := target_name(part)) is not None:
                 yield name, turned
 

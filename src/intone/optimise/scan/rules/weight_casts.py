@@ -204,6 +204,9 @@ def _is_weight(node: ast.expr, scope: Scope, project: Project) -> bool:
     if isinstance(node, ast.Attribute) and node.attr in ("T", "data", "mT") or isinstance(node, ast.Subscript):
         return _is_weight(node.value, scope, project)
     if isinstance(node, ast.BinOp):  # (self.weight + self.up @ self.down).to(x.dtype)
+        others = any(name.partition(".")[0] not in ("self", "cls") for name in names_in(node))
+        if others and not isinstance(node.op, (ast.Add, ast.Sub)):
+            return False  # (x * self.weight.float()).to(x.dtype): what a norm gives
         return _is_weight(node.left, scope, project) or _is_weight(node.right, scope, project)
     if isinstance(node, ast.Attribute) and node.attr == "weight":
         return True

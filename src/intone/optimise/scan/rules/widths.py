@@ -11,6 +11,7 @@ from intone.optimise.scan.neighbours import imported_by, neighbours
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.reach import Reached, reached
 from intone.optimise.scan.rules.padding import filled_rows
+from intone.optimise.scan.seldom import is_periodic
 from intone.optimise.scan.source import Module, Scope, walk
 
 TRAINS = ".backward("  # a program that trains, not one that only calls others
@@ -46,14 +47,22 @@ def varying_width(module: Module, project: Project, *, any_rows: bool = False) -
                 at = f"{maker.module.path}:{getattr(padded[0], 'lineno', 0)}"
                 return "batches are as wide as their longest row", f"rows are filled up to the longest at {at}"
     for file in files:
-        turns = [loop.turn(project) for loop in train_loops(file, project)]
-        turns += [reached(scope.node, scope, project) for scope in file.scopes if scope.simple_name in STEPS]
-        for turn in turns:
+        turns = [(loop.inner, loop.turn(project)) for loop in train_loops(file, project)]
+        turns += [(s.node, reached(s.node, s, project)) for s in file.scopes if s.simple_name in STEPS]
+        for around, turn in turns:
             for item in turn:
                 ways = (_cut_to_width, _cut_from_stream, _asked_width)
                 if found := next((found for way in ways if (found := way(item, project))), None):
+                    if _evaluates(item, around, project):
+                        continue
                     return "batches are cut to a width that changes", f"{item.scope.module.path}:{item.line}: {found}"
     return None
+
+
+def _evaluates(item: Reached, around: ast.AST, project: Project) -> bool:
+    """Whether a helper that runs only now and then leads to a node: it evaluates, with batches of its own."""
+    sites = [Reached(site.call, site.scope, item.chain[:number]) for number, site in enumerate(item.chain)]
+    return any(is_periodic(site, around, project) for site in sites[:1])
 
 
 STEPS = ("training_step", "compute_loss", "train_step", "train_batch", "shared_step")  # a library calls them
