@@ -308,7 +308,10 @@ BUILTINS = ("sum", "min", "max", "abs", "list", "tuple", "dict", "next", "sorted
 
 def _is_moved_away(node: ast.expr, scope: Scope) -> bool:
     """x = logits.cpu(), and nothing else is called so: what is computed of it is on the host."""
-    made = [b.value for b in scope.bindings.get(target_name(node) or "", [])]
+    name = target_name(node) or ""
+    if name in scope.parameters:
+        return False  # value = value.cpu() reads what was handed over
+    made = [b.value for b in scope.bindings.get(name, [])]
     return bool(made) and all(isinstance(one, ast.Call) and (has_read(one) or to_cpu(one)) for one in made)
 
 
