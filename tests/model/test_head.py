@@ -42,6 +42,19 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(tensors, pieces):
         assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_losses_that_count_differently_have_the_gradients_of_their_weighted_sum(tensors, pieces):
+    x, weight, targets = tensors
+    counts = torch.linspace(-1.5, 2.0, 29, dtype=torch.float64)
+    logits = SOFTCAP * torch.tanh((x @ weight[:11].mT) / SOFTCAP)
+    expected = (torch.nn.functional.cross_entropy(logits, targets, ignore_index=-1, reduction="none") * counts).sum()
+    loss = loss_in_pieces(x, weight, targets, vocab_size=11, softcap=SOFTCAP, pieces=pieces, weights=counts)
+    assert_close(loss, expected)
+    wanted = torch.autograd.grad(expected, (x, weight))
+    for found, gradient in zip(torch.autograd.grad(loss, (x, weight)), wanted, strict=True):
+        assert_close(found, gradient)
+
+
 def test_tokens_that_are_not_learned_add_exactly_nothing(tensors):
     x, weight, targets = tensors
     loss = loss_in_pieces(x, weight, torch.full_like(targets, -1), vocab_size=11, softcap=SOFTCAP, pieces=3)

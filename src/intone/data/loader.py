@@ -19,18 +19,26 @@ class Batch:
 
     ids (B, T) int32; targets (B, T) int32, the token to predict at each position, -1: nothing is learned there;
     documents (B, T) int32, the number of the segment inside its row, padding has the number after the last.
+    weights (B, T) float32, what the loss of each token counts in the step's sum, None: 1 each.
     """
 
     ids: np.ndarray
     targets: np.ndarray
     documents: np.ndarray
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def rows(self, begin: int, end: int) -> "Batch":
         """Rows begin..end-1 as views: how ranks and micro-batches slice a step."""
-        return Batch(self.ids[begin:end], self.targets[begin:end], self.documents[begin:end])
+        weights = None if self.weights is None else self.weights[begin:end]
+        return Batch(self.ids[begin:end], self.targets[begin:end], self.documents[begin:end], weights)
+
+    @property
+    def num_counted(self) -> int:
+        """Tokens that the mean loss is over: those that are learned."""
+        return int((self.targets >= 0).sum())
 
 
 @dataclass(frozen=True)

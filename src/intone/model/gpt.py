@@ -235,24 +235,31 @@ class GPT(nn.Module):
         if config.backout:
             self.backout_scale.fill_(0.2)
 
-    def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, ids: Tensor, targets: Tensor, documents: Tensor | None = None, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """ids, targets (B, T) int32 or int64, targets -1 where nothing is learned; documents (B, T) or None.
 
         -> loss_sum () float32 in nats, summed over supervised tokens, and num_supervised () int64.
         A row in which nothing is learned adds exactly zero to both and to every gradient.
+        weights (B, T) float32: what the loss of each token counts in the sum, any number; None: 1.
         """
         if self.kernels == "native":
-            return native.forward(self, self.narrow_weights, ids, targets, documents)
+            return native.forward(self, self.narrow_weights, ids, targets, documents, weights)
         x = self.trunk(ids, documents, None)
         flat = targets.flatten().long()
         if self.head_pieces > 1 and torch.is_grad_enabled():
             loss_sum = loss_in_pieces(
                 x.flatten(0, 1), self.head.weight, flat, vocab_size=self.config.vocab_size,
                 softcap=self.config.softcap, pieces=self.head_pieces,
+                weights=None if weights is None else weights.flatten(),
             )  # fmt: skip
             return loss_sum, (flat >= 0).sum()
-        logits = self.head_logits(x)
-        loss_sum = F.cross_entropy(logits.flatten(0, 1), flat, ignore_index=-1, reduction="sum")
+        logits = self.head_logits(x).flatten(0, 1)
+        if weights is None:
+            loss_sum = F.cross_entropy(logits, flat, ignore_index=-1, reduction="sum")
+        else:
+            loss_sum = (F.cross_entropy(logits, flat, ignore_index=-1, reduction="none") * weights.flatten()).sum()
         return loss_sum, (flat >= 0).sum()
 
     def logits(

@@ -23,7 +23,7 @@ class StepResult:
     """What a step says about itself, over all processes; tensors are on the device and not yet waited for."""
 
     loss_sum: Tensor  # () float32, nats over the supervised tokens
-    num_supervised: int
+    num_supervised: int  # tokens that the mean loss is over
     finite: Tensor  # () bool: the update was applied
 
     def sync_loss(self) -> float | None:
@@ -89,14 +89,15 @@ class TrainStep:
 
     def run(self, batch: Batch, scale: StepScale) -> StepResult:
         """One step over the rows of batch, which is a team's share of the step. Does not wait for the device."""
-        (num_supervised,) = self._team.sums(int((batch.targets >= 0).sum()))
+        (num_supervised, num_rows) = self._team.sums(batch.num_counted, len(batch))
         loss_sum = torch.zeros((), device=self._device)
-        if num_supervised == 0:
-            return StepResult(loss_sum, 0, torch.tensor(True, device=self._device))
+        if num_supervised == 0 or num_rows == 0:
+            return StepResult(loss_sum, num_supervised, torch.tensor(True, device=self._device))
         factor = self.loss_scale / num_supervised
         for rows in micro_batches(batch, self.device_batch, padded=self.compiled):
             ids, targets, documents = (self._upload(a) for a in (rows.ids, rows.targets, rows.documents))
-            part, _ = self._model(ids, targets, documents)
+            more = () if rows.weights is None else (self._upload(rows.weights),)
+            part, _ = self._model(ids, targets, documents, *more)
             (part * factor).backward()
             loss_sum = loss_sum + part.detach()
         finite = self._unscale()
@@ -160,4 +161,5 @@ def padded_batch(batch: Batch, rows: int) -> Batch:
     def fill(array: np.ndarray, value: int) -> np.ndarray:
         return np.concatenate([array, np.full((missing, array.shape[1]), value, array.dtype)])
 
-    return Batch(fill(batch.ids, 0), fill(batch.targets, -1), fill(batch.documents, 0))
+    weights = None if batch.weights is None else fill(batch.weights, 0)
+    return Batch(fill(batch.ids, 0), fill(batch.targets, -1), fill(batch.documents, 0), weights)

@@ -143,6 +143,24 @@ def test_the_loss_of_any_vocabulary_equals_softcapped_cross_entropy(vocab, width
 
 
 @both
+def test_tokens_whose_losses_count_differently_have_the_gradients_of_the_weighted_sum(batch, dtype):
+    """Pushed away, taken out, taken double: against PyTorch's operations on the same weights."""
+    counts = torch.tensor([-0.75, 0.0, 2.0]).repeat(ROWS * POSITIONS)[: ROWS * POSITIONS].view(ROWS, POSITIONS)
+    seen = []
+    for kernels in ("torch", "native"):
+        model = make_model(SHAPES[0], torch.float32 if kernels == "torch" else dtype, kernels)
+        loss, _ = model(*batch, counts)
+        loss.backward()
+        seen.append((loss.item(), model))
+    (expected, plain), (ours, native) = seen
+    coarse = dtype == torch.bfloat16
+    assert ours == pytest.approx(expected, rel=0.02 if coarse else 1e-4)
+    size = sum(p.grad.norm() ** 2 for p in plain.parameters() if p.grad is not None) ** 0.5
+    for p, q in zip(plain.parameters(), native.parameters(), strict=True):
+        assert (p.grad - q.grad).norm() / size < (0.03 if coarse else 1e-5)
+
+
+@both
 def test_a_batch_without_anything_to_learn_costs_nothing_and_has_no_gradient(batch, dtype):
     model = make_model(SHAPES[1], dtype, "native")
     loss_sum, num_supervised = model(batch[0], torch.full_like(batch[1], -1), None)

@@ -328,16 +328,19 @@ class HeadLoss(torch.autograd.Function):
 
     The head, the softcap and the cross entropy in one: logits exist for HEAD_ROWS supervised rows at a time, and both
     gradients are computed on the way, so the backward pass only scales them. Rows that are not learned cost nothing.
+    counts (N,) float32: what each row's loss counts in the sum; None: 1.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, narrow: Tensor, targets: Tensor, vocab_size: int, softcap: float
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, narrow: Tensor, targets: Tensor, vocab_size: int, softcap: float,
+        counts: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         learned = targets >= 0
         every = bool(learned.all())
         rows = x if every else x[learned]
         wanted = (targets if every else targets[learned]).to(torch.int32).contiguous()
+        counted = counts if counts is None or every else counts[learned]
         losses = torch.empty(len(rows))
         d_rows = torch.empty_like(rows)
         d_weight = torch.zeros_like(weight)
@@ -350,6 +353,8 @@ class HeadLoss(torch.autograd.Function):
                 "intone_cross_entropy", logits, wanted[begin:], losses[begin:], len(part), vocab_size, len(weight),
                 float(softcap), variant=of(x),
             )  # fmt: skip
+            if counted is not None:
+                logits.mul_(counted[begin : begin + len(part), None])
             # a sum over the whole vocabulary: our own product is no faster there
             torch.mm(logits, narrow, out=d_rows[begin : begin + len(part)])
             if x.dtype == torch.float32:
@@ -361,13 +366,13 @@ class HeadLoss(torch.autograd.Function):
             d_x = torch.zeros_like(x)
             d_x[learned] = d_rows
         ctx.save_for_backward(d_x, d_weight)
-        return losses.sum()
+        return losses.sum() if counted is None else losses @ counted
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_x, d_weight = ctx.saved_tensors
-        return d_x * d_loss.to(d_x.dtype), d_weight * d_loss, None, None, None, None
+        return d_x * d_loss.to(d_x.dtype), d_weight * d_loss, None, None, None, None, None
 
 
 class NarrowWeights:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 
 def forward(
-    model: "GPT", narrow: NarrowWeights, ids: Tensor, targets: Tensor, documents: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    model: "GPT", narrow: NarrowWeights, ids: Tensor, targets: Tensor, documents: Tensor | None,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See GPT.forward. Gradients flow to the float32 master weights. compute_dtype is bfloat16 or float32."""
     config, dtype = model.config, model.compute_dtype
     ids = ids.long()
@@ -72,6 +73,7 @@ def forward(
         x.flatten(0, -2), model.head.weight, narrow(model.head.weight, dtype=dtype),
         targets.flatten() if taken is None else targets.flatten()[taken],
         config.vocab_size, config.softcap,
+        weights if weights is None else weights.flatten() if taken is None else weights.flatten()[taken],
     )  # fmt: skip
     return loss_sum, learned.sum()
 
