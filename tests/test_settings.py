@@ -48,6 +48,52 @@ def test_every_settings_class_is_frozen_and_its_defaults_pass_its_own_checks(cls
             "add --from RUN; `intone runs` lists them",
         ),
         (
+            lambda: TrainSettings(stage="sft", from_run="d4-1", samples=4),
+            "--samples is for train rl, not for train sft",
+            "leave it out",
+        ),
+        (
+            lambda: TrainSettings(stage="rl"),
+            "train rl needs a run to start from",
+            "add --from RUN; `intone runs` lists them",
+        ),
+        (
+            lambda: TrainSettings(stage="rl", from_run="d4-1", skills=("story",), data=("sums.jsonl",)),
+            "--skills are the starter's, and --data names other questions",
+            "keep one of --skills and --data",
+        ),
+        (
+            lambda: TrainSettings(stage="rl", from_run="d4-1", skills=("story", "story")),
+            "a skill is named twice",
+            "name each once",
+        ),
+        (
+            lambda: TrainSettings(stage="rl", from_run="d4-1", skills=("storys",)),
+            "skills ('storys',) is not a list, each one of identity, smalltalk, arithmetic, spelling, counting, "
+            "sorting, reversing, dates, units, facts, story",
+            None,
+        ),
+        (
+            lambda: TrainSettings(stage="rl", from_run="d4-1", samples=1),
+            "samples is 1, it must be at least 2",
+            "use 2 or more",
+        ),
+        (
+            lambda: TrainSettings(stage="rl", from_run="d4-1", batch_tokens=2048),
+            "--batch-tokens is not for train rl",
+            "use --prompts and --samples: a step has as many tokens as their answers",
+        ),
+        (
+            lambda: TrainSettings(stage="rl", from_run="d4-1", compile="on"),
+            "train rl is not compiled",
+            "leave it out: every step has another number of rows, and would be compiled anew",
+        ),
+        (
+            lambda: TrainSettings(stage="rl", from_run="d4-1", devices=2),
+            "train rl runs in one process",
+            "use --devices 1, or leave it out",
+        ),
+        (
             lambda: TrainSettings(stage="base", steps=1000, minutes=2),
             "both steps 1,000 and minutes 2 are given",
             "keep one of --steps and --minutes",

@@ -167,10 +167,44 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class RolloutConfig:
+    """What a reinforcement stage asks in each step, and how the model's own answers are drawn."""
+
+    prompts: int  # questions per optimizer step
+    samples: int  # answers to each of them
+    max_tokens: int  # of an answer
+    temperature: float = 1.0
+    top_k: int | None = None  # drawn among so many of the likeliest tokens; None: all, as the loss has it
+    skills: tuple[str, ...] = ()  # of the starter, whose questions are made; empty: they come from files
+    files: tuple[str, ...] = ()
+    val_files: tuple[str, ...] = ()  # held-out questions; none: one in ten of the files
+    num_items: int = 200  # held-out questions of each kind, or of every starter skill, asked before and after
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompts", 1), ("samples", 2), ("max_tokens", 1), ("num_items", 1)):
+            value = getattr(self, name)
+            if value < least:
+                why = "; one answer alone is no better or worse than its mean" if name == "samples" else ""
+                raise UserError(f"{name} is {value}, it must be at least {least}{why}", value=value)
+        if not self.temperature > 0:
+            raise UserError(f"temperature is {self.temperature:g}: all answers would be equal", value=self.temperature)
+        if bool(self.skills) == bool(self.files):
+            raise UserError("questions come from the starter's skills or from files, one of them", value=self.skills)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "RolloutConfig":
+        """Raises UserError for an unknown key."""
+        if isinstance(value, dict):
+            value = {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()}
+        found: RolloutConfig = strict(cls, value, "rollout setting")
+        return found
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """config.json of a training job: the recipe, complete. How it is computed stands in choices.json."""
 
-    stage: str  # base | mid | sft
+    stage: str  # base | mid | sft | rl
     model: ModelConfig
     tokenizer: str  # folder; its content hash is checked
     tokenizer_hash: str
@@ -179,7 +213,7 @@ class TrainJob:
     context: int  # T, positions in a row of this stage
     weights: tuple[float, ...] | None = field(default=None, kw_only=True)  # how often each set's documents come
     steps: int  # optimizer steps
-    rows_per_step: int  # R; tokens per step = R * T
+    rows_per_step: int  # R; tokens per step = R * T. Of a reinforcement stage: its answers, which fill at most R rows
     optim: OptimConfig
     schedule: ScheduleConfig
     seed: int
@@ -194,6 +228,7 @@ class TrainJob:
     save_every_s: float = 60.0
     keep: int = 2  # newest saves kept, besides the best
     peak_flops: float | None = None  # measured matrix-product rate of all devices, for MFU; None: unknown
+    rollouts: RolloutConfig | None = None  # of a reinforcement stage, which learns from its own answers
 
     def as_json(self) -> dict[str, Any]:
         return {"format": 1, "job": "train", **dataclasses.asdict(self)}
@@ -208,6 +243,7 @@ class TrainJob:
             "model": ModelConfig.from_json,
             "optim": OptimConfig.from_json,
             "schedule": ScheduleConfig.from_json,
+            "rollouts": RolloutConfig.from_json,
         }
         for name, read in readers.items():
             if value.get(name) is not None:

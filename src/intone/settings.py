@@ -13,6 +13,14 @@ from intone.fields import Checked, setting
 
 Auto = Literal["auto"]
 Stage = Literal["base", "mid", "sft"]
+Skill = Literal[
+    "identity", "smalltalk", "arithmetic", "spelling", "counting", "sorting", "reversing", "dates", "units", "facts",
+    "story",
+]  # fmt: skip
+# what only `intone train rl` asks for
+ROLLOUT_SETTINGS = (
+    "skills", "prompts", "samples", "max_tokens", "temperature", "top_k", "rate", "num_items"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +104,34 @@ class RunSettings(TrainingSettings):
 class TrainSettings(TrainingSettings):
     """`intone train STAGE`: one stage by itself."""
 
-    # stage to train: base (text), mid (text and conversations) or sft (conversations)
-    stage: Stage = setting(positional=True)
+    # base (text), mid (text and conversations), sft (conversations), rl (answers that can be checked)
+    stage: Literal["base", "mid", "sft", "rl"] = setting(positional=True)
     # run whose weights and model settings this stage starts from
     from_run: str | None = setting(None, flag="from")
-    # text (sft: conversations): starter, files, folders, public sets; NAME:0.7,PATH:0.3 mixes them
+    # text (sft: conversations; rl: questions): starter, files, folders, public sets; A:0.7,B:0.3 mixes
     data: tuple[str, ...] = ("starter",)
-    # validation data; none given: val* files of the data, or 1 % of it
+    # validation data; none given: val* files of the data, or 1 % of it; rl: one question in ten
     val: tuple[str, ...] = ()
     # conversations that stage mid sees beside the text: starter, files with messages, smoltalk
     sft: tuple[str, ...] = ("starter",)
     # optimizer steps; auto: from minutes
     steps: int | Auto = setting("auto", least=1)
+    # rl: starter skills to ask about, such as sorting story; none given: all of them
+    skills: tuple[Skill, ...] = ()
+    # rl: questions per optimizer step
+    prompts: int = setting(16, least=1)
+    # rl: answers to each question; what is better than their mean is learned, what is worse unlearned
+    samples: int = setting(8, least=2)
+    # rl: longest answer in tokens; auto: 160 for starter, 256 for files
+    max_tokens: int | Auto = setting("auto", least=1)
+    # rl: how varied the answers are; 1: as the model has it, which is what the gradient assumes
+    temperature: float = setting(1.0, least=0.01)
+    # rl: draw among this many of the likeliest tokens; none: all, which is what the gradient assumes
+    top_k: int | None = setting(None, least=1)
+    # rl: learning rates at the start, as a share of the other stages'; they fall to 0
+    rate: float = setting(0.05, least=0.0001, most=1)
+    # rl: held-out questions of each kind (starter: of every skill), asked before and after
+    num_items: int = setting(200, least=1)
     # write the job folder, say how to start it, and stop
     prepare: bool = setting(False, aside=True)
 
@@ -131,6 +155,30 @@ class TrainSettings(TrainingSettings):
                 value=self.stage,
                 fix="add --from RUN; `intone runs` lists them",
             )
+        self._check_rollouts()
+
+    def _check_rollouts(self) -> None:
+        """Raises UserError for what only rl asks for beside another stage, and the other way round."""
+        fields = type(self).__dataclass_fields__
+        if self.stage != "rl":
+            name = next((name for name in ROLLOUT_SETTINGS if getattr(self, name) != fields[name].default), None)
+            if name is not None:
+                flag, value = f"--{name.replace('_', '-')}", getattr(self, name)
+                raise UserError(f"{flag} is for train rl, not for train {self.stage}", value=value, fix="leave it out")
+            return
+        if len(set(self.skills)) < len(self.skills):
+            raise UserError("a skill is named twice", value=" ".join(self.skills), fix="name each once")
+        if self.skills and self.data != ("starter",):
+            raise UserError("--skills are the starter's, and --data names other questions", value=" ".join(self.data),
+                            fix="keep one of --skills and --data")  # fmt: skip
+        if self.batch_tokens != "auto":
+            fix = "use --prompts and --samples: a step has as many tokens as their answers"
+            raise UserError("--batch-tokens is not for train rl", value=self.batch_tokens, fix=fix)
+        if self.compile == "on":
+            fix = "leave it out: every step has another number of rows, and would be compiled anew"
+            raise UserError("train rl is not compiled", value="on", fix=fix)
+        if isinstance(self.devices, int) and self.devices > 1:
+            raise UserError("train rl runs in one process", value=self.devices, fix="use --devices 1, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

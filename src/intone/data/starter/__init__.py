@@ -2,6 +2,6 @@
 
 from intone.data.starter.documents import documents
 from intone.data.starter.item import SKILLS, Item
-from intone.data.starter.mix import conversations, eval_items, training_items
+from intone.data.starter.mix import conversations, eval_items, practice_item, training_items
 
-__all__ = ["SKILLS", "Item", "conversations", "documents", "eval_items", "training_items"]
+__all__ = ["SKILLS", "Item", "conversations", "documents", "eval_items", "practice_item", "training_items"]

@@ -75,6 +75,14 @@ def training_items(seed: int, num: int) -> Iterator[Item]:
     return islice((item for items in conversation_items(seed) for item in items), num)
 
 
+def practice_item(skill: str, seed: int, number: int, attempt: int = 0) -> Item:
+    """One training question of a skill, by its number: the same whatever was asked before. Never a held-out one.
+
+    attempt: another question in the same place.
+    """
+    return _MAKERS[skill](Random(f"starter practice {seed} {skill} {number} {attempt}"), held_out=False)
+
+
 def eval_items(skill: str, seed: int = 0, num: int = 200) -> list[Item]:
     """Up to num held-out items, no two with the same key; fewer only if the skill has no more.
 
