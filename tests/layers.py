@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("worker", "jobs", "launch", "supervisor"),
     ("prove",),
     ("tune",),
-    ("planning", "ground"),
+    ("planning", "planning_rl", "ground"),
     ("serve",),
     ("optimise",),
     ("bench",),

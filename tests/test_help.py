@@ -19,7 +19,7 @@ usage: intone VERB [flags]
 Trains, measures and talks to small language models, fitted to this machine.
 
   run        text -> tokenizer -> base -> mid -> SFT -> evaluation
-  train      one stage: base, mid or sft
+  train      one stage: base, mid, sft or rl
   chat       talk to a run, or to a server
   serve      a run behind an HTTP address: OpenAI's API, metrics, a page to chat
   eval       bits per byte and starter skills of a run

@@ -222,6 +222,20 @@ def _tuples(record: T, name: str) -> T:
 
 
 @dataclass(frozen=True)
+class Rollouts:
+    """What a reinforcement step learned from: the model's answers to its questions, in groups of one question each."""
+
+    reward: float  # mean over all answers
+    right: float  # share of the answers that got the full reward
+    groups: int  # questions
+    even_groups: int  # of them those whose answers all got the same reward: they say nothing about the direction
+    answers: int
+    tokens: int  # that the model wrote
+    cut: int  # answers that ran out of tokens
+    rollout_s: float  # of the step went into writing and judging answers; the rest is training
+
+
+@dataclass(frozen=True)
 class StepRow:
     """One optimizer step. loss is None where it was not finite, which JSON cannot hold."""
 
@@ -234,6 +248,7 @@ class StepRow:
     tokens_per_s: float
     peak_bytes: int | None  # None where the platform does not tell
     skipped: bool = False  # the update was left out, the loss was not finite
+    rollouts: Rollouts | None = None  # of a reinforcement step, whose tokens are those that the model wrote
 
 
 @dataclass(frozen=True)
@@ -270,7 +285,10 @@ KIND_OF = {StepRow: "step", EvalRow: "eval", SampleRow: "sample", EventRow: "eve
 
 def log_row(path: Path, row: LogRow) -> None:
     """Appends one row to a log.jsonl, in one write."""
-    append_line(path, {"kind": KIND_OF[type(row)], **dataclasses.asdict(row)})
+    values = dataclasses.asdict(row)
+    if isinstance(row, StepRow) and row.rollouts is None:
+        del values["rollouts"]
+    append_line(path, {"kind": KIND_OF[type(row)], **values})
 
 
 def read_log(path: Path, kind: Literal["step", "eval", "sample", "event"] | None = None) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ VERBS = {
         "intone.pipeline.verb:run_pipeline",
         "intone.pipeline.forecast:forecast",
     ),
-    "train": Verb("one stage: base, mid or sft", "TrainSettings", "intone.pipeline.verb:run_train"),
+    "train": Verb("one stage: base, mid, sft or rl", "TrainSettings", "intone.pipeline.verb:run_train"),
     "chat": Verb(
         "talk to a run, or to a server", "ChatSettings", "intone.api:chat", "intone.tune.engine:forecast"
     ),

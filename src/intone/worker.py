@@ -181,6 +181,8 @@ def run_job(folder: Path, stop: StopFlag, world: World) -> Outcome:
     """Dispatches on config.json's "job". The verbs' code is imported here so that a wrong folder fails fast."""
     config, kind = read_config(folder)
     if kind == "train":
+        if config.get("rollouts") is not None:
+            return run_rollouts(folder, stop, world)
         with loading():
             from intone.train.loop import Trainer, join_team
 
@@ -208,6 +210,19 @@ def run_job(folder: Path, stop: StopFlag, world: World) -> Outcome:
 
         return generate_job(folder, config)
     raise UserError(f"unknown job {kind!r} in {folder / 'config.json'}", value=kind, fix=JOBS)
+
+
+def run_rollouts(folder: Path, stop: StopFlag, world: World) -> Outcome:
+    """A training that learns from its own answers."""
+    if world.size > 1:
+        raise UserError(
+            f"a reinforcement stage trains in one process, this is one of {world.size}", value=world.size,
+            fix=f"start it without torchrun: python -m intone.worker {folder}",
+        )  # fmt: skip
+    with loading():
+        from intone.train.rl import Reinforcer
+
+    return Reinforcer(folder, stop).run()
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], Any]:

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from intone.model.cost import train_flops_per_token
-from intone.paths import read_json
-from intone.pipeline.result import honest_word
-from intone.runs import find_run
+from intone.paths import read_json, write_json
+from intone.pipeline.result import answers_lines, honest_word, rollout_summary, stage_answers
+from intone.runs import create_run, find_run
 from tests.pipeline.machine import SKILL, STARTER, run
 
 
@@ -84,3 +84,30 @@ def test_the_share_of_the_machines_rate_is_that_of_the_median_step(machine):
 def test_the_honest_word_follows_from_the_scores_alone(scores, expected):
     starter = {"skills": {name: {**SKILL, "score": score} for name, score in scores.items()}}
     assert honest_word(starter) == expected + "It knows a small world only: other topics get confident nonsense."
+
+
+def test_held_out_questions_before_and_after_are_a_table_of_both(home):
+    made = create_run({}, verb="train", stages=("rl",), name="rewarded")
+    assert stage_answers(made, "rl") is None
+
+    def answers(score):
+        ends = {"low": score - 0.1, "high": score + 0.1}
+        return {"mean": score, **ends, "skills": {"story": {"score": score, **ends, "num_items": 60}}, "wrong": [{}]}
+
+    for before, words in ((answers(0.5), "50.0% [40, 60]"), (None, "unknown")):
+        found = {"format": 1, "step": 9, "answers": answers(0.63), "before": before}
+        write_json(made.stage_folder("rl") / "eval.json", found)
+        shown = stage_answers(made, "rl")
+        assert "wrong" not in shown["after"]
+        rows = [" ".join(line.split()) for line in answers_lines(shown)[1].splitlines()]
+        assert rows[1:] == [f"story {words} 63.0% [53, 73] 60", f"mean {words} 63.0% [53, 73]"]
+
+
+def test_what_a_reinforcement_stage_wrote_is_summed_up():
+    rows = [
+        {"step_s": 2.0, "rollouts": dict(right=n / 20, groups=4, even_groups=1, answers=8, cut=n == 3, rollout_s=0.5)}
+        for n in range(20)
+    ]
+    found = rollout_summary(rows)
+    assert (found["answers"], found["cut"], found["even_groups_share"], found["rollout_share"]) == (160, 1, 0.25, 0.25)
+    assert (found["right_first"], found["right_last"]) == (pytest.approx(0.025), pytest.approx(0.925))

@@ -1,9 +1,22 @@
 """What the page of a run says, in every state a run can be in."""
 
-import pytest
+from dataclasses import replace
 
-from intone.paths import append_line, read_lines
-from intone.records import Outcome, Segment, read_choices, write_choices, write_outcome
+import pytest
+from tests.report.conftest import JOB, write_stage
+
+from intone.config import RolloutConfig
+from intone.paths import append_line, read_lines, write_json
+from intone.records import (
+    Outcome,
+    Rollouts,
+    Segment,
+    StepRow,
+    log_row,
+    read_choices,
+    write_choices,
+    write_outcome,
+)
 from intone.report.document import Commands, Figure, KeyFigures, Samples, Table
 from intone.report.record import read_record
 from intone.report.run_page import command_of, run_document
@@ -173,6 +186,34 @@ def test_a_run_before_its_plan_is_a_page_too(home):
     document = page("empty")
     assert document.subtitle == "A run that has not been planned yet. It is not finished."
     assert [section.anchor for section in document.sections] == ["use"]
+
+
+def test_a_stage_that_learned_from_rewards_shows_right_answers_in_place_of_its_loss(home):
+    settings, _ = resolve(TrainSettings, [Layer("flag", "test", {"stage": "rl", "from_run": "d4-1", "steps": 20})])
+    folder = create_run(identity(settings), verb="train", stages=("rl",), name="rewarded").stage_folder("rl")
+    write_stage(folder, "rl", steps=20)
+    asked = RolloutConfig(prompts=4, samples=5, max_tokens=9, skills=("story",))
+    write_json(folder / "config.json", replace(JOB, stage="rl", data=(), rollouts=asked).as_json())
+    rows = [row for row in read_lines(folder / "log.jsonl") if row["kind"] != "step"]
+    (folder / "log.jsonl").unlink()
+    for step in range(1, 21):
+        found = Rollouts(step / 20, step / 20, groups=4, even_groups=1, answers=20, tokens=99, cut=0, rollout_s=0.2)
+        log_row(folder / "log.jsonl", StepRow(step, 99 * step, -0.1, 0.05, 0.5, 0.2, 198, 2**30, rollouts=found))
+    for row in rows:
+        append_line(folder / "log.jsonl", row)
+    ends = {"low": 0.4, "high": 0.6}
+    before, after = (
+        {"mean": m, **ends, "skills": {"story": {"score": m, **ends, "num_items": 200}}} for m in (0.5, 0.6)
+    )
+    write_json(folder / "eval.json", {"format": 1, "step": 20, "answers": after, "before": before})
+    document = page("rewarded")
+    [figure] = [figure for figure in blocks(document, "learning", Figure) if "Right" in figure.title]
+    assert "25% of the questions taught nothing" in figure.caption
+    assert [figure.title for figure in blocks(document, "learning", Figure)] == ["Right answers while training"]
+    [table] = [table for table in blocks(document, "skills", Table) if table.header[0] == "held-out questions"]
+    assert list(table.rows[0]) == ["story", "50.0% [40.0, 60.0]", "60.0% [40.0, 60.0]", "200"]
+    assert document.data["time"]["parts_s"]["rollouts"] == pytest.approx(4.0, abs=0.5)
+    assert "data" not in document.data["time"]["parts_s"]
 
 
 def test_a_damaged_file_is_named_at_the_top(finished):

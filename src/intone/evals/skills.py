@@ -1,7 +1,7 @@
 """The starter skills: does the model give the one right answer to questions it has never seen?"""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from intone.data.chat import Message, render_prompt
 from intone.engine.engine import Engine
@@ -22,16 +22,25 @@ class Item(Protocol):
     def answer(self) -> str: ...
 
 
+AnyItem = TypeVar("AnyItem", bound=Item)
+
+
+def says_the_same(item: Item, text: str) -> bool:
+    """Whether a reply is the item's answer, word for word."""
+    return text.strip() == item.answer.strip()
+
+
 def evaluate_skills(
-    engine: Engine, items_by_skill: Mapping[str, Sequence[Item]], max_tokens: int | None = None, *,
-    on_answer: Callable[[], None] = lambda: None,
+    engine: Engine, items_by_skill: Mapping[str, Sequence[AnyItem]], max_tokens: int | None = None, *,
+    on_answer: Callable[[], None] = lambda: None, is_right: Callable[[AnyItem, str], bool] = says_the_same,
 ) -> dict[str, Any]:
     """-> {"mean", "low", "high", "skills": {NAME: {"score", "low", "high", "num_items"}}, "wrong": [...]}.
 
     Greedy answers, right if equal to the item's after trimming, tool calls left out. The mean over skills is
     unweighted. All questions are generated together. wrong: a few {"skill", "question", "expected", "got", "reason"}.
     max_tokens None: as many as the context leaves. Raises UserError for a skill without items; a question that is
-    too long for the context counts as wrong. on_answer is called after every answer.
+    too long for the context counts as wrong. on_answer is called after every answer. is_right: of an item and the text
+    of an answer.
     """
     for skill, items in items_by_skill.items():
         if not items:
@@ -42,7 +51,7 @@ def evaluate_skills(
     num_shown = dict.fromkeys(items_by_skill, 0)
     wrong: list[dict[str, str]] = []
     for (skill, item), (got, reason) in zip(asked, answers, strict=True):
-        if got.strip() == item.answer.strip():
+        if is_right(item, got):
             num_right[skill] += 1
         elif num_shown[skill] < NUM_EXAMPLES:
             num_shown[skill] += 1

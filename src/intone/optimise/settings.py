@@ -100,8 +100,8 @@ class OptimiseSettings(StageSettings):
         super().__post_init__()
         if self.stage == "rl":
             raise UserError(
-                "intone has no RL training yet, so there is none to optimise", value="rl",
-                fix="optimise sft; or infer, which writes what RL would learn from",
+                "optimise cannot look into train rl yet", value="rl",
+                fix="optimise sft, whose training step rl shares; or infer, which writes what rl learns from",
             )  # fmt: skip
         if self.stage is not None and self.stage not in WORDS:
             raise unknown_name("stage", self.stage, WORDS)

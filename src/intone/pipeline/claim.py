@@ -4,6 +4,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
 
+from intone.data.questions import check_named
 from intone.errors import DiskFull, UserError
 from intone.fields import flag_of, shown
 from intone.hardware import load_facts
@@ -12,7 +13,17 @@ from intone.pipeline.forecast import likely_depth
 from intone.pipeline.plan_files import depth_of, is_planned
 from intone.prepare import find_source
 from intone.resolving import Resolved, identity, is_free, named_fields
-from intone.runs import UNFINISHED, Run, check_same, create_run, find_run, list_runs, unfinished_run, with_state
+from intone.runs import (
+    UNFINISHED,
+    Run,
+    check_same,
+    create_run,
+    find_run,
+    find_stage,
+    list_runs,
+    unfinished_run,
+    with_state,
+)
 from intone.settings import RunSettings, TrainSettings
 
 Asked = RunSettings | TrainSettings
@@ -80,6 +91,9 @@ def check_sources(settings: Asked) -> None:
     if isinstance(settings, RunSettings):
         find_source("documents", settings.data, settings.val)
         find_source("conversations", settings.sft, settings.sft_val)
+    elif settings.stage == "rl":
+        check_named(settings.data, settings.val)
+        find_stage(settings.from_run or "latest")
     else:
         find_source("conversations" if settings.stage == "sft" else "documents", settings.data, settings.val)
         find_source("conversations", settings.sft, ())

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -284,8 +285,8 @@ def recent_pace(rows: Sequence[Mapping[str, Any]]) -> Pace | None:
     for row in reversed(rows):
         if row["kind"] == "step":
             steps.append(row["step_s"])
-        elif steps and row["kind"] == "event" and row["event"] in BREAKS:
-            break
+        elif steps and (row["step"] == 0 or (row["kind"] == "event" and row["event"] in BREAKS)):
+            break  # what came before the first step belongs to none
         elif steps:  # what comes after the last step belongs to the end of its stage
             beside_s += row.get("seconds") or 0.0
         if sum(steps) + beside_s >= WINDOW_S and len(steps) > LEAST_TIMED:
@@ -318,6 +319,8 @@ def swaps_after(choices: Choices, step: int) -> bool:
 def steps_for(folder: Path, times: float) -> int:
     """Steps of a stage after which a text of it was seen so many times; 0 where that is not known."""
     config = read_json(folder / "config.json")
+    if config.get("rollouts") is not None:
+        return sys.maxsize  # it learns from its answers, which are new every time
     epochs = [entry["epochs"] for entry in epochs_of(config, config["rows_per_step"] * config["context"])]
     return int(times / max(epochs)) if epochs else 0
 

@@ -1,7 +1,7 @@
 """What came out of a run: the result object for machines, and what a person reads at the end"""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def stage_summary(run: Run, stage: str) -> dict[str, Any]:
     seconds = sum(row["step_s"] for row in rows)
     tokens = rows[-1]["tokens"] if rows else 0
     mfu = None
-    if job.peak_flops and rows:
+    if job.peak_flops and rows and job.rollouts is None:
         typical_s = statistics.median(row["step_s"] for row in rows)
         flops = train_flops_per_token(job.model, job.context) * job.rows_per_step * job.context
         mfu = flops / typical_s / job.peak_flops
@@ -61,7 +61,54 @@ def stage_summary(run: Run, stage: str) -> dict[str, Any]:
         "data": epochs_of(read_json(run.stage_folder(stage) / "config.json"), tokens),
         "skipped": sum(row["skipped"] for row in rows),
         "mfu": mfu,  # at the median step
+        **(rollout_summary(rows) if job.rollouts is not None else {}),
     }
+
+
+def rollout_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a reinforcement stage wrote: answers, the share right in its first and last tenth of the steps, and time."""
+    found = [row["rollouts"] for row in rows]
+    tenth = max(1, len(found) // 10)
+    groups, seconds = sum(entry["groups"] for entry in found), sum(row["step_s"] for row in rows)
+    return {
+        "answers": sum(entry["answers"] for entry in found),
+        "right_first": statistics.fmean(entry["right"] for entry in found[:tenth]) if found else None,
+        "right_last": statistics.fmean(entry["right"] for entry in found[-tenth:]) if found else None,
+        "even_groups_share": sum(entry["even_groups"] for entry in found) / groups if groups else None,
+        "cut": sum(entry["cut"] for entry in found),
+        "rollout_share": sum(entry["rollout_s"] for entry in found) / seconds if seconds else None,
+    }
+
+
+def stage_answers(run: Run, stage: str) -> dict[str, Any] | None:
+    """Held-out questions of a reinforcement stage: {"before", "after"}, each as `starter` of a run; None elsewhere."""
+    path = run.stage_folder(stage) / "eval.json"
+    found = read_json(path) if path.exists() else {}
+    if "answers" not in found:
+        return None
+    sides = {"before": found.get("before"), "after": found["answers"]}
+    return {
+        side: value and {key: entry for key, entry in value.items() if key != "wrong"} for side, value in sides.items()
+    }
+
+
+def answers_lines(answers: Mapping[str, Any]) -> list[str]:
+    """Held-out questions before and after a reinforcement stage, kind by kind."""
+    before, after = answers["before"], answers["after"]
+    kinds = {**after["skills"], "mean": after}
+    rows = []
+    for name, now in kinds.items():
+        then = before and (before if name == "mean" else before["skills"].get(name))
+        rows.append([name, *(score_words(entry) for entry in (then, now)), str(now.get("num_items", ""))])
+    return ["", table(rows, header=["held-out questions", "right before", "right after", "questions"])]
+
+
+def score_words(score: Mapping[str, Any] | None) -> str:
+    """A share right with its interval: 45.0% [38, 52]."""
+    if not score:
+        return "unknown"
+    value = score.get("score", score.get("mean"))
+    return f"{100 * value:.1f}% {interval(score)}"
 
 
 def write_page(run: Run) -> Path | None:

@@ -31,7 +31,7 @@ def run_stage(run: Run, stage: str, horizon: Horizon | None = None) -> None:
     config = read_json(folder / "config.json")
     job = TrainJob.from_json(config)
     ensure_data_of(config)
-    say(f"{stage}: {job.steps:,} steps of {human_count(job.rows_per_step * job.context)} tokens")
+    say(f"{stage}: {job.steps:,} steps of {step_words(job)}")
     watch = None if horizon is None else StageWatch(horizon, stage)
     with compiled_meanwhile(folder):
         outcome = supervise(folder, choices.environment, review=watch)
@@ -39,6 +39,13 @@ def run_stage(run: Run, stage: str, horizon: Horizon | None = None) -> None:
             outcome = supervise(folder, choices.environment, review=watch)
     look_back(folder)
     check_outcome(run, stage, outcome)
+
+
+def step_words(job: TrainJob) -> str:
+    """What an optimizer step of a stage learns from."""
+    if job.rollouts is None:
+        return f"{human_count(job.rows_per_step * job.context)} tokens"
+    return f"{job.rollouts.prompts:,} questions with {job.rollouts.samples:,} answers each"
 
 
 def run_evaluation(run: Run) -> None:

@@ -8,9 +8,19 @@ from intone.peak import CostWatch
 from intone.pipeline.claim import claimed_run
 from intone.pipeline.horizon import open_horizon
 from intone.pipeline.plan_files import move, plan_once
-from intone.pipeline.result import collect_result, run_text, stage_bpb, stage_summary, stages_table, write_page
+from intone.pipeline.result import (
+    answers_lines,
+    collect_result,
+    run_text,
+    stage_answers,
+    stage_bpb,
+    stage_summary,
+    stages_table,
+    write_page,
+)
 from intone.pipeline.stages import StageFailed, failed_answer, run_evaluation, run_stage, start_command
 from intone.planning import plan_run, plan_stage
+from intone.planning_rl import plan_rl
 from intone.records import Answer
 from intone.resolving import Resolved
 from intone.runs import with_state
@@ -45,11 +55,12 @@ def run_pipeline(settings: RunSettings, origins: Mapping[str, Resolved]) -> Answ
 
 
 def run_train(settings: TrainSettings, origins: Mapping[str, Resolved]) -> Answer:
-    """One stage by itself: `intone train base|mid|sft`. With prepare it only writes the job folder."""
+    """One stage by itself: `intone train base|mid|sft|rl`. With prepare it only writes the job folder."""
     started_s = time.monotonic()
+    make_plan = plan_rl if settings.stage == "rl" else plan_stage
     with claimed_run("train", settings, origins, (settings.stage,)) as run, CostWatch(run.folder / SPENT) as cost:
         with cost.phase("planning"):
-            plan_once(run, settings.like, lambda: plan_stage(settings, origins, run.folder, started_s=started_s))
+            plan_once(run, settings.like, lambda: make_plan(settings, origins, run.folder, started_s=started_s))
             move(run, origins)
         folder = run.stage_folder(settings.stage)
         if settings.prepare:
@@ -68,6 +79,9 @@ def run_train(settings: TrainSettings, origins: Mapping[str, Resolved]) -> Answe
             "bpb": stage_bpb(run, settings.stage),
             "stages": [stage_summary(run, settings.stage)],
         }
+        answers = stage_answers(run, settings.stage)
+        result |= {} if answers is None else {"answers": answers}
         run = with_state(run, "done", result=result)
-        text = f"{stages_table(result)}\nnext: intone chat --from {run.name}"
+        lines = [stages_table(result), *([] if answers is None else answers_lines(answers)), ""]
+        text = "\n".join(lines) + f"next: intone chat --from {run.name}"
         return Answer(result, text, run=run.name, path=str(run.folder))

@@ -13,6 +13,7 @@ KINDS = {
     "planning": "tokenizer, data and tuning",
     "steps": "training steps",
     "data": "waiting for data",
+    "rollouts": "writing answers to learn from",
     "first": "first steps (compiling)",
     "evaluations": "evaluations and samples",
     "saves": "saves",
@@ -63,11 +64,16 @@ def stage_seconds(stage: StageRecord) -> dict[str, float]:
     data_s = sum(row["data_s"] for row in even)
     return {
         "steps": sum(row["step_s"] for row in rows) - first_s - data_s,
-        "data": data_s,
+        "rollouts" if is_rewarded(stage) else "data": data_s,
         "first": first_s,
         "evaluations": sum(row["seconds"] for row in stage.evals),
         "saves": _seconds_of(stage.events, "save"),
     }
+
+
+def is_rewarded(stage: StageRecord) -> bool:
+    """Whether a stage learned from its own answers: what its steps wait for is their writing."""
+    return any(row.get("rollouts") for row in stage.steps[:1])
 
 
 def _seconds_of(events: Sequence[Mapping[str, Any]], name: str) -> float:

@@ -30,6 +30,7 @@ class StageRecord:
     events: Sequence[Mapping[str, Any]]
     samples: Sequence[Mapping[str, Any]]
     bpb: Mapping[str, Any] | None  # {value, low, high, num_bytes} at the last evaluation
+    answers: Mapping[str, Any] | None  # of a reinforcement stage: {before, answers} to held-out questions
     parameters: Mapping[str, int] | None  # by kind, of the newest save
 
     @property
@@ -119,6 +120,7 @@ def _read_stage(run: Run, stage: str, read: _Reader, with_logs: bool) -> StageRe
         events=rows("event"),
         samples=read(folder / "samples.jsonl", read_lines, []),
         bpb=(evaluation or {}).get("bpb"),
+        answers=evaluation if (evaluation or {}).get("answers") else None,
         parameters=read(saves[-1], parameters_by_kind, None) if saves else None,
     )
 

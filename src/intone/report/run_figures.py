@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from intone.log import human_bytes, human_count, human_duration
-from intone.report.account import KINDS, Account
+from intone.report.account import KINDS, Account, is_rewarded
 from intone.report.charts import (
     Axis,
     Bar,
@@ -31,12 +31,14 @@ def loss_figure(record: RunRecord) -> Figure | None:
     """Training loss over the steps of all stages; None where no step has a finite loss."""
     smooth: list[tuple[StageRecord, list[float], list[float | None]]] = []
     for stage, xs in stage_steps(record):
+        if is_rewarded(stage):
+            continue  # its loss measures nothing: reward_figure
         average = average_steps(len(stage.steps))
         smooth.append((stage, xs, smoothed([row["loss"] for row in stage.steps], average)))
     values = [value for _, _, line in smooth for value in line if value is not None]
     if not values:
         return None
-    raw = [row["loss"] for stage in record.started for row in stage.steps if row["loss"] is not None]
+    raw = [row["loss"] for stage, _, _ in smooth for row in stage.steps if row["loss"] is not None]
     is_log = min(raw) > 0 and max(values) / min(values) > LOG_FROM
     lines = []
     for stage, xs, line in smooth:
@@ -45,7 +47,7 @@ def loss_figure(record: RunRecord) -> Figure | None:
         lines.append(Line(points(xs, line), colour))
     scale = ", logarithmic" if is_log else ""
     y = Axis(f"loss in nats per token{scale}", None if is_log else 0.0, is_log=is_log)
-    widths = sorted({average_steps(len(stage.steps)) for stage in record.started})
+    widths = sorted({average_steps(len(stage.steps)) for stage, _, _ in smooth})
     spread = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
     ends = [f"{stage.stage} ends at {shown_loss(line[-1])}" for stage, _, line in smooth]
     return Figure(
@@ -53,10 +55,31 @@ def loss_figure(record: RunRecord) -> Figure | None:
         over_steps(record, lines, y, "training loss: " + ", ".join(ends), loss_words, height=300),
         f"Thin: every step. Bold: an average over about {spread} steps. Base and mid learn every token, "
         "SFT only what the assistant says, so their losses are different quantities."
-        if len(record.started) > 1
+        if len(smooth) > 1
         else f"Thin: every step. Bold: an average over about {spread} steps.",
         curve_table(record),
     )
+
+
+def reward_figure(record: RunRecord) -> Figure | None:
+    """The share of right answers over the steps of a stage that learned from them; None where none did."""
+    lines, ends = [], []
+    for stage, xs in stage_steps(record):
+        if not is_rewarded(stage):
+            continue
+        shares = [100 * row["rollouts"]["right"] for row in stage.steps]
+        average = average_steps(len(stage.steps))
+        lines.append(Line(points(xs, shares), COLOURS[stage.stage], "faint"))
+        lines.append(Line(points(xs, smoothed(shares, average)), COLOURS[stage.stage]))
+        even, groups = (sum(row["rollouts"][name] for row in stage.steps) for name in ("even_groups", "groups"))
+        ends.append(
+            f"Bold: an average over about {average} steps. {100 * even / groups:.0f}% of the questions taught nothing, "
+            "because all their answers got the same reward."
+        )
+    if not lines:
+        return None
+    svg = over_steps(record, lines, Axis("right answers, %", 0.0, 100.0), "share of right answers", right_words)
+    return Figure("Right answers while training", svg, f"Thin: the answers of every step. {' '.join(ends)}")
 
 
 def bpb_figure(record: RunRecord) -> Figure | None:
@@ -154,6 +177,15 @@ def loss_words(stage: StageRecord, rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{_place(stage, rows)}: loss {shown_loss(mean)}"
 
 
+def right_words(stage: StageRecord, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What a pointer over the rewards shows."""
+    found = [row["rollouts"] for row in rows if row.get("rollouts")]
+    if not found:
+        return _place(stage, rows)
+    right = sum(entry["right"] * entry["answers"] for entry in found) / sum(entry["answers"] for entry in found)
+    return f"{_place(stage, rows)}: {100 * right:.1f}% right"
+
+
 def speed_words(stage: StageRecord, rows: Sequence[Mapping[str, Any]]) -> str:
     """What a pointer over the speed shows: tokens by seconds, not the mean of rates."""
     seconds = sum(row["step_s"] for row in rows)
@@ -199,7 +231,7 @@ def steady_rate(stage: StageRecord) -> float | None:
 
 def time_figure(account: Account, *, has_restarts: bool) -> Figure:
     """Where the time went: one bar and a table, with what nobody measured as a part of its own."""
-    colours = {"steps": 1, "data": 4, "first": 2, "evaluations": 3, "saves": 5, "planning": 6, "questions": 3}
+    colours = dict(steps=1, data=4, rollouts=4, first=2, evaluations=3, saves=5, planning=6, questions=3)
     left_s = account.unexplained_s
     entries = [(KINDS[kind], account.parts[kind], colours[kind]) for kind in KINDS if kind in account.parts]
     whole_s = account.total_s if left_s else sum(account.parts.values())
@@ -271,3 +303,8 @@ def with_interval(value: Mapping[str, Any]) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
+def share_words(score: Mapping[str, Any]) -> str:
+    """A share of right answers with its interval: 45.0% [38.2, 52.0]."""
+    value = score.get("score", score.get("mean"))
+    assert value is not None, "an evaluation has a score or a mean"
+    return f"{100 * value:.1f}% [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"

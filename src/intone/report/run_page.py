@@ -165,6 +165,9 @@ def skills_section(record: RunRecord) -> Section:
     if rows:
         caption = "Validation at the end of each stage, with 95% intervals; lower is better."
         blocks.append(Table(["stage", "measured on", "bits per byte", "bytes"], rows, left=2, caption=caption))
+    for stage in record.stages:
+        if stage.answers:
+            blocks.append(answers_table(stage.answers))
     for stage in reversed(record.stages):
         if stage.samples:
             blocks.append(stage_samples(stage, folded=bool(blocks) and stage is not record.stages[-1]))
@@ -173,6 +176,18 @@ def skills_section(record: RunRecord) -> Section:
         entries = [Sample(w["question"], w["got"], w["skill"], w["expected"]) for w in wrong]
         blocks.append(Samples(f"Answers it got wrong: the first of each skill, {len(entries)} in all", entries, True))
     return Section("What it can do", "skills", blocks)
+
+
+def answers_table(answers: Mapping[str, Any]) -> Table:
+    """Held-out questions before and after a stage that learned from its own answers."""
+    before, after = answers.get("before") or {}, answers["answers"]
+    rows = []
+    for name, now in {**after["skills"], "mean": after}.items():
+        then = before if name == "mean" else before.get("skills", {}).get(name)
+        words = [figures.share_words(entry) if entry else "unknown" for entry in (then, now)]
+        rows.append([name, *words, str(now.get("num_items", ""))])
+    caption = "Held-out questions before and after learning from rewards; greedy answers, 95% intervals."
+    return Table(["held-out questions", "right before", "right after", "questions"], rows, caption=caption)
 
 
 def bpb_words(stage: str) -> str:
@@ -189,7 +204,7 @@ def stage_samples(stage: StageRecord, *, folded: bool) -> Samples:
 
 def learning_section(record: RunRecord) -> Section:
     """The curves of learning."""
-    found = (figures.loss_figure(record), figures.bpb_figure(record))
+    found = (figures.loss_figure(record), figures.reward_figure(record), figures.bpb_figure(record))
     return Section("How it learned", "learning", [figure for figure in found if figure])
 
 

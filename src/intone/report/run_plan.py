@@ -58,8 +58,8 @@ def recipe_rows(record: RunRecord) -> list[list[str]]:
 
     return [
         row("steps", lambda job: f"{job['steps']:,}"),
-        row("tokens per step", lambda job: f"{job['rows_per_step'] * job['context']:,}"),
-        row("rows per step", lambda job: f"{job['rows_per_step']:,} of {job['context']:,}"),
+        row("tokens per step", _step_tokens),
+        row("rows per step", _step_rows),
         row("learns", lambda job: _learns(job)),
         row("rate of matrices (Muon)", lambda job: _rate(job, "matrix_lr")),
         row("rate of embedding", lambda job: _rate(job, "embedding_lr")),
@@ -72,7 +72,18 @@ def recipe_rows(record: RunRecord) -> list[list[str]]:
     ]
 
 
+def _step_tokens(job: Mapping[str, Any]) -> str:
+    asked = job.get("rollouts")
+    return f"{asked['prompts'] * asked['samples']:,} answers" if asked else f"{job['rows_per_step'] * job['context']:,}"
+
+
+def _step_rows(job: Mapping[str, Any]) -> str:
+    return "as they fill" if job.get("rollouts") else f"{job['rows_per_step']:,} of {job['context']:,}"
+
+
 def _learns(job: Mapping[str, Any]) -> str:
+    if job.get("rollouts"):
+        return "its own answers, by their reward"
     if job["stage"] == "sft":
         return "answers"
     return "everything said" if job["learn_all"] else "text"

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 
 from intone.blocks import Exchange, whole_number
-from intone.data.loader import Prefetcher
 from intone.errors import UserError, unknown_name
 from intone.evals.bpb import row_sums
 from intone.model.checkpoint import list_checkpoints, save_checkpoint
 from intone.model.optim import StepScale
 from intone.rates import waiter
 from intone.records import Choices, Outcome, StepRow
-from intone.train.loop import Trainer
+from intone.train.loop import Batches, Trainer
 from intone.train.memory import free_bytes, peak_bytes, reserved_bytes, reset_peak, resident_bytes
 from intone.train.plan import check_segments
 
@@ -88,7 +87,7 @@ class LiveTraining:
                 block = self._until_restart(exchange, batches)
         return Outcome("done", trainer.progress.step)
 
-    def _until_restart(self, exchange: Exchange, batches: Prefetcher) -> dict[str, Any] | None:
+    def _until_restart(self, exchange: Exchange, batches: Batches) -> dict[str, Any] | None:
         """Answers blocks that go on -> the first that begins again or takes other rows, None at the end."""
         commands = exchange.blocks(COMMAND)
         while True:
@@ -101,14 +100,14 @@ class LiveTraining:
             warmed = self._warmed(batches, block) if changed and block.get("first", True) else {}
             exchange.answer(self._block(batches, block) | warmed)
 
-    def _warmed(self, batches: Prefetcher, command: Mapping[str, Any] = MappingProxyType({})) -> dict[str, float]:
+    def _warmed(self, batches: Batches, command: Mapping[str, Any] = MappingProxyType({})) -> dict[str, float]:
         """Steps that compile, allocate and fill caches -> their seconds."""
         first_s, _ = self._timed(batches, 1)
         num_warm = WARM_STEPS if command.get("warm") is None else whole_number(command, "warm", least=0)
         warm_s = self._timed(batches, num_warm)[0] if num_warm else 0.0
         return {"first_s": first_s, "warm_s": warm_s}
 
-    def _block(self, batches: Prefetcher, command: dict[str, Any]) -> dict[str, Any]:
+    def _block(self, batches: Batches, command: dict[str, Any]) -> dict[str, Any]:
         steps = whole_number(command, "steps", 1)
         trainer = self._trainer
         first_step = trainer.progress.step
@@ -148,7 +147,7 @@ class LiveTraining:
         device = trainer.device
         self._moments = {"peak_bytes": peak_bytes(device), "reserved_bytes": reserved_bytes(device)}
 
-    def _timed(self, batches: Prefetcher, steps: int) -> tuple[float, list[tuple[StepRow, int]]]:
+    def _timed(self, batches: Batches, steps: int) -> tuple[float, list[tuple[StepRow, int]]]:
         """(seconds, rows) of these steps, nothing queued on the device before or after them."""
         trainer = self._trainer
         first_step = trainer.progress.step

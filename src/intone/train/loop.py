@@ -6,19 +6,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 
 from intone.config import TrainJob
-from intone.data.loader import Prefetcher
+from intone.data.loader import Batch, Prefetcher
 from intone.dist import World
 from intone.log import say
 from intone.model.attention import Backend
 from intone.model.checkpoint import discard_after, prune, remove_leftovers
 from intone.model.optim import Optimizer
 from intone.paths import read_json, write_json
-from intone.records import Choices, EventRow, Outcome, Segment, StepRow, log_row, read_choices
+from intone.records import Choices, EventRow, Outcome, Rollouts, Segment, StepRow, log_row, read_choices
 from intone.team import ALONE, Team
 from intone.train.evaluation import evaluate_stage
 from intone.train.guard import MemoryGuard
@@ -33,6 +33,15 @@ from intone.train.swap import waited_for_code
 from intone.train.waiting import Waiting
 
 MAX_NOT_FINITE = 3  # skipped steps in a row that end the run
+
+
+class Batches(Protocol):
+    """What the steps of a stage learn from, in their order."""
+
+    def __next__(self) -> tuple[int, Batch]: ...
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing is made ahead inside the with block."""
 
 
 def join_team(folder: Path, world: World) -> Team:
@@ -96,9 +105,13 @@ class Trainer:
         self.job = replace(self.job, steps=self.choices.num_steps(self.job.steps))
         self.device = pick_device(self.choices, self.team.world)
         with self.team.all_or_none():
-            self.tokenizer, self.rows, self.val = open_data(self.job)
+            self._open()
             self.model = build_model(self.job, self.choices.segments[0], self.device)
         self.restore()
+
+    def _open(self) -> None:
+        """What the stage reads."""
+        self.tokenizer, self.rows, self.val = open_data(self.job)
 
     def restore(self) -> None:
         """The newest good save of this job, else the weights it starts from, else the random start."""
@@ -131,8 +144,8 @@ class Trainer:
     # --- steps ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def batches(self) -> Iterator[Prefetcher]:
-        """The batches of the steps that are left, made in the background, with clocks and peak memory set back."""
+    def batches(self) -> Iterator[Batches]:
+        """The batches of the steps that are left, with clocks and peak memory set back."""
         self.started_s = self.last_save_s = time.monotonic()
         self.base_elapsed_s = self.progress.elapsed_s
         self.line = ProgressLine(self.job)
@@ -143,13 +156,17 @@ class Trainer:
         margin = self.choices.settings.get("memory_margin_bytes")
         self.guard = MemoryGuard(self.device, None if margin is None else margin.value)
         try:
-            share = dict(rank=self.team.rank, size=self.team.size)
-            with Prefetcher(self.rows, self.job.rows_per_step, self.progress.step, **share) as batches:
+            with self._batches() as batches:
                 yield batches
         finally:
             gc.unfreeze()
 
-    def advance(self, batches: Prefetcher, last_step: int) -> Outcome | None:
+    def _batches(self) -> contextlib.AbstractContextManager[Batches]:
+        """The batches themselves, made in the background."""
+        share = dict(rank=self.team.rank, size=self.team.size)
+        return Prefetcher(self.rows, self.job.rows_per_step, self.progress.step, **share)
+
+    def advance(self, batches: Batches, last_step: int) -> Outcome | None:
         """Steps until last_step is done and its loss is read; an outcome where they end early."""
         job, progress = self.job, self.progress
         waiting: list[Pending] = []  # steps the device was given and whose loss was not read yet
@@ -251,8 +268,9 @@ class Trainer:
 
     def _finish_step(self, runner: TrainStep, pending: Pending) -> Outcome | None:
         """Waits for a step, counts, logs and prints it; an outcome where too many in a row were not finite."""
-        progress = self.progress
-        result, tokens = pending.result, self.job.rows_per_step * self.job.context
+        progress, result = self.progress, pending.result
+        rollouts = self._rollouts_of(pending.batch)
+        tokens = self.job.rows_per_step * self.job.context if rollouts is None else rollouts.tokens
         loss = result.sync_loss()
         applied = bool(result.finite)
         runner.note_finite(applied)
@@ -276,6 +294,7 @@ class Trainer:
             tokens_per_s=tokens / step_s,
             peak_bytes=peak_bytes(self.device),
             skipped=not applied,
+            rollouts=rollouts,
         )
         if self.team.is_main:
             log_row(self.folder / "log.jsonl", row)  # also the sign of life that the supervisor looks for
@@ -285,6 +304,10 @@ class Trainer:
         if self.waiting is not None:
             self.waiting.look()
         return None if progress.num_not_finite < MAX_NOT_FINITE else self._not_finite()
+
+    def _rollouts_of(self, batch: Batch) -> Rollouts | None:
+        """What a step's rows were made of; None where they were read."""
+        return None
 
     def _not_finite(self) -> Outcome:
         step, num_rows = self.progress.step, self.job.rows_per_step

@@ -20,6 +20,15 @@ def open_data(job: TrainJob) -> tuple[Tokenizer, Rows, TokenSet | None]:
 
     Raises UserError for what is gone, Damaged for what is broken, and where the tokenizer is another one.
     """
+    tokenizer = open_tokenizer(job)
+    sets = [TokenSet.open(Path(folder)) for folder in job.data]
+    weights = list(job.weights) if job.weights else None
+    rows = Rows(sets, job.context, job.seed, weights=weights, learn_all=job.learn_all, one_text=job.one_text)
+    return tokenizer, rows, TokenSet.open(Path(job.val)) if job.val else None
+
+
+def open_tokenizer(job: TrainJob) -> Tokenizer:
+    """The job's tokenizer. Raises UserError where it is gone, Damaged where it is another one."""
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     if tokenizer.hash != job.tokenizer_hash:
         raise Damaged(
@@ -27,10 +36,7 @@ def open_data(job: TrainJob) -> tuple[Tokenizer, Rows, TokenSet | None]:
             value=job.tokenizer,
             fix="restore the folder, or start a new run",
         )
-    sets = [TokenSet.open(Path(folder)) for folder in job.data]
-    weights = list(job.weights) if job.weights else None
-    rows = Rows(sets, job.context, job.seed, weights=weights, learn_all=job.learn_all, one_text=job.one_text)
-    return tokenizer, rows, TokenSet.open(Path(job.val)) if job.val else None
+    return tokenizer
 
 
 def build_model(job: TrainJob, first: Segment, device: torch.device) -> GPT:

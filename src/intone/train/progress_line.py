@@ -5,7 +5,7 @@ import time
 from intone.config import TrainJob
 from intone.log import human_bytes, human_count, human_duration, say
 from intone.model.cost import train_flops_per_token
-from intone.records import StepRow
+from intone.records import Rollouts, StepRow
 
 PROGRESS_EVERY_S = 5.0
 
@@ -35,6 +35,8 @@ class ProgressLine:
 def progress_text(job: TrainJob, row: StepRow, step_s: float) -> str:
     """base step   100/2,600   loss 3.213   443k tok/s   MFU 31.0%   peak 44.0 GiB   left 49 min"""
     rate = row.tokens / row.step / step_s
+    if row.rollouts is not None:
+        return rollout_text(job, row, row.rollouts, rate, step_s)
     mfu = "unknown"
     if job.peak_flops:
         share = rate * train_flops_per_token(job.model, job.context) / job.peak_flops
@@ -45,4 +47,15 @@ def progress_text(job: TrainJob, row: StepRow, step_s: float) -> str:
     return (
         f"{job.stage:<4} step {row.step:>{width},}/{job.steps:,}   loss {loss}   "
         f"{human_count(rate)} tok/s   MFU {mfu}   peak {human_bytes(row.peak_bytes)}   left {left}"
+    )
+
+
+def rollout_text(job: TrainJob, row: StepRow, rollouts: Rollouts, rate: float, step_s: float) -> str:
+    """rl   step  10/200   right 45%   alike 3/16   1.2k tok/s   writing 61%   peak 1.1 GiB   left 9 min"""
+    width = len(f"{job.steps:,}")
+    return (
+        f"{job.stage:<4} step {row.step:>{width},}/{job.steps:,}   right {100 * rollouts.right:.0f}%   "
+        f"alike {rollouts.even_groups}/{rollouts.groups}   {human_count(rate)} tok/s   "
+        f"writing {100 * rollouts.rollout_s / row.step_s:.0f}%   peak {human_bytes(row.peak_bytes)}   "
+        f"left {human_duration((job.steps - row.step) * step_s)}"
     )

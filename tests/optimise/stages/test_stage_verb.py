@@ -28,7 +28,7 @@ from intone.resolving import Layer, resolve
         ("optimise pipeline", "optimise pipeline needs a run"),
         ("optimise pipeline --like a --against HEAD", "one stage at a time"),
         ("optimise bass", "base"),
-        ("optimise rl", "no RL training yet"),
+        ("optimise rl", "cannot look into train rl yet"),
         ("optimise base --against", "needs"),
     ],
 )
