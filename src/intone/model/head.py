@@ -1,5 +1,6 @@
 """The loss in pieces: logits of a part of the tokens at a time, with their gradient, so that all never exist at once"""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class LossInPieces(torch.autograd.Function):
         grad_x = torch.empty_like(x)
         grad_weight = torch.zeros_like(weight)
         loss_sum = torch.zeros((), dtype=wide, device=x.device)
-        counts = [None] * len(x.chunk(pieces)) if weights is None else weights.chunk(pieces)
+        counts: Sequence[Tensor | None] = [None] * len(x.chunk(pieces)) if weights is None else weights.chunk(pieces)
         parts = zip(x.chunk(pieces), targets.chunk(pieces), grad_x.chunk(pieces), counts, strict=True)
         for part, wanted, grad, count in parts:
             squashed = F.linear(part, narrow).to(wide).div_(softcap).tanh_()
