@@ -208,9 +208,9 @@ def tested(test: ast.expr, scope: Scope, project: Project) -> str | None:
         return f"if {code_of(test, 40)}" if _is_truth(test, scope, project) else None
     if isinstance(test, ast.Call) and not has_read(test):
         last = last_name(test.func)
-        asks = last in ASKS
+        is_question = last in ASKS
         named = called(test, scope).startswith("torch.is") and on_device(test, scope, project)
-        if asks and (named or is_tensor(test, scope, project)):
+        if is_question and (named or is_tensor(test, scope, project)):
             return f"if {code_of(test, 40)}"
     return None
 

@@ -129,8 +129,8 @@ def _is_made_on_device(node: ast.expr, scope: Scope, project: Project, depth: in
         value = _followed(binding)
         if value is not None and on_device(value, at, project, depth - 1, by_name=by_name):
             return True
-        given = walked(binding, at, project)
-        if any(on_device(part, there, project, depth - 1, by_name=by_name) for part, there in given):
+        walked_over = walked(binding, at, project)
+        if any(on_device(part, there, project, depth - 1, by_name=by_name) for part, there in walked_over):
             return True
     if not bindings and _handed_over(bound, scope, project, depth, by_name):
         return True

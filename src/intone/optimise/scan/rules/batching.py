@@ -194,7 +194,8 @@ def _in_call(node: ast.Call, scope: Scope, project: Project) -> Iterator[tuple[a
         callees = [*callees, *inits[:2]]
     if callees or re.search(
         r"Args|Arguments|Config|Settings|DataLoader|Sampler|Namespace|dict$|loader|partial$|^Trainer|^(update|setdefault|merge)$|"
-        r"_replace$|^(create|EasyDict|Box|Munch)$", name
+        r"_replace$|^(create|EasyDict|Box|Munch)$",
+        name,
     ):
         for word in node.keywords:
             if BATCH.match(word.arg or "") and is_one_of_many(word.value, scope, project):

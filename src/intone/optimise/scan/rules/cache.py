@@ -70,7 +70,7 @@ def _continued(module: Module, project: Project, seen: set[ast.AST]) -> Iterator
                 continue
             for node in inside:
                 name = target_name(node.targets[0]) if isinstance(node, ast.Assign) else None
-                joins = name is not None and isinstance(node.value, ast.Call) and last_name(node.value.func) in JOINS  # type: ignore[attr-defined]
+                joins = name is not None and isinstance(node.value, ast.Call) and last_name(node.value.func) in JOINS  # type: ignore[attr-defined, operator]
                 if name is None or not joins or name not in names_in(node.value):  # type: ignore[attr-defined]
                     continue
                 run = _run_of_whole(name, node.value, inside, scope, project)  # type: ignore[attr-defined]

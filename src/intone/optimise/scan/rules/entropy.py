@@ -279,7 +279,8 @@ def _is_generator(node: ast.expr, scope: Scope, project: Project) -> bool:
     if name.startswith("self.") and scope.owner is not None:
         made += [b.value for method in project.class_scopes(scope.owner) for b in method.bindings.get(name, [])]
         made += [
-            part for part in scope.owner.body
+            part
+            for part in scope.owner.body
             if isinstance(part, (ast.Assign, ast.AnnAssign)) and name.removeprefix("self.") in fields_of(part)
         ]
     return any("Generator" in text_of(one) for one in made)

@@ -105,11 +105,12 @@ def _one_place(draw: ast.Call, scope: Scope) -> ast.expr | None:
     if len(draw.args) > 2 or any(word.arg in ("size", "high") for word in draw.keywords) or _is_in_turns(draw, scope):
         return None
     held = {name for name, bindings in scope.bindings.items() if any(draw in walk(b.value) for b in bindings)}
-    for node in scope.of(ast.ListComp, ast.GeneratorExp):
-        rows = names_in(node.generators[0].iter) & set(scope.parameters)
-        cuts = [part.slice for part in walk(node.elt) if isinstance(part, ast.Subscript)]
+    comprehensions: list[ast.ListComp | ast.GeneratorExp] = [*scope.of(ast.ListComp), *scope.of(ast.GeneratorExp)]
+    for comprehension in comprehensions:
+        rows = names_in(comprehension.generators[0].iter) & set(scope.parameters)
+        cuts = [part.slice for part in walk(comprehension.elt) if isinstance(part, ast.Subscript)]
         if rows and any(isinstance(cut, ast.Slice) and names_in(cut) & held for cut in cuts):
-            return node
+            return comprehension
     return None
 
 
@@ -273,9 +274,9 @@ def _met(draw: ast.Call, scope: Scope, rows: set[str]) -> ast.AST | None:
                 return node
         elif isinstance(node, ast.Call) and last_name(node.func) in JOINS:
             parts = [*node.args, *([node.func.value] if isinstance(node.func, ast.Attribute) else [])]
-            used = [_values(part) for part in parts]
-            alone = any(one & held and not one & (rows - held) for one in used)
-            if alone and any(one & (rows - held) for one in used):
+            joined = [_values(part) for part in parts]
+            alone = any(one & held and not one & (rows - held) for one in joined)
+            if alone and any(one & (rows - held) for one in joined):
                 return node
     return None
 

@@ -240,7 +240,7 @@ def _outer(scope: Scope) -> list[Scope]:
 def _is_told_place(source: Source, files: list[Module], progress: set[str], project: Project) -> bool:
     """Whether anything says where the source begins: an argument, a method, a field, or what is restored."""
     for made, _ in source.made:
-        args = [*made.args, *(word.value for word in made.keywords)] if isinstance(made, ast.Call) else []  # type: ignore[attr-defined]
+        args = [*made.args, *(word.value for word in made.keywords)] if isinstance(made, ast.Call) else []
         words = {name.rpartition(".")[2] for arg in args for name in names_in(arg)}
         words |= {word.arg or "**" for word in getattr(made, "keywords", [])}
         if words & progress or any(LATER.search(word) for word in words) or "**" in words:

@@ -126,12 +126,12 @@ def may_be_set(held: ast.expr, files: list[Module], project: Project) -> bool:
             base = call.func.value if isinstance(call.func, ast.Attribute) else None
             while isinstance(base, ast.Call) and isinstance(base.func, ast.Attribute):
                 base = base.func.value  # net.to(device).eval()
-            name = target_name(base) if base is not None else None
-            if name is None:
+            asked = target_name(base) if base is not None else None
+            if asked is None:
                 return True
-            root = name.partition(".")[0]
+            root = asked.partition(".")[0]
             walked = any(b.how == "iter" for b in scope.bindings.get(root, []))
-            if name.rpartition(".")[2] in names or name in ("self", "cls") or walked or name in scope.parameters:
+            if asked.rpartition(".")[2] in names or asked in ("self", "cls") or walked or asked in scope.parameters:
                 return True
     return False
 

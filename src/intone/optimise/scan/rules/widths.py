@@ -47,7 +47,9 @@ def varying_width(module: Module, project: Project, *, any_rows: bool = False) -
                 at = f"{maker.module.path}:{getattr(padded[0], 'lineno', 0)}"
                 return "batches are as wide as their longest row", f"rows are filled up to the longest at {at}"
     for file in files:
-        turns = [(loop.inner, loop.turn(project)) for loop in train_loops(file, project)]
+        turns: list[tuple[ast.AST, list[Reached]]] = [
+            (loop.inner, loop.turn(project)) for loop in train_loops(file, project)
+        ]
         turns += [(s.node, reached(s.node, s, project)) for s in file.scopes if s.simple_name in STEPS]
         for around, turn in turns:
             for item in turn:
