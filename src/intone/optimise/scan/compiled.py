@@ -134,7 +134,7 @@ def _why_idle(call: ast.Call, scope: Scope, project: Project) -> str | None:
         if above is scope.node:
             break
         if isinstance(above, (ast.If, ast.IfExp)) and below is not above.test:
-            never = is_never(above.test, scope, project)
+            never = is_never(above.test, scope, project) and not _is_fallback(above.test, scope, project)
             on = (
                 isinstance(above, ast.If)
                 and below in above.orelse
@@ -185,6 +185,23 @@ def on_the_way(run: Reached, project: Project) -> list[Compile]:
         if isinstance(item.node, ast.Call) and last_name(item.node.func) == "compile"
     }  # fmt: skip
     return [one for node, module in inside.items() for one in compile_calls(module, project) if one.call is node]
+
+
+def _is_fallback(test: ast.expr, scope: Scope, project: Project) -> bool:
+    """Whether what the code says of a switch only holds where settings say nothing: cfg.get("compile", False).
+
+    Of settings that a class or function is given the value stands in the file or call that makes them.
+    """
+    return any(_is_looked_up(one.node, one.scope) for one in known_values(test, scope, project))
+
+
+def _is_looked_up(node: ast.AST, scope: Scope) -> bool:
+    """Whether a constant is the second argument of get() of a parameter, which is settings that others have written."""
+    call = scope.module.parents.get(node)
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or call.func.attr != "get":
+        return False
+    root = (target_name(call.func.value) or "").partition(".")[0]
+    return node in call.args[1:] and root in scope.parameters and root not in ("self", "cls")
 
 
 LOSS = re.compile(r"^_?(loss|criterion|crit)(_fn|_func|_function|_module)?$")

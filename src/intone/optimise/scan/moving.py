@@ -7,7 +7,7 @@ from intone.optimise.scan.expressions import called, code_of, last_name, names_i
 from intone.optimise.scan.reach import Reached, is_inside
 from intone.optimise.scan.seldom import is_periodic
 from intone.optimise.scan.source import Scope, own_nodes, target_name, walk
-from intone.optimise.scan.waiting import OVER_DATA, TEXTS, Work, remakes, words_of
+from intone.optimise.scan.waiting import OVER_DATA, TEXTS, Work, list_name, remakes, words_of
 
 Found = tuple[str, tuple[str, ...], str | None]
 
@@ -173,7 +173,7 @@ def grown_anew(item: Reached, work: Work) -> Found | None:
         return None  # a text that is generated
     if name is None or not _is_kept(name, item, work, named=False):
         return None
-    if item.chain and not name.startswith("self."):
+    if item.chain and not name.startswith("self.") or _is_of_dialogue(name, item):
         return None
     message = f"`{name}` is copied as a whole for every piece that is added"
     if (
@@ -194,6 +194,17 @@ def grown_anew(item: Reached, work: Work) -> Found | None:
     if is_list(name, scope) or _is_text(name, scope) and _adds_text(value, item):
         return message, _code_at(item, 60), None
     return None
+
+
+def _is_of_dialogue(name: str, item: Reached) -> bool:
+    """for message in messages: ids = ids + encode(message), with no loop around: as many pieces as a text has turns."""
+    loops = item.scope.module.loops_around(item.node)
+    if len(loops) != 1 or not isinstance(loops[0], ast.For) or name.startswith("self."):
+        return False
+    return TURNS.search(list_name(loops[0].iter) or "") is not None
+
+
+TURNS = re.compile(r"(messages|turns|dialog(ue)?|conversation|content|history)$")
 
 
 def _holds_itself(value: ast.expr, name: str) -> bool:

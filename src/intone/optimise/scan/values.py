@@ -102,7 +102,7 @@ BODY = re.compile(
 
 MAKES_MODEL = re.compile(
     r"_*(load|build|make|create|get|init|setup|prepare|wrap|save|export|fetch|download|convert|read|restore|compile|new|"
-    r"is|has|check|unwrap|freeze|count|move|copy)_"
+    r"is|has|check|unwrap|freeze|count|move|copy|parse|validate|list|find|resolve|register|log|print)_"
 )
 
 

@@ -56,7 +56,9 @@ def written_in_place(module: Module, project: Project) -> Iterator[Place]:
                     *(["the name is the same at every save"] if same else []),
                 ),
                 # a conversion that broke off is seen and can be run again, unless something takes the file as it is
-                confidence="low" if CONVERTS.search(scope.simple_name) and not same else "high",
+                confidence="low"
+                if CONVERTS.search(scope.simple_name) and not same or _is_marked_last(written, scope)
+                else "high",
                 severity="high" if same else None if _keeps_training(module, scope) else "low",
             )
         yield from _copied(scope, states)
@@ -97,6 +99,12 @@ def _is_marked(written: Written, scope: Scope, project: Project) -> bool:
 
 
 ASKS = ("exists", "is_file", "isfile")
+
+
+def _is_marked_last(written: Written, scope: Scope) -> bool:
+    """torch.distributed.checkpoint.save to a name of its own: .metadata comes last, and nothing is loaded without."""
+    constant = isinstance(written.where, ast.Constant)
+    return called(written.call, scope).startswith("torch.distributed.checkpoint.") and not constant
 
 
 def _copied(scope: Scope, states: list[Written]) -> Iterator[Place]:
@@ -195,7 +203,8 @@ def _is_state(written: Written, scope: Scope, project: Project) -> bool:
             for key in part.keys if isinstance(key, ast.Constant)
         ]  # fmt: skip
         counts = any(key in COUNTS for key in keys) or bool(re.search(r"(^|[._(])state(_dict|$|[).])", text_of(node)))
-        return counts and bool(PROGRESS.search(named)) and "config" not in named.lower()
+        part = text_of(node.slice) if isinstance(node, ast.Subscript) else ""  # state_dict[ADAPTER_CONFIG]
+        return counts and bool(PROGRESS.search(named)) and "config" not in f"{named} {part}".lower()
     if written.is_array:
         ends = project.origins(node, scope, _inside, depth=3)
         weights = re.search(r"(^|[^\w])(params|weights|state)($|[^\w])", text_of(node)) is not None

@@ -25,7 +25,7 @@ from intone.optimise.scan.source import LOOPS, Module, Scope, target_name, walk
 def unsorted_files(module: Module, project: Project) -> Iterator[Place]:
     """os.listdir or glob of data files, walked over or indexed without sorted()."""
     for scope in module.scopes:
-        yield from _named_sets(scope)
+        yield from _named_sets(scope, project)
         yield from _listed_sets(scope)
         for call in scope.calls:
             if (walked := _walks_set(call, scope)) is not None:
@@ -102,7 +102,7 @@ OF_DATA = re.compile(
 READS_ROWS = re.compile(r"open|read|load|yield|append|extend|memmap|encode|write|put\(|tok\w*[(.]|\.add\(|template")
 
 
-def _named_sets(scope: Scope) -> Iterator[Place]:
+def _named_sets(scope: Scope, project: Project) -> Iterator[Place]:
     """names = {path.name for path in files}, then list(names) or `for name in names`: the order of a set of texts."""
     for name, bindings in scope.bindings.items():
         values = [b.value for b in bindings if b.how in ("=", "op")]
@@ -114,10 +114,31 @@ def _named_sets(scope: Scope) -> Iterator[Place]:
             continue
         for node in scope.body:
             used = _in_order_of(node, name, scope)
+            if used is not None and _fills_table(used, scope, project):
+                continue
             if used is not None and OF_DATA.search(f"{code} {name} {scope.name} {text_of(node)}"):
                 made = f"`{name}` is a set, made at line {getattr(bindings[0].node, 'lineno', 0)}"
                 yield Place(used, f"`{code_of(used, 50)}` is used in the order of a set", (made, SALTED))
                 break
+
+
+def _fills_table(node: ast.expr, scope: Scope, project: Project) -> bool:
+    """return list(names), of which all callers only make a table: for name in found: table[name] = number(name)"""
+    sites = project.callers(scope)[:6] if isinstance(scope.module.parents.get(node), ast.Return) else []
+    for site in sites:
+        above, file = site.scope.module.parents.get(site.call), site.scope.module
+        held = target_name(above.targets[0]) if isinstance(above, ast.Assign) else None
+        loops = [one for one in file.nodes if isinstance(one, ast.For) and target_name(one.iter) == held]
+        if held is None or not loops or not all(_sets_entries(one) for one in loops):
+            return False
+    return bool(sites)
+
+
+def _sets_entries(loop: ast.For) -> bool:
+    """Whether a loop does nothing but give each of what it walks over an entry of its own."""
+    targets = [target for part in loop.body if isinstance(part, ast.Assign) for target in part.targets]
+    keyed = all(isinstance(one, ast.Subscript) and names_in(one.slice) & names_in(loop.target) for one in targets)
+    return keyed and len(targets) == len(loop.body)
 
 
 def _filled_with(name: str, scope: Scope) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
@@ -26,7 +27,28 @@ from intone.optimise.scan.values import is_module_class, is_property
 )
 def sync_in_forward(module: Module, project: Project) -> Iterator[Place]:
     """.item() or .tolist() in a module's forward, or in what it calls to run."""
+    for place in _read_in_passes(module, project):
+        unproven = _is_unproven(place.scope or module.scope_of.get(place.node, module.top))
+        yield replace(place, confidence="low") if unproven else place
+
+
+# the form of a model that is written down for another runtime, where each length is a symbol
+EXPORTED = re.compile(r"(^|[/_.])export(s|ed|able|er)?($|[/_.])", re.I)
+# modules that make data on the host before there is a batch
+PREPARES = re.compile(r"(Transforms?|Augment(ation|er)?|Preprocess(or|ing)?|ImageProcessor|Tokenizer|Collat(e|or))$")
+
+
+def _is_unproven(scope: Scope) -> bool:
+    """Whether a module's pass need not be one of a model on a device: it prepares data, or is for an export."""
+    owner = owner_of(scope)
+    prepares = owner is not None and PREPARES.search(owner.name) is not None
+    return prepares or EXPORTED.search(f"{scope.module.path}/{scope.name}") is not None
+
+
+def _read_in_passes(module: Module, project: Project) -> Iterator[Place]:
     for scope in module.scopes[1:]:
+        if re.search(r"(^|_)cpu(_|$)", scope.simple_name):
+            continue  # it works on the host, as it says
         if not _runs_in_forward(scope, project):
             continue
         for call in scope.calls:

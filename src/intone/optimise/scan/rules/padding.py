@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.expressions import is_false, keyword, last_name, text_of
@@ -32,8 +33,31 @@ from intone.optimise.scan.values import is_module_class
 def padded_rows(module: Module, project: Project) -> Iterator[Place]:
     """A collate of training rows with labels that fills up to the longest row, or to a fixed length."""
     for place in filled_rows(module, project):
-        if not (LONGEST in place.message and module.mentions(BY_LENGTH)):  # of about the same length
+        if LONGEST in place.message and module.mentions(BY_LENGTH):
+            continue  # of about the same length
+        if (other := _packs_instead(project)) is not None:  # whoever wants it has it: the default is for short runs
+            yield replace(place, confidence="low", evidence=(*place.evidence, f"a setting packs instead: {other}"))
+        else:
             yield place
+
+
+def _packs_instead(project: Project) -> str | None:
+    """Where a code base chooses by a setting between rows that are filled up and packed ones, or None.
+
+    collate_fn=pack if packed else partial(pad, ...)
+    """
+    key = ("packs instead", None)
+    if key not in project.remembered:
+        project.remembered[key] = next(
+            (
+                f"{module.path}:{node.lineno}" for module in project.modules for node in module.nodes
+                if isinstance(node, ast.IfExp) and re.search(r"\bpack(ed|ing)?\b", text_of(node.test))
+                and re.search(r"collat|pad", f"{text_of(node.body)} {text_of(node.orelse)}")
+            ),
+            None,
+        )  # fmt: skip
+    found: str | None = project.remembered[key]
+    return found
 
 
 def filled_rows(module: Module, project: Project) -> list[Place]:

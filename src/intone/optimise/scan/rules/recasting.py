@@ -249,7 +249,7 @@ def _meant(value: ast.expr | None, scope: Scope) -> list[str]:
 
 def _is_logits(name: str, scope: Scope, project: Project) -> bool:
     """Whether a name holds logits of all positions: it reads so, or it is a model's output that goes into the loss."""
-    if _is_chunk(name, scope) or _is_attention(name, scope):
+    if _is_chunk(name, scope) or _is_attention(name, scope) or _is_handed_chunk(name, scope, project):
         return False
     if re.search(r"logit|(^|_)(out|outputs?|pred|preds|scores)$", name):
         return _from_head(name, scope, project, set())
@@ -381,4 +381,13 @@ def _from_head(name: str, scope: Scope, project: Project, seen: set[str]) -> boo
 def _is_chunk(name: str, scope: Scope) -> bool:
     return bool(re.search(r"chunk|piece|part|slice|block", name)) or any(
         b.how == "iter" for b in scope.bindings.get(name, [])
+    )
+
+
+def _is_handed_chunk(name: str, scope: Scope, project: Project, depth: int = 3) -> bool:
+    """Whether all who call a loss hand it parts: for part, labels in zip(logits.chunk(8), ...): loss(part, labels)."""
+    sites = project.callers(scope)[:6] if name in scope.parameters and depth else []
+    handed = [(target_name(project.argument(site, scope, name) or site.call) or "", site.scope) for site in sites]
+    return bool(handed) and all(
+        _is_chunk(one, at) or _is_handed_chunk(one, at, project, depth - 1) for one, at in handed
     )
