@@ -56,8 +56,8 @@ def settle_products(
             raise unknown_name(PRODUCTS, already[PRODUCTS], PRODUCTS_OF)
         return Choice(already[PRODUCTS], f"{PRODUCTS} is set", "default")
     rule = "own" if has_own_by_name() else "library"
-    key: dict[str, Any] = {"width": config.width, "mlp_ratio": config.mlp_ratio, "threads": threads, "rows": num_rows(facts, config)}
-    key |= {"code": code_fingerprint("model/native")}
+    key: dict[str, Any] = {"width": config.width, "mlp_ratio": config.mlp_ratio, "threads": threads}
+    key |= {"rows": num_rows(facts, config), "code": code_fingerprint("model/native")}
     if run_s is not None and SAVES * run_s < COST_S and trials.find("products", key) is None:
         why = f"a comparison takes {COST_S:.0f} s, more than it is likely to save in {human_duration(round(run_s))}"
         return Choice(rule, f"by the processor's name: {why}", "default")
