@@ -35,7 +35,7 @@ def sync_in_turns(module: Module, project: Project) -> Iterator[Place]:
     """for t in times: noise = net(x, t); x = step(x, noise); if x.isnan().any(): ..., and drafts that are checked."""
     told: set[ast.AST] = set()
     for scope in module.scopes:
-        loops: list[Loop] = scope.of(*LOOPS)  # type: ignore[assignment]
+        loops: list[Loop] = scope.of(*LOOPS)
         for loop in loops:
             known = _told_elsewhere(project)
             if ASKED_ONCE.search(scope.simple_name) or not _feeds_model(loop, scope, known, project):
