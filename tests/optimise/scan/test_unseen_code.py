@@ -249,6 +249,23 @@ right("S03", ALIKE.format(name="eval_on_rows", used="0 * eval_on_rows(model, hel
 fault("S03", ALIKE.format(name="mix_in", used="mix_in(model, held_out)[0]"))
 
 
+# --- a name that is tested and goes on from itself --------------------------------------------------------------------
+AGAIN = """
+    import torch
+    def train(model, opt, rows, groups):
+        odd = False
+        for group in groups:
+            odd = odd or {more}
+        for x, y in rows:
+            loss = model(x, y)
+            loss.backward()
+            opt.step(); opt.zero_grad()
+            if odd:
+                opt.note()
+"""
+right("S30", AGAIN.format(more='group.get("odd", False)'))
+
+
 @pytest.mark.parametrize(("rule", "code"), CASES.faults())
 def test_the_fault_is_found(rule, code):
     check_fault(rule, code)

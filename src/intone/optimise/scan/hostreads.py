@@ -182,15 +182,18 @@ def _written(node: ast.BinOp, scope: Scope, project: Project) -> str | None:
     return next((what for part in parts if (what := _formatted(part, scope, project))), None)
 
 
-def tested(test: ast.expr, scope: Scope, project: Project) -> str | None:
-    """if loss > limit, while not done.all(), assert torch.isfinite(loss): a tensor asked for its truth."""
+def tested(test: ast.expr, scope: Scope, project: Project, followed: frozenset[str] = frozenset()) -> str | None:
+    """if loss > limit, while not done.all(), assert torch.isfinite(loss): a tensor asked for its truth.
+
+    followed: names whose values are being looked at already, for bad = bad or loss > limit.
+    """
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        return tested(test.operand, scope, project)
+        return tested(test.operand, scope, project, followed)
     if isinstance(test, ast.BoolOp):
         for number, part in enumerate(test.values):
             if goes_on_seldom(test, test.values[:number], scope, project):
                 return None
-            if (what := tested(part, scope, project)) is not None:
+            if (what := tested(part, scope, project, followed)) is not None:
                 return what
         return None
     if isinstance(test, ast.Compare):
@@ -200,10 +203,13 @@ def tested(test: ast.expr, scope: Scope, project: Project) -> str | None:
         device = any(is_tensor(side, scope, project) for side in sides) and not has_read(test)
         return f"if {code_of(test, 40)}" if device else None
     if isinstance(test, ast.Name):  # bad = torch.isnan(loss).any(); if bad:
+        if test.id in followed:
+            return None
+        followed |= {test.id}
         made = [b.value for b in scope.bindings.get(test.id, []) if b.how == "="]
         asks = [one for one in made if isinstance(one, (ast.Compare, ast.Call, ast.UnaryOp, ast.BoolOp))]
         known = asks and all(isinstance(one, ast.Constant) or one in asks for one in made)
-        return f"if {test.id}" if known and any(tested(one, scope, project) for one in asks) else None
+        return f"if {test.id}" if known and any(tested(one, scope, project, followed) for one in asks) else None
     if isinstance(test, (ast.BinOp, ast.Subscript, ast.Attribute)):  # if (token == eos) & (step > 3), if done[0]
         return f"if {code_of(test, 40)}" if _is_truth(test, scope, project) else None
     if isinstance(test, ast.Call) and not has_read(test):
