@@ -131,7 +131,7 @@ def test_train_from_a_run_takes_its_model_settings_below_the_flags(verb, capsys)
         ("run --show 3", "unexpected '3'", "see intone run --help"),
         ("run d3-1", "unexpected 'd3-1'", "see intone run --help"),
         ("run -- python x.py", "intone run takes no command after --", "leave out the --"),
-        ("train", "STAGE is missing after intone train", "STAGE is one of base, mid, sft"),
+        ("train", "STAGE is missing after intone train", "STAGE is one of base, mid, sft, rl"),
         ("export d3-1", "--to is missing after intone export", "--to is a text: folder to write"),
         (
             "import --step 3", "PATH is missing after intone import",
@@ -139,7 +139,7 @@ def test_train_from_a_run_takes_its_model_settings_below_the_flags(verb, capsys)
             "intone",
         ),
         ("data check", "DATA is missing after intone data check", "name files, folders or public sets"),
-        ("train bse", "STAGE 'bse' is not one of base, mid, sft", "did you mean 'base'?"),
+        ("train bse", "STAGE 'bse' is not one of base, mid, sft, rl", "did you mean 'base'?"),
         ("train sft", "train sft needs a run to start from", "add --from RUN; `intone runs` lists them"),
         ("train sft --from d9-9", "there is no run under HOME/runs", "make one with intone run, or set INTONE_HOME"),
         ("eval a b", "unexpected 'b'", "see intone eval --help"),
