@@ -116,3 +116,16 @@ def test_result_rows_show_the_newest_of_each_name_and_what_it_rests_on(tmp_path)
     assert [block.words for block in blocks(document, Prose)] == ["Planted CPU, 2 cores, 8 GiB, torch 2.13.0"]
     assert blocks(document, Commands)[0].lines == [("intone run", "")]
     assert machine_words({}) == "unknown machine"
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"has_avx512_bf16": True, "has_amx_bf16": False}, "chip, bf16 products"),
+        ({"has_avx512_bf16": False, "has_amx_bf16": True}, "chip, bf16 products"),
+        ({"has_avx512_bf16": False, "has_amx_bf16": False}, "chip, no bf16 products"),
+        ({"has_avx512_bf16": False, "gpu_name": "card"}, "card"),
+    ],
+)
+def test_machines_of_one_name_are_told_apart_by_their_products(facts, words):
+    assert machine_words({"cpu_name": "chip", **facts}) == words

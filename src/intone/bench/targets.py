@@ -192,6 +192,7 @@ MEANINGS = (
      "changed for them"),
     ("*.train.*.vs_transformers", "tokens/s of our training step over transformers' NanoChatForCausalLM, same weights, "
      "rows and dtype, its faster way (eager or compiled, AdamW)"),
+    ("*.train.d4.vs_nanochat_bf16", "the same shapes over nanochat's in bf16"),
     ("*.train.*.tokens_per_s", "our training step, by depth, micro-batch, eager or compiled"),
     ("*.train.*.peak_gib", "the most memory that it had allocated on the device"),
     ("*.train.*.mfu_bf16", "operations in nanochat's count over the maker's number for bf16"),

@@ -30,11 +30,12 @@ def d6(settings: BenchTrainSettings, checkout: Checkout) -> list[ResultRow]:
     return speed_case(settings, checkout, "d6", 6)
 
 
-# what to expect on two cores, once nanochat's fastest way is known (finding it takes about five minutes a case)
+# what to expect on two cores with bf16 products; nanochat's fastest way and the losses at step 50 are kept for the next
+# time, which is then a third of it
 ABOUT = {
-    "d4": "about 6 minutes",
-    "d6": "about 15 minutes",
-    "first50": "about 4 minutes a pair of launches",
+    "d4": "about 25 minutes",
+    "d6": "about an hour",
+    "first50": "about 5 minutes a pair of launches",
     "bpb10": "twice --minutes a pair of runs, and --minutes for each further batch of nanochat",
     "tokens": "hours: nanochat in fp32 takes half an hour for 10M tokens at depth 4",
 }

@@ -225,6 +225,9 @@ def machine_words(machine: Mapping[str, Any]) -> str:
         words.append(f"{cores} cores")
     if size := machine.get("memory_bytes"):
         words.append(f"{size / 2**30:.0f} GiB")
+    if not machine.get("gpu_name") and "has_avx512_bf16" in machine:  # what the same name may or may not have
+        with_bf16 = machine["has_avx512_bf16"] or machine.get("has_amx_bf16")
+        words.append("bf16 products" if with_bf16 else "no bf16 products")
     words += [f"{name} {machine[key]}" for name, key in (("torch", "torch_version"), ("Python", "python_version"))
               if machine.get(key)]  # fmt: skip
     return ", ".join(words)
