@@ -179,6 +179,10 @@ class RolloutConfig:
     files: tuple[str, ...] = ()
     val_files: tuple[str, ...] = ()  # held-out questions; none: one in ten of the files
     num_items: int = 200  # held-out questions of each kind, or of every starter skill, asked before and after
+    # for comparing ways to compute: keep what is written in each step below the job's folder, or learn from what such
+    # a folder holds instead of writing anew; see train/kept.py
+    keep_answers: bool = False
+    answers: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("prompts", 1), ("samples", 2), ("max_tokens", 1), ("num_items", 1)):

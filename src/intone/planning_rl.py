@@ -34,9 +34,7 @@ TRIAL_TOKENS = 2048  # of a trial's step, as the default run of two cores has
 WRITING = 0.5
 
 
-def plan_rl(
-    settings: TrainSettings, origins: Mapping[str, Resolved], run_folder: Path, *, started_s: float
-) -> Plan:
+def plan_rl(settings: TrainSettings, origins: Mapping[str, Resolved], run_folder: Path, *, started_s: float) -> Plan:
     """`intone train rl`: from the weights of another stage, learning from its own answers. Raises UserError."""
     check_model_settings(settings, origins)
     settled = Settled(load_facts(), {name: choice(value) for name, value in origins.items()})
@@ -65,7 +63,11 @@ def plan_rl(
         rollouts=rollouts,
     )
     forecast["steps"] = steps
-    return Plan({"rl": (job, stage_choices(settled, ground))}, None, forecast)
+    choices = stage_choices(settled, ground)
+    if isinstance(settings.num_slots, int):
+        segments = tuple(replace(segment, num_slots=settings.num_slots) for segment in choices.segments)
+        choices = replace(choices, segments=segments)
+    return Plan({"rl": (job, choices)}, None, forecast)
 
 
 def check_model_settings(settings: TrainSettings, origins: Mapping[str, Resolved]) -> None:

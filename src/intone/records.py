@@ -141,6 +141,7 @@ class Segment:
     # what is compiled where compiled says so: one block for all of them, with eager code around; False: the whole model
     by_block: bool = False
     steps: int | None = None  # of the whole stage, as planned when the segment began; None: those of config.json
+    num_slots: int | None = None  # answers that a reinforcement stage writes at once; None: as suits the device
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ Skill = Literal[
 ]  # fmt: skip
 # what only `intone train rl` asks for
 ROLLOUT_SETTINGS = (
-    "skills", "prompts", "samples", "max_tokens", "temperature", "top_k", "rate", "num_items"
+    "skills", "prompts", "samples", "max_tokens", "temperature", "top_k", "rate", "num_items", "num_slots"
 )  # fmt: skip
 
 
@@ -132,6 +132,8 @@ class TrainSettings(TrainingSettings):
     rate: float = setting(0.05, least=0.0001, most=1)
     # rl: held-out questions of each kind (starter: of every skill), asked before and after
     num_items: int = setting(200, least=1)
+    # rl: answers that are written at once; never changes what they say; auto: as suits the device
+    num_slots: int | Auto = setting("auto", least=1)
     # write the job folder, say how to start it, and stop
     prepare: bool = setting(False, aside=True)
 

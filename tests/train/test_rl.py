@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.tiny_jobs import events
+from tests.tiny_jobs import SEGMENT, events
 from torch.testing import assert_close
 
 from intone import worker
@@ -22,8 +22,9 @@ from intone.model.gpt import GPT
 from intone.model.optim import StepScale
 from intone.paths import read_json
 from intone.records import Outcome, Rollouts, read_log
+from intone.train.kept import ANSWERS, read_kept
 from intone.train.rl import Reinforcer
-from intone.train.rollouts import Answer, RolloutSource, advantages, laid, rollout_batch
+from intone.train.rollouts import Answer, RolloutSource, advantages, judged, laid
 from intone.train.step import TrainStep
 
 CPU = torch.device("cpu")
@@ -131,7 +132,7 @@ def letters(tmp_path_factory):
 
 
 @pytest.fixture
-def source(model, letters, text_files):
+def source(model, letters, text_files, tmp_path):
     """source(first_step, dtype) -> the answers of the model from a step on."""
     tokenizer = Tokenizer.load(text_files / "tokenizer")
     engines = []
@@ -141,7 +142,10 @@ def source(model, letters, text_files):
         config = dataclasses.replace(letters, **changes)
         engines.append(Engine(model, tokenizer, context=32, dtype=dtype, deterministic=True, kernels="torch"))
         questions = Questions(config, seed, tokenizer, 32)
-        return RolloutSource(engines[-1], model, questions, config, seed=seed, context=32, first_step=first_step)
+        engine = engines[-1]
+        return RolloutSource(
+            lambda: engine, model, questions, config, seed=seed, context=32, first_step=first_step, folder=tmp_path
+        )
 
     yield opened
     for engine in engines:
@@ -167,11 +171,11 @@ def test_answers_depend_on_weights_seed_and_step_alone(source, monkeypatch):
 def test_every_answer_is_drawn_by_itself_and_none_is_dropped(source, monkeypatch):
     seen = []
 
-    def keep(questions, prompts, found, **rest):
+    def keep(questions, prompts, found):
         seen.extend(found)
-        return rollout_batch(questions, prompts, found, **rest)
+        return judged(questions, prompts, found)
 
-    monkeypatch.setattr("intone.train.rollouts.rollout_batch", keep)
+    monkeypatch.setattr("intone.train.rollouts.judged", keep)
     _, batch = next(source(samples=23))
     assert [len(group) for group in seen] == [23, 23, 23]
     assert (batch.stats.answers, batch.stats.groups) == (69, 3)
@@ -185,11 +189,11 @@ def test_the_engines_log_probabilities_are_those_of_the_training_pass(source, mo
     """bf16 has 8 bits: a logit of 4 is rounded by up to 0.016, and two ways of adding round differently."""
     seen = []
 
-    def keep(questions, prompts, found, **rest):
+    def keep(questions, prompts, found):
         seen.extend(zip(prompts, found, strict=True))
-        return rollout_batch(questions, prompts, found, **rest)
+        return judged(questions, prompts, found)
 
-    monkeypatch.setattr("intone.train.rollouts.rollout_batch", keep)
+    monkeypatch.setattr("intone.train.rollouts.judged", keep)
     with torch.no_grad():
         model.head.weight.mul_(8)  # unequal probabilities
     next(source(dtype=dtype, max_tokens=20))
@@ -204,6 +208,17 @@ def test_the_engines_log_probabilities_are_those_of_the_training_pass(source, mo
             worst = max(worst, abs(-loss.item() - sum(entry.logprobs)) / len(entry.ids))
     assert len({round(entry.logprobs[0], 2) for _, group in seen for entry in group}) > 5
     assert worst < tolerance
+
+
+def test_answers_that_were_kept_are_learned_from_again_as_they_are(source, monkeypatch, tmp_path):
+    monkeypatch.setattr("intone.data.questions.Question.is_right", lambda self, text: len(text) % 2 == 0)
+    _, batch = next(source(keep_answers=True))
+    folder = tmp_path / ANSWERS
+    assert len(read_kept(folder, 0).ids[0]) == 5
+    again = source(answers=str(folder), seed=99)  # whatever another seed would ask
+    assert rows_of(next(again)[1]) == rows_of(batch)
+    with pytest.raises(UserError, match="no answers were kept for step 1"):
+        next(again)
 
 
 # --- the stage ------------------------------------------------------------------------------------------------------
@@ -249,6 +264,18 @@ def test_a_stopped_stage_goes_on_with_the_same_questions_and_answers(rl_job, fin
     assert final_state(parts) == final_state(whole)
     assert [row["step"] for row in read_log(parts / "log.jsonl", "eval")] == [0, 5]
     assert events(whole) == []
+
+
+def test_answers_are_the_same_however_many_are_written_at_once(rl_job, monkeypatch):
+    monkeypatch.setattr("intone.data.questions.Question.is_right", lambda self, text: len(text) % 2 == 0)
+    many, one = (rl_job(name, steps=2, segments=(replaced,)) for name, replaced in (
+        ("many", SEGMENT), ("one", dataclasses.replace(SEGMENT, num_slots=1, device_batch=1))
+    ))  # fmt: skip
+    for folder in (many, one):
+        assert reinforce(folder) == Outcome("done", 2)
+    first = [rollout_rows(folder)[0] for folder in (many, one)]
+    assert first[0][1] == first[1][1] and first[0][4] == first[1][4]
+    assert first[0][2] == pytest.approx(first[1][2], rel=1e-4)
 
 
 def test_a_stage_says_what_it_learned_from_and_asks_before_and_after(rl_job, capsys):

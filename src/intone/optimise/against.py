@@ -70,8 +70,9 @@ def against_stage(target: Target, part: Part, revision: str, *, quick: bool, nam
                 command = [sys.executable, "-P", "-m", target.worker, str(folder), jobs.LIVE]
                 return LineChild(command, {**target.variables(part, {}), "PYTHONPATH": str(source)}, name=words)
 
-            count, unit = ("steps", "supervised") if part == "train" else ("requests", "tokens")
-            return Side(words, start, count=count, unit=unit)
+            if part == "train":
+                return Side(words, start, target.block_command, count="steps", unit="supervised")
+            return Side(words, start, count="requests", unit="tokens")
 
         sides = [side(f"at {revision}", trees.before.path / trees.place), side(NOW, trees.now.path / trees.place)]
         tracked = [*trees.before.tracked(), *trees.now.tracked()]

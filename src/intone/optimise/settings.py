@@ -9,7 +9,7 @@ from intone.fields import Checked, setting
 from intone.resolving import named_fields
 from intone.settings import Auto, Stage
 
-TRAINED = get_args(Stage)
+TRAINED = (*get_args(Stage), "rl")
 WORDS = (*TRAINED, "infer", "serve", "pipeline")
 
 
@@ -63,7 +63,7 @@ class OptimiseSettings(StageSettings):
     optimizer step are never changed.
     """
 
-    # our stage: base, mid, sft; infer (generation), serve (that over HTTP); pipeline (both, of --like)
+    # our stage: base, mid, sft, rl; infer (generation), serve (that over HTTP); pipeline (both, of --like)
     stage: str | None = setting(None, positional=True)
     # stop after the findings and the plan; nothing is changed
     analyse_only: bool = False
@@ -93,22 +93,17 @@ class OptimiseSettings(StageSettings):
     prompt_tokens: int = setting(64, least=1)
     # new tokens of each text
     new_tokens: int = setting(64, least=2)
-    # texts that are written at once; auto: as suits the device
+    # texts that infer, serve and rl write at once; auto: as suits the device
     num_slots: int | Auto = setting("auto", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stage == "rl":
-            raise UserError(
-                "optimise cannot look into train rl yet", value="rl",
-                fix="optimise sft, whose training step rl shares; or infer, which writes what rl learns from",
-            )  # fmt: skip
         if self.stage is not None and self.stage not in WORDS:
             raise unknown_name("stage", self.stage, WORDS)
-        if self.stage in ("mid", "sft") and self.from_run is None and self.like is None:
-            raise UserError(
-                f"optimise {self.stage} needs a run to start from", value=self.stage,
-                fix="add --from RUN or --like RUN; `intone runs` lists them",
-            )  # fmt: skip
+        if self.stage in ("mid", "sft", "rl") and self.from_run is None and self.like is None:
+            fix = "add --from RUN or --like RUN; `intone runs` lists them"
+            if self.stage == "rl":
+                fix = "add --like RUN of an intone train rl (--prepare is enough), or --from RUN to plan one from there"
+            raise UserError(f"optimise {self.stage} needs a run to start from", value=self.stage, fix=fix)
         if self.stage == "pipeline" and self.like is None:
             raise UserError("optimise pipeline needs a run", value=self.stage, fix="add --like RUN; see `intone runs`")

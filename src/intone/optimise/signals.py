@@ -5,8 +5,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 Kind = Literal["train", "generate"]
-# where the time of a step goes; "unexplained" is what no look fell into
-PARTS = ("data", "copy", "forward", "backward", "optimizer", "sync", "own code", "unexplained")
+# where the time of a step goes; "answers", "packing" (weights into the engine) and "judging" (and laying into rows) are
+# those of a stage that learns from its own answers; "unexplained" is what no look fell into
+PARTS = (
+    "data", "answers", "packing", "judging", "copy", "forward", "backward", "optimizer", "sync", "own code",
+    "unexplained",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Signals:
     micro_steps: float | None = None  # backward passes per optimizer step
     elasticity: float | None = None  # tokens/s with twice the rows over tokens/s now
     ladder: Mapping[str, float] = field(default_factory=dict)  # rows at once -> tokens/s over those now, measured
+    num_slots: int | None = None  # answers that a stage which learns from them writes at once
+    slots_ladder: Mapping[str, float] = field(default_factory=dict)  # answers at once -> tokens/s over those now
     replay: float | None = None  # step time with one batch used again and again over step time now
     num_shapes: int | None = None  # different shapes of batches among the steady steps
     pad_share: float | None = None  # positions that hold neither text nor anything learned

@@ -61,16 +61,18 @@ def run_job(folder: Path, job: TrainJob, choices: Choices, run: Run) -> Trial:
 
 
 @contextlib.contextmanager
-def trial(
-    side: Side, scratch: Path, *, segments: tuple[Segment, ...] | None = None, **changes: Any
-) -> Iterator[Trial]:
+def trial(side: Side, scratch: Path, *, segments: tuple[Segment, ...] | None = None, **changes: Any) -> Iterator[Trial]:
     """A copy of the side's job below scratch with some settings changed, run; its folder is deleted at the end.
 
     It neither evaluates nor saves, unless changes say so (TrainJob's fields). segments replace those of the plan.
+    Of held-out questions one of each kind is asked where it evaluates: answers are no part of what is looked at.
     Raises UserError for a folder that is no training job.
     """
     quiet = {"keep": 0, "eval_every": None, "samples": (), "val": None, "save_every_s": 1e9}
-    job = dataclasses.replace(TrainJob.from_json(read_json(side.folder / "config.json")), **(quiet | changes))
+    whole = TrainJob.from_json(read_json(side.folder / "config.json"))
+    if whole.rollouts is not None:
+        quiet["rollouts"] = dataclasses.replace(whole.rollouts, num_items=1)
+    job = dataclasses.replace(whole, **(quiet | changes))
     choices = read_choices(side.folder)
     if segments is not None:
         choices = dataclasses.replace(choices, segments=segments)

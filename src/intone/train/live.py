@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from intone.blocks import Exchange, whole_number
+from intone.config import TrainJob
 from intone.errors import UserError, unknown_name
 from intone.evals.bpb import row_sums
 from intone.model.checkpoint import list_checkpoints, save_checkpoint
 from intone.model.optim import StepScale
+from intone.paths import read_json
 from intone.rates import waiter
 from intone.records import Choices, Outcome, StepRow
 from intone.train.loop import Batches, Trainer
@@ -24,7 +26,9 @@ from intone.train.plan import check_segments
 
 WARM_STEPS = 2  # allocator and caches settle in them, as in the trials of tune
 # what a block may ask to compute otherwise
-PLAN = ("device_batch", "compiled", "threads", "dtype", "attention", "kernels", "head_pieces", "by_block")
+PLAN = (
+    "device_batch", "compiled", "threads", "dtype", "attention", "kernels", "head_pieces", "by_block", "num_slots"
+)  # fmt: skip
 EVALUATED_ROWS = 16  # of a batch of data/loader.validation_rows
 COMMAND = ("steps", "plan", "restart", "rows", "warm", "first", "split", "moments")
 # several micro-batches in one process each compile; torch gives up compiling one function after 8 shapes, silently
@@ -46,7 +50,7 @@ class LiveTraining:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._trainer = Trainer(folder, should_stop=lambda: False, on_step=self._note)
+        self._trainer = trainer_of(folder, self._note)
         self._rows: list[tuple[StepRow, int]] = []
         self._moments: dict[str, int | None] = {}  # the most memory that was seen outside of steps
         self._start: dict[str, int | None] = {}  # memory before the first step: weights and moments are there
@@ -203,6 +207,15 @@ class LiveTraining:
             **self._start,
             **{name: getattr(segment, name) for name in PLAN if name != "threads"},
         }
+
+
+def trainer_of(folder: Path, on_step: Callable[[StepRow, int], None]) -> Trainer:
+    """What runs the job in folder, and is never told to stop. Raises UserError for a folder that is no training job."""
+    if TrainJob.from_json(read_json(folder / "config.json")).rollouts is None:
+        return Trainer(folder, should_stop=lambda: False, on_step=on_step)
+    from intone.train.rl import Reinforcer  # with the engine, which other stages do without
+
+    return Reinforcer(folder, should_stop=lambda: False, on_step=on_step)
 
 
 def most(a: int | None, b: int | None) -> int | None:

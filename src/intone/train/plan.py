@@ -33,6 +33,9 @@ def check_segments(choices: Choices) -> None:
         if segment.device_batch < 1:
             rows = segment.device_batch
             raise UserError(f"device_batch is {rows}, it must be at least 1", value=rows)
+        if segment.num_slots is not None and segment.num_slots < 1:
+            slots = segment.num_slots
+            raise UserError(f"num_slots is {slots}, it must be at least 1", value=slots)
     for before, segment in pairwise(choices.segments):
         if segment.steps not in (None, before.steps) and segment.steps <= segment.from_step:
             words = f"from step {segment.from_step:,} on the plan has {segment.steps:,} steps"

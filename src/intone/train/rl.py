@@ -43,6 +43,7 @@ class Reinforcer(Trainer):
     def set_up(self) -> None:
         """As of every stage; then the engine, and where nothing was trained yet the questions before."""
         self._engine: Engine | None = None
+        self._engine_plan: tuple[object, ...] = ()
         super().set_up()
         self._runner_at(self.progress.step)  # sets the dtype that the engine packs weights in
         rows = read_log(self.folder / "log.jsonl", "eval")
@@ -68,26 +69,33 @@ class Reinforcer(Trainer):
 
     def _batches(self) -> contextlib.AbstractContextManager[Batches]:
         return RolloutSource(
-            self._opened(), self.model, self.questions, self.rollouts, seed=self.job.seed, context=self.job.context,
-            first_step=self.progress.step, on_answer=lambda: beat(self.folder),
+            self._opened, self.model, self.questions, self.rollouts, seed=self.job.seed, context=self.job.context,
+            first_step=self.progress.step, folder=self.folder, on_answer=lambda: beat(self.folder),
         )  # fmt: skip
 
     def _rollouts_of(self, batch: Batch) -> Rollouts | None:
         return cast(RolloutBatch, batch).stats
 
     def _opened(self) -> Engine:
-        """The engine, opened once: its weights are renewed before every use.
+        """The engine of the present segment, opened once for it: its weights are renewed before every use.
 
         A token's numbers must not depend on what else was computed with it, so that a resumed run writes the same
         answers: our kernels have that by nature, PyTorch on a CPU where it is asked to, a GPU at its full price only.
         """
+        segment = self.segment
+        assert segment is not None, "set_up() made the runner"
+        plan = (segment.dtype, segment.threads, segment.num_slots)
+        if self._engine is not None and plan != self._engine_plan:
+            self._close()  # threads and formats are those that it was opened with
         if self._engine is None:
             model, is_cpu = self.model, self.device.type == "cpu"
             obstacle = native_obstacle(model.config, device=self.device, dtype=model.compute_dtype)
             exact = self.job.deterministic or (is_cpu and obstacle is not None)
             self._engine = Engine(
-                model, self.tokenizer, context=self.job.context, dtype=model.compute_dtype, deterministic=exact
-            )
+                model, self.tokenizer, context=self.job.context, dtype=model.compute_dtype,
+                num_slots=segment.num_slots, deterministic=exact,
+            )  # fmt: skip
+            self._engine_plan = plan
         return self._engine
 
     def _close(self) -> None:

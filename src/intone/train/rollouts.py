@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -22,6 +23,7 @@ from intone.data.questions import Question, Questions
 from intone.engine.engine import Engine
 from intone.engine.requests import Completion, Request
 from intone.records import Rollouts
+from intone.train.kept import ANSWERS, Written, keep, read_kept
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,16 @@ class RolloutSource:
     """
 
     def __init__(
-        self, engine: Engine, model: nn.Module, questions: Questions, config: RolloutConfig, *, seed: int, context: int,
-        first_step: int, on_answer: Callable[[], None] = lambda: None,
+        self, opened: Callable[[], Engine], model: nn.Module, questions: Questions, config: RolloutConfig, *, seed: int,
+        context: int, first_step: int, folder: Path, on_answer: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """context: tokens of a row. on_answer is called after every question."""
-        self._engine, self._model, self._questions, self._config = engine, model, questions, config
+        """opened: the engine for the next step, as that step is planned. context: tokens of a row. folder: of the job,
+        where answers are kept if they are. on_answer is called after every question.
+        """
+        self._opened, self._model, self._questions, self._config = opened, model, questions, config
         self._seed, self._context, self._step, self._on_answer = seed, context, first_step, on_answer
+        self._folder = folder
+        self.engine: Engine | None = None  # that of the newest step
 
     def __enter__(self) -> "RolloutSource":
         return self
@@ -77,19 +83,23 @@ class RolloutSource:
         return contextlib.nullcontext()
 
     def __next__(self) -> tuple[int, RolloutBatch]:
-        begin_s = time.perf_counter()
-        step, count = self._step, self._config.prompts
-        numbers = range(step * count, (step + 1) * count)
-        questions = [self._questions.at(number) for number in numbers]
-        prompts = [self._questions.prompt(question) for question in questions]
-        self._engine.update_weights(self._model.state_dict())
-        requests = [request(prompt, self._config, self._seed, n) for prompt, n in zip(prompts, numbers, strict=True)]
-        found = self._engine.generate(requests, on_answer=self._on_answer)
-        batch = rollout_batch(
-            questions, prompts, found, context=self._context, bos=self._engine.tokenizer.bos, begin_s=begin_s
-        )
+        begin_s, step, config = time.perf_counter(), self._step, self._config
+        engine = self.engine = self._opened()
+        written = self._write(engine) if config.answers is None else read_kept(Path(config.answers), step)
+        if config.keep_answers:
+            keep(self._folder / ANSWERS, step, written)
+        batch = rollout_batch(written, context=self._context, bos=engine.tokenizer.bos, begin_s=begin_s)
         self._step += 1
         return step, batch
+
+    def _write(self, engine: Engine) -> Written:
+        count = self._config.prompts
+        numbers = range(self._step * count, (self._step + 1) * count)
+        questions = [self._questions.at(number) for number in numbers]
+        prompts = [self._questions.prompt(question) for question in questions]
+        engine.update_weights(self._model.state_dict())
+        requests = [request(prompt, self._config, self._seed, n) for prompt, n in zip(prompts, numbers, strict=True)]
+        return judged(questions, prompts, engine.generate(requests, on_answer=self._on_answer))
 
 
 def request(prompt: Sequence[int], config: RolloutConfig, run_seed: int, number: int) -> Request:
@@ -104,28 +114,33 @@ def request(prompt: Sequence[int], config: RolloutConfig, run_seed: int, number:
     )  # fmt: skip
 
 
-def rollout_batch(
-    questions: Sequence[Question], prompts: Sequence[Sequence[int]], found: Sequence[Sequence[Completion]], *,
-    context: int, bos: int, begin_s: float,
-) -> RolloutBatch:  # fmt: skip
-    """The answers to every question, judged, as rows of context tokens. begin_s: when the step began, perf_counter().
-
-    Raises RuntimeError where the model failed while it wrote.
-    """
+def judged(
+    questions: Sequence[Question], prompts: Sequence[Sequence[int]], found: Sequence[Sequence[Completion]]
+) -> Written:
+    """The answers to every question with their rewards. Raises RuntimeError where the model failed while it wrote."""
     for completion in (entry for group in found for entry in group):
         if completion.reason == "error":
             raise RuntimeError(f"the model failed while it wrote answers: {completion.error}")
-    rewards = np.array(
+    return Written(
+        prompts,
+        [[entry.ids for entry in group] for group in found],
+        [[entry.logprobs for entry in group] for group in found],
         [
             [float(question.is_right(entry.text)) for entry in group]
             for question, group in zip(questions, found, strict=True)
-        ]
+        ],
+        cut=sum(entry.reason == "length" for group in found for entry in group),
     )
-    values = advantages(rewards)
+
+
+def rollout_batch(written: Written, *, context: int, bos: int, begin_s: float) -> RolloutBatch:
+    """Judged answers as rows of context tokens. begin_s: when the step began, perf_counter()."""
+    rewards = np.array(written.rewards)
+    groups = zip(written.prompts, written.ids, written.logprobs, advantages(rewards), strict=True)
     answers = [
-        Answer(prompt, entry.ids, np.array([part is not None for part in entry.logprobs], bool), float(value))
-        for prompt, group, row in zip(prompts, found, values, strict=True)
-        for entry, value in zip(group, row, strict=True)
+        Answer(prompt, ids, np.array([part is not None for part in logprobs], bool), float(value))
+        for prompt, *group in groups
+        for ids, logprobs, value in zip(*group, strict=True)
     ]
     stats = Rollouts(
         reward=float(rewards.mean()),
@@ -134,7 +149,7 @@ def rollout_batch(
         even_groups=int((rewards == rewards[:, :1]).all(1).sum()),
         answers=rewards.size,
         tokens=sum(int(answer.is_written.sum()) for answer in answers),
-        cut=sum(entry.reason == "length" for group in found for entry in group),
+        cut=written.cut,
         rollout_s=time.perf_counter() - begin_s,
     )
     return laid([answer for answer in answers if answer.advantage], stats, context=context, bos=bos)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tests.optimise.stages.rewarded import rewarded_job
 
 import intone
 from intone import cli
@@ -28,7 +29,8 @@ from intone.resolving import Layer, resolve
         ("optimise pipeline", "optimise pipeline needs a run"),
         ("optimise pipeline --like a --against HEAD", "one stage at a time"),
         ("optimise bass", "base"),
-        ("optimise rl", "cannot look into train rl yet"),
+        ("optimise rl", "add --like RUN of an intone train rl (--prepare is enough), or --from RUN"),
+        ("optimise base --num-slots 4", "--num-slots is for train rl, not for train base"),
         ("optimise base --against", "needs"),
     ],
 )
@@ -53,6 +55,22 @@ def test_a_stage_is_looked_at_as_its_run_settled_it(here, start_folder, tmp_path
     target = make_target(*settings_of(stage="sft", like=like), tmp_path / "jobs")
     assert target.parts == ("train",) and target.job().stage == "sft"
     assert target.choices({}).segments[0].device_batch == 4
+
+
+def test_a_run_of_another_stage_is_refused_with_what_makes_one(here, start_folder, tmp_path):
+    like = str(start_folder / "train")
+    with pytest.raises(UserError, match="is a stage sft, not rl") as refused:
+        make_target(*settings_of(stage="rl", like=like), tmp_path / "jobs")
+    assert "intone train rl --from RUN, with --prepare" in refused.value.fix
+
+
+def test_a_stage_that_learns_from_its_answers_is_one_part(here, tiny_job, tmp_path):
+    (tmp_path / "rl").mkdir()
+    rewarded_job(tmp_path / "rl", tiny_job, num_slots=3)
+    (tmp_path / "jobs").mkdir()
+    target = make_target(*settings_of(stage="rl", like=str(tmp_path / "rl")), tmp_path / "jobs")
+    assert target.parts == ("train",) and target.writes and target.block_command == {"restart": True}
+    assert target.choices({}).segments[0].num_slots == 3
 
 
 def test_a_stage_is_planned_as_intone_train_would_plan_it(here, start, tmp_path, monkeypatch):

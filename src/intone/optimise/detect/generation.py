@@ -24,6 +24,8 @@ def no_cache(signals: Signals) -> Bottleneck | None:
 
 def decode_alone(signals: Signals) -> Bottleneck | None:
     """D9: decoding reads all weights for one row, where many rows would take about as long."""
+    if signals.slots_ladder:
+        return few_answers(signals)
     gain, rows = signals.batch_gain, signals.batch_gain_rows
     if signals.kind != "generate" or gain is None or rows is None or rows < 2 or gain >= rows * 0.7:
         return None
@@ -35,6 +37,25 @@ def decode_alone(signals: Signals) -> Bottleneck | None:
     return Bottleneck(
         "D9", "one text at a time", tuple(evidence), "below 70% of the rows' number", "guess of the catalogue",
         rows / gain, "batch_gain",
+    )  # fmt: skip
+
+
+def few_answers(signals: Signals) -> Bottleneck | None:
+    """D9 of a stage that learns from its own answers: more of them written at once were measured to be faster."""
+    gains = {int(count): gain for count, gain in signals.slots_ladder.items()}
+    best = max(gains, key=lambda count: gains[count])
+    used = signals.peak_bytes / signals.memory_bytes if signals.peak_bytes and signals.memory_bytes else None
+    if best == signals.num_slots or gains[best] <= 1.05 or (used is not None and used >= 0.7):
+        return None
+    evidence = [
+        f"with {best} answers written at once steps were measured at {gains[best]:.2f} times the speed",
+        f"{signals.num_slots} at once now",
+    ]
+    if "answers" in signals.parts:
+        evidence.append(f"writing answers takes {signals.parts['answers']:.1%} of a step")
+    return Bottleneck(
+        "D9", "too few answers written at once", tuple(evidence), "more than 1.05 times, below 70% of the memory",
+        "as D1", gains[best], "slots_ladder",
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from intone.engine.text import Specials
 from intone.hardware import Facts
 from intone.optimise.stages.generation import first_tokens, plain_model, random_prompts, written
 from intone.optimise.stages.target import State, Target
-from intone.prove.gates import chain, decode, parity, recipe, resume, sampling, sealed, training
+from intone.prove.gates import answers, chain, decode, parity, recipe, resume, sampling, sealed, training
 from intone.prove.gates.result import Gate, GateReport, GateResult, NotJudged, Threshold, run_gates
 from intone.prove.trial import Side
 
@@ -34,6 +34,7 @@ class StageGates:
     scratch: Path
     _stack: contextlib.ExitStack
     _reference: training.Reference | None = None
+    _right: answers.Reference | None = None  # in its place for a stage that learns from its own answers
 
     @classmethod
     @contextlib.contextmanager
@@ -58,23 +59,36 @@ class StageGates:
         gates: list[Gate[Any]] = [
             recipe.gate(baseline.folder, candidate.folder),
             chain.memory_gate(candidate, folder, self.facts),
-            Gate(parity.NAME, training.TRIAL_COST_S * 4, lambda: self._losses(candidate, folder), lambda found: found),
         ]
+        if self.target.writes:
+            gates += answers.gates(self._right_answers, candidate, folder)
+        else:
+            cost_s = training.TRIAL_COST_S * 4
+            gates.append(Gate(parity.NAME, cost_s, lambda: self._losses(candidate, folder), lambda found: found))
         if whole:
-            gates += [chain.fresh_gate(candidate, folder), resume.gate(candidate, folder)]
+            # a step whose answers all agree has the loss 0 whatever the seed: losses do not tell runs of answers apart
+            gates += [] if self.target.writes else [chain.fresh_gate(candidate, folder)]
+            gates.append(resume.gate(candidate, folder))
         return [*gates, sealed.gate(seal)]
 
     def _losses(self, candidate: Side, folder: Path) -> GateResult:
         """The candidate's losses and gradients against our own worker's in eager fp32."""
         if self._reference is None:
-            # the reference is the plain training of the job by our worker, whatever worker the target has
-            place = Target(self.target.folder).write("train", {}, self.scratch / "reference")
-            self._reference = self._stack.enter_context(training.reference(Side.of(place), self.scratch))
+            self._reference = self._stack.enter_context(training.reference(self._plain(), self.scratch))
         right = self._reference
         if right.gradients is None:
             raise NotJudged("the plain training in fp32 did not end well", "make `intone train` run first")
         found = training.against(right, candidate, folder)
         return training.judge_against(right, found, dtype=training.first_segment(candidate)[0].dtype)
+
+    def _right_answers(self) -> answers.Reference:
+        if self._right is None:
+            self._right = answers.reference(self._plain(), self.scratch)
+        return self._right
+
+    def _plain(self) -> Side:
+        """The job as it was at the start by our own worker, whatever worker the target has: what is right."""
+        return Side.of(Target(self.target.folder).write("train", {}, self.scratch / "reference"))
 
     def _side(self, state: State, folder: Path) -> Side:
         """The training as changed: a job folder, and how copies of it are run."""
@@ -118,12 +132,12 @@ def greedy_texts(target: Target, state: State, folder: Path) -> list[decode.Text
     lengths = [length for length in decode.prompt_lengths(model.config, context=context) if length + new <= context]
     prompts = random_prompts(target, lengths, seed=1)
     greedy = {"temperature": 0.0, "max_tokens": new, "min_tokens": new, "tools": False, "logprobs": False}
-    answers = written(target, state, folder / "greedy", prompts, greedy)
+    found = written(target, state, folder / "greedy", prompts, greedy)
     return [
         decode.compared(model, prompt, Completion(
             0, ids[:-1], "", [None] * (len(ids) - 1), "length", Usage(len(prompt), len(ids)), [], 0
         ), excluded=ends)
-        for prompt, (ids,) in zip(prompts, answers, strict=True)
+        for prompt, (ids,) in zip(prompts, found, strict=True)
     ]  # fmt: skip
 
 

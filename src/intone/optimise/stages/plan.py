@@ -77,6 +77,18 @@ def more_rows(_target: Target, signals: Signals, finding: Bottleneck) -> list[It
     )]  # fmt: skip
 
 
+def more_answers(_target: Target, signals: Signals, finding: Bottleneck) -> list[Item]:
+    """Of a stage that learns from its own answers."""
+    count = knee(signals.slots_ladder)
+    if count is None or count == signals.num_slots:
+        return []
+    return [item(
+        "train", f"slots-{count}", f"Write {count} answers at once", finding,
+        "a step of a few texts reads all weights as one of many does; what they say does not depend on it",
+        {"segment": {"num_slots": count}}, "more memory for the cache", signals.slots_ladder[str(count)],
+    )]  # fmt: skip
+
+
 def fast_code(_target: Target, signals: Signals, finding: Bottleneck) -> list[Item]:
     """The ways to compute that were measured to be faster, the best one first."""
     found: list[Item] = []
@@ -150,8 +162,8 @@ def more_slots(_target: Target, signals: Signals, finding: Bottleneck) -> list[I
 
 
 TRAIN_ANSWERS: dict[str, Answering] = {
-    "D1": more_rows, "D2": fast_code, "D3": fast_code, "D12": segments_of_memory, "D14": fast_format,
-    "D17": other_attention, "D26": other_threads,
+    "D1": more_rows, "D2": fast_code, "D3": fast_code, "D9": more_answers, "D12": segments_of_memory,
+    "D14": fast_format, "D17": other_attention, "D26": other_threads,
 }  # fmt: skip
 WRITE_ANSWERS: dict[str, Answering] = {"D9": more_slots, "D14": fast_format, "D26": other_threads}
 
@@ -165,7 +177,7 @@ TOLD = {
     "D15": "choose a vocabulary, width or number of rows that is a multiple of 64; a trained model keeps its own",
     "D16": "pack rows instead of padding them",
     "D22": "draw each sample's token from its own logits; look for equal rows in the data",
-    "D24": "evaluate and save less often: --eval-every, --save-every-s",
+    "D24": "evaluate and save less often: --eval-every, --save-every-s; ask fewer held-out questions: --num-items",
     "D23": "leave out rows that teach nothing",
     "D28": "make the tensor at the named line once, and keep it",
     "D27": "end other programs, wait until the clock is steady, and start again",

@@ -224,8 +224,9 @@ class StageRound:
             folder = scratch / f"{name.replace(' ', '-')}-{next(numbers)}"
             return target.child(part, state, folder, name=name, **changes)
 
-        count, unit = ("steps", "supervised") if part == "train" else ("requests", "tokens")
-        return Side(name, start, count=count, unit=unit)
+        if part == "train":
+            return Side(name, start, target.block_command, count="steps", unit="supervised")
+        return Side(name, start, count="requests", unit="tokens")
 
     def tries(self, part: Part) -> list[Try]:
         return [entry for entry in self.ledger.tries() if part_of(entry.item) == part]

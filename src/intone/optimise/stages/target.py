@@ -67,6 +67,19 @@ class Target:
     def job(self) -> TrainJob:
         return TrainJob.from_json(read_json(self.folder / "train" / "config.json"))
 
+    @property
+    def writes(self) -> bool:
+        """Whether the training writes the answers that it learns from."""
+        return "train" in self.parts and self.job().rollouts is not None
+
+    @property
+    def block_command(self) -> dict[str, Any]:
+        """What goes with every measured block of the training.
+
+        Answers take as long as they are: every block writes those of the first steps, so that all do the same.
+        """
+        return {"restart": True} if self.writes else {}
+
     def choices(self, state: State) -> Choices:
         """The plan of the training, as changed."""
         choices = read_choices(self.folder / "train")

@@ -20,6 +20,7 @@ from intone.model.cost import train_flops_per_token
 from intone.optimise.late import late_signals
 from intone.optimise.program import drift, spread
 from intone.optimise.signals import PARTS, Signals
+from intone.optimise.stages import rollouts
 from intone.optimise.stages.target import State, Target, child_variables
 from intone.optimise.stages.watch import num_steps
 from intone.optimise.trace import Profile, read_profile
@@ -31,6 +32,7 @@ from intone.tune.kernels import kernels_obstacle
 from intone.tune.trial import attention_for
 
 STEPS = {"warm": 3, "plain": 9, "split": 5}  # nine: three thirds of three show a drift
+WRITING_STEPS = {"warm": 3, "plain": 6, "split": 3}  # of answers, which take seconds: three thirds of two
 TIMEOUT_S = 600.0
 BLOCK_S = 0.4  # of a differential test: two a side are enough to see 5 %
 # two at least: padded batches differ in width from one step to the next. Steps of 10 s and more are taken one by one
@@ -61,8 +63,11 @@ def watched(target: Target, state: State, scratch: Path) -> tuple[dict[str, Any]
     folder = scratch / "watched"
     out = scratch / "watched.json"
     segment = target.choices(state).segments[0]
-    eager = segment.kernels == "torch" and not segment.compiled
-    plan: dict[str, Any] = {"worker": target.worker, "folder": str(folder), "out": str(out), "eager": eager, **STEPS}
+    plan: dict[str, Any] = {
+        "worker": target.worker, "folder": str(folder), "out": str(out), "writes": target.writes,
+        "eager": segment.kernels == "torch" and not segment.compiled,
+        **(WRITING_STEPS if target.writes else STEPS),
+    }  # fmt: skip
     target.write("train", state, folder, steps=num_steps(plan), **QUIET)
     write_json(scratch / "watch.json", plan)
     say("looking at a few steps of the training")
@@ -97,7 +102,7 @@ def signals_of(
     hidden = compiled or segment.kernels == "native"
     seen = profile if profile is not None and (profile.has_device_work or not hidden) else None
     memory = found["memory"]
-    return Signals(
+    signals = Signals(
         kind="train",
         device=found["device"],
         step_s=step_s,
@@ -133,6 +138,7 @@ def signals_of(
         rows_looked_at=len(hashes) or None,
         notes=() if seen is not None else ("the profiler sees nothing of compiled code and of our kernels on a CPU",),
     )
+    return rollouts.of_writing(signals, found) if target.writes else signals
 
 
 def off_step_share(log: Path) -> float | None:
@@ -168,13 +174,15 @@ def differences(signals: Signals, target: Target, state: State, facts: Facts, sc
     """The signals with what each other setting would do, each swapped in and out in one live worker."""
     segment = target.choices(state).segments[0]
     assert signals.step_s is not None, "steps were timed"
-    least = BLOCK_STEPS if signals.step_s < LONG_S else 1
+    least = BLOCK_STEPS if signals.step_s < LONG_S and not target.writes else 1
     swap = Swap(target, state, scratch, block_steps=max(least, round(BLOCK_S / signals.step_s)))
     with swap:
         ladder = rows_ladder(swap, segment, most_rows(target, state), signals.memory_bytes)
         changes: dict[str, Any] = {"ladder": {str(rows): gain for rows, gain in ladder.items()}}
         changes["elasticity"] = ladder.get(2 * segment.device_batch)
         job = target.job()
+        if job.rollouts is not None and signals.num_slots is not None:
+            changes["slots_ladder"] = rollouts.slots_ladder(swap, job.rollouts, signals.num_slots, signals.memory_bytes)
         if signals.device == "cpu":
             changes["threads_gain"] = threads_gain(swap, signals.threads, facts.cores_physical)
         is_eager = segment.kernels == "torch" and not segment.compiled
@@ -184,7 +192,8 @@ def differences(signals: Signals, target: Target, state: State, facts: Facts, sc
             others = [name for name in BACKENDS if name != segment.attention]
             gains = {name: gain for name in others if (gain := swap.gain(attention=name)) is not None}
             changes["attention_gain"] = max(gains.items(), key=lambda entry: entry[1], default=None)
-        if is_eager and compile_obstacle(facts) is None:
+        # every step of answers has another number of rows, and would be compiled anew
+        if is_eager and not target.writes and compile_obstacle(facts) is None:
             say("compiling, to see what it brings")
             attention = attention_for(signals.device, compiled=True)
             changes["compiled_gain"] = swap.gain(compiled=True, attention=attention)
@@ -230,7 +239,9 @@ class Swap:
         return (rates[1] + rates[2]) / (rates[0] + rates[3])
 
     def _rate(self, plan: Mapping[str, Any]) -> float:
-        answer = self._started().block(steps=self.block_steps, plan=dict(plan), warm=1)
+        # answers that begin again are the same: one step warms them up
+        command = {"warm": 0 if self.target.writes else 1, **self.target.block_command}
+        answer = self._started().block(steps=self.block_steps, plan=dict(plan), **command)
         self.peak_bytes = answer.get("peak_bytes")
         return float(answer["supervised"] / answer["seconds"])
 

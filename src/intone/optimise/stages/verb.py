@@ -1,5 +1,6 @@
 """`intone optimise STAGE`: the round on a stage of ours, its tables, its report, and the preset of what was kept"""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -32,6 +33,7 @@ from intone.optimise.stages.target import WORKER, Target, with_worker
 from intone.optimise.stages.words import WIDTH, bottlenecks_text, round_text, time_text
 from intone.paths import disk_errors, home, read_json, write_json
 from intone.planning import plan_stage
+from intone.planning_rl import plan_rl
 from intone.records import Answer, choice, read_choices, write_choices
 from intone.resolving import Layer, Resolved, named_fields, resolve
 from intone.runs import find_stage
@@ -142,7 +144,7 @@ def make_target(settings: OptimiseSettings, origins: Mapping[str, Resolved], scr
         return Target(scratch, served.MODULE if settings.stage == "serve" else WORKER, variables)
     assert settings.stage in TRAINED, f"unknown stage {settings.stage}"
     if settings.like is not None:
-        copy_training(find_stage(settings.like).folder, scratch / "train")
+        copy_training(stage_of(settings.like, str(settings.stage)), scratch / "train")
         return Target(scratch)
     names = named_fields(TrainSettings)
     layers = [
@@ -151,7 +153,8 @@ def make_target(settings: OptimiseSettings, origins: Mapping[str, Resolved], scr
     ]  # fmt: skip
     layers.append(Layer("default", "enough to look at", {"steps": DATA_STEPS}))
     asked, resolved = resolve(TrainSettings, layers)
-    job, choices = plan_stage(asked, resolved, scratch, started_s=0.0).stages[str(settings.stage)]
+    make_plan = plan_rl if settings.stage == "rl" else plan_stage
+    job, choices = make_plan(asked, resolved, scratch, started_s=0.0).stages[str(settings.stage)]
     write_choices(made(scratch / "train"), choices)
     write_json(scratch / "train" / "config.json", job.as_json())
     return Target(scratch)
@@ -169,6 +172,21 @@ def worked(target: Target, settings: OptimiseSettings) -> Target:
 
 def made(folder: Path) -> Path:
     folder.mkdir(parents=True)
+    return folder
+
+
+def stage_of(reference: str, stage: str) -> Path:
+    """The job folder of a stage of a run, which need not be finished. Raises UserError where RUN means another one."""
+    if "/" not in reference:
+        with contextlib.suppress(UserError):  # which run has no such stage is said below
+            return find_stage(f"{reference}/{stage}").folder
+    folder = find_stage(reference).folder
+    found = read_json(folder / "config.json").get("stage")
+    if found != stage:
+        first = "RUN, with --prepare to stop before it begins" if stage == "rl" else "RUN" if stage != "base" else ""
+        words = f"intone train {stage}{f' --from {first}' if first else ''}"
+        fix = f"name a run that has the stage, or make one: {words}"
+        raise UserError(f"{reference} is a stage {found}, not {stage}", value=reference, fix=fix)
     return folder
 
 

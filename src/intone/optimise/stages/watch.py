@@ -1,10 +1,11 @@
 """The stage's real worker with clocks in it: `python -m intone.optimise.stages.watch PLAN`, a child of the look.
 
-PLAN is a JSON file: {worker, folder, out, warm, plain, split, eager}. The worker's module runs the job in folder;
-around its steps stand clocks: after the warm steps come plain ones, timed as they are, then split ones, in which the
-device is waited for around every part, then two under the profiler. Where PyTorch's operators run one by one (eager)
-they are then listened to for constants, and products whose sizes do not fit are timed beside others. What was seen is
-written to out. Nothing of the computation is changed. The job has at least num_steps(plan) steps.
+PLAN is a JSON file: {worker, folder, out, warm, plain, split, eager, writes}. The worker's module runs the job in
+folder; around its steps stand clocks: after the warm steps come plain ones, timed as they are, then split ones, in
+which the device is waited for around every part, then two under the profiler. Where PyTorch's operators run one by one
+(eager) they are then listened to for constants, and products whose sizes do not fit are timed beside others. writes:
+the stage learns from its own answers, whose writing has clocks too. What was seen is written to out. Nothing of the
+computation is changed. The job has at least num_steps(plan) steps.
 """
 
 import contextlib
@@ -61,6 +62,7 @@ class Watch:
         self.profiler: Any = None
         self.constants: Any = None
         self.facts: dict[str, Any] = {}
+        self.written: list[int] = []  # tokens of the answers of each step
         self.wait: Callable[[], None] = lambda: None
 
     @property
@@ -79,7 +81,19 @@ class Watch:
             yield
         finally:
             self.wait()
-            self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - begin_s
+            self.add(name, time.perf_counter() - begin_s)
+
+    def add(self, name: str, seconds: float) -> None:
+        self.parts[name] = self.parts.get(name, 0.0) + seconds
+
+    @contextlib.contextmanager
+    def rest(self, name: str) -> Iterator[None]:
+        """The seconds inside that no part inside counts, where steps are split."""
+        before, begin_s = sum(self.parts.values()), time.perf_counter()
+        yield
+        if self.is_splitting:
+            inner = sum(self.parts.values()) - before
+            self.add(name, max(0.0, time.perf_counter() - begin_s - inner))
 
     # --- steps ----------------------------------------------------------------------------------------------------
 
@@ -130,7 +144,7 @@ class Watch:
         start = resident_bytes(runner._device)
         if start is not None:
             self.memory["start"] = start
-        self.facts = {"device": runner._device.type, "threads": torch.get_num_threads(), "compiled": runner.compiled}
+        self.facts |= {"device": runner._device.type, "threads": torch.get_num_threads(), "compiled": runner.compiled}
 
     def note_peak(self, runner: Any) -> None:
         """The peak of the plain steps, and what of it is known by kind; the rest is kept for the way back."""
@@ -180,7 +194,8 @@ class Watch:
             "first_s": self.first_s, "step_s": step_s, "split_s": self.split_s, "parts": self.parts,
             "looks": self.looks, "passes": passes, "logits_bytes": self.logits_bytes, "memory": self.memory,
             "graphs": graphs(), "graphs_at_warm": self.graphs_at_warm, "twins": odd,
-            "constants": self.constants.found() if self.constants is not None else [], **self.facts,
+            "constants": self.constants.found() if self.constants is not None else [], "written": self.written,
+            **self.facts,
         })  # fmt: skip
 
     # --- clocks ---------------------------------------------------------------------------------------------------
@@ -198,22 +213,10 @@ class Watch:
 
         def ran(runner: Any, batch: Batch, scale: Any) -> StepResult:
             watch.step_begins(runner)
-            before = sum(watch.parts.values())
-            begin_s = time.perf_counter()
-            result = run(runner, batch, scale)
-            if watch.is_splitting:
-                inner = sum(watch.parts.values()) - before
-                rest = time.perf_counter() - begin_s - inner
-                watch.parts["own code"] = watch.parts.get("own code", 0.0) + max(0.0, rest)
-            return result
+            with watch.rest("own code"):
+                return run(runner, batch, scale)
 
-        def clocked(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*arguments: Any, **options: Any) -> Any:
-                with watch.part(name):
-                    return plain(*arguments, **options)
-
-            return call
-
+        clocked = self.clocked
         for owner, name, value in (
             (TrainStep, "__init__", made), (TrainStep, "run", ran), (TrainStep, "_upload", clocked("copy", upload)),
             (torch.Tensor, "backward", clocked("backward", backward)),
@@ -221,6 +224,36 @@ class Watch:
         ):  # fmt: skip
             setattr(owner, name, value)
         self.watch_loss()
+        if self.plan["writes"]:
+            self.watch_writing()
+
+    def clocked(self, name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose seconds count for the part."""
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            with self.part(name):
+                return plain(*arguments, **options)
+
+        return call
+
+    def watch_writing(self) -> None:
+        """Clocks around what a step's answers take: the engine's weights, its texts, and what is made of them."""
+        from intone.engine.engine import Engine
+        from intone.train.rollouts import RolloutSource
+
+        watch, write = self, RolloutSource.__next__
+
+        def written(source: RolloutSource) -> Any:
+            with watch.rest("judging"):
+                step, batch = write(source)
+            assert source.engine is not None, "it wrote"
+            watch.facts["num_slots"] = source.engine.settings["num_slots"][0]
+            watch.written.append(batch.stats.tokens)
+            return step, batch
+
+        setattr(RolloutSource, "__next__", written)  # noqa: B010
+        setattr(Engine, "generate", self.clocked("answers", Engine.generate))  # noqa: B010
+        setattr(Engine, "update_weights", self.clocked("packing", Engine.update_weights))  # noqa: B010
 
     def watch_loss(self) -> None:
         """Notes how large the logits are that a loss is computed from."""
@@ -241,13 +274,13 @@ class Clocked:
     def __init__(self, model: Any, watch: Watch) -> None:
         self.model, self.watch = model, watch
 
-    def __call__(self, ids: Any, targets: Any, documents: Any) -> Any:
+    def __call__(self, ids: Any, targets: Any, documents: Any, *weights: Any) -> Any:
         watch = self.watch
         watch.passes += 1
         if watch.count <= LOOKED_AT:
             watch.looks.append(look(ids.cpu().numpy(), targets.cpu().numpy()))
         with watch.part("forward"):
-            return self.model(ids, targets, documents)
+            return self.model(ids, targets, documents, *weights)
 
 
 class ClockedUpdate:

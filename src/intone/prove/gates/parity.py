@@ -222,14 +222,9 @@ def judge_tolerance(
         return not_judged(NAME, reason, "gather them with training.gather_tolerance")
     evidence = tolerance_evidence(candidate, reference)
     fix = "the change computes something else: undo it, or keep the part in fp32 that loses the digits"
-    for name, words in GRADIENT_WORDS.items():
-        found, allowed = getattr(candidate.gradient, name), getattr(limits, name)
-        if own is not None:
-            allowed = max(allowed, min(OWN_ERROR * getattr(own, name), OWN_MOST * allowed))
-        if not found <= allowed:
-            place = f" (in {candidate.gradient.worst})" if name == "tensor" else ""
-            reason = f"{words} {found:.2e} off fp32's{place}, allowed are {allowed:.1e}"
-            return GateResult(NAME, False, reason, threshold, evidence, fix=fix)
+    problem = gradient_problem(candidate.gradient, limits, own)
+    if problem is not None:
+        return GateResult(NAME, False, problem, threshold, evidence, fix=fix)
     if not evidence["first_loss_error"] <= limits.first_loss:
         reason = (
             f"the first loss is {candidate.losses[0]:.6g}, fp32's {reference.losses[0]:.6g}: "
@@ -240,6 +235,18 @@ def judge_tolerance(
     if not accepted:
         return GateResult(NAME, False, why, threshold, evidence, fix=fix)
     return GateResult(NAME, True, f"{why}, gradients within {evidence['gradient_error']:.1e}", threshold, evidence)
+
+
+def gradient_problem(error: GradientError, limits: Limits, own: GradientError | None) -> str | None:
+    """The first way in which gradients are too far from fp32's, in words; None where they are near enough."""
+    for name, words in GRADIENT_WORDS.items():
+        found, allowed = getattr(error, name), getattr(limits, name)
+        if own is not None:
+            allowed = max(allowed, min(OWN_ERROR * getattr(own, name), OWN_MOST * allowed))
+        if not found <= allowed:
+            place = f" (in {error.worst})" if name == "tensor" else ""
+            return f"{words} {found:.2e} off fp32's{place}, allowed are {allowed:.1e}"
+    return None
 
 
 def tolerance_evidence(candidate: Losses, reference: Losses) -> dict[str, Any]:

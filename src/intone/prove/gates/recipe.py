@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intone.config import TrainJob
+from intone.config import RolloutConfig, TrainJob
 from intone.data.loader import Batch, Rows
+from intone.data.questions import Questions
 from intone.data.shards import TokenSet
+from intone.data.tokenizer import Tokenizer
 from intone.model.checkpoint import WEIGHTS, list_checkpoints
 from intone.model.cost import num_parameters
-from intone.paths import read_json
+from intone.paths import file_sha256, read_json
 from intone.prove.gates.result import Gate, GateResult, NotJudged, Threshold, not_judged
 
 NAME = "recipe"
@@ -30,6 +32,7 @@ EFFECTS = {
     "tokens_per_step": ("rows_per_step", "context"),
     "parameters": ("model",),
     **dict.fromkeys(("supervised_tokens", "rows", "repeated_rows"), ROW_CAUSES),
+    "questions": (*ROW_CAUSES, "rollouts"),
 }
 
 RowsOf = Callable[[TrainJob], Batch]
@@ -50,7 +53,6 @@ def read_recipe(folder: Path, *, rows_of: RowsOf | None = None) -> Recipe:
     NotJudged where the save that it starts from is not there.
     """
     job = TrainJob.from_json(read_json(folder / "config.json"))
-    batch = (rows_of or first_rows)(job)
     fields = {
         "tokens_per_step": job.rows_per_step * job.context,
         "rows_per_step": job.rows_per_step,
@@ -69,11 +71,29 @@ def read_recipe(folder: Path, *, rows_of: RowsOf | None = None) -> Recipe:
         "keep_optimizer": job.keep_optimizer,
         "validation": None if job.val is None else content_of(Path(job.val)),
         "validation_tokens": job.eval_tokens,
+    }
+    if job.rollouts is not None:
+        return Recipe(fields | asked_fields(job, job.rollouts))
+    batch = (rows_of or first_rows)(job)
+    return Recipe(fields | {
         "supervised_tokens": int((batch.targets >= 0).sum()),
         "rows": rows_hash(batch),
         "repeated_rows": Rows.duplicate_rows(batch),
-    }
-    return Recipe(fields)
+    })  # fmt: skip
+
+
+def asked_fields(job: TrainJob, config: RolloutConfig) -> dict[str, Any]:
+    """What is asked, and how answers are drawn, of a stage that writes its rows itself."""
+    tokenizer = Tokenizer.load(Path(job.tokenizer))
+    questions = Questions(dataclasses.replace(config, num_items=1), job.seed, tokenizer, job.context)
+    digest = hashlib.sha256()
+    for number in range(FIRST_STEPS * config.prompts):
+        question = questions.at(number)
+        digest.update(json.dumps([questions.prompt(question), question.answer, question.rule]).encode())
+    settings = {f"rollouts.{name}": value for name, value in dataclasses.asdict(config).items()}
+    for name in ("files", "val_files"):
+        settings[f"rollouts.{name}"] = [file_sha256(Path(path))[:16] for path in getattr(config, name)]
+    return settings | {"questions": digest.hexdigest()[:16]}
 
 
 def first_rows(job: TrainJob) -> Batch:
@@ -140,8 +160,10 @@ def judge(baseline: Recipe, candidate: Recipe, *, declared: Collection[str] = ()
         return GateResult(NAME, True, reason, THRESHOLD, evidence)
     if not names:
         return not_judged(NAME, "no field was compared", "read both recipes with read_recipe")
-    rows = a.get("rows_per_step", 0) * FIRST_STEPS
-    return GateResult(NAME, True, f"{len(names)} fields are equal, {rows:,} rows among them", THRESHOLD, evidence)
+    rows = f"{a.get('rows_per_step', 0) * FIRST_STEPS:,} rows"
+    if "questions" in a:
+        rows = f"the questions of {FIRST_STEPS} steps"
+    return GateResult(NAME, True, f"{len(names)} fields are equal, {rows} among them", THRESHOLD, evidence)
 
 
 def gate(baseline: Path, candidate: Path, *, declared: Collection[str] = ()) -> Gate[tuple[Recipe, Recipe]]:

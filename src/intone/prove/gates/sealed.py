@@ -70,6 +70,8 @@ def inputs_of(folder: Path) -> list[Path]:
     job = TrainJob.from_json(config)
     paths += [Path(job.tokenizer), *(Path(part) for part in job.data)]
     paths += [Path(job.val)] if job.val else []
+    if job.rollouts is not None:
+        paths += [Path(name) for name in (*job.rollouts.files, *job.rollouts.val_files)]
     return paths + ([Path(job.init_from) / "checkpoints"] if job.init_from else [])
 
 

@@ -133,11 +133,16 @@ def gradients(side: Side, scratch: Path, segments: tuple[Segment, ...], **change
     times 1 - beta.
     """
     with trial(side, scratch, segments=segments, steps=1, keep=1, **changes) as found:
-        saves = list_checkpoints(found.folder)
-        if found.outcome.outcome != "done" or not saves:
-            return None
-        moments = load_file(saves[-1] / optimizer_file(0))
-        return from_moments(TrainJob.from_json(read_json(found.folder / "config.json")), moments)
+        return saved_gradients(found)
+
+
+def saved_gradients(found: Trial) -> Gradients | None:
+    """The gradients of a trial of one step that was saved; None where it did not end well."""
+    saves = list_checkpoints(found.folder)
+    if found.outcome.outcome != "done" or not saves:
+        return None
+    moments = load_file(saves[-1] / optimizer_file(0))
+    return from_moments(TrainJob.from_json(read_json(found.folder / "config.json")), moments)
 
 
 def from_moments(job: TrainJob, moments: dict[str, np.ndarray]) -> Gradients:
@@ -215,9 +220,12 @@ def gate(
     declared: what the change of the recipe touches. numbers: the seeds of the statistical kind, which trains whole
     jobs and allows the margin; steps: of the other two kinds.
     """
-    chosen: str = kind or parity.kind_of_change(
-        read_choices(baseline.folder), read_choices(candidate.folder), is_recipe_change=bool(declared)
-    )[0]
+    chosen: str = (
+        kind
+        or parity.kind_of_change(
+            read_choices(baseline.folder), read_choices(candidate.folder), is_recipe_change=bool(declared)
+        )[0]
+    )
     dtype = first_segment(candidate)[0].dtype
     kinds: dict[str, tuple[float, Callable[[], Any], Callable[[Any], GateResult]]] = {
         "bitwise": (
