@@ -85,3 +85,9 @@ def test_a_flag_about_the_model_is_refused(plan, name, value):
     flag = "--" + name.replace("_", "-")
     with pytest.raises(UserError, match=f"{flag} cannot be given to train rl: its model is that of first"):
         plan(steps=3, **{name: value})
+
+
+def test_answers_as_long_as_the_context_are_refused(plan):
+    with pytest.raises(UserError, match="answers of 512 tokens do not fit behind a question") as refused:
+        plan(steps=3, max_tokens=512)
+    assert refused.value.fix == "use --max-tokens 256 or auto"

@@ -41,6 +41,11 @@ def plan_rl(settings: TrainSettings, origins: Mapping[str, Resolved], run_folder
     before = find_stage(settings.from_run or "latest").folder
     config, tokenizer_folder, tokenizer = start_of(before, settings.from_run)
     rollouts = rollout_config(settings)
+    if isinstance(settings.max_tokens, int) and settings.max_tokens >= config.context:
+        what = f"answers of {settings.max_tokens:,} tokens do not fit behind a question"
+        fix = f"use --max-tokens {config.context // 2} or auto"
+        words = f"{what} into the context of {config.context:,} tokens"
+        raise UserError(words, value=settings.max_tokens, fix=fix)
     questions = Questions(rollouts, settings.seed, tokenizer, config.context)
     num_held_out = sum(map(len, questions.held_out.values()))
     minutes = settled.put("minutes", settle_minutes(origins["minutes"]))

@@ -112,7 +112,7 @@ def test_held_out_questions_that_are_given_are_not_learned_and_long_ones_are_lef
     assert {questions.at(number).asked[0].content for number in range(7)} == {f"{n}+{n}" for n in range(2, 9)}
     assert [len(group) for group in questions.held_out.values()] == [1]
     assert "1 of 10 questions are left out: they fill the context of 64 tokens" in capsys.readouterr().err
-    with pytest.raises(UserError, match="there are no questions to learn from"):
+    with pytest.raises(UserError, match="there are no questions to learn from: all are held out"):
         from_file(tmp_path, rows[:2], val=rows[:2])
 
 
@@ -123,6 +123,8 @@ def test_held_out_questions_that_are_given_are_not_learned_and_long_ones_are_lef
         (("starter", "x.jsonl"), (), "questions come from the starter or from files, not both"),
         (("notes.txt",), (), "questions are read from .jsonl files, not from notes.txt"),
         (("gone.jsonl",), (), "gone.jsonl does not exist"),
+        (("smoltalk",), (), "smoltalk has no answers to check"),
+        (("starter:0.5,x.jsonl:0.5",), (), "questions with answers are not mixed by shares"),
     ],
 )
 def test_data_that_holds_no_questions_is_refused(tmp_path, monkeypatch, data, val, message):
@@ -132,6 +134,7 @@ def test_data_that_holds_no_questions_is_refused(tmp_path, monkeypatch, data, va
     with pytest.raises(UserError) as caught:
         check_named(data, val)
     assert message in caught.value.message
+    assert caught.value.fix, "what to do instead"
 
 
 def test_the_skills_that_can_be_named_are_the_starters():

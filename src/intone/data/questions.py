@@ -15,10 +15,12 @@ from intone.data.pack import shuffled
 from intone.data.starter.item import is_held_out
 from intone.errors import UserError
 from intone.log import say
-from intone.mixture import STARTER
+from intone.mixture import PUBLIC, STARTER
 
 Rule = Literal["text", "number", "marked"]
 MARK = "####"  # what stands before the final answer in GSM8K (Cobbe et al. 2021)
+# what a row of a file needs
+ROW_FIX = 'one object a line: {"messages": [...], "answer": "..."} or {"question": "...", "answer": "..."}'
 # a sign counts where it cannot be an operator: 10-3 ends in 3, not in -3
 NUMBER = re.compile(r"(?:(?<![\w.)])[-+])?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 
@@ -93,6 +95,11 @@ class Questions:
             self.held_out = {skill: [as_question(item) for item in found] for skill, found in items.items()}
             return
         self._train, held_out = divided(read_questions(config.files), read_questions(config.val_files))
+        if not self._train and held_out:
+            raise UserError(
+                "there are no questions to learn from: all are held out", value=list(config.val_files or config.files),
+                fix="give other questions to --val, or more of them to --data",
+            )  # fmt: skip
         num_read = len(self._train) + len(held_out)
         self._train = [question for question in self._train if self._fits(question)]
         held_out = [question for question in held_out if self._fits(question)]
@@ -148,14 +155,20 @@ def check_named(data: Sequence[str], val: Sequence[str]) -> tuple[tuple[str, ...
             raise UserError("--val is for questions from files", value=" ".join(val), fix=fix)
         return (), ()
     if STARTER in data:
-        raise UserError("questions come from the starter or from files, not both", value=" ".join(data))
+        fix = "keep one of them"
+        raise UserError("questions come from the starter or from files, not both", value=" ".join(data), fix=fix)
+    for name in (*data, *val):
+        bare, _, share = name.rpartition(":")
+        if name in PUBLIC or (bare and not Path(name).expanduser().exists() and share.replace(".", "", 1).isdigit()):
+            what = "questions with answers are not mixed by shares" if bare else f"{name} has no answers to check"
+            fix = "name .jsonl files of questions and answers, or leave out --data for the starter's"
+            raise UserError(what, value=name, fix=fix)
     train, held_out = find_files(data)
     if val:
         held_out = [path for found in find_files(val) for path in found]
     for path in (*train, *held_out):
         if file_type(path) != ".jsonl" or path.suffix != ".jsonl":
-            fix = 'one object a line: {"messages": [...], "answer": "..."} or {"question": "...", "answer": "..."}'
-            raise UserError(f"questions are read from .jsonl files, not from {path}", value=str(path), fix=fix)
+            raise UserError(f"questions are read from .jsonl files, not from {path}", value=str(path), fix=ROW_FIX)
     return tuple(str(path.absolute()) for path in train), tuple(str(path.absolute()) for path in held_out)
 
 
@@ -167,16 +180,18 @@ def read_questions(files: Sequence[str]) -> list[Question]:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read: {error}", value=name) from None
+            fix = "see that it is there, and in UTF-8"
+            raise UserError(f"{path} cannot be read: {error}", value=name, fix=fix) from None
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 question = parse_question(json.loads(line), path.stem)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: no JSON ({error})", value=name) from None
+                raise UserError(f"{path}, line {number}: no JSON ({error})", value=name, fix=ROW_FIX) from None
             except UserError as error:
-                raise UserError(f"{path}, line {number}: {error.message}", value=error.value, fix=error.fix) from None
+                text = f"{path}, line {number}: {error.message}"
+                raise UserError(text, value=error.value, fix=error.fix or ROW_FIX) from None
             found.setdefault(key_of(question), question)
     return list(found.values())
 

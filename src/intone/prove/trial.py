@@ -68,7 +68,7 @@ def trial(side: Side, scratch: Path, *, segments: tuple[Segment, ...] | None = N
     Of held-out questions one of each kind is asked where it evaluates: answers are no part of what is looked at.
     Raises UserError for a folder that is no training job.
     """
-    quiet = {"keep": 0, "eval_every": None, "samples": (), "val": None, "save_every_s": 1e9}
+    quiet: dict[str, Any] = {"keep": 0, "eval_every": None, "samples": (), "val": None, "save_every_s": 1e9}
     whole = TrainJob.from_json(read_json(side.folder / "config.json"))
     if whole.rollouts is not None:
         quiet["rollouts"] = dataclasses.replace(whole.rollouts, num_items=1)

@@ -138,9 +138,9 @@ def rollout_batch(written: Written, *, context: int, bos: int, begin_s: float) -
     rewards = np.array(written.rewards)
     groups = zip(written.prompts, written.ids, written.logprobs, advantages(rewards), strict=True)
     answers = [
-        Answer(prompt, ids, np.array([part is not None for part in logprobs], bool), float(value))
-        for prompt, *group in groups
-        for ids, logprobs, value in zip(*group, strict=True)
+        Answer(prompt, ids, np.array([part is not None for part in parts], bool), float(value))
+        for prompt, group, logprobs, row in groups
+        for ids, parts, value in zip(group, logprobs, row, strict=True)
     ]
     stats = Rollouts(
         reward=float(rewards.mean()),

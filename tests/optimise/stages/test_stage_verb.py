@@ -15,6 +15,7 @@ from intone.optimise.stages.target import Target
 from intone.optimise.stages.verb import command_of, make_target, opened
 from intone.paths import write_json
 from intone.planning import Plan
+from intone.records import read_choices, write_choices
 from intone.resolving import Layer, resolve
 
 
@@ -71,6 +72,15 @@ def test_a_stage_that_learns_from_its_answers_is_one_part(here, tiny_job, tmp_pa
     target = make_target(*settings_of(stage="rl", like=str(tmp_path / "rl")), tmp_path / "jobs")
     assert target.parts == ("train",) and target.writes and target.block_command == {"restart": True}
     assert target.choices({}).segments[0].num_slots == 3
+
+
+def test_a_run_whose_number_of_steps_changed_is_still_looked_at_in_few(here, start, start_folder, tmp_path):
+    run = start.write("train", {}, tmp_path / "run")
+    write_choices(run, read_choices(run).with_steps(40, 90, 1000, "90 fit into the minutes"))
+    (tmp_path / "jobs").mkdir()
+    target = make_target(*settings_of(stage="sft", like=str(run)), tmp_path / "jobs")
+    folder = target.write("train", {}, tmp_path / "trial", steps=7)
+    assert read_choices(folder).num_steps(7) == 7
 
 
 def test_a_stage_is_planned_as_intone_train_would_plan_it(here, start, tmp_path, monkeypatch):

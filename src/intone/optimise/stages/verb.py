@@ -196,7 +196,10 @@ def copy_training(stage: Path, folder: Path) -> None:
     if config.get("job") != "train":
         raise UserError(f"{stage} is no training", value=str(stage), fix="name a stage: NAME/sft")
     TrainJob.from_json(config)
-    write_choices(made(folder), read_choices(stage))
+    choices = read_choices(stage)
+    # how many steps the stage had in the end would hold for every short training too
+    segments = tuple(dataclasses.replace(segment, steps=None) for segment in choices.segments)
+    write_choices(made(folder), dataclasses.replace(choices, segments=segments))
     write_json(folder / "config.json", config)
     if (stage / "log.jsonl").exists():  # which tells of evaluations and saves
         shutil.copy2(stage / "log.jsonl", folder / "log.jsonl")

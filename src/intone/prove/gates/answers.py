@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from intone.config import RolloutConfig
 from intone.dist import World
 from intone.engine.load import load_model
 from intone.model.gpt import GPT
@@ -84,7 +85,7 @@ def taught(
         return training.losses_of(found), training.saved_gradients(found)
 
 
-def rollouts_of(side: Side) -> Any:
+def rollouts_of(side: Side) -> RolloutConfig:
     config = training.job_of(side).rollouts
     assert config is not None, "the caller looked"
     return config
@@ -115,8 +116,8 @@ def gather_written(right: Reference, candidate: Side, scratch: Path) -> Found:
     model = plain_model(candidate, device)
     texts = [
         (prompt, ids, said)
-        for prompt, *group in zip(written.prompts, written.ids, written.logprobs, strict=True)
-        for ids, said in zip(*group, strict=True)
+        for prompt, group, logprobs in zip(written.prompts, written.ids, written.logprobs, strict=True)
+        for ids, said in zip(group, logprobs, strict=True)
     ]
     chosen = texts[:: -(-len(texts) // MAX_ANSWERS)]
     error = [value for text in chosen for value in errors(model, *text)]
