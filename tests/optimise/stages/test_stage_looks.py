@@ -51,7 +51,7 @@ def watched_here(monkeypatch, start, tmp_path):
 
     def watched(state):
         plan = {"worker": "-", "folder": "-", "out": str(tmp_path / "seen.json"), "warm": 3, "plain": 4, "split": 2,
-                "eager": True}  # fmt: skip
+                "eager": True, "writes": False}  # fmt: skip
         folder = start.write("train", state, tmp_path / "job", steps=num_steps(plan), **QUIET)
         Watch(plan).install()
         with planted(Faults.from_json(read_json(folder / "faults.json"))):
