@@ -82,8 +82,8 @@ class Texts:
         self.cache.remember_end(table, lambda a, b: self.tokens[table][a:b])
         self.cache.close(table)
 
-    def feed(self, new):
-        """new {table: ids} in one pass -> {table: logits (len, V)}."""
+    def feed(self, new, *, trusts=True):
+        """new {table: ids} in one pass -> {table: logits (len, V)}, finite where they are to be trusted."""
         order = sorted(new, key=lambda table: len(new[table]) > 1)
         ids, previous, positions, pieces = [], [], [], []
         for table in order:
@@ -104,6 +104,8 @@ class Texts:
         logits = self.decoder.logits(Batch(*parts, attention))
         for table in order:
             self.cache.advance(table, len(new[table]), lambda a, b, table=table: self.tokens[table][a:b])
+            if trusts:
+                self.cache.trust(table)
         return dict(zip(order, logits.split([len(new[table]) for table in order]), strict=True))
 
 

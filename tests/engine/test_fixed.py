@@ -150,3 +150,22 @@ def test_draws_of_the_device_are_those_of_the_host_where_it_decides(columns, mon
 def test_captured_steps_are_refused_where_they_cannot_be_had(model, byte_tokenizer, options):
     with pytest.raises(UserError, match="steps captured cannot be had"):
         Engine(model, byte_tokenizer, steps="captured", **options)
+
+
+def test_a_step_that_nobody_waits_for_leaves_nothing_that_a_later_text_reads(random_model, byte_tokenizer):
+    model = random_model(vocab_size=265, depth=2, scale=0.2, context=2 * PAGE)
+    first, later = [7] * 30, Request([3, 4], max_tokens=9, temperature=0)
+    ids = generate_naive(model, first, max_tokens=PAGE).ids
+    # a token that is a letter, comes for the first time, and is fed by a step that runs ahead
+    place = next(k for k, token in enumerate(ids) if k > 1 and token < 128 and token not in [7, *ids[:k]])
+    with Engine(model, byte_tokenizer, kernels="torch", steps="captured") as engine:
+        expected = answers(engine, [later])
+    assert ids[place] not in [*later.prompt, *expected[0][0][0]]
+    with torch.no_grad():
+        model.embedding.weight[ids[place]] = torch.nan
+    # the host alone finds a stop text: the step that feeds its last token runs by then
+    options = {"kernels": "torch", "steps": "captured", "share_prefixes": False}  # so its page is the next one taken
+    with Engine(model, byte_tokenizer, **options) as engine:
+        found = answers(engine, [Request(first, max_tokens=PAGE, temperature=0, stop=chr(ids[place]))])
+        assert found == [[(ids[: place + 1], "stop")]]
+        assert answers(engine, [later]) == expected

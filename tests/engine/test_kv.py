@@ -188,18 +188,33 @@ def test_reserving_takes_nothing_where_there_is_not_enough_and_takes_back_what_i
     assert texts.open(ids(130, seed=9)).length == 0
 
 
-def test_a_scrubbed_text_is_found_by_nobody_and_leaves_zeros(models, texts_of):
-    texts = texts_of(models())
+@pytest.mark.parametrize("forked", [False, True])
+def test_keys_that_nobody_trusted_are_found_by_nobody_and_leave_zeros(models, texts_of, forked):
+    texts, tokens = texts_of(models()), ids(200)
     table = texts.open([0])
-    texts.feed({table: ids(100)})
-    shared = texts.open(ids(70))
-    pages = list(table.pages[0])
-    texts.cache.scrub(table)
-    texts.cache.close(table)
-    assert texts.open(ids(100)).length == 64  # the first page has another holder
-    store = texts.cache.store
-    assert not store.blocks[store.groups[0].blocks[0]][pages[1] * PAGE : (pages[1] + 1) * PAGE].any()
-    texts.close(shared)
+    texts.feed({table: tokens[:100]})
+    # the windowed group gives pages 0 and 1 back in this step, and page 1 holds some of its keys
+    texts.feed({table: tokens[100:]}, trusts=False)
+    other = texts.fork(table) if forked else None
+    texts.close(table)
+    if forked:
+        texts.close(other)
+    assert texts.open(tokens).length == PAGE
+    for stored in texts.cache.store.blocks:
+        assert stored[:PAGE].any() and not stored[PAGE : 4 * PAGE].any()
+    assert [pool.num_held for pool in texts.cache.pools] == [1, 1]
+
+
+def test_pages_at_the_end_of_a_closed_text_are_wiped_where_something_was_written_behind_it(models, texts_of):
+    texts, tokens = texts_of(models()), ids(100)
+    table = texts.open([0])
+    texts.feed({table: tokens})
+    texts.close(table)
+    assert texts.cache.known_length(tokens) == 99
+    texts.cache.wipe(table)
+    assert texts.cache.known_length(tokens) == PAGE
+    for stored in texts.cache.store.blocks:
+        assert stored[:PAGE].any() and not stored[PAGE : 2 * PAGE].any()
 
 
 def test_forgetting_all_leaves_nothing_to_find(models, texts_of):

@@ -15,26 +15,24 @@ BOUNDS = {"least": 64, "most": 512}
 def test_so_many_tokens_are_fed_as_fit_into_the_time_between_the_bounds():
     portion = Portion()
     assert portion.tokens(1, **BOUNDS) == 64, "nothing is known"
-    portion.note(100, 100 * MOST_STEP_S / 300.5, is_synced=True)
+    portion.note(100, 100 * MOST_STEP_S / 300.5)
     assert portion.tokens(40, **BOUNDS) == 260, "growing texts take their part of the time"
     assert portion.tokens(280, **BOUNDS) == 64, "prompts get on in any case"
     for _ in range(9):
-        portion.note(260, 260 * MOST_STEP_S / 3000, is_synced=True)
+        portion.note(260, 260 * MOST_STEP_S / 3000)
     assert portion.tokens(40, **BOUNDS) == 512
     for _ in range(9):
-        portion.note(260, 260 * MOST_STEP_S / 30, is_synced=True)
+        portion.note(260, 260 * MOST_STEP_S / 30)
     assert portion.tokens(1, **BOUNDS) == 64
 
 
-def test_a_step_that_nobody_waited_for_and_the_one_that_waits_for_both_say_nothing_nor_does_a_small_one():
+def test_a_small_step_says_nothing_and_a_slow_one_is_believed_in_part():
     portion = Portion()
-    portion.note(100, 100 * MOST_STEP_S / 300.5, is_synced=True)
+    portion.note(100, 100 * MOST_STEP_S / 300.5)
     before = portion.tokens(0, **BOUNDS)
-    portion.note(512, 1e-6, is_synced=False)
-    portion.note(100, 90.0, is_synced=True)
-    portion.note(3, MOST_STEP_S, is_synced=True)
+    portion.note(3, MOST_STEP_S)
     assert portion.tokens(0, **BOUNDS) == before == 300
-    portion.note(100, 90.0, is_synced=True)
+    portion.note(100, 90.0)
     assert portion.tokens(0, **BOUNDS) == 120, "one slow step is believed as far as four times, and half of that counts"
 
 

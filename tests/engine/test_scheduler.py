@@ -39,6 +39,7 @@ def made(random_model, texts_of, byte_tokenizer):
             for segment in scheduler.plan():
                 row = segment.row
                 scheduler.cache.advance(row.table, segment.count, row.tokens)
+                scheduler.cache.trust(row.table)
                 if segment.is_last:
                     if not row.ids:
                         scheduler.keep_prompt(row, torch.zeros(1))

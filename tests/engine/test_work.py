@@ -23,6 +23,15 @@ def model(random_model):
     return random_model(vocab_size=265, depth=2, scale=0.2, dtype=torch.float32, context=4 * PAGE, window=21)
 
 
+@pytest.fixture(scope="module")
+def failing_model(random_model):
+    """The same, but texts with token 255 fail, where it is given or drawn."""
+    model = random_model(vocab_size=265, depth=2, scale=0.2, dtype=torch.float32, context=4 * PAGE, window=21)
+    with torch.no_grad():
+        model.embedding.weight[255] = torch.nan
+    return model
+
+
 def prompt(rng, low, high, start=()):
     return [*start, *rng.integers(0, 256, int(rng.integers(low, high))).tolist()]
 
@@ -152,22 +161,51 @@ def test_tokens_that_are_excluded_are_never_drawn(model, byte_tokenizer, options
     assert {sample.ids[0] for sample in samples} <= set(allowed.tolist())
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_prompt_that_is_not_finite_and_half_fed_reaches_nobody_who_begins_like_it(
+    failing_model, byte_tokenizer, kernels, is_cancelled
+):
+    rng = np.random.default_rng(2)
+    start = prompt(rng, 40, 41)
+    # 255 is the last token of the first step: attention weighs it by 0 for those before it, and 0 times NaN is NaN
+    bad = Request([*start, *[1] * (PAGE - 41), 255, *prompt(rng, 30, 31)], max_tokens=4)
+    good = Request([*start, 7, 7], max_tokens=8, temperature=0)
+    with Engine(failing_model, byte_tokenizer, kernels=kernels) as engine:
+        expected = [sample.ids for sample in engine.generate([good])[0]]
+        assert expected[0]
+    late = []
+    with Engine(failing_model, byte_tokenizer, kernels=kernels, prompt_tokens=PAGE) as engine:
+        feed = engine._worker.runner.feed
+
+        def fed(segments):
+            """The step, during which a cancellation and another request arrive."""
+            found = feed(segments)
+            if not late:
+                if is_cancelled:
+                    segments[0].row.group.handle.cancel()
+                late.append(engine.submit(good))
+            return found
+
+        engine._worker.runner.feed = fed
+        (failed,) = engine.submit(bad).result()
+        assert [sample.ids for sample in late[0].result()] == expected
+        assert failed.reason == "error" and f"not finite at position {PAGE}" in failed.error
+
+
 @pytest.mark.parametrize("kernels", [*KERNELS, "captured"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_whatever_arrives_is_cancelled_fails_or_runs_out_every_request_ends_once_and_no_page_is_left(
-    random_model, byte_tokenizer, kernels, seed
+    failing_model, byte_tokenizer, kernels, seed
 ):
-    model = random_model(vocab_size=265, depth=2, scale=0.2, dtype=torch.float32, context=4 * PAGE, window=21)
-    with torch.no_grad():
-        model.embedding.weight[255] = torch.nan  # texts with this token fail, where it is given or drawn
     rng = np.random.default_rng(seed)
     options = {"num_slots": int(rng.integers(2, 9)), "num_guesses": 2 * (seed % 2), "kernels": kernels,
                "prompt_tokens": (1 + 3 * (seed % 3)) * PAGE}  # fmt: skip
     if kernels == "captured":
         options |= {"kernels": "torch", "steps": "captured", "num_guesses": 0}
-    whole_bytes = 2 * model.config.num_kv_heads * 32 * 4 * PAGE  # of a page in one block
+    whole_bytes = 2 * failing_model.config.num_kv_heads * 32 * 4 * PAGE  # of a page in one block
     # room for about two whole texts: samples must give way to each other
-    with Engine(model, byte_tokenizer, cache_bytes=(12 + 14) * whole_bytes, **options) as engine:
+    with Engine(failing_model, byte_tokenizer, cache_bytes=(12 + 14) * whole_bytes, **options) as engine:
         handles, heard = [], {}
 
         def listen(number, handle):
@@ -196,7 +234,8 @@ def test_whatever_arrives_is_cancelled_fails_or_runs_out_every_request_ends_once
             if any(isinstance(event, Failed) for event in heard[number]):
                 assert sum(isinstance(event, Failed) for event in heard[number]) == 1
                 assert "not finite" in next(c.error for c in completions if c.reason == "error")
-                assert any(255 in [*request.prompt, *c.ids] for c in completions), "a fault of another request"
+                texts = [[*request.prompt, *completion.ids] for completion in completions]
+                assert any(255 in text for text in texts), f"a fault of another request than {number}: {texts}"
                 continue
             assert sorted(event.sample for event in heard[number]) == list(range(request.n))
             for completion in completions:
@@ -208,6 +247,8 @@ def test_whatever_arrives_is_cancelled_fails_or_runs_out_every_request_ends_once
         assert (stats.held_bytes, stats.num_running, stats.num_waiting) == (0, 0, 0)
         pools = engine._worker._cache.pools
         assert all(pool.num_free + pool.num_idle == pool.num_pages for pool in pools)
+        if kernels == "captured":  # steps read behind the ends of texts: all but the page for what nobody reads
+            assert all(stored[:-PAGE].isfinite().all() for stored in engine._worker._cache.store.blocks)
     reasons = {completion.reason for handle in handles for completion in handle.result()}
     assert {"cancelled", "error", "length"} <= reasons
 

@@ -11,7 +11,8 @@ class Ahead:
     """Runs growing texts on FixedSteps: the step after the next is on the device while the host works on this one.
 
     What the host finds in a result (a stop text, a tool's call, the end) counts from the step after next on; what was
-    computed for that row meanwhile is dropped. take(row, result): gives a row its token, its key counted before.
+    computed for that row meanwhile is dropped, and keys that are not finite are wiped: a later text would read them
+    behind its end. take(row, result): gives a row its token, its key counted before.
     is_wanted(): whether something else waits for the engine's thread, so that this must end soon.
     """
 
@@ -36,16 +37,20 @@ class Ahead:
             return False
         if not self._launch(rows, begin=True):
             return False
+        tables = [row.table for row in rows]  # an ended row has none
         goes_on = True
         while self._steps.num_ahead:
             if goes_on:
                 goes_on = not self._is_wanted() and self._launch(rows)
             results = self._steps.sync_result()
-            for row, result in zip(rows, results, strict=True):
-                if not row.has_ended and not row.is_paused and (result.is_usable or not result.is_finite):
+            for row, table, result in zip(rows, tables, results, strict=True):
+                if row.has_ended:
+                    if not result.is_finite and table is not None:
+                        self._scheduler.cache.wipe(table)
+                elif not row.is_paused and (result.is_usable or not result.is_finite):
                     self._take(row, result)
                     goes_on = goes_on and not row.has_ended and not row.is_paused
-                elif not row.has_ended and not row.is_paused:
+                elif not row.is_paused:
                     # the host draws this row's token, and so it feeds its last one again
                     goes_on, self._is_hosts_turn = False, True
         return True

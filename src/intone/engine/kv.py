@@ -47,10 +47,10 @@ class PageStore:
         self.device = device
         self.num_kv_heads = config.num_kv_heads
         self.group_of = [next(g for g, group in enumerate(groups) if b in group.blocks) for b in range(config.depth)]
-        # masked, but 0 times a left-over NaN is NaN. A CPU gives memory when it is first written: untouched pages cost
-        # nothing there
-        self.reads_past_end = device.type != "cpu" or has_spare
-        make = torch.zeros if self.reads_past_end else torch.empty
+        # what lies behind a text's end is read there, masked, but 0 times a left-over NaN is NaN. A CPU gives memory
+        # when it is first written: untouched pages cost nothing there
+        reads_past_end = device.type != "cpu" or has_spare
+        make = torch.zeros if reads_past_end else torch.empty
         shape = (2, config.num_kv_heads, config.head_width)
         sizes = [(num_pages[group] + has_spare) * PAGE for group in self.group_of]
         self.blocks = [make((size, *shape), dtype=dtype, device=device) for size in sizes]
@@ -72,8 +72,9 @@ class Table:
     """Where the keys of one text are: per group its pages in order, NO_PAGE where they were given back.
 
     length: tokens stored. node: the last full page that the tree knows, None when it does not follow any more.
-    num_found: tokens that were there when the text came. num_sound: tokens whose keys are known to be finite. doubted:
-    (group, page) of those given back before that was known. version grows when pages change.
+    num_found: tokens that were there when the text came. num_sound: tokens whose keys are known to be finite: all, but
+    for those of a step whose logits nobody has looked at. doubted: (group, page) of those given back before that.
+    version grows when pages change.
     """
 
     pages: list[list[int]]
@@ -98,6 +99,8 @@ class Cache:
     """Gives texts their pages, lets them share what they have in common, and remembers ended ones while there is room.
 
     A text writes only into pages that nobody else holds: the last page of a fork is copied when it is written.
+    Whatever a step computed must be trusted or closed before the next one: so no text finds keys that are not finite,
+    and none reads them behind its end in a page that was taken.
     num_pages: per group. most_pages: per group what one text holds at most. remembers False: requests share nothing.
     whole_pages: they share only whole pages. For one thread.
     """
@@ -113,8 +116,6 @@ class Cache:
         self._whole_pages = whole_pages
         self.pools = [PagePool(count, self._reclaimer(group)) for group, count in enumerate(num_pages)]
         self.tree = PrefixTree(self.pools, [group.reach for group in self.groups])
-        # pages that may hold what is not finite -> the text that wrote it; only where reads go past a text's end
-        self._doubtful: list[dict[int, Table]] = [{} for _ in self.groups]
 
     def open(self, tokens: Sequence[int]) -> Table:
         """A new text with as much of tokens as is known already, at least one left out; its pages are held."""
@@ -172,12 +173,12 @@ class Cache:
         for group, pool in enumerate(self.pools):
             pages = table.pages[group]
             if needed[group] and self._is_shared(table, group):
-                shared, own = pages[-1], self._take(group)
+                shared, own = pages[-1], pool.take()
                 self.store.copy(group, shared, own, table.length % PAGE)
                 pages[-1] = own
                 pool.release(shared)
                 needed[group] -= 1
-            pages.extend(self._take(group) for _ in range(needed[group]))
+            pages.extend(pool.take() for _ in range(needed[group]))
         return True
 
     def advance(self, table: Table, count: int, tokens_of: TokensOf, *, up_to: int | None = None) -> None:
@@ -193,7 +194,8 @@ class Cache:
             needed = self._first_needed(group, table.length)
             pages = table.pages[group]
             for place in range(table.first[group], needed):
-                self._doubt(table, group, place)
+                if table.num_sound < min(table.length, (place + 1) * PAGE):
+                    table.doubted.append((group, pages[place]))
                 pool.release(pages[place])
                 pages[place] = NO_PAGE
                 table.version += 1
@@ -202,9 +204,6 @@ class Cache:
     def trust(self, table: Table) -> None:
         """All keys of a text are finite, for the logits behind them are."""
         table.num_sound = table.length
-        for group, page in table.doubted:
-            if self._doubtful[group].get(page) is table:
-                del self._doubtful[group][page]
         table.doubted.clear()
 
     def remember_end(self, table: Table, tokens_of: TokensOf) -> None:
@@ -223,24 +222,30 @@ class Cache:
         return Table(pages_by_group, table.length, table.node, table.length, table.num_sound, list(table.first))
 
     def close(self, table: Table) -> None:
-        """Gives all pages back; those that are remembered stay findable until they are needed."""
+        """Gives all pages back; those that are remembered stay findable until they are needed.
+
+        Those with keys that nobody trusted are forgotten and wiped, unless others hold them: the last one does it. The
+        pages at the text's end stay doubted: wipe() is for those of a step that is still running.
+        """
+        if table.num_sound < table.length:
+            self._wipe_untrusted(table)
         for group, pages in enumerate(table.pages):
+            end = max(table.first[group], table.length // PAGE)
+            table.doubted += [(group, page) for page in pages[end:]]
             # the end of the text first: without its beginning the rest could not be found
             for place in reversed(range(table.first[group], len(pages))):
-                self._doubt(table, group, place)
                 self.pools[group].release(pages[place])
             pages.clear()
             table.first[group] = 0
         table.length = table.num_sound = 0
         table.node = None
 
-    def scrub(self, table: Table) -> None:
-        """Forgets and zeroes the pages that only this text holds: its numbers were not finite."""
-        for group, pages in enumerate(table.pages):
-            for page in pages[table.first[group] :]:
-                if self.pools[group].holders(page) == 1:
-                    self.tree.reclaim(group, page)
-                    self.store.scrub(group, page)
+    def wipe(self, table: Table) -> None:
+        """Forgets and zeroes the pages that a text gave back in doubt; no page may have been taken since."""
+        for group, page in table.doubted:
+            if not self.pools[group].holders(page):
+                self._wipe_page(group, page)
+        table.doubted.clear()
 
     def forget_all(self) -> None:
         """Nothing that was computed so far will be found by later texts."""
@@ -260,19 +265,17 @@ class Cache:
         reach = self.groups[group].reach
         return 0 if reach is None else max(0, length - reach) // PAGE
 
-    def _take(self, group: int) -> int:
-        """A page for one holder; what of it lies behind the end of its text may be read, masked, and so is finite."""
-        page = self.pools[group].take()
-        if self._doubtful[group].pop(page, None) is not None:
-            self.store.scrub(group, page)
-        return page
+    def _wipe_untrusted(self, table: Table) -> None:
+        """What a text has written since it was trusted: pages of its own, and those that it gave back meanwhile."""
+        self.wipe(table)
+        for group, pages in enumerate(table.pages):
+            for page in pages[max(table.first[group], table.num_sound // PAGE) :]:
+                if self.pools[group].holders(page) == 1:
+                    self._wipe_page(group, page)
 
-    def _doubt(self, table: Table, group: int, place: int) -> None:
-        """A page is given back: unless its keys are known to be finite it is wiped when somebody takes it."""
-        if self.store.reads_past_end and table.num_sound < min(table.length, (place + 1) * PAGE):
-            page = table.pages[group][place]
-            self._doubtful[group][page] = table
-            table.doubted.append((group, page))
+    def _wipe_page(self, group: int, page: int) -> None:
+        self.tree.reclaim(group, page)
+        self.store.scrub(group, page)
 
     def _is_shared(self, table: Table, group: int) -> bool:
         """Whether the page that the next token goes into has other holders. Such a page is the last one."""
@@ -296,7 +299,7 @@ class Cache:
         for group, pool in enumerate(self.pools):
             source = part.pages[group]
             pool.hold(source)
-            table.pages[group].append(self._take(group))
+            table.pages[group].append(pool.take())
             self.store.copy(group, source, table.pages[group][-1], length - table.length)
             pool.release(source)
         table.length = length

@@ -14,7 +14,6 @@ class Portion:
 
     def __init__(self) -> None:
         self._token_s: float | None = None
-        self._is_clear = True
 
     def tokens(self, num_growing: int, *, least: int, most: int) -> int:
         """How many tokens of prompts to feed beside so many growing texts; least where nothing is known."""
@@ -22,12 +21,9 @@ class Portion:
             return least
         return max(least, min(most, int(MOST_STEP_S / self._token_s) - num_growing))
 
-    def note(self, num_tokens: int, seconds: float, *, is_synced: bool) -> None:
-        """A step that fed so many tokens took so long. is_synced: it was waited for; what was not waited for says
-        nothing, and neither does the next step, which waits for both."""
-        is_known = is_synced and self._is_clear
-        self._is_clear = is_synced
-        if not is_known or num_tokens < PAGE:  # a step of few tokens reads the weights for them alone
+    def note(self, num_tokens: int, seconds: float) -> None:
+        """A step that fed so many tokens took so long, and was waited for."""
+        if num_tokens < PAGE:  # a step of few tokens reads the weights for them alone
             return
         token_s = seconds / num_tokens
         if self._token_s is not None:

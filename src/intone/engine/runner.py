@@ -50,13 +50,17 @@ class Runner:
         wide = wide_dtype(decoder.dtype) if self.device.type == "cpu" else decoder.dtype
         self._scratch = Scratch(config.num_kv_heads, config.head_width, wide, self.device)
 
-    def feed(self, segments: Sequence[Segment]) -> Tensor:
+    def feed(self, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
         """Feeds the segments' tokens -> logits (M, V): for each last one those after its last own token, then after
-        every guess. Keys are written into reserved pages; advancing the tables is the caller's."""
+        every guess; and (U, V) those after each of the others, which tell whether its keys are finite.
+
+        Keys are written into reserved pages; advancing the tables is the caller's.
+        """
         ids: list[int] = []
         previous: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
+        unfinished: list[int] = []
         pieces: list[Piece] = []
         for segment in segments:
             begin, row = len(ids), segment.row
@@ -66,8 +70,8 @@ class Runner:
             previous += [before, *tokens[:-1]]
             positions += range(segment.start, segment.start + len(tokens))
             pieces += self._pieces(segment, begin, len(tokens))
-            if segment.is_last:
-                wanted += range(begin + segment.count - 1, begin + len(tokens))
+            places = wanted if segment.is_last else unfinished
+            places += range(begin + segment.count - 1, begin + len(tokens))
         attention = PagedAttention(
             self.store,
             pieces,
@@ -76,7 +80,13 @@ class Runner:
             batches_rows=self.device.type != "cpu" and not self._deterministic,
         )
         self.num_token_forwards += len(ids)
-        return self._logits(ids, previous, positions, wanted, attention)
+        logits = self._logits(ids, previous, positions, [*wanted, *unfinished], attention)
+        return logits[: len(wanted)], logits[len(wanted) :]
+
+    def sync_finite(self, logits: Tensor) -> list[bool]:
+        """Of each row of logits (B, V) whether it is finite, and so all keys behind it. Waits for the device."""
+        found: list[bool] = sample.usable(logits).tolist()
+        return found
 
     def sync_draw(self, rows: Sequence[Row], positions: Sequence[int], logits: Tensor) -> list[Drawn]:
         """The token of every row at a position from its logits (B, V). Waits for the device: the one wait of a step.
@@ -98,7 +108,7 @@ class Runner:
         for i, request in enumerate(requests):
             problem: Exception | None = failures.get(i)
             if not is_finite[i]:
-                problem = FloatingPointError(f"the model's logits are not finite at position {positions[i]}")
+                problem = not_finite(positions[i])
             elif not is_possible[i]:
                 left = "biases and form leave" if i in masks else "biases leave"
                 problem = FloatingPointError(f"the request's {left} no token to choose at position {positions[i]}")
@@ -174,6 +184,11 @@ class Runner:
     def _sync_top(self, logits: Tensor, num_top: int) -> list[tuple[tuple[int, float], ...]]:
         values, ids = logits.log_softmax(-1).topk(num_top)
         return [tuple(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)]
+
+
+def not_finite(position: int) -> FloatingPointError:
+    """What a request fails with whose numbers are no numbers any more."""
+    return FloatingPointError(f"the model's logits are not finite at position {position}")
 
 
 def _sync_drawn(

@@ -161,14 +161,12 @@ class Scheduler:
             self._close(row)
         self._tidy(row.group)
 
-    def drop(self, group: Group, *, scrub: bool = False) -> None:
-        """Takes a whole request out. scrub: what only it has in memory is wiped and forgotten."""
+    def drop(self, group: Group) -> None:
+        """Takes a whole request out."""
         self._close_prompt(group)
         for row in group.active:
-            if row.table is not None and scrub:
-                self.cache.scrub(row.table)
             if row.table is not None:
-                self._close(row, is_remembered=not scrub)
+                self._close(row)
         self.waiting.pop(group, None)
 
     def forget_prompts(self) -> None:
@@ -298,12 +296,11 @@ class Scheduler:
         row.group.evicted.append(row)
         self.waiting[row.group] = None
 
-    def _close(self, row: Row, *, is_remembered: bool = True) -> None:
+    def _close(self, row: Row) -> None:
         """Takes slot and pages from a row."""
         assert row.table is not None, "only a row with pages is closed"
         self.rows.remove(row)
-        if is_remembered:
-            self.cache.remember_end(row.table, row.tokens)
+        self.cache.remember_end(row.table, row.tokens)
         self.cache.close(row.table)
         row.table = None
 

@@ -20,7 +20,7 @@ from intone.engine.kv import Cache, PageStore, page_groups
 from intone.engine.native_decoder import NativeDecoder, Weights
 from intone.engine.requests import Reason, ToolCall
 from intone.engine.rows import Group, Handle, Row, Taken
-from intone.engine.runner import Drawn, Runner
+from intone.engine.runner import Drawn, Runner, not_finite
 from intone.engine.scheduler import Scheduler, Segment
 from intone.engine.stats import Account, EngineStats
 from intone.engine.text import Specials, Tokenizer
@@ -203,11 +203,12 @@ class Worker:
             assert did_something or not is_stuck, "requests wait and nothing runs"
             return did_something
         begin_s, num_tokens = perf_counter(), sum(part.count + len(part.guesses) for part in segments)
-        is_drawn = any(part.is_last for part in segments)
-        logits = self.runner.feed(segments)
+        unfinished = [part for part in segments if not part.is_last]  # tokens that are drawn change that
+        logits, others = self.runner.feed(segments)
         self._account.note_step(self._scheduler, num_tokens)
         self._advance(segments, logits)
-        self._scheduler.portion.note(num_tokens, perf_counter() - begin_s, is_synced=is_drawn)
+        self._check(unfinished, others)
+        self._scheduler.portion.note(num_tokens, perf_counter() - begin_s)
         return True
 
     def _runs_ahead(self, ahead: Ahead) -> bool:
@@ -229,7 +230,7 @@ class Worker:
         self._cache.advance(row.table, 1, row.tokens, up_to=up_to)
         problem = None
         if not result.is_finite:
-            problem = FloatingPointError(f"the model's logits are not finite at position {row.position}")
+            problem = not_finite(row.position)
         logprob = result.logprob if row.group.request.logprobs else None
         self._take(row, Drawn(result.id, logprob, (), problem))
 
@@ -261,6 +262,19 @@ class Worker:
                 self._take_verified(segment, drawn[place : place + count])
                 place += count
 
+    def _check(self, segments: list[Segment], logits: Tensor) -> None:
+        """Parts of prompts behind which no token is drawn yet, and the logits (B, V) behind them: they are looked at
+        because others may find these keys from here on."""
+        for segment, is_finite in zip(segments, self.runner.sync_finite(logits) if segments else [], strict=True):
+            row = segment.row
+            if row.has_ended:
+                continue  # with another sample of its request
+            assert row.table is not None, "nobody gives way in the middle of a step"
+            if is_finite:
+                self._cache.trust(row.table)
+            else:
+                self._end(row.group, "error", error=not_finite(segment.start + segment.count))
+
     def _take_verified(self, segment: Segment, drawn: list[Drawn]) -> None:
         """Takes the drawn tokens of a row as long as the guesses before them were right."""
         row, num_right = segment.row, 0
@@ -288,7 +302,7 @@ class Worker:
         if row.has_ended:
             return  # another sample ended the whole request
         if drawn.problem is not None:
-            self._end(row.group, "error", error=drawn.problem, scrub=True)
+            self._end(row.group, "error", error=drawn.problem)
             return
         for table in (row.table, row.group.prompt_table):
             if table is not None:
@@ -357,9 +371,9 @@ class Worker:
         if not row.has_ended:
             self._end(row.group, "error", error=error)
 
-    def _end(self, group: Group, reason: Reason, *, error: Exception | None = None, scrub: bool = False) -> None:
-        """Takes a whole request out: cancelled, or with an error. scrub: its pages may hold what is not finite."""
-        self._scheduler.drop(group, scrub=scrub)
+    def _end(self, group: Group, reason: Reason, *, error: Exception | None = None) -> None:
+        """Takes a whole request out: cancelled, or with an error."""
+        self._scheduler.drop(group)
         for row in group.active:
             self.runner.adjuster.forget(row)
         for call in [call for call, row in self._calls.items() if row.group is group]:
