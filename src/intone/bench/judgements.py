@@ -39,16 +39,31 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class Sum:
+    """Of a rule's findings in a repository how many held, where the judgements themselves were not kept."""
+
+    repo: str
+    rule: str
+    held: int
+    judged: int
+    source: str  # where the count is told
+
+
+@dataclass(frozen=True)
 class Judged:
     """The judgements that are kept: of code that the rules were tuned on, and of code that they had never seen.
 
     unseen: as counted once, with the rules of that day; a later count only says what has changed since.
     unseen_rules: the commit of those rules; None before that count.
+    met: of code of strangers, as the rules of a day named it, with which rules were changed afterwards.
+    sums: of such code where only the numbers for each rule were kept.
     """
 
     tuned: tuple[Judgement, ...] = ()
     unseen: tuple[Judgement, ...] = ()
     unseen_rules: str | None = None
+    met: tuple[Judgement, ...] = ()
+    sums: tuple[Sum, ...] = ()
 
     @property
     def counted(self) -> list[Judgement]:
@@ -59,6 +74,8 @@ class Judged:
         """Keeps them in a file, in the order of their places."""
         value: dict[str, Any] = {"format": 1, "judgements": [one.entry for one in _ordered(self.tuned)]}
         value["unseen"] = {"rules": self.unseen_rules, "judgements": [one.entry for one in _ordered(self.unseen)]}
+        sums = [asdict(one) for one in self.sums]
+        value["met"] = {"judgements": [one.entry for one in _ordered(self.met)], "sums": sums}
         write_json(path, value)
 
 
@@ -70,10 +87,13 @@ def read_judgements(path: Path) -> Judged:
     """The judgements of a file. Raises UserError where it is missing or damaged."""
     value = read_json(path)
     unseen = value.get("unseen", {"rules": None, "judgements": []})
+    met = value.get("met", {"judgements": [], "sums": []})
     return Judged(
         tuple(Judgement(**entry) for entry in value["judgements"]),
         tuple(Judgement(**entry) for entry in unseen["judgements"]),
         unseen["rules"],
+        tuple(Judgement(**entry) for entry in met["judgements"]),
+        tuple(Sum(**entry) for entry in met["sums"]),
     )
 
 
@@ -95,6 +115,8 @@ def page(judged: Judged) -> str:
     ]
     if judged.counted:
         lines += _unseen(judged)
+    if judged.met:
+        lines += _met(judged)
     return "\n".join(lines) + "\n"
 
 
@@ -120,6 +142,35 @@ def _unseen(judged: Judged) -> list[str]:
             f"{sum(one.holds for one in gone)}; {len(new)} came in addition, {sum(one.holds for one in new)} hold."
         )
     return [*lines, "", *_counts(judged.counted), *_places(judged.unseen, "###")]
+
+
+def _met(judged: Judged) -> list[str]:
+    """The lines about code of strangers that rules were changed with, and the shares of rules."""
+    named = [one for one in judged.met if one.since != "new"]
+    today = [one for one in judged.met if one.since != "gone"]
+    lines = [
+        "",
+        "## On code of strangers that rules were changed with afterwards",
+        "",
+        f"As the rules named it when it was first read: {_share(named)}. As they name it after they were changed for "
+        f"it: {_share(today)}, which says little about other code.",
+        f"`{COMMAND} precision --met NAME=FOLDER ...` compares.",
+        *[f"Of {one.repo} only numbers are kept: {one.rule} {one.held} of {one.judged}." for one in judged.sums],
+        "",
+        *_counts(named),
+        *_places(judged.met, "###"),
+        "",
+        "## What a rule reached on code of strangers",
+        "",
+        "Over the two parts above, as findings were first named, copies of one fault counted once; the scan tells this "
+        f"beside each finding, orders by it, and holds rules back by it. `{COMMAND} shares --write` makes the table.",
+        "",
+        "| rule | | judged | held |",
+        "|---|---|--:|--:|",
+    ]
+    for rule, (held, num) in shares_of(judged).items():
+        lines.append(f"| {rule} | {RULES[rule][0].name} | {num} | {held} |")
+    return lines
 
 
 def _share(judged: Sequence[Judgement]) -> str:
@@ -153,3 +204,18 @@ def _places(judged: Sequence[Judgement], heading: str) -> list[str]:
             holds = ("yes" if one.holds else "**no**") + (f", {one.since}" if one.since else "")
             lines.append(f"| {one.path}:{one.line} | {one.rule} | {holds} | {one.reason} |")
     return lines
+
+
+def shares_of(judged: Judged) -> dict[str, list[int]]:
+    """Rule -> [held, judged] on code of strangers, as its findings were first named there, before they were mended.
+
+    What was mended afterwards stays in the count: errors that were mended on one code base came back in other forms on
+    the next. Findings of a rule with the same reason in one repository are copies of one fault, and count once.
+    """
+    once = {(one.repo, one.rule, one.reason): one.holds for one in [*judged.unseen, *judged.met]}
+    pairs = [(rule, int(holds), 1) for (_, rule, _), holds in once.items()]
+    pairs += [(one.rule, one.held, one.judged) for one in judged.sums]
+    return {
+        rule: [sum(held for name, held, _ in pairs if name == rule), sum(num for name, _, num in pairs if name == rule)]
+        for rule in sorted({rule for rule, _, _ in pairs})
+    }

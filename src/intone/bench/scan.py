@@ -6,22 +6,25 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from intone.bench.judgements import COMMAND, Judged, Judgement, page, read_judgements
+from intone.bench.judgements import COMMAND, Judged, Judgement, page, read_judgements, shares_of
 from intone.bench.rows import ROOT, new_row, revision_of, row_path
 from intone.errors import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, EXIT_DONE, UserError
 from intone.evals.intervals import proportion
 from intone.log import say
 from intone.optimise.scan.finding import CLASSES, Finding
+from intone.optimise.scan.rulebook import RULES
 from intone.optimise.scan.run import Scan, scan_path, scan_texts, sure_findings
-from intone.paths import read_json, write_atomic
+from intone.optimise.scan.shares import TABLE
+from intone.paths import read_json, write_atomic, write_json
 from intone.records import ResultRow, append_result
 
 JUDGEMENTS = ROOT / "docs" / "scan-judgements.json"
 PAGE = ROOT / "docs" / "scan-precision.md"
 RULES_FOLDER = ROOT / "src" / "intone" / "optimise" / "scan"
 NEAR = 5  # lines between a label and a finding that is about the same thing
+Group = Literal["tuned", "unseen", "met"]
 
 
 def keyed(repo: str, findings: Sequence[Finding]) -> dict[tuple[str, str, str, str, int], Finding]:
@@ -50,14 +53,15 @@ def precision_row(judged: Sequence[Judgement], command: str, name: str = "cpu.sc
     return new_row(name, proportion(right, len(judged)), "share", n=len(judged), baseline=None, command=command)
 
 
-def precision(folders: Sequence[str], *, unseen: bool, write: bool, out: Path) -> int:
+def precision(folders: Sequence[str], *, group: Group, write: bool, out: Path) -> int:
     """Scans repositories given as NAME=FOLDER, recounts, and writes the page and the row where all are judged.
 
     unseen: the repositories are such that no rule was made with. They are counted once, before any rule is changed
-    for them; later calls keep that count and write beside it what today's rules name no longer or in addition.
+    for them; later calls keep that count and write beside it what today's rules name no longer or in addition. So it is
+    with met: code of strangers that rules were changed with after it was judged; no row is written for it.
     """
     kept = read_judgements(JUDGEMENTS) if JUDGEMENTS.exists() else Judged()
-    judged = kept.unseen if unseen else kept.tuned
+    judged = {"tuned": kept.tuned, "unseen": kept.unseen, "met": kept.met}[group]
     found: dict[Any, Finding] = {}
     for word in folders:
         name, equals, folder = word.partition("=")
@@ -83,13 +87,15 @@ def precision(folders: Sequence[str], *, unseen: bool, write: bool, out: Path) -
     if not write:
         return EXIT_DONE
     names = " ".join(f"{word.partition('=')[0]}=..." for word in folders)
-    if unseen:
+    scanned = {word.partition("=")[0] for word in folders}
+    if group == "met":
+        fresh = replace(kept, met=tuple(_since(kept.met, found, scanned)))
+    elif group == "unseen":
         if kept.unseen_rules is None:
             fresh = replace(kept, unseen=tuple(known), unseen_rules=revision_of(RULES_FOLDER))
             command = f"{COMMAND} precision --unseen {names}"
             append_result(out, precision_row(known, command, "cpu.scan.precision_unseen"))
         else:
-            scanned = {word.partition("=")[0] for word in folders}
             fresh = replace(kept, unseen=tuple(_since(kept.unseen, found, scanned)))
     else:
         fresh = replace(kept, tuned=tuple(replace(one, line=found[one.key].line) for one in known))
@@ -110,6 +116,18 @@ def _since(judged: Sequence[Judgement], found: dict[Any, Finding], scanned: set[
         else:
             marked.append(replace(one, since="" if one.key in found else "gone"))
     return marked
+
+
+def write_shares(*, write: bool) -> int:
+    """Prints the share of each rule on code of strangers, and writes the table that the scan reads."""
+    table = shares_of(read_judgements(JUDGEMENTS))
+    for rule, (held, judged) in sorted(table.items(), key=lambda one: (one[1][0] / one[1][1], one[0])):
+        print(f"{rule}  {held:>3} of {judged:>3}  {RULES[rule][0].name}")
+    right, total = (sum(pair[at] for pair in table.values()) for at in (0, 1))
+    print(f"{right} of {total} held, {len(table)} of {len(RULES)} rules")
+    if write:
+        write_json(TABLE, {"format": 1, "rules": table})
+    return EXIT_DONE
 
 
 @dataclass(frozen=True)
@@ -235,16 +253,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = parser.add_subparsers(dest="part", required=True)
     one = parts.add_parser("precision", help="recount docs/scan-judgements.json on NAME=FOLDER ...")
     one.add_argument("folders", nargs="+")
-    one.add_argument("--unseen", action="store_true", help="code that no rule was made with: counted once, kept apart")
+    apart = one.add_mutually_exclusive_group()
+    apart.add_argument("--unseen", action="store_true", help="code that no rule was made with: counted once")
+    apart.add_argument("--met", action="store_true", help="code of strangers that rules were changed with later")
+    three = parts.add_parser("shares", help="the share of each rule on code of strangers, from the judgements")
     two = parts.add_parser("recall", help="planted faults of folders with labels.json")
     two.add_argument("planted", type=Path, nargs="+")
+    for part in (one, two, three):
+        part.add_argument("--write", action="store_true", help="append the row, write the page or the table")
     for part in (one, two):
-        part.add_argument("--write", action="store_true", help="append the row; for precision write the page too")
         part.add_argument("--out", type=Path, default=row_path("scan"))
     asked = parser.parse_args(argv)
     try:
         if asked.part == "precision":
-            return precision(asked.folders, unseen=asked.unseen, write=asked.write, out=asked.out)
+            group: Group = "unseen" if asked.unseen else "met" if asked.met else "tuned"
+            return precision(asked.folders, group=group, write=asked.write, out=asked.out)
+        if asked.part == "shares":
+            return write_shares(write=asked.write)
         return recall(asked.planted, out=asked.out if asked.write else None)
     except UserError as error:
         say(str(error))

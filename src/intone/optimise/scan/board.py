@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from intone.errors import Damaged, UserError, unknown_name
-from intone.optimise.scan.finding import CONFIDENCES, LEAST, SEVERITIES, Confidence, Finding, is_sure
+from intone.optimise.scan.finding import CONFIDENCES, LEAST, Confidence, Finding
 from intone.optimise.scan.grouping import grouped
 from intone.optimise.scan.run import Scan
+from intone.optimise.scan.shares import is_sure, rank
 from intone.paths import FolderLock, home, read_json, write_json
 from intone.records import FORMAT, utc_now
 
@@ -188,8 +189,7 @@ class Board:
 IN_CODE = "in the code: "  # begins the reason of a dismissal that stands as a comment in the code
 
 
-def gravity(issue: Issue) -> tuple[int, int, str, int]:
-    """Sorts the gravest first, then the surest, then by place."""
+def gravity(issue: Issue) -> tuple[float, str, int]:
+    """Sorts first what is grave and likely right, then by place."""
     finding = issue.finding
-    sure = ("high", "medium", "low").index(finding.confidence)
-    return (-SEVERITIES.index(finding.severity), sure, finding.path, finding.line)
+    return (-rank(finding), finding.path, finding.line)

@@ -66,7 +66,14 @@ AWAITED = {"to_thread": 0, "run_in_executor": 1, "run_in_threadpool": 0, "run_sy
 def functions_started(call: ast.Call, scope: Scope, project: "Project") -> list[Scope]:
     """What runs in await asyncio.to_thread(f, x), loop.run_in_executor(None, f, x): the call gives what f gives."""
     before = AWAITED.get(last_name(call.func) or "", len(call.args))
-    return functions_of(call.args[before], scope, project) if before < len(call.args) else []
+    if before >= len(call.args):
+        return []
+    key = ("started", call)
+    if key not in project.remembered:
+        project.remembered[key] = []  # while it is looked for: f = await shield(table[f])
+        project.remembered[key] = functions_of(call.args[before], scope, project)
+    found: list[Scope] = project.remembered[key]
+    return found
 
 
 def given_names(node: ast.AST, module: Module) -> list[str]:

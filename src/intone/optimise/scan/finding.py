@@ -9,7 +9,7 @@ Severity = Literal["low", "medium", "high", "critical"]
 Confidence = Literal["low", "medium", "high"]
 SEVERITIES: tuple[Severity, ...] = ("low", "medium", "high", "critical")
 CONFIDENCES: tuple[Confidence, ...] = ("low", "medium", "high")
-LEAST: Confidence = "medium"  # below it a finding is held back: a rule says "low" where it had to assume a fact
+LEAST: Confidence = "medium"  # below it a finding is held back
 
 # class of fault -> what it is, in words; a rule belongs to one of them
 CLASSES = {
@@ -77,11 +77,6 @@ class Finding:
         """The finding that as_json wrote."""
         also = tuple((str(path), int(line), str(function)) for path, line, function in value.get("also", ()))
         return Finding(**{**value, "evidence": tuple(value["evidence"]), "also": also})
-
-
-def is_sure(finding: Finding, least: Confidence = LEAST) -> bool:
-    """Whether a finding's rule could prove enough of it, so that it is shown, counted and fails CI."""
-    return CONFIDENCES.index(finding.confidence) >= CONFIDENCES.index(least)
 
 
 def number_findings(findings: Sequence[Finding], codes: Sequence[str]) -> list[Finding]:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from intone.optimise.items import How, Item
-from intone.optimise.scan.finding import SEVERITIES, Finding
+from intone.optimise.scan.finding import Finding
 from intone.optimise.scan.fixes import Patch, patch_for
 from intone.optimise.scan.rulebook import RULES
 from intone.optimise.scan.run import Scan
+from intone.optimise.scan.shares import rank
 
 # kind -> (what to expect, the risk, the gates that a change must pass: optimiser.md section 6)
 TERMS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
@@ -76,10 +77,10 @@ TERMS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
 
 
 def plan_items(findings: Sequence[Finding], scan: Scan, patch: Patch | None = None) -> list[Item]:
-    """An item per finding, the gravest and surest first. patch: where it was made already. Raises UserError."""
+    """An item per finding, what is grave and likely right first. patch: where it was made already. Raises UserError."""
     made = patch if patch is not None else patch_for(findings, scan)
     items = [_item(finding, made) for finding in findings]
-    order = {finding.id: (-SEVERITIES.index(finding.severity), finding.path, finding.line) for finding in findings}
+    order = {finding.id: (-rank(finding), finding.path, finding.line) for finding in findings}
     return sorted(items, key=lambda item: order[item.finding or ""])
 
 

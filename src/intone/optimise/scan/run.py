@@ -11,10 +11,11 @@ from pathlib import Path
 
 from intone.errors import UserError, unknown_name
 from intone.optimise.scan import rules as _rules  # noqa: F401  enters the rules
-from intone.optimise.scan.finding import Finding, is_sure, number_findings
+from intone.optimise.scan.finding import Finding, number_findings
 from intone.optimise.scan.loops import is_test
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import RULES, finding_of
+from intone.optimise.scan.shares import is_sure
 from intone.optimise.scan.source import Module, parse_module
 
 SKIPPED_FOLDERS = {
@@ -24,6 +25,10 @@ SKIPPED_FOLDERS = {
     "build",
     "dist",
     "third_party",
+    "third-party",
+    "thirdparty",
+    "submodules",
+    "dependencies",
     "vendor",
     "venv",
     "env",
@@ -58,7 +63,7 @@ class Scan:
 
 
 def sure_findings(scan: Scan) -> list[Finding]:
-    """The findings that are shown where nothing else is asked for: those whose facts were proven."""
+    """The findings that are shown where nothing else is asked for: proven, by rules that often hold for strangers."""
     return [finding for finding in scan.findings if is_sure(finding)]
 
 

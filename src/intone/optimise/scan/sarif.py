@@ -7,6 +7,7 @@ import intone
 from intone.optimise.scan.board import Issue
 from intone.optimise.scan.rulebook import RULES
 from intone.optimise.scan.run import Scan
+from intone.optimise.scan.shares import certainty, rank, share_of
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS = {"critical": "error", "high": "error", "medium": "warning", "low": "note"}
@@ -78,7 +79,14 @@ def _result(issue: Issue, copies: Sequence[Issue], index: int) -> dict[str, Any]
             }
         ],
         "partialFingerprints": {"intoneIssue/v1": finding.id},
-        "properties": {"confidence": finding.confidence, "evidence": list(finding.evidence), "state": issue.state},
+        "rank": round(rank(finding), 1),
+        "properties": {
+            "confidence": certainty(finding),
+            "held": share_of(finding.rule).held,
+            "judged": share_of(finding.rule).judged,
+            "evidence": list(finding.evidence),
+            "state": issue.state,
+        },
     }
     related = [("has a share in it", *place) for place in finding.also]
     for one in copies:

@@ -19,7 +19,8 @@ class ScanSettings(Checked):
     fail_on: Literal["low", "medium", "high", "critical", "never"] = "high"
     # list findings from this severity on
     show_from: Literal["low", "medium", "high", "critical"] = "low"
-    # show, count and fail on findings from this confidence on; low: also what rests on a fact that was not proven
+    # show, count and fail on findings from this confidence on; low: also what rests on a fact that was not proven,
+    # and rules of whose findings on code of strangers most likely fewer than a third hold
     confidence: Literal["low", "medium", "high"] = "medium"
     # scan tests of the code base too
     with_tests: bool = False

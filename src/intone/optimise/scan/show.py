@@ -8,6 +8,7 @@ from intone.optimise.scan.board import Board, Change, Issue, State
 from intone.optimise.scan.finding import CLASSES, LEAST, SEVERITIES, Confidence, Finding, Severity
 from intone.optimise.scan.rulebook import RULES
 from intone.optimise.scan.run import Scan
+from intone.optimise.scan.shares import certainty, share_words
 
 WIDTH = 100
 
@@ -45,7 +46,7 @@ def scan_text(
     if len(shown) < len(issues):
         lines += ["", f"{len(issues) - len(shown)} more below {show_from}"]
     if held := len(board.in_state("open", "confirmed")) - sum(map(len, groups)):
-        lines += ["", f"{held} held back as not sure enough; shown by --confidence low"]
+        lines += ["", f"{held} held back, assumed or of rules that seldom held elsewhere; shown by --confidence low"]
     lines += ["", *_next(issues, command)]
     return "\n".join(lines)
 
@@ -62,7 +63,7 @@ def _next(issues: Sequence[Issue], command: str) -> list[str]:
 
 
 def issue_lines(issue: Issue, copies: Sequence[Issue] = (), *, with_fix: bool) -> list[str]:
-    """An issue in two lines, where else it is, and its fix where that was not said before."""
+    """An issue, where else it is, how often its rule held, and its fix where that was not said before."""
     finding = issue.finding
     mark = "" if issue.state == "open" else f"  [{issue.state}]"
     head = f"{finding.severity:<9}{finding.id}  {finding.path}:{finding.line}{mark}"
@@ -71,6 +72,7 @@ def issue_lines(issue: Issue, copies: Sequence[Issue] = (), *, with_fix: bool) -
     if copies:
         places = ", ".join(f"{one.finding.path}:{one.finding.line}" for one in copies)
         body += textwrap.wrap(f"and at {places}", WIDTH - 9)
+    body.append(share_words(finding))
     fix = textwrap.wrap(f"fix: {finding.fix}", WIDTH - 9) if with_fix else []
     return [head[:WIDTH], *(" " * 9 + line for line in [*body, *fix])]
 
@@ -82,12 +84,13 @@ def issue_text(issue: Issue) -> str:
     lines = [
         f"{finding.id}  {rule.name if rule else finding.rule}",
         f"{finding.path}:{finding.line}  in {finding.function}",
-        f"severity {finding.severity}, confidence {finding.confidence}, {issue.state}"
+        f"severity {finding.severity}, confidence {certainty(finding)}, {issue.state}"
         + (f": {issue.reason}" if issue.reason else ""),
         "",
         f"    {finding.excerpt}"[:WIDTH],
         "",
         *_block("what", finding.message),
+        *_block("share", share_words(finding)),
         *_block("class", CLASSES.get(finding.kind, finding.kind)),
         *[line for fact in finding.evidence for line in _block("seen", fact)],
         *[line for path, at, name in finding.also for line in _block("with", f"{path}:{at} in {name}")],

@@ -12,6 +12,7 @@ from intone.optimise.scan.finding import LEAST, SEVERITIES, Confidence, Finding
 from intone.optimise.scan.rulebook import RULES
 from intone.optimise.scan.run import Scan, scan_path
 from intone.optimise.scan.settings import ScanSettings
+from intone.optimise.scan.shares import rank, share_of
 from intone.optimise.scan.show import WIDTH, board_text, issue_text, scan_text
 from intone.paths import write_atomic, write_json
 from intone.records import Answer
@@ -58,7 +59,7 @@ def scan_verb(settings: ScanSettings, _origins: Mapping[str, Any]) -> Answer:
         "new": change.new,
         "fixed": change.fixed,
         "reopened": change.reopened,
-        "open": [issue.as_json() | {"copies": [_place(copy) for copy in copies]} for issue, *copies in groups],
+        "open": [_open_json(issue, copies) for issue, *copies in groups],
         "held_back": len(board.in_state("open", "confirmed")) - sum(map(len, groups)),
         "dismissed": len(board.in_state("dismissed")),
         "unread": [list(pair) for pair in scan.unread],
@@ -86,6 +87,13 @@ def _probe(settings: ScanSettings, path: Path, board: Board) -> Answer:
     exit_code = EXIT_CHECK_FAILED if failing else EXIT_DONE
     result = {"looks": looks, "faults": [finding.as_json() for finding in findings]}
     return Answer(result, looks_text(looks), path=str(path), exit=exit_code)
+
+
+def _open_json(issue: Issue, copies: Sequence[Issue]) -> dict[str, Any]:
+    """An open issue with its copies, and how often its rule held on code of strangers."""
+    share = share_of(issue.finding.rule)
+    measured = {"held": share.held, "judged": share.judged, "rank": round(rank(issue.finding), 1)}
+    return issue.as_json() | {"copies": [_place(copy) for copy in copies]} | measured
 
 
 def _place(issue: Issue) -> dict[str, Any]:

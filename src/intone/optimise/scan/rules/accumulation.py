@@ -314,6 +314,8 @@ Count = tuple[ast.expr, Scope] | None
 
 
 def _is_this_count(scaling: Scaling, count: Count, project: Project) -> bool:
+    if isinstance(scaling.factor, ast.BinOp) and isinstance(scaling.factor.op, ast.Sub):
+        return False  # 1 - share: the weight of one of two losses
     if is_count(scaling.factor, scaling.scope, project):
         return True
     return count is not None and same_number(scaling.factor, scaling.scope, *count, project) is True

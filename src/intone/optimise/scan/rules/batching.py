@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from intone.optimise.scan.classes import FIELDS
 from intone.optimise.scan.constants import fixed_values, is_one_of_many, known_values
@@ -14,6 +15,7 @@ from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.accumulating import Where, accumulation_of, flag_of, written_settings
 from intone.optimise.scan.rules.accumulation import adds_nothing, counts_micro_batches, over_micro_batches
 from intone.optimise.scan.rules.cutting import folded, is_floor, sliced
+from intone.optimise.scan.rules.rows_at_once import is_choice, is_for_evaluation, tokens_at_once
 from intone.optimise.scan.scaling import count_of
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
@@ -46,6 +48,17 @@ SMALL = 8  # rows; guess: below it the matrix products of a small model leave mo
 )
 def small_batch(module: Module, project: Project) -> Iterator[Place]:
     """A batch size of 8 rows or less as a constant, default or flag, in a program that accumulates gradients."""
+    for place in _small_batches(module, project):
+        file = place.scope.module if place.scope is not None else module
+        if is_choice(place.node, file) or is_for_evaluation(place.node, file):
+            continue
+        named = [(name, value) for _, name, value in _constants(file, project)]
+        named += [(name, value) for name, value, _ in written_settings(file, project)]
+        many = tokens_at_once(place, named)
+        yield place if many is None else replace(place, confidence="low", evidence=(*place.evidence, many))
+
+
+def _small_batches(module: Module, project: Project) -> Iterator[Place]:
     if re.search(r"(^|/)(test|tests)/", module.path):
         return
     accumulation = accumulation_of(module, project)

@@ -139,6 +139,8 @@ def _switched_off(module: Module, project: Project) -> Iterator[Place]:
             if any(_is_flag_of_settings(one) for one in flags) and _is_off(node.value, scope, project):  # type: ignore[attr-defined]
                 yield Place(node, "the cache is switched off for generation", (code_of(node, 60),))
             if isinstance(node, (ast.Assign, ast.Call)) and _for_whole_model(node, scope, project):
+                if isinstance(node, ast.Assign) and _is_set_for_a_while(node, scope):
+                    continue
                 yield Place(node, "the cache is switched off in the model's settings", (code_of(node, 60),))
             if not isinstance(node, ast.Call) or not _generates(node, scope, project):
                 continue
@@ -148,6 +150,13 @@ def _switched_off(module: Module, project: Project) -> Iterator[Place]:
                     handed = f"handed on by {code_of(node, 50)} at {module.path}:{node.lineno}"
                     evidence = ("use_cache=False", *([handed] if flag.node is not node else []))
                     yield Place(flag.node, "the cache is switched off for generation", evidence, scope=flag.scope)
+
+
+def _is_set_for_a_while(node: ast.Assign, scope: Scope) -> bool:
+    """config.use_cache = False, and config.use_cache = before at its end: set for what stands between."""
+    name = target_name(node.targets[0])
+    same = [one for one in scope.of(ast.Assign) if any(target_name(target) == name for target in one.targets)]
+    return name is not None and any(not isinstance(one.value, ast.Constant) for one in same)
 
 
 # options that only generation has

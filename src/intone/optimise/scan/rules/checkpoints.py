@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.purpose import is_run_once
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name
 from intone.optimise.scan.statefiles import TEMPORARY, Written, goes_elsewhere, is_moved_after, moves_in, written_by
@@ -17,7 +18,6 @@ STATE = re.compile(
 )
 PROGRESS = re.compile(r"state|progress|resume|checkpoint|ckpt|cursor|snapshot", re.I)
 COUNTS = ("step", "epoch", "iteration", "iter", "global_step", "cursor", "offset", "position", "rng", "samples_seen")
-CONVERTS = re.compile(r"(^|_)(convert|merge)(_|$)")
 COPIES = ("shutil.copy", "shutil.copyfile", "shutil.copy2", "shutil.copytree")
 
 
@@ -57,7 +57,7 @@ def written_in_place(module: Module, project: Project) -> Iterator[Place]:
                 ),
                 # a conversion that broke off is seen and can be run again, unless something takes the file as it is
                 confidence="low"
-                if CONVERTS.search(scope.simple_name) and not same or _is_marked_last(written, scope)
+                if is_run_once(scope, project) and not same or _is_marked_last(written, scope)
                 else "high",
                 severity="high" if same else None if _keeps_training(module, scope) else "low",
             )
@@ -65,18 +65,29 @@ def written_in_place(module: Module, project: Project) -> Iterator[Place]:
         yield from (place for place, _ in removed)
 
 
-def _is_in_place(written: Written, scope: Scope, project: Project, depth: int = 2) -> bool:
+def _is_in_place(written: Written, scope: Scope, project: Project, depth: int = 3) -> bool:
     """Whether a file is written under the name that it keeps, by its function and by those that say the name."""
     if goes_elsewhere(written.where, scope, project) or is_moved_after(written, scope):
         return False
-    name = target_name(written.where) if written.where is not None else None
-    sites = project.callers(scope)[:4] if name in scope.parameters and depth else []
-    handed = [(site, project.argument(site, scope, name or "")) for site in sites]
-    known = [(site, value) for site, value in handed if value is not None]
-    return not known or any(
-        _is_in_place(Written(site.call, written.what, value, written.rarely), site.scope, project, depth - 1)
-        for site, value in known
-    )
+    roots = _handed_names(written.where, scope) if written.where is not None and depth else set()
+    sites = project.callers(scope)[:6] if roots else []
+    for site in sites:
+        handed = [value for name in sorted(roots) if (value := project.argument(site, scope, name)) is not None]
+        if not handed:
+            return True
+        parts = [Written(site.call, written.what, value, written.rarely) for value in handed]
+        if all(_is_in_place(part, site.scope, project, depth - 1) for part in parts):
+            return True
+    return not sites
+
+
+def _handed_names(where: ast.expr, scope: Scope) -> set[str]:
+    """The parameters of which a path is made in its function: folder, name of Path(folder) / name."""
+    names = {one.partition(".")[0] for one in names_in(where)}
+    for _ in range(3):
+        made = [b.value for name in names for b in scope.bindings.get(name, []) if b.how == "="]
+        names |= {one.partition(".")[0] for value in made for one in names_in(value)}
+    return names & (set(scope.parameters) - {"self", "cls"})
 
 
 def _is_marked(written: Written, scope: Scope, project: Project) -> bool:

@@ -26,6 +26,7 @@ from intone.optimise.scan.neighbours import neighbours
 from intone.optimise.scan.project import Project, Site
 from intone.optimise.scan.reach import Frame, Reached, inner_loops, is_inside, loops_around, reached
 from intone.optimise.scan.rulebook import Place, rule
+from intone.optimise.scan.rules.useless_compiles import why_useless
 from intone.optimise.scan.rules.widths import varying_width
 from intone.optimise.scan.seldom import is_periodic
 from intone.optimise.scan.source import FunctionNode, Module, Scope, target_name, walk
@@ -68,8 +69,8 @@ def not_compiled(module: Module, project: Project) -> Iterator[Place]:
         if any(is_compiled(run.node.func, run.scope, project) is not None for run in runs):  # type: ignore[attr-defined]
             break
         place = _uncompiled(loop, module, compiles, runs[0], project)
-        # what measures a training for some steps may well want it as it is
-        yield replace(place, confidence="low") if MEASURES.search(module.path) else place
+        doubt = why_useless(module)
+        yield place if doubt is None else replace(place, confidence="low", evidence=(*place.evidence, doubt))
         return  # one finding a file: its loops are the same model's
     else:
         yield from _library_uncompiled(module, project)
@@ -78,7 +79,6 @@ def not_compiled(module: Module, project: Project) -> Iterator[Place]:
             yield Place(one.call, f"nothing runs what is compiled: {one.idle}", (code_of(one.call, 60),))
 
 
-MEASURES = re.compile(r"(^|[/_])(bench\w*|measure|profile\w*|v?ram|memory)([/_.]|$)")
 # classes of settings from which a library's trainer reads whether to compile
 TRAINER_SETTINGS = re.compile(r"^(Seq2Seq)?TrainingArguments$|^(SFT|DPO|ORPO|KTO|GRPO|RLOO|Reward|CPO)Config$")
 

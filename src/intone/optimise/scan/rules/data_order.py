@@ -9,6 +9,7 @@ from intone.optimise.scan.expressions import called, code_of, is_true, keyword, 
 from intone.optimise.scan.loops import TrainLoop, train_loops
 from intone.optimise.scan.neighbours import is_elsewhere, neighbours
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.purpose import is_evaluation
 from intone.optimise.scan.reach import Reached, is_inside
 from intone.optimise.scan.restoring import restores, restores_order, takes_up_progress
 from intone.optimise.scan.rulebook import Place, rule
@@ -346,6 +347,7 @@ def same_order_every_epoch(module: Module, project: Project) -> Iterator[Place]:
             shuffle = keyword(call, "shuffle")
             if (
                 last_name(call.func) == "DistributedSampler"
+                and not is_evaluation(scope, project)
                 and not (isinstance(shuffle, ast.Constant) and shuffle.value is False)
                 and any(_has_epochs(other, project) for other in neighbours(module, project))
             ):

@@ -38,6 +38,7 @@ def device_string(module: Module, project: Project) -> Iterator[Place]:
                     yield Place(node, told, (f"compared with {words}",))
                     continue
                 devices, strings = device_evidence(value, scope, project)
+                devices = [one for one in devices if not _is_made_behind(one.node, node, module)]
                 if not devices:
                     continue
                 yield Place(
@@ -47,6 +48,13 @@ def device_string(module: Module, project: Project) -> Iterator[Place]:
                     + tuple(f"elsewhere a string: {_where(o)}" for o in strings[:1]),
                     confidence="medium" if len(strings) > len(devices) + 2 else "high",
                 )
+
+
+def _is_made_behind(made: ast.AST, compared: ast.AST, module: Module) -> bool:
+    """if name != "cpu": name = torch.device(name): the device is made where the comparison has been answered."""
+    return any(
+        isinstance(above, ast.If) and any(part is compared for part in walk(above.test)) for above in module.up(made)
+    ) if made in module.parents else False
 
 
 def _against_text(node: ast.Compare, scope: Scope, project: Project) -> tuple[str, tuple[str, ...]] | None:

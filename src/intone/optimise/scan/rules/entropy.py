@@ -9,6 +9,7 @@ from intone.optimise.scan.expressions import called, code_of, keyword, last_name
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.neighbours import is_elsewhere, neighbours
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.purpose import is_run_once
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.data_order import held_out, order_not_restored
 from intone.optimise.scan.seeds import SEEDED, SEEDERS, SEEDING
@@ -117,7 +118,8 @@ def _never_seeded(module: Module, project: Project) -> Iterator[Place]:
                 )
                 + (" and goes on from them" if resumes else ""),
             ),
-            confidence="high" if resumes else "medium",
+            confidence="low" if is_run_once(module.scope_of.get(call, module.top), project)
+            else "high" if resumes else "medium",
             severity=None if resumes else "low",
         )
         return

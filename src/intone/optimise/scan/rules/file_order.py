@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.purpose import is_run_once
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.data_order import targets_of
 from intone.optimise.scan.source import LOOPS, Module, Scope, target_name, walk
@@ -39,10 +40,13 @@ def unsorted_files(module: Module, project: Project) -> Iterator[Place]:
                 call,
                 f"`{code_of(call, 50)}` is used in the order of the file system",
                 ("no sorted() and no .sort() on it",),
+                confidence="low" if is_run_once(scope, project) else "high",  # what is written is read in its own order
             )
 
 
 SALTED = "texts in a set are ordered by their hash, which is salted anew in every process"
+# sets of what is no row of data, by the name of the file or of the set
+NO_DATA = re.compile(r"checkpoint|ckpt|upload|download", re.I)
 DATA_NAMES = re.compile(r"(^|[._])(docs?|documents|files|paths|shards|urls|texts|rows|examples|names|prompts|lines)$")
 
 
@@ -114,6 +118,8 @@ def _named_sets(scope: Scope, project: Project) -> Iterator[Place]:
             continue
         for node in scope.body:
             used = _in_order_of(node, name, scope)
+            if used is not None and NO_DATA.search(f"{scope.module.path} {name}"):
+                continue
             if used is not None and _fills_table(used, scope, project):
                 continue
             if used is not None and OF_DATA.search(f"{code} {name} {scope.name} {text_of(node)}"):

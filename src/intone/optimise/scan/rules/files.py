@@ -10,6 +10,7 @@ from intone.optimise.scan.options import hides_options, is_told, options
 from intone.optimise.scan.project import Project
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module, Scope, target_name, walk
+from intone.optimise.scan.statefiles import written_by
 
 
 @rule(
@@ -34,7 +35,13 @@ def unsafe_load(module: Module, project: Project) -> Iterator[Place]:
             name = _meant(call, scope)
             if name in UNPICKLERS:
                 if not _from_memory(call, scope, project):
-                    yield Place(call, f"`{name}` runs whatever the file says", (code_of(call, 60),))
+                    own = _written_beside(call, scope, project)
+                    yield Place(
+                        call,
+                        f"`{name}` runs whatever the file says",
+                        (code_of(call, 60), *([own] if own is not None else [])),
+                        confidence="low" if own is not None else "high",
+                    )
             elif (how := _runs_code(call, name, scope, project)) is not None:
                 yield Place(call, *how)
             elif name in ("torch.load", *FROM_ADDRESS):
@@ -242,13 +249,42 @@ def _torch_load(call: ast.Call, scope: Scope, project: Project) -> Iterator[Plac
         yield Place(call, told, (code_of(call, 60), *where), severity="high")
     elif not said and not hides_options(call, scope, project) and "safe_torch_load" not in project.notes:
         what = "what was downloaded" if from_address else "the file"
+        own = _written_beside(call, scope, project)
         yield Place(
             call,
             f"without weights_only=True a torch before 2.6 runs what {what} says",
-            (project.notes.get("torch", "no requirement of this code base asks for torch 2.6 or newer"),),
-            "medium",
+            (
+                project.notes.get("torch", "no requirement of this code base asks for torch 2.6 or newer"),
+                *([own] if own is not None else []),
+            ),
+            "medium" if own is None else "low",
             "low",
         )
+
+
+def _written_beside(call: ast.Call, scope: Scope, project: Project) -> str | None:
+    """Where the same function writes the file that it loads, in words; None where it does not."""
+    names = _path_names(call, scope)
+    for other in scope.calls if names else ():
+        written = written_by(other, scope, project)
+        if written is not None and written.where is not None and names & _names_behind(written.where, scope):
+            return f"the program writes this file itself at line {other.lineno}: {code_of(other, 50)}"
+    return None
+
+
+def _path_names(call: ast.Call, scope: Scope) -> set[str]:
+    """The names that say which file is loaded, also behind open()."""
+    return _names_behind(call.args[0], scope) if call.args else set()
+
+
+def _names_behind(where: ast.expr, scope: Scope) -> set[str]:
+    """The name of a path; of what is opened the name of its path."""
+    if isinstance(where, ast.Call) and last_name(where.func) == "open" and where.args:
+        where = where.args[0]
+    name = target_name(where)
+    opened = [b.value for b in scope.bindings.get(name or "", []) if b.how == "with" and isinstance(b.value, ast.Call)]
+    names = {target_name(one.args[0]) for one in opened if last_name(one.func) == "open" and one.args}
+    return {one for one in (names or {name}) if one is not None}
 
 
 def _from_memory(call: ast.Call, scope: Scope, project: Project) -> bool:

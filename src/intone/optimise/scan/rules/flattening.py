@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.expressions import code_of, keyword, last_name, text_of
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.purpose import is_of_a_batch
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import Module
 
@@ -29,7 +30,7 @@ def joined_in_pairs(module: Module, project: Project) -> Iterator[Place]:
     for scope in module.scopes:
         for call in scope.calls:
             walked = _summed(call) or _reduced(call)
-            if walked is not None and OF_DATA.search(text_of(walked)):
+            if walked is not None and OF_DATA.search(text_of(walked)) and not is_of_a_batch(scope):
                 told = (f"all of what was joined is copied for each of `{code_of(walked, 50)}`",)
                 yield Place(call, f"`{code_of(call, 50)}` joins the pieces pair by pair", told)
 

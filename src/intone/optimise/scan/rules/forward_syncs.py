@@ -8,6 +8,7 @@ from dataclasses import replace
 from intone.optimise.scan.calls import functions_of
 from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.project import Project, owner_of
+from intone.optimise.scan.purpose import is_in_message
 from intone.optimise.scan.reach import Reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.seldom import is_periodic
@@ -55,6 +56,8 @@ def _read_in_passes(module: Module, project: Project) -> Iterator[Place]:
             if not _reads_in_forward(call, scope, project):
                 continue
             if is_periodic(Reached(call, scope), scope.node, project) or _has_word(call, "numpy|np"):
+                continue
+            if is_in_message(call, module):
                 continue
             if _is_switched_off(call, scope, project):
                 continue

@@ -71,7 +71,7 @@ def _asks_mode(scope: Scope, project: Project) -> bool:
     text = re.sub(r"training=True", "", text)
     if ASKS_MODE.search(text):
         return True
-    sites = project.callers(scope)[:4] if owner is None else []  # a plain function, with a share that callers choose
+    sites = project.callers(scope)[:4]  # of a share that callers choose
     return any(ASKS_MODE.search(text_of(site.call)) for site in sites)
 
 

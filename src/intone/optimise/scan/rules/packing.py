@@ -11,6 +11,7 @@ from intone.optimise.scan.finding import Confidence
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.moving import Found, converted, flattened, grown_anew, is_list, moved
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.purpose import is_of_a_batch
 from intone.optimise.scan.reach import Reached, is_inside, reached, turns_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.source import LOOPS, Module, Scope, own_nodes, target_name
@@ -90,6 +91,8 @@ def _flattened(scope: Scope) -> Iterator[Place]:
     """sum(lists, []), [sum(lengths[:i]) for i in range(n)]: no loop stands around these."""
     for call in scope.calls:
         if (code := flattened(call, scope)) is not None:
+            if is_of_a_batch(scope):
+                continue  # as many parts as a batch has rows
             yield Place(call, "each list that is added copies all lists before it", (code,), severity="low")
         elif text_of(call).endswith(".pop(0)") and _pops_in_turn(call, scope):
             yield Place(call, f"`{code_of(call, 40)}` moves the whole list at every turn", (code_of(call, 40),))

@@ -11,6 +11,7 @@ from intone.optimise.scan.filling import LONGEST, filled_up, is_for_training
 from intone.optimise.scan.finding import Confidence
 from intone.optimise.scan.neighbours import is_elsewhere
 from intone.optimise.scan.project import Project, owner_of
+from intone.optimise.scan.purpose import is_evaluation
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.rules.data_order import held_out
 from intone.optimise.scan.source import Module, Scope, target_name
@@ -86,6 +87,8 @@ def _padded_rows(module: Module, project: Project) -> Iterator[Place]:
             continue
         if labels is not None and labels is not scope and SERVES.search(scope.name):
             continue  # what was generated, handed to a training that makes its labels from it
+        if is_evaluation(scope, project) and not _is_shuffled(scope, project):
+            continue  # runs now and then, and what it measures stays comparable
         if labels is None and not _feeds_training(scope, project, how):
             continue
         told = "the batch carries labels: it is for training" if labels is not None else "its program trains"

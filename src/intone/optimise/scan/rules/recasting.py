@@ -37,7 +37,7 @@ def fp32_logits(module: Module, project: Project) -> Iterator[Place]:
         for call in scope.calls:
             value = _cast_to_fp32(call, scope) or _cast_by_helper(call, scope, project)
             value = _whole(value) if value is not None and not _is_regressed(call, scope) else None
-            if isinstance(value, ast.Call) and _is_of_chunk(value, scope):
+            if isinstance(value, ast.Call) and (_is_of_chunk(value, scope) or GIVES_NUMBER.search(text_of(value.func))):
                 continue
             if isinstance(value, ast.Call) and _is_head(value, scope, project):
                 yield Place(call, "the logits of all positions are copied to fp32 for the loss", (code_of(call, 60),))
@@ -47,6 +47,10 @@ def fp32_logits(module: Module, project: Project) -> Iterator[Place]:
                 continue
             yield Place(call, f"`{name}` of all positions is copied to fp32 for the loss", (f"{code_of(call, 60)}",))
             break
+
+
+# models that give a number for a text, not logits of its positions
+GIVES_NUMBER = re.compile(r"reward|critic|value_|scorer|judge|verif", re.I)
 
 
 def _in_generation(module: Module, project: Project) -> Iterator[Place]:

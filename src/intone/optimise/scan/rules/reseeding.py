@@ -11,6 +11,7 @@ from intone.optimise.scan.drawing import draws_per_call
 from intone.optimise.scan.expressions import called, code_of, keyword, last_name, names_in, text_of
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.project import Project, Site
+from intone.optimise.scan.purpose import is_evaluation
 from intone.optimise.scan.reach import COMPREHENSIONS, Frame, Reached, is_inside, loops_around
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.seeds import SEEDED, calls_something, cut_by, seed_of
@@ -67,6 +68,7 @@ def reseeded(module: Module, project: Project) -> Iterator[Place]:
                 and (often := _called_often(scope, project, seed) or draws_per_call(call, scope, project)) is not None
                 and is_constant(seed, scope, project)
                 and not _only_main(scope)
+                and not is_evaluation(scope, project)  # which wants the same draw each time
             ):
                 yield Place(
                     call,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.purpose import is_run_once
 from intone.optimise.scan.reach import reached
 from intone.optimise.scan.rulebook import Place, rule, told_lines
 from intone.optimise.scan.rules.reseeding import is_constant
@@ -61,7 +62,7 @@ def sets_back_what_it_draws_from(module: Module, project: Project) -> Iterator[P
                     call,
                     f"`{scope.simple_name}` begins with the same number at each call",
                     (f"drawn from by {code_of(draw, 50)} at line {draw.lineno}", often),
-                    confidence="medium",
+                    confidence="low" if is_run_once(scope, project) else "medium",
                 )
                 break
 

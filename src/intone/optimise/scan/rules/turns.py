@@ -11,6 +11,7 @@ from intone.optimise.scan.hostreads import reads_in, tested
 from intone.optimise.scan.loops import train_loops
 from intone.optimise.scan.ondevice import is_tensor
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.purpose import is_evaluation
 from intone.optimise.scan.reach import Loop, Reached, inner_loops, is_inside, reached
 from intone.optimise.scan.rulebook import Place, rule
 from intone.optimise.scan.seldom import is_periodic
@@ -38,20 +39,32 @@ def sync_in_turns(module: Module, project: Project) -> Iterator[Place]:
         loops: list[Loop] = scope.of(*LOOPS)
         for loop in loops:
             known = _told_elsewhere(project)
-            if ASKED_ONCE.search(scope.simple_name) or not _feeds_model(loop, scope, known, project):
+            if ASKED_ONCE.search(scope.simple_name) or is_evaluation(scope, project):
+                continue
+            if not _feeds_model(loop, scope, known, project):
                 continue
             turn = [
                 item for item in reached(loop, scope, project)
                 if item.node not in known and item.node not in told and len(inner_loops(item, loop)) <= 1
                 and not is_periodic(item, loop, project)
             ]  # fmt: skip
-            reads = [(item, what) for item, what in reads_in(turn, project) if not _goes_outside(item)]
+            reads = [
+                (item, what) for item, what in reads_in(turn, project)
+                if not _goes_outside(item) and not _is_answer(item, project)
+            ]  # fmt: skip
             if isinstance(loop, ast.While) and loop not in known and (what := tested(loop.test, scope, project)):
                 reads.append((Reached(loop.test, scope), what))
             if reads:
                 reads.sort(key=lambda read: (len(read[0].chain), read[0].line))
                 told |= {item.node for item, _ in reads}
                 yield _place(reads, loop, scope, project)
+
+
+def _is_answer(item: Reached, project: Project) -> bool:
+    """Whether a value is read behind the loop over tokens of its own function: once a text, to hand it back."""
+    loops = [decode.loop for decode in decode_loops(item.scope.module, project) if decode.scope is item.scope]
+    after = [loop for loop in loops if (getattr(loop, "end_lineno", 0) or 0) < item.line]
+    return bool(after) and not any(is_inside(item.node, loop, item.scope.module) for loop in loops)
 
 
 def _place(reads: list[tuple[Reached, str]], loop: Loop, scope: Scope, project: Project) -> Place:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from intone.optimise.scan.expressions import called, code_of, last_name, names_in, text_of
 from intone.optimise.scan.project import Project
+from intone.optimise.scan.purpose import is_run_once
 from intone.optimise.scan.rulebook import Place, rule, told_lines
 from intone.optimise.scan.source import Module, Scope, target_name, walk
 
@@ -25,6 +26,8 @@ NO_ROWS = re.compile(
     r"kwargs|pytorch_model|adapter_model|finding|report|rule|ast\.|dtype|rank|gpu|port|host|url|version|stale|prune",
     re.I,
 )
+# files and functions that deal with no rows of data, by their names
+NO_DATA = re.compile(r"checkpoint|ckpt|peft|lora|tokenizer|linear|layer|module|param|weights", re.I)
 NUMBERS = re.compile(
     r"range\(|len\(|\bint\(|indices|\bidx|_idx|\bindex|numbers?\b|lengths?|sizes?\b|steps?\b|epochs?\b|(^|\W)(token_|input_)?ids\b",
     re.I,
@@ -85,7 +88,7 @@ def data_without_order(module: Module, project: Project) -> Iterator[Place]:
                 node,
                 f"`{code_of(node, 50)}` decides an order of the data, and has none itself",
                 (f"{what}, kept as it comes by `{code_of(used, 60)}`", "nothing sorts it"),
-                confidence="medium",
+                confidence="low" if is_run_once(scope, project) else "medium",
             )
 
 
@@ -299,6 +302,8 @@ def _keeps_rows(loop: ast.For | ast.AsyncFor, scope: Scope) -> ast.AST | None:
 def _is_no_data(node: ast.expr, used: ast.AST, scope: Scope, what: str) -> bool:
     """Whether what is put in order is no data by its words, or numbers, whose sets have an order."""
     around = " ".join([text_of(node), text_of(used)[:400], *_target_texts(node, scope)])
+    if NO_DATA.search(f"{scope.module.path} {scope.simple_name}"):
+        return True
     if NO_ROWS.search(around) or re.search(r"clean|prune|delete|close|shutdown|stop", scope.simple_name):
         return True
     owner = scope.owner.name if scope.owner is not None else ""
