@@ -117,11 +117,11 @@ def test_what_no_codemod_can_do_is_an_instruction():
     assert item.how == "instruction" and item.gate == "G2" and item.finding == scan.findings[0].id
 
 
-def test_plan_items_survive_json_and_stand_in_order_of_severity():
+def test_plan_items_survive_json_and_stand_in_the_order_of_their_rank():
     code = "import pickle\ndef load(f):\n    return pickle.load(f)\ndef is_val(doc):\n    return hash(doc) % 9\n"
     scan = scan_texts({"a.py": code})
     items = plan_items(scan.findings, scan)
-    assert [item.finding[:3] for item in items] == ["S77", "S61"]
+    assert [item.finding[:3] for item in items] == ["S61", "S77"]  # graver, but never judged on code of strangers
     assert [Item.from_json(item.as_json()) for item in items] == items
     assert set(TERMS) == set(CLASSES)
 

@@ -39,9 +39,10 @@ def test_copies_of_one_fault_count_once_and_what_was_mended_stays():
     [
         (0, 0, "medium", "high"),  # what the rule says
         (0, 3, "medium", "high"),  # too few to say so
-        (0, 4, "medium", "low"),
-        (1, 9, "medium", "low"),
-        (1, 9, "critical", "medium"),
+        (0, 5, "medium", "medium"),
+        (0, 6, "medium", "low"),
+        (1, 12, "medium", "low"),
+        (1, 12, "critical", "medium"),
         (5, 15, "medium", "medium"),
         (8, 11, "medium", "high"),
     ],

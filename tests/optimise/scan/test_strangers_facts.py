@@ -55,12 +55,12 @@ DROPS = """
     from torch import nn
     import torch.nn.functional as F
     class Block(nn.Module):
-        def mix(self, q, share=0.0):
+        def mix(self, q, share=0.1):
             raise NotImplementedError
         def forward(self, q):
             return self.mix(q, share={share})
     class Plain(Block):
-        def mix(self, q, share=0.0):
+        def mix(self, q, share=0.1):
             return F.dropout(q, p=share)
 """
 right("S42", DROPS.format(share="0.0 if not self.training else self.share"))

@@ -13,13 +13,13 @@ EVALUATES = re.compile(
     r"score[rs]?|scoring|harness|mmlu|icl)(?=$|[._/0-9])",
     re.I,
 )
-# files of tools, and functions of which each makes one file of others
+# files of tools, and functions that make one file of others
 TOOLS = re.compile(
     r"(^|[._/])(convert\w*|prepare\w*|preprocess\w*|export\w*|merge\w*|unshard\w*|reshard\w*|inspect\w*|compare\w*|"
     r"migrat\w*|download\w*|quantize|quantise|cleaner|(to|from)[._]hf|permute|consolidat\w*|maker)(?=$|[._/0-9])",
     re.I,
 )
-MAKES_ONE = re.compile(r"(^|_)(convert|merge|unshard|reshard|quantize|export|migrate)(_|$)")
+CONVERTS = re.compile(r"(^|_)(convert|merge)(_|$)")
 
 
 def is_evaluation(scope: Scope, project: Project) -> bool:
@@ -36,7 +36,7 @@ def is_run_once(scope: Scope, project: Project) -> bool:
     By the name of its function, or of its file, unless that trains or what trains builds on it.
     """
     module = scope.module
-    if MAKES_ONE.search(scope.simple_name):
+    if CONVERTS.search(scope.simple_name):
         return True
     named = TOOLS.search(module.path.removesuffix(".py").replace("_", "."))
     return named is not None and module.path not in _trained_with(project)

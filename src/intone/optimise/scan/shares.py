@@ -12,7 +12,7 @@ TABLE = Path(__file__).with_name("shares.json")
 HELD_BACK = 1 / 3  # below it who reads finds two wrong ones for each right one; guess
 SURE = 2 / 3
 ENOUGH = 4  # judged findings from which on a large share is called high; guess
-ONE_SIDED = 1.28  # normal quantile: nine times of ten the true share is no larger than the bound
+ONE_SIDED = 1.645  # normal quantile: 19 times of 20 the true share is no larger than the bound
 PRIOR = 3  # findings: as much as the share of all rules counts beside a rule's own few; guess
 # how grave a finding is beside a critical one, for the order in which they are shown; guess
 WEIGHTS: dict[Severity, float] = {"critical": 1.0, "high": 0.8, "medium": 0.55, "low": 0.2}
@@ -27,7 +27,7 @@ class Share:
 
     @property
     def upper(self) -> float:
-        """What the true share is no larger than, nine times of ten (Wilson's bound); 1 where nothing was judged."""
+        """what the true share is no larger than, 19 times of 20 (Wilson's bound); 1 where nothing was judged."""
         n, z = self.judged, ONE_SIDED
         if not n:
             return 1.0

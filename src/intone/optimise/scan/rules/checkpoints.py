@@ -62,7 +62,8 @@ def written_in_place(module: Module, project: Project) -> Iterator[Place]:
                 severity="high" if same else None if _keeps_training(module, scope) else "low",
             )
         yield from _copied(scope, states)
-        yield from (place for place, _ in removed)
+        elsewhere = {one.call for one in states if not _is_in_place(one, scope, project)}
+        yield from (place for place, save in removed if save not in elsewhere)
 
 
 def _is_in_place(written: Written, scope: Scope, project: Project, depth: int = 3) -> bool:

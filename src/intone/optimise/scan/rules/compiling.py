@@ -69,7 +69,7 @@ def not_compiled(module: Module, project: Project) -> Iterator[Place]:
         if any(is_compiled(run.node.func, run.scope, project) is not None for run in runs):  # type: ignore[attr-defined]
             break
         place = _uncompiled(loop, module, compiles, runs[0], project)
-        doubt = why_useless(module)
+        doubt = why_useless(module, is_tried=bool(compiles))
         yield place if doubt is None else replace(place, confidence="low", evidence=(*place.evidence, doubt))
         return  # one finding a file: its loops are the same model's
     else:

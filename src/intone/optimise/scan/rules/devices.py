@@ -52,9 +52,12 @@ def device_string(module: Module, project: Project) -> Iterator[Place]:
 
 def _is_made_behind(made: ast.AST, compared: ast.AST, module: Module) -> bool:
     """if name != "cpu": name = torch.device(name): the device is made where the comparison has been answered."""
-    return any(
-        isinstance(above, ast.If) and any(part is compared for part in walk(above.test)) for above in module.up(made)
-    ) if made in module.parents else False
+    below = made
+    for above in module.up(made) if made in module.parents else ():
+        if isinstance(above, ast.If) and below in above.body and any(part is compared for part in walk(above.test)):
+            return True
+        below = above
+    return False
 
 
 def _against_text(node: ast.Compare, scope: Scope, project: Project) -> tuple[str, tuple[str, ...]] | None:

@@ -193,7 +193,7 @@ def _stepped(module: Module, project: Project) -> dict[str, tuple[str, ast.AST, 
                     found.setdefault(last, (f"the optimizer `{last}`", call, item.scope))
             elif call.func.attr == "step" and SCHEDULE.search(last) and _has_state(call, item.scope, project):
                 found.setdefault(last, (f"the schedule `{last}`", call, item.scope))
-            elif last.startswith("exp_avg"):
+            elif "exp_avg" in last:
                 continue  # a part of an optimizer's own state
             elif AVERAGED.search(last) and call.func.attr in ("update", "update_parameters", "step", "lerp_"):
                 found.setdefault(last, (f"the averaged weights `{last}`", call, item.scope))
