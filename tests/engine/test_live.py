@@ -48,3 +48,27 @@ def test_blocks_go_through_the_prompts_in_turn(in_blocks):
     assert [answer["prompt_tokens"] for answer in answers] == [5, 6, 14, 9]
     assert all(answer["seconds"] > 0 for answer in answers)
     assert ready["facts"]["prompts"] == 3
+
+
+class OneByOne:
+    """An engine that takes one text at a time, each in a claimed second."""
+
+    settings = {"num_slots": (1, "test")}
+
+
+def warmed_by(monkeypatch, engine, texts, *, seconds):
+    seen = []
+    monkeypatch.setattr(live, "timed", lambda _, group: seen.append(len(group)) or {"seconds": seconds})
+    return live.warmed(engine, [Request([1], max_tokens=1)] * texts), seen
+
+
+def test_a_slow_generation_is_warmed_up_for_seconds_and_not_for_all_its_texts(monkeypatch):
+    (first_s, warm_s), seen = warmed_by(monkeypatch, OneByOne(), 16, seconds=2.0)
+    assert (first_s, warm_s) == (2.0, 4.0) and seen == [1, 1, 1], "the first text, then until three seconds are over"
+
+
+def test_a_fast_one_goes_over_all_prompts_twice_as_many_at_once_as_it_takes(monkeypatch):
+    engine = OneByOne()
+    engine.settings = {"num_slots": (2, "test")}
+    (first_s, warm_s), seen = warmed_by(monkeypatch, engine, 5, seconds=0.25)
+    assert (first_s, warm_s) == (0.25, 1.25) and seen == [2, 2, 1, 2, 2, 1]

@@ -152,6 +152,7 @@ class StartEngine:
 
         self._model, self._tokenizer, self._copied = model, tokenizer, copied_first_token
         self._ends = Specials.of(tokenizer).ends
+        self.settings = {"num_slots": (1, "one text at a time")}  # as Engine.settings
 
     def generate(self, requests: Sequence[Any], *, on_answer: Callable[[], None] | None = None) -> list[list[Any]]:
         """Answers one request after the other -> per request its n completions. on_answer: called after each."""
