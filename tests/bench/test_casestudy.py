@@ -14,8 +14,9 @@ from intone.bench.casestudy_settings import CasestudySettings, CombinedSettings,
 from intone.bench.casestudy_train import KEYS, Kit, compile_notes, parity_words, plans_of, ways_of
 from intone.hardware import Facts
 from intone.prove import measure
-from intone.prove.measure import Block, Measured, Round, Side, SideResult, pairs_between
+from intone.prove.measure import Measured, Side, SideResult
 from intone.prove.noise import Signals
+from intone.prove.rounds import Block, Round, pairs_between
 from intone.prove.verdict import Comparison, judge
 from intone.records import Choice, Choices, Outcome
 from intone.tune.trial import TrialResult, TrialRunner

@@ -7,7 +7,8 @@ import pytest
 from intone import cli
 from intone.bench import prove
 from intone.bench.prove import PARTS, aa_rows, pairs_json, planted_rows, seconds_row, sides_of, small_rows, tiny_job
-from intone.prove.measure import Block, Measured, Round
+from intone.prove.measure import Measured
+from intone.prove.rounds import Block, Round
 from intone.prove.verdict import Comparison, unproven
 from intone.records import read_results
 

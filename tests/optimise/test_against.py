@@ -9,8 +9,9 @@ from intone.errors import UserError
 from intone.optimise import against
 from intone.optimise.against import against_program, trees_of
 from intone.optimise.program import Program
-from intone.prove.measure import Block, Measured, Round, SideResult
+from intone.prove.measure import Measured, SideResult
 from intone.prove.noise import Signals
+from intone.prove.rounds import Block, Round
 from intone.prove.verdict import Comparison
 
 

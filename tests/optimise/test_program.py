@@ -19,8 +19,9 @@ from intone.optimise.program import PROBE, check_program, look_at, program_side,
 from intone.optimise.program_gates import judge_losses, judge_times, judge_tokens, judge_training
 from intone.optimise.trace import product_flops, union
 from intone.prove.live import LiveFailed
-from intone.prove.measure import Block, Measured, Round
+from intone.prove.measure import Measured
 from intone.prove.noise import Signals as Noise
+from intone.prove.rounds import Block, Round
 from tests.bench.test_casestudy import FACTS
 
 # a wait of 6 ms per batch beside steps of about 2 ms: planted, in a function that the report must name

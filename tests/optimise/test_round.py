@@ -16,8 +16,9 @@ from intone.optimise import round as module
 from intone.optimise.ledger import Ledger
 from intone.optimise.rounds import newest_first
 from intone.optimise.signals import Signals
-from intone.prove.measure import Block, Measured, Round, SideResult
+from intone.prove.measure import Measured, SideResult
 from intone.prove.noise import Signals as Noise
+from intone.prove.rounds import Block, Round
 from intone.prove.verdict import Comparison, Pair, judge, rejected
 from tests.bench.test_casestudy import FACTS
 

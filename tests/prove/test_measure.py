@@ -118,10 +118,30 @@ def test_what_ten_pairs_cannot_show_is_not_proven_with_a_count_to_go(side_of):
     assert comparison.more_pairs is None or comparison.more_pairs > 5
 
 
-def test_quick_takes_two_replicates_and_says_so(side_of):
-    found = measured(side_of("A"), side_of("B"), quick=True)
-    assert (found.quick, found.num_replicates) == (True, 2)
-    assert found.comparisons[0].num_pairs == 6
+def test_quick_takes_pairs_of_three_or_four_processes_and_says_so(side_of):
+    found = measured(side_of("A"), side_of("B", 0.01), quick=True)
+    assert (found.quick, found.num_replicates) == (True, 3)
+    assert (found.comparisons[0].verdict, found.comparisons[0].num_pairs) == ("faster", 6)
+    unsure = measured(side_of("A", sigma=0.05), side_of("B", 0.019, sigma=0.05), quick=True)
+    assert (unsure.num_replicates, unsure.comparisons[0].num_pairs) == (4, 8)
+
+
+def test_sides_that_are_far_apart_get_shorter_blocks(side_of):
+    found = measured(side_of("A", 0.3), side_of("B", 0.02), quick=True)
+    seconds = {name: found.rounds[0].of(name)[0].seconds for name in "AB"}
+    assert seconds == {"A": pytest.approx(0.3, rel=0.05), "B": pytest.approx(0.3, rel=0.05)}
+    assert found.comparisons[0].ratio == pytest.approx(15, rel=0.05)
+    # one of three sides is near the first: its difference needs whole blocks
+    found = measured(side_of("A", 0.3), side_of("B", 0.02), side_of("C", 0.29), quick=True)
+    assert found.rounds[0].of("B")[0].seconds == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_measurement_says_how_long_it_takes_and_how_far_it_is(side_of, capsys):
+    measured(side_of("A"), side_of("B", 0.01), quick=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("a pair takes 4") and "at most 8 pairs, " in lines[0]
+    assert lines[1].startswith("replicate 1, 2 pairs: B +") and lines[1].endswith(" left")
+    assert lines[-1].startswith("replicate 3, 6 pairs: B +") and lines[-1].endswith("] faster")
 
 
 def test_blocks_are_sized_to_the_time_asked_for_and_equal_where_the_sides_are_about_as_fast(side_of):
@@ -217,6 +237,14 @@ def test_a_machine_that_is_never_steady_gives_no_verdict_and_is_not_measured_for
     assert found.num_replicates == 3
 
 
+def test_a_quick_look_at_a_machine_that_is_never_quiet_does_not_wait_for_it(side_of):
+    found = measured(side_of("A"), side_of("B", 0.01), watch=neighbour(0), quick=True)
+    # the first round once more, and none after it
+    assert [entry.replicate for entry in found.rounds] == [1, 1, 1, 2, 2, 3, 3]
+    found = measured(side_of("A"), side_of("B", 0.01), watch=neighbour(0), quick=False)
+    assert [entry.replicate for entry in found.rounds] == [1, 1, 2, 2, 3, 3]
+
+
 class Taking(Steady):
     """The host takes this share of a processor from every block."""
 
@@ -282,7 +310,7 @@ def test_nobody_else_measures_meanwhile_and_the_holder_has_a_name(side_of, home)
 
 def test_a_caller_that_holds_the_lock_says_so(side_of, home):
     with FolderLock(measure.load_facts().folder / "quiet.lock"):
-        assert measured(side_of("A"), side_of("B"), quick=True, lock=False).num_replicates == 2
+        assert measured(side_of("A"), side_of("B"), quick=True, lock=False).num_replicates >= 3
 
 
 @pytest.mark.long
@@ -298,9 +326,9 @@ def test_real_workers_are_measured(tiny_job, tmp_path):
     a = Side("whole", start, {"plan": {"device_batch": 6}})
     b = Side("rows", start, {"plan": {"device_batch": 1}})
     found = measured(a, b, quick=True, block_s=0.1)
-    assert found.num_replicates == 2
+    assert found.num_replicates in (3, 4)
     assert found.comparisons[0].ratio < 0.9
-    assert found.comparisons[0].num_pairs == 6
+    assert found.comparisons[0].num_pairs >= 6
     blocks = [block for entry in found.rounds for block in entry.blocks]
     assert all(block.work == 6 * 32 * len(block.answer["losses"]) for block in blocks)
     assert all(side.peak_bytes > 1e7 and side.first_s > 0 for side in found.sides)

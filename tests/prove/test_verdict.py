@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from intone.prove import verdict
+from intone.prove.measure import QUICK_MOST
 from intone.prove.simulate import Noise, pair, replicates, verdict_of
 from intone.prove.verdict import Comparison, judge, rejected, unproven
 
@@ -56,6 +57,16 @@ def test_with_15_percent_noise_the_sign_is_never_wrong(effect):
 def test_a_against_a_is_never_faster(noise, pairs_each):
     found = verdicts(1.0, noise, count=10 // pairs_each, pairs_each=pairs_each, seed=1)
     assert words(found)["faster"] == words(found)["slower"] == 0
+
+
+QUICK = dict(count=QUICK_MOST, pairs_each=2)
+
+
+@pytest.mark.parametrize("noise", [Noise(0.05), Noise(0.05, 0.03), Noise(0.04, 0.03, drift=0.1)], ids=str)
+def test_a_quick_measurement_names_a_change_of_60_percent_and_nothing_where_nothing_is(noise):
+    assert words(verdicts(1.6, noise, **QUICK))["faster"] >= 90
+    equal = words(verdicts(1.0, noise, **QUICK, seed=1))
+    assert equal["faster"] == equal["slower"] == 0
 
 
 @pytest.mark.parametrize("noise", [Noise(0.03, process=0.03), Noise(0.02, process=0.045)], ids=str)
@@ -188,6 +199,9 @@ def test_one_line_says_it_all():
     assert judge(exact(*[1.31] * 5)).text() == "faster: +31.0% [+31.0, +31.0], 5 pairs"
     assert judge(exact(*[1.0] * 6)).text() == "no difference: +0.0% [+0.0, +0.0], 6 pairs"
     assert rejected("it died").text() == "rejected: it died"
+    assert judge(exact(*[74.7] * 5)).text() == "faster: 74.7x [74.7, 74.7], 5 pairs"
+    nothing = replace(judge(exact(*[1.5] * 5)), low=0.01, high=80.0)
+    assert nothing.span == "+50.0% [anything]" and replace(nothing, low=None).span == "+50.0%"
     text = judge(exact(1.1, 1.4, 0.9, 1.2, 0.8)).text()
     assert text.startswith("not proven: +") and text.endswith("more pairs")
 

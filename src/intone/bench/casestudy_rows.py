@@ -9,7 +9,8 @@ from intone.log import human_bytes, human_duration, table, three_digits
 from intone.prove.gates.result import GateResult
 from intone.prove.gates.stack import Stack
 from intone.prove.gates.stack import judge as judge_stack
-from intone.prove.measure import Measured, Side, judge_rounds
+from intone.prove.measure import Measured, Side
+from intone.prove.rounds import judge_rounds
 from intone.prove.verdict import Comparison
 from intone.records import ResultRow
 

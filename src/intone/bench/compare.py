@@ -16,7 +16,8 @@ from intone.log import human_bytes, human_duration, table, three_digits
 from intone.paths import home, write_json
 from intone.planning import plan_stage
 from intone.prove.live import WorkerChild
-from intone.prove.measure import MAX_PAIRS, Measured, Round, Side, SideFailed, SideResult, measure_rounds
+from intone.prove.measure import MAX_PAIRS, Measured, Side, SideFailed, SideResult, measure_rounds
+from intone.prove.rounds import Round
 from intone.prove.verdict import Comparison
 from intone.records import Answer, Choices, write_choices
 from intone.resolving import Layer, Resolved, named_fields, resolve

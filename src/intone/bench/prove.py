@@ -23,7 +23,8 @@ from intone.hardware import environment, load_facts
 from intone.log import human_duration, say, table
 from intone.paths import append_line, home, write_json
 from intone.prove.live import LineChild, WorkerChild
-from intone.prove.measure import MAX_PAIRS, Measured, Side, halves, measure_rounds
+from intone.prove.measure import MAX_PAIRS, Measured, Side, measure_rounds
+from intone.prove.rounds import halves
 from intone.prove.simulate import Noise, replicates, verdict_of
 from intone.prove.verdict import Comparison
 from intone.records import Answer, Choice, Choices, ResultRow, Segment, append_result, write_choices

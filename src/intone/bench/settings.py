@@ -21,7 +21,7 @@ class BenchSettings(StageSettings):
     stage: Stage = setting("base", positional=True)
     # bitwise repeatable on a GPU too
     deterministic: bool = False
-    # two replicates instead of three and more: proves large differences only
+    # at most four fresh processes of each side, two pairs each: proves large differences only
     quick: bool = setting(False, aside=True)
     # stop at this many pairs of measurements without a verdict
     pairs: int = setting(10, least=5, aside=True)

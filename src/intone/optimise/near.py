@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from intone.prove.measure import MAX_PAIRS, Measured, judge_rounds
+from intone.prove.measure import MAX_PAIRS, Measured
+from intone.prove.rounds import judge_rounds
 from intone.prove.verdict import MIN_PAIRS, Comparison
 
 

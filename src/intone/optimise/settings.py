@@ -53,6 +53,12 @@ OF_STAGES = (
     "like", "worker", "rows", "prompt_tokens", "new_tokens", "num_slots",
 )  # fmt: skip
 OF_PROGRAMS = ("apply", "folder")
+OF_GENERATION = ("rows", "prompt_tokens", "new_tokens", "num_slots")
+OF_TRAINING = (
+    "data", "depth", "context", "vocab_size", "preset", "kernels", "compile", "device_batch", "batch_tokens",
+)  # fmt: skip
+# of a training: what --like brings, with all the rest
+SETTLED = (*OF_TRAINING, "from_run", "seed", "device", "dtype", "threads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +73,7 @@ class OptimiseSettings(StageSettings):
     stage: str | None = setting(None, positional=True)
     # stop after the findings and the plan; nothing is changed
     analyse_only: bool = False
-    # two replicates instead of three and more: proves large differences only
+    # at most four fresh processes of each side, two pairs each: proves large differences only
     quick: bool = False
     # begin no further try after this many minutes
     minutes: float | None = setting(None, least=0.1)
@@ -79,9 +85,9 @@ class OptimiseSettings(StageSettings):
     folder: str = "."
     # compare with this revision of the code instead, and end with 1 where the working tree is slower
     against: str | None = None
-    # round to look at or to undo; none given: the newest
+    # round that --undo takes back; none given: the newest
     id: str | None = None
-    # take the kept changes of a round out of your files again
+    # take back what a round kept: its changes in your files, or its preset
     undo: bool = False
     # run whose stage is looked at exactly as it was settled there
     like: str | None = None

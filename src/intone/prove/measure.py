@@ -3,8 +3,8 @@
 A replicate is one fresh process per side; in it come rounds, each with two blocks per side, there and back, so that a
 steady drift cancels. A round is one pair for every side but the first. After every replicate the verdict is asked,
 and as soon as it is settled the measuring ends (verdict.judge says why that does not help luck). A round in which
-something else interfered (noise.py) is set aside and done once more; where hardly any is left, judge_rounds allows for
-the worst.
+something else interfered (noise.py) is set aside and done once more; where hardly any is left, rounds.judge_rounds
+allows for the worst.
 """
 
 import contextlib
@@ -12,22 +12,26 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from intone.hardware import load_facts, quiet
-from intone.log import say
+from intone.log import human_duration, say
 from intone.prove.live import LineChild, LiveFailed, Ready
-from intone.prove.noise import Disturbance, Signals, Watch, disturbances, most_lost, summary
-from intone.prove.verdict import MIN_PAIRS, Comparison, Pair, judge, percent, rejected, unproven
+from intone.prove.noise import Watch, disturbances, summary
+from intone.prove.rounds import Block, Round, is_settled, judge_rounds, whole_rate
+from intone.prove.verdict import MIN_PAIRS, Comparison, rejected
 from intone.records import Outcome
 
 # two per side and round. On a shared machine pairs of blocks of 0.5 s spread by 6 %, processes by half of that (LOG.md)
 BLOCK_S = 1.0
 MAX_PAIRS = 10
 MIN_REPLICATES = 3
-QUICK_REPLICATES = 2
+QUICK_MOST = 4  # replicates, of two pairs; two of three named +64 % less often, and A against A more often (LOG.md)
 MAX_PAIRS_EACH = 3  # per replicate: more would be samples of the same processes
+# sides so many times apart get blocks so much shorter: these spread by some 10 %, which a difference of 900 % can bear
+FAR_APART, FAR_BLOCK = 10.0, 0.3
+NEVER_QUIET = 2  # rounds, all disturbed, after which a quick measurement does none of them once more
 SETTLE_S = 0.25  # of unmeasured work before the first round of a replicate: caches, clock and allocator settle in it
 
 
@@ -46,32 +50,6 @@ class Side:
     count: str = "steps"
     unit: str = "tokens"
     size: int | None = None
-
-
-@dataclass(frozen=True)
-class Block:
-    """One measured block. answer: everything the child said, its losses and memory too."""
-
-    side: str
-    replicate: int
-    round: int
-    work: float
-    seconds: float
-    answer: Mapping[str, Any]
-    before: Signals
-    after: Signals
-
-
-@dataclass(frozen=True)
-class Round:
-    """Two blocks per side in the order of time, and what interfered with them."""
-
-    replicate: int
-    blocks: tuple[Block, ...]
-    disturbed: tuple[Disturbance, ...]
-
-    def of(self, side: str) -> list[Block]:
-        return [block for block in self.blocks if block.side == side]
 
 
 @dataclass(frozen=True)
@@ -123,9 +101,9 @@ def measure_rounds(
 ) -> Measured:  # fmt: skip
     """Measures all sides in rounds A B C .. C B A until every verdict against the first is settled, or a limit is met.
 
-    quick: two replicates are enough, which proves large differences only. shape: exactly so many replicates of so many
-    rounds instead, settled or not; a disturbed round is not done again then. limit_s: no replicate is begun after it.
-    lock: take the machine's measuring lock; False only where the caller holds it. watch: what reads the signals.
+    quick: at most four replicates of two pairs, which prove large differences only. shape: exactly so many replicates
+    of so many rounds instead, settled or not; a disturbed round is not done again then. limit_s: no replicate is begun
+    after it. lock: take the machine's measuring lock; False only where the caller holds it. watch: reads the signals.
     A side that fails is "rejected" and the others go on. Raises SideFailed where the first fails.
     """
     assert len(sides) > 1 and len({side.name for side in sides}) == len(sides), "sides have different names"
@@ -151,23 +129,25 @@ class Session:
     rounds: list[Round] = field(default_factory=list)
     ready: dict[str, list[Ready]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    speeds: dict[str, float] = field(default_factory=dict)  # steps or requests per second, as sizes are found
     failed: dict[str, Outcome] = field(default_factory=dict)
     pairs_each: int = 1
     num_replicates: int = 0
 
     def run(self) -> Measured:
         begin_s = time.monotonic()
-        least = QUICK_REPLICATES if self.quick else MIN_REPLICATES
-        least = self.shape[0] if self.shape else least
+        least = self.shape[0] if self.shape else MIN_REPLICATES
         while True:
-            self._replicate()
-            planned = least if self.quick or self.shape else max(least, self.max_pairs // self.pairs_each)
+            self._replicate(least)
+            planned = self._planned(least)
             out_of_time = self.limit_s is not None and time.monotonic() - begin_s > self.limit_s
             hopeless = self.num_replicates >= least and all(entry.disturbed for entry in self.rounds)
             is_last = self.num_replicates >= planned or out_of_time or hopeless or not self._others()
             comparisons = [self._verdict(side, is_last=is_last, least=least) for side in self.sides[1:]]
-            self._progress(comparisons)
-            if is_last or (self.num_replicates >= least and all(is_settled(entry) for entry in comparisons)):
+            is_over = is_last or (self.num_replicates >= least and all(is_settled(entry) for entry in comparisons))
+            each_s = (time.monotonic() - begin_s) / self.num_replicates
+            self._progress(comparisons, None if is_over else (planned - self.num_replicates) * each_s)
+            if is_over:
                 break
         return Measured(
             tuple(self._side_result(side) for side in self.sides), tuple(comparisons), tuple(self.rounds),
@@ -175,14 +155,20 @@ class Session:
             summary([entry.disturbed for entry in self.rounds]),
         )  # fmt: skip
 
+    def _planned(self, least: int) -> int:
+        """The most replicates that there will be."""
+        if self.shape:
+            return least
+        return QUICK_MOST if self.quick else max(least, self.max_pairs // self.pairs_each)
+
     def _others(self) -> list[Side]:
         """The sides that still run, without the first."""
         return [side for side in self.sides[1:] if side.name not in self.failed]
 
     # --- measuring ------------------------------------------------------------------------------------------------
 
-    def _replicate(self) -> None:
-        """Fresh processes of all sides, and their rounds."""
+    def _replicate(self, least: int) -> None:
+        """Fresh processes of all sides, and their rounds. least: replicates; the first one says how long all take."""
         self.num_replicates += 1
         with contextlib.ExitStack() as stack:
             begin_s = time.monotonic()
@@ -192,13 +178,22 @@ class Session:
                 self._settle(side, children[side.name])
             if self.num_replicates == 1:
                 self._share_sizes()
-                pair_s = 2 * self.block_s * len(self.sides)
+                pair_s = 2 * sum(self.sizes[side.name] / self.speeds[side.name] for side in self._running())
                 self.pairs_each = self._pairs_per_replicate(start_s / pair_s)
+                most = self._planned(least)
+                most_s = human_duration(most * (start_s + self.pairs_each * pair_s))
+                say(f"a pair takes {human_duration(pair_s)}; at most {most * self.pairs_each} pairs, {most_s}")
             devices = {str(entry[-1].facts.get("device", "cpu")) for entry in self.ready.values()}
             watch = self.watch([child.pid for child in children.values()], has_gpu=not devices <= {"cpu", "mps"})
             for _ in range(self.pairs_each):
-                if not self._round(children, watch) and not self.shape:
+                if not self._round(children, watch) and self._may_be_quiet():
                     self._round(children, watch)  # once more: something interfered
+
+    def _may_be_quiet(self) -> bool:
+        """Whether a disturbed round is done once more. A quick look does not wait for a machine that is never quiet."""
+        if self.shape:
+            return False
+        return not self.quick or len(self.rounds) < NEVER_QUIET or not all(entry.disturbed for entry in self.rounds)
 
     def _pairs_per_replicate(self, starts_per_pair: float) -> int:
         """As many as make a replicate's rounds worth its start: the root of the ratio of their costs.
@@ -207,8 +202,9 @@ class Session:
         """
         if self.shape:
             return self.shape[1]
-        least = math.ceil(MIN_PAIRS / QUICK_REPLICATES) if self.quick else 1
-        return max(least, min(MAX_PAIRS_EACH, int(math.sqrt(starts_per_pair))))
+        if self.quick:
+            return math.ceil(MIN_PAIRS / MIN_REPLICATES)
+        return max(1, min(MAX_PAIRS_EACH, int(math.sqrt(starts_per_pair))))
 
     def _start(self, stack: contextlib.ExitStack) -> dict[str, LineChild]:
         """Ready processes of the sides. The first time one after the other, so that nothing disturbs compiling."""
@@ -234,7 +230,8 @@ class Session:
         with self._watched(side):
             if side.size is not None:
                 self.sizes[side.name] = side.size
-                child.block(**side.command, **{side.count: side.size})
+                seconds = child.block(**side.command, **{side.count: side.size})["seconds"]
+                self.speeds[side.name] = side.size / seconds
                 return
             size = self.sizes.get(side.name)
             if size is not None:
@@ -244,16 +241,30 @@ class Session:
             while seconds < SETTLE_S / 2:
                 size = max(2 * size, round(size * SETTLE_S / seconds)) if seconds else 1
                 seconds = child.block(**side.command, **{side.count: size})["seconds"]
-            self.sizes[side.name] = max(1, round(size * self.block_s / seconds))
+            self.speeds[side.name] = size / seconds
+            self.sizes[side.name] = max(1, round(self.speeds[side.name] * self.block_s))
 
     def _share_sizes(self) -> None:
-        """Sides that are about equally fast get blocks of equal size: then they do the very same steps."""
+        """Sides that are about equally fast get blocks of equal size: then they do the very same steps.
+
+        Where all are far from the first, blocks are shorter: what they would tell more exactly is beyond doubt.
+        """
         sizes = self.sizes.values()
         if any(side.size is not None for side in self.sides):
+            return
+        if len({side.count for side in self.sides}) == 1 and self._are_far_apart():
+            self.block_s *= FAR_BLOCK
+            self.sizes = {name: max(1, round(speed * self.block_s)) for name, speed in self.speeds.items()}
             return
         if sizes and max(sizes) <= 2 * min(sizes) and len({side.count for side in self.sides}) == 1:
             common = round(statistics.fmean(sizes))
             self.sizes = dict.fromkeys(self.sizes, common)
+
+    def _are_far_apart(self) -> bool:
+        """Whether every side that runs is many times faster or slower than the first, as far as sizes tell."""
+        first, others = self.sides[0].name, [side.name for side in self._others()]
+        ratios = [self.speeds[name] / self.speeds[first] for name in others if name in self.speeds]
+        return bool(ratios) and all(max(ratio, 1 / ratio) >= FAR_APART for ratio in ratios)
 
     def _round(self, children: Mapping[str, LineChild], watch: Watch) -> bool:
         """There and back over all sides; False where something interfered."""
@@ -314,87 +325,14 @@ class Session:
             statistics.median(later) if later else None, max(known, default=None), ready[-1].facts,
         )  # fmt: skip
 
-    def _progress(self, comparisons: Sequence[Comparison]) -> None:
-        """One line per replicate on stderr."""
+    def _progress(self, comparisons: Sequence[Comparison], left_s: float | None) -> None:
+        """One line per replicate on stderr. left_s: at most; None: it is over."""
         parts = []
         for side, found in zip(self.sides[1:], comparisons, strict=True):
             if found.ratio is not None:
-                parts.append(f"{side.name} {percent(found.ratio)} {found.verdict}")
+                parts.append(f"{side.name} {found.span} {found.verdict}")
         num_disturbed = sum(bool(entry.disturbed) for entry in self.rounds)
         aside = f", {num_disturbed} of {len(self.rounds)} rounds disturbed" if num_disturbed else ""
-        say(f"replicate {self.num_replicates}: {', '.join(parts) or 'no pair'}{aside}")
-
-
-def judge_rounds(rounds: Sequence[Round], a: str, b: str, *, is_last: bool = True, least: int = 1) -> Comparison:
-    """The verdict on b against a over undisturbed rounds, where they are enough: of at least so many replicates.
-
-    Otherwise over all of them, as if everything that interfered had been in the way of one side only (both ways, so
-    that the interval holds whatever it did): large differences are proven on an unsteady machine too.
-    """
-    clean = [entry for entry in rounds if not entry.disturbed]
-    found = judge(pairs_between(clean, a, b), is_last=is_last)
-    if found.num_pairs >= MIN_PAIRS and len({entry.replicate for entry in clean}) >= least:
-        if found.verdict != "not proven" or len(clean) * 2 > len(rounds):
-            return found
-    elif len(clean) == len(rounds):
-        return found  # too few so far, or all that the limits allowed
-    words = f"the machine was unsteady: {summary([entry.disturbed for entry in rounds])}"
-    found = judge(pairs_between(rounds, a, b), is_last=is_last)
-    at_worst = [pairs_at_worst(rounds, a, b, hampered=side) for side in (a, b)]
-    if not all(at_worst):
-        return unproven(words, replace(found, low=None, high=None))
-    low, high = (judge(pairs or (), is_last=is_last) for pairs in at_worst)
-    found = replace(found, low=min(found.low or 0.0, low.low or 0.0), high=max(found.high or 0.0, high.high or 0.0))
-    if len({entry.replicate for entry in rounds}) >= least:
-        for verdict, worst in (("faster", low), ("slower", high)):
-            if worst.verdict == verdict:
-                reason = f"{worst.reason}, even if all that interfered hit one side; {words}"
-                return replace(found, verdict=worst.verdict, more_pairs=None, reason=reason)
-    return unproven(words, found)
-
-
-def pairs_between(rounds: Sequence[Round], a: str, b: str) -> list[list[Pair]]:
-    """The pairs of two sides that were measured in the same rounds, by replicate."""
-    groups: dict[int, list[Pair]] = {}
-    for entry in rounds:
-        first, second = entry.of(a), entry.of(b)
-        if len(first) == len(second) == 2:
-            groups.setdefault(entry.replicate, []).append(
-                Pair(whole_rate(first), whole_rate(second), halves(first), halves(second))
-            )
-    return list(groups.values())
-
-
-def pairs_at_worst(rounds: Sequence[Round], a: str, b: str, hampered: str) -> list[list[Pair]] | None:
-    """The same pairs if in disturbed rounds one side had all that interfered, and would have been faster without it.
-
-    None: nothing bounds what it did.
-    """
-    groups: dict[int, list[Pair]] = {}
-    for entry in rounds:
-        sides = {name: entry.of(name) for name in (a, b)}
-        for (pair,) in pairs_between([entry], a, b):
-            if entry.disturbed:
-                signals = {name: [(block.before, block.after) for block in blocks] for name, blocks in sides.items()}
-                lost = most_lost(signals[hampered], signals[b if hampered == a else a])
-                if lost is None:
-                    return None
-                pair = pair.sped_up(lost if hampered == a else 0.0, lost if hampered == b else 0.0)
-            groups.setdefault(entry.replicate, []).append(pair)
-    return list(groups.values())
-
-
-def is_settled(found: Comparison) -> bool:
-    """Whether more pairs could not change the word."""
-    return found.verdict != "not proven"
-
-
-def whole_rate(blocks: Sequence[Block]) -> float:
-    """Units per second over all blocks together."""
-    return sum(block.work for block in blocks) / sum(block.seconds for block in blocks)
-
-
-def halves(blocks: Sequence[Block]) -> tuple[float, float]:
-    """The rates of the two blocks of a round, in their order."""
-    first, second = blocks
-    return first.work / first.seconds, second.work / second.seconds
+        pairs = f"{len(self.rounds)} pairs" if len(self.rounds) > 1 else "1 pair"
+        left = "" if left_s is None else f"; at most {human_duration(left_s)} left"
+        say(f"replicate {self.num_replicates}, {pairs}: {', '.join(parts) or 'nothing was measured'}{aside}{left}")

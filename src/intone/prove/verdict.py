@@ -22,6 +22,8 @@ SAME = 0.02  # "same" means: the whole interval lies within this; guess, half of
 MIN_PAIRS = 5  # reference: speed protocol
 NUM_BOOT = 2000
 MANY_PAIRS = 1000  # beyond this nobody would wait for a verdict
+USELESS = 30.0  # an interval between ends so many times apart says nothing
+TIMES = 3.0  # from this ratio on people read times more easily than percent
 # two-sided quantiles of Student's t by degrees of freedom, for the two levels in use
 STUDENT: dict[float, dict[float, float]] = {
     0.95: {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 8: 2.306, 10: 2.228, 15: 2.131, 30: 2.042},
@@ -70,14 +72,27 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @property
+    def span(self) -> str:
+        """+31.0% [+27.1, +35.2]; from TIMES on 74.7x [70.4, 77.9]; [anything] for ends USELESS times apart."""
+        if self.ratio is None:
+            return "unknown"
+        is_many = self.ratio >= TIMES
+        size = f"{self.ratio:.1f}x" if is_many else percent(self.ratio)
+        if self.low is None or self.high is None:
+            return size
+        if self.high > USELESS * self.low:
+            return f"{size} [anything]"
+        ends = [f"{end:.1f}" if is_many else percent(end, "") for end in (self.low, self.high)]
+        return f"{size} [{', '.join(ends)}]"
+
     def text(self) -> str:
         """One line for people: faster: +31.0% [+27.1, +35.2], 10 pairs; the reason where it is not the numbers."""
         if self.ratio is None or self.low is None or self.high is None:
             return f"{self.verdict}: {self.reason}"
         words = {"same": "no difference"}.get(self.verdict, self.verdict)
-        span = f"{percent(self.ratio)} [{percent(self.low, '')}, {percent(self.high, '')}]"
         tail = f"; {self.reason}" if self.verdict in ("not proven", "rejected") else ""
-        return f"{words}: {span}, {self.num_pairs} pairs{tail}"
+        return f"{words}: {self.span}, {self.num_pairs} pairs{tail}"
 
 
 def percent(ratio: float, unit: str = "%") -> str:

@@ -17,7 +17,8 @@ from intone.optimise.planner import patch as module
 from intone.optimise.planner.patch import program_measure
 from intone.optimise.signals import Signals
 from intone.prove import measure
-from intone.prove.measure import Measured, Round, measure_rounds
+from intone.prove.measure import Measured, measure_rounds
+from intone.prove.rounds import Round
 from intone.prove.verdict import Comparison
 
 # every sum is added up from its beginning again, 40 ms in Python beside a step of about one: planted, and so large that

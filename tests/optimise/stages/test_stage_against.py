@@ -7,8 +7,9 @@ from intone.optimise import against
 from intone.optimise.against import against_stage
 from intone.optimise.stages.target import Target
 from intone.optimise.worktree import is_repository
-from intone.prove.measure import Block, Measured, Round, SideResult
+from intone.prove.measure import Measured, SideResult
 from intone.prove.noise import Signals
+from intone.prove.rounds import Block, Round
 from intone.prove.verdict import Comparison
 
 

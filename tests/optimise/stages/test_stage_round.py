@@ -27,11 +27,12 @@ class World:
         self.stop_at = None
         self.rejects = set()
         self.crashes = False
+        self.gain = 1.5
         world = self
         # a function, so that it is bound to the round
         self.compared_of = lambda round_, *words, **options: world.compared(round_, *words, **options)
 
-    def look(self, target, state, facts, scratch):
+    def look(self, target, state, facts, scratch, *, quick=False):
         segment, switches = state.get("segment", {}), state.get("switches", {})
         packed = switches.get("padded_rows") is False
         rows = segment.get("device_batch", 4)
@@ -53,7 +54,8 @@ class World:
         self.asked.append(("measure", tuple(states)))
         last = list(states.values())[-1]
         packed = last.get("switches", {}).get("padded_rows") is False
-        found = Comparison(1.5, 1.4, 1.6, 6, 0.99, 1.01, "faster" if packed else "same", "planted")
+        ends, word = (self.gain, self.gain - 0.1, self.gain + 0.1), "faster" if packed else "same"
+        found = Comparison(*ends, 6, 0.99, 1.01, word, "planted")
         sides = [SideResult(name, "supervised", 1.0, 1.0, 1.0, 1.0, None, None, {}) for name in states]
         if self.crashes:
             sides[1], found = None, Comparison(None, None, None, 0, None, None, "rejected", "it died")
@@ -92,6 +94,36 @@ def test_one_change_after_the_other_is_kept_and_the_rest_looked_at_anew(world, r
     }  # fmt: skip
     text = write_stage_report(round_.folder).markdown.read_text()
     assert "Memory by kind" in text and "What each kept change moved" in text and "1.500" in text
+
+
+def without_of(round_):
+    (whole,) = round_.ledger.lines("whole")
+    return {entry["name"]: entry["when"] for entry in whole["without"]}
+
+
+@pytest.mark.parametrize(("quick", "gain"), [(True, 1.5), (False, 12.0)])
+def test_the_last_change_is_told_from_the_whole_by_its_own_try(world, round_, quick, gain):
+    """Its try compared the same two states; a whole round measures them again unless they are far apart."""
+    round_.measure, world.gain = {"quick": quick}, gain
+    round_.run()
+    assert world.asked[-1] == ("measure", ("with all", "as it was", "without train-padded-rows"))
+    assert without_of(round_) == {"train-padded-rows": "whole", "train-rows-8": "tried"}
+    assert "without train-rows-8: " in round_text(round_.ledger)
+    assert ", measured when it was tried" in round_text(round_.ledger)
+
+
+def test_a_whole_round_measures_every_change_against_the_whole_again(world, round_):
+    round_.run()
+    assert without_of(round_) == {"train-padded-rows": "whole", "train-rows-8": "whole"}
+
+
+def test_how_long_the_rest_takes_is_said_as_soon_as_something_was_measured(world, round_, capsys):
+    round_.run()
+    assert "2 changes to try; how long that takes is known behind the first\n" in capsys.readouterr().err
+    again = StageRound(round_.folder, round_.facts)
+    again.pace.seconds = {("look", "train"): [10.0], ("gates", "train"): [5.0], ("side", "train"): [8.0]}
+    # nothing is left to try; the sum: gates once, and four sides, of two changes that were kept
+    assert again.left_text("train", ()) == "0 changes to try, about 37 s left by what was measured so far"
 
 
 def test_what_a_gate_rejects_is_never_measured_and_stays_in_the_ledger(world, round_):

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from intone.engine.requests import Completion, Usage
 from intone.engine.text import Specials
 from intone.hardware import Facts
 from intone.optimise.stages.generation import first_tokens, plain_model, random_prompts, written
-from intone.optimise.stages.target import State, Target
+from intone.optimise.stages.target import Part, State, Target
 from intone.prove.gates import answers, chain, decode, parity, recipe, resume, sampling, sealed, training
 from intone.prove.gates.result import Gate, GateReport, GateResult, NotJudged, Threshold, run_gates
 from intone.prove.trial import Side
@@ -27,29 +27,51 @@ ORIGIN = "measured on right code, see the gate on cached decoding (prove/gates/d
 
 @dataclass
 class StageGates:
-    """The gates of one round. The reference of the training is computed once: what is right does not change in it."""
+    """The gates of one round. The reference of the training is computed once: what is right does not change in it.
+
+    quick: what passed gates as a change passes them as the whole too where it is the same state, without another run.
+    """
 
     target: Target
     facts: Facts
     scratch: Path
     _stack: contextlib.ExitStack
+    quick: bool = False
     _reference: training.Reference | None = None
     _right: answers.Reference | None = None  # in its place for a stage that learns from its own answers
+    _judged: list[tuple[Part, State, GateReport]] = field(default_factory=list)
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, target: Target, facts: Facts, scratch: Path) -> Iterator["StageGates"]:
+    def opened(
+        cls, target: Target, facts: Facts, scratch: Path, *, quick: bool = False
+    ) -> Iterator["StageGates"]:
         """Use it in a with statement: trials are kept below scratch until its end."""
         scratch.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            yield cls(target, facts, scratch, stack)
+            yield cls(target, facts, scratch, stack, quick)
 
     def judge(self, part: str, before: State, after: State, *, whole: bool = False) -> GateReport:
         """What the gates say of a part as changed. whole: everything that was kept, with resuming and fresh runs."""
+        known = self._known(part, after) if whole and self.quick else ()
+        names = {result.name for result in known}
         with jobs.trial_folder(self.scratch) as folder:
             if part == "train":
-                return run_gates(self._training(before, after, folder, whole=whole))
-            return run_gates(self._generation(after, folder))
+                gates = self._training(before, after, folder, whole=whole)
+            else:
+                gates = self._generation(after, folder)
+            found = run_gates(gate for gate in gates if gate.name not in names)
+        found = GateReport((*known, *found.results), found.not_run)
+        self._judged.append((part, after, found))
+        return found
+
+    def _known(self, part: Part, state: State) -> tuple[GateResult, ...]:
+        """What passed when this very state was judged. The recipe is another question: it is held against before."""
+        found = [report for other, judged, report in self._judged if (other, judged) == (part, state)]
+        return tuple(
+            result for report in found[-1:] for result in report.results
+            if result.passed and result.name not in (recipe.NAME, sealed.NAME)
+        )  # fmt: skip
 
     # --- training -------------------------------------------------------------------------------------------------
 

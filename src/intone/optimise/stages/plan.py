@@ -7,14 +7,13 @@ from intone.optimise.detect.finding import Bottleneck
 from intone.optimise.items import Item, Plan
 from intone.optimise.signals import Signals
 from intone.optimise.stages.target import Part, State, Switch, Target, merged, words_of
-from intone.optimise.stages.training import knee
+from intone.optimise.stages.training import FAST_CODE, knee
 from intone.tune.trial import attention_for
 
 TRAIN_GATES = "recipe equal; losses and gradients within rounding of eager fp32; memory fits; then speed in turns"
 WRITE_GATES = "greedy tokens those of the plain model; samples follow its probabilities; then speed in turns"
 UNDO = "leave the setting out of the preset"
 Answering = Callable[[Target, Signals, Bottleneck], list[Item]]
-WORTH = 1.05  # measured gain from which another way to compute is worth a try (detector D3)
 
 
 def plan_part(target: Target, part: Part, state: State, signals: Signals, findings: Sequence[Bottleneck]) -> Plan:
@@ -93,13 +92,13 @@ def fast_code(_target: Target, signals: Signals, finding: Bottleneck) -> list[It
     """The ways to compute that were measured to be faster, the best one first."""
     found: list[Item] = []
     risk = "rounding differs"
-    if (signals.kernels_gain or 0.0) > WORTH:
+    if (signals.kernels_gain or 0.0) > FAST_CODE:
         found.append(item(
             "train", "kernels", "Compute steps with our CPU kernels", finding,
             "operators run one by one; fused kernels read and write less memory",
             {"segment": {"kernels": "native", "attention": "native", "compiled": False}}, risk, signals.kernels_gain,
         ))  # fmt: skip
-    if (signals.compiled_gain or 0.0) > WORTH:
+    if (signals.compiled_gain or 0.0) > FAST_CODE:
         found.append(item(
             "train", "compile", "Compile the training step", finding,
             "operators run one by one; compiled ones are fused and need no Python between them",

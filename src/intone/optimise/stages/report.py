@@ -35,7 +35,8 @@ def stage_document(folder: Path) -> Document:
     wholes = {line["part"]: line for line in ledger.lines("whole")}
     parts = list(dict.fromkeys(line["part"] for line in ledger.lines("signals")))
     sections = [section for part in parts for section in part_sections(part, ledger, wholes.get(part))]
-    again = "intone optimise " + " ".join(target["words"])
+    verb = "" if target["words"][0] == "bench" else "optimise "  # which sets the scene first
+    again = f"intone {verb}{' '.join(target['words'])}"
     sections.append(Section("Again", "again", [Commands([(f"{again} --new", "the same round from its start")])]))
     proven = ", ".join(f"{part} {ratio_words(line['comparison'])}" for part, line in wholes.items())
     tried = [entry for entry in tries if entry["verdict"] != "told"]
@@ -89,7 +90,9 @@ def time_and_memory(before: Mapping[str, Any], after: Mapping[str, Any] | None) 
 
 def whole_blocks(whole: Mapping[str, Any]) -> list[Block]:
     found = [("all together", whole["comparison"])]
-    found += [(f"over all without {entry['name']}", entry["comparison"]) for entry in whole["without"]]
+    for entry in whole["without"]:
+        when = ", when it was tried" if entry.get("when") == "tried" else ""
+        found.append((f"over all without {entry['name']}{when}", entry["comparison"]))
     text = "Measured as a whole, and the whole against itself without each change. Factors are never multiplied."
     faults = whole["faults"]
     blocks: list[Block] = [Prose(text), factors(found, "Everything that was kept")]

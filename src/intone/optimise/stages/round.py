@@ -26,18 +26,22 @@ from intone.optimise.near import pairs_wanted, together
 from intone.optimise.signals import Signals
 from intone.optimise.stages.gates import StageGates
 from intone.optimise.stages.generation import look_at_generation
+from intone.optimise.stages.pace import Pace
 from intone.optimise.stages.plan import change_of, part_of, plan_part, state_of
 from intone.optimise.stages.target import Part, State, Target, merged
 from intone.optimise.stages.training import MANY_STEPS, QUIET, look_at_training
 from intone.paths import read_json, write_json
 from intone.prove.gates import stack
-from intone.prove.measure import MAX_PAIRS, Measured, Side, SideFailed, judge_rounds, measure_rounds
+from intone.prove.measure import MAX_PAIRS, Measured, Side, SideFailed, measure_rounds
+from intone.prove.rounds import judge_rounds
 from intone.prove.verdict import MIN_PAIRS, Comparison
 
 MAX_TRIES = 12  # of one part
+FAR = 10.0  # a gain from which a change's own try is measurement enough of what it adds to the whole
+PRICE = (2, 1)  # replicates and rounds of a quick look at what the mending of a fault costs: it is kept in any case
 START, BEFORE, ALL, WITHOUT = "as it was", "before", "with all", "without "
 
-Look = Callable[[Target, State, Facts, Path], Signals]
+Look = Callable[..., Signals]
 LOOKS: Mapping[Part, Look] = {"train": look_at_training, "generate": look_at_generation}
 
 
@@ -46,7 +50,8 @@ class StageRound:
     """A round in its folder. run() may be called again after a stop.
 
     minutes: no try is begun after them; every part has its share, so that the last one is not left out.
-    measure: options of measure_rounds, which every comparison of the round gets.
+    measure: options of measure_rounds, which every comparison of the round gets. With quick among them looks and gates
+    leave out what was seen a moment ago, or what cannot change what is tried.
     """
 
     folder: Path
@@ -54,6 +59,7 @@ class StageRound:
     minutes: float | None = None
     measure: Mapping[str, Any] = field(default_factory=dict)
     began_s: float = field(default_factory=time.monotonic)
+    pace: Pace = field(default_factory=Pace)
 
     @staticmethod
     def begin(folder: Path, target: Target, facts: Facts, *, words: Sequence[str], asked: Mapping[str, Any],
@@ -65,6 +71,10 @@ class StageRound:
             "format": 1, "kind": "stage", "words": list(words), "asked": dict(asked), "target": target.as_json(),
         })  # fmt: skip
         return StageRound(folder, facts, **options)
+
+    @property
+    def is_quick(self) -> bool:
+        return bool(self.measure.get("quick"))
 
     @property
     def ledger(self) -> Ledger:
@@ -79,18 +89,23 @@ class StageRound:
     def run(self) -> list[Try]:
         """Tries what the plans say, part by part, then measures everything that was kept -> all tries."""
         parts = self.target.parts
+        for part in parts:  # all of them first: what there is to do says how long it takes
+            self.plan(part, *self.analyse(part))
         for number, part in enumerate(parts, 1):
             end_s = None if self.minutes is None else 60 * self.minutes * number / len(parts)
-            with StageGates.opened(self.target, self.facts, self.folder / "trials") as gates:
-                self.improve(part, gates, end_s)
+            with StageGates.opened(self.target, self.facts, self.folder / "trials", quick=self.is_quick) as gates:
+                self.improve(part, gates, end_s, later=parts[number:])
                 self.whole(part, gates)
         self.ledger.note("end", seconds=time.monotonic() - self.began_s)
         shutil.rmtree(self.folder / "trials", ignore_errors=True)
         say(f"the round took {human_duration(time.monotonic() - self.began_s)}")
         return self.ledger.tries()
 
-    def improve(self, part: Part, gates: StageGates, end_s: float | None) -> None:
-        """One change after the other, until nothing in the plan is left; none is begun end_s after the round began."""
+    def improve(self, part: Part, gates: StageGates, end_s: float | None, *, later: Sequence[Part] = ()) -> None:
+        """One change after the other, until nothing in the plan is left; none is begun end_s after the round began.
+
+        later: parts that come behind it, for how long the rest takes.
+        """
         while True:
             signals, findings = self.analyse(part)
             plan = self.plan(part, signals, findings)
@@ -103,6 +118,7 @@ class StageRound:
                         self.note_try(part, Try(entry, "told", words, False, None, None, None, 0.0))
                 return
             finding = next(entry for entry in findings if entry.detector == item.finding)
+            say(self.left_text(part, later))
             say(f"trying: {item.title}")
             self.note_try(part, self.attempt(part, item, finding, gates))
 
@@ -113,8 +129,9 @@ class StageRound:
             if line["part"] == part and line["kept"] == names:
                 signals = Signals.from_json(line["signals"])
                 return signals, detect(signals)
-        with jobs.trial_folder(self.folder / "trials") as scratch:
-            signals = LOOKS[part](self.target, self.state(part), self.facts, scratch)
+        quick = {"quick": True} if self.is_quick and part == "train" else {}
+        with self.pace.timed("look", part), jobs.trial_folder(self.folder / "trials") as scratch:
+            signals = LOOKS[part](self.target, self.state(part), self.facts, scratch, **quick)
         self.ledger.note("signals", part=part, kept=names, signals=signals.as_json())
         found = detect(signals)
         for entry in found:
@@ -138,15 +155,17 @@ class StageRound:
         begin_s = time.monotonic()
         before = self.state(part)
         after = merged(before, change_of(item))
-        report = gates.judge(part, before, after)
+        with self.pace.timed("gates", part):
+            report = gates.judge(part, before, after)
         made: dict[str, Any] = {"gates": report.as_json(), "commit": None}
         if report.passed is not True:
             verdict = "rejected" if report.passed is False else "not proven"
             return Try(item, verdict, report.reason, False, None, seconds=time.monotonic() - begin_s, **made)
         # what is kept in any case needs a number, not a verdict
         pairs = MIN_PAIRS if finding.is_fault else MAX_PAIRS
+        options = {"shape": PRICE} if finding.is_fault and self.is_quick else {}
         states = {BEFORE: before, item.name: after}
-        measured, _ = self.compared(part, states, max_pairs=pairs)
+        measured, _ = self.compared(part, states, max_pairs=pairs, **options)
         comparison = measured.comparisons[0]
         if measured.sides[1] is None:
             reason = comparison.reason
@@ -174,16 +193,19 @@ class StageRound:
             return
         say(f"measuring {len(kept)} changes together, and without each")
         state = self.state(part)
-        report = gates.judge(part, {}, state, whole=True)
+        with self.pace.timed("gates", part):
+            report = gates.judge(part, {}, state, whole=True)
+        tried = self.shown_by_its_try(kept)
         faster = [entry for entry in kept if entry.verdict == "faster"]
         others = {
             f"{WITHOUT}{entry.item.name}": state_of([other.item for other in kept if other is not entry])
-            for entry in faster if len(kept) > 1
+            for entry in faster if len(kept) > 1 and entry.item.name not in tried
         }  # fmt: skip
         # all of it comes first: then the measuring goes on until each of the others is told apart from it
         measured, against = self.compared(part, {ALL: state, START: {}, **others}, against=ALL)
         total = against.pop(START)
-        alone = {name.removeprefix(WITHOUT): found for name, found in against.items()}
+        found = {name.removeprefix(WITHOUT): entry for name, entry in against.items()} | tried
+        alone = {entry.item.name: found[entry.item.name] for entry in faster if entry.item.name in found}
         speeds = {name: interval_of(found) for name, found in alone.items()}
         if len(kept) == 1:
             speeds = {entry.item.name: interval_of(total) for entry in faster}
@@ -191,14 +213,49 @@ class StageRound:
         self.ledger.note(
             "whole", part=part, kept=names, comparison=total.as_json(), gates=report.as_json(), stack=sums.as_json(),
             sides=[dataclasses.asdict(side) if side else None for side in measured.sides],
-            without=[{"name": name, "comparison": found.as_json()} for name, found in alone.items()],
+            without=[{"name": name, "comparison": entry.as_json(), "when": "tried" if name in tried else "whole"}
+                     for name, entry in alone.items()],
             faults=[entry.item.name for entry in kept if entry not in faster],
         )  # fmt: skip
+
+    def shown_by_its_try(self, kept: Sequence[Try]) -> dict[str, Comparison]:
+        """The last change that was kept, by name, where its try is measurement enough of what it adds to the whole.
+
+        It compared the very same two states: everything that was kept, and that without this change.
+        """
+        last = kept[-1]
+        if len(kept) < 2 or last.verdict != "faster" or last.comparison is None:
+            return {}
+        comparison = Comparison(**last.comparison)
+        is_far = comparison.low is not None and comparison.low >= FAR
+        return {last.item.name: comparison} if self.is_quick or is_far else {}
+
+    # --- how long it takes ------------------------------------------------------------------------------------------
+
+    def left_text(self, part: Part, later: Sequence[Part]) -> str:
+        """How long the rest takes, by what was measured so far; of a part that was not begun in the one before it."""
+        seconds: list[float | None] = []
+        total = 0
+        for name in (part, *later):
+            kept = self.kept(name)
+            plans = [line for line in self.ledger.lines("plan") if line["part"] == name]
+            tried = self.tried(name)
+            # of several answers to one finding the first that is kept is the last that is tried
+            items = [item for item in plans[-1]["items"] if item["how"] != "instruction" and item["name"] not in tried]
+            count = len({item["finding"] for item in items})
+            total += count
+            seconds.append(self.pace.left_s(name, tries=count, kept=len(kept)))
+        changes = f"{total} change{'s' * (total != 1)} to try"
+        known = [value for value in seconds if value is not None]
+        if len(known) < len(seconds):
+            return f"{changes}; how long that takes is known behind the first"
+        return f"{changes}, about {human_duration(sum(known))} left by what was measured so far"
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
     def compared(
-        self, part: Part, states: Mapping[str, State], *, against: str | None = None, max_pairs: int = MAX_PAIRS
+        self, part: Part, states: Mapping[str, State], *, against: str | None = None, max_pairs: int = MAX_PAIRS,
+        **options: Any,
     ) -> tuple[Measured, dict[str, Comparison]]:
         """The states measured in turns, each against the first; and the state `against` over each of the others.
 
@@ -207,7 +264,8 @@ class StageRound:
         with jobs.trial_folder(self.folder / "trials") as scratch:
             sides = [self.side(part, name, state, scratch) for name, state in states.items()]
             try:
-                measured = measure_rounds(sides, **{"max_pairs": max_pairs, **self.measure})
+                with self.pace.timed("side", part, shares=len(sides)):
+                    measured = measure_rounds(sides, **{"max_pairs": max_pairs, **self.measure, **options})
             except SideFailed as failure:
                 fix = failure.outcome.fix or "see why, then give the same command again: the round goes on"
                 raise UserError(f"{part}: {failure}", value=failure.side, fix=fix) from failure

@@ -38,21 +38,25 @@ BLOCK_S = 0.4  # of a differential test: two a side are enough to see 5 %
 # two at least: padded batches differ in width from one step to the next. Steps of 10 s and more are taken one by one
 BLOCK_STEPS, LONG_S = 2, 10.0
 MANY_STEPS = 1_000_000  # of a job that is measured in blocks: more than any look needs
+FAST_CODE = 1.05  # measured gain from which another way to compute is worth a try (detector D3)
 WORTH = 1.02  # a rung of the ladder of rows that adds less is the last one
 MOST_MEMORY = 0.7  # share of the device's memory from which no larger micro-batch is looked at (detector D1)
 MOST_ROWS = 64  # rows of a padded micro-batch, whose number the packed rows of a step do not bound
 QUIET: dict[str, Any] = {"keep": 0, "eval_every": None, "samples": (), "val": None, "save_every_s": 1e9}
 
 
-def look_at_training(target: Target, state: State, facts: Facts, scratch: Path) -> Signals:
+def look_at_training(
+    target: Target, state: State, facts: Facts, scratch: Path, *, quick: bool = False
+) -> Signals:
     """Signals of the training as changed: its split by clocks, then what other settings would do, measured in turns.
 
-    Raises UserError where the job does not run.
+    quick: where our kernels are faster by more than is needed to try them, other attention and compiled code are not
+    looked at: what is tried first is known then. Raises UserError where the job does not run.
     """
     with quiet(facts.folder, "a look at a training"):
         found, profile = watched(target, state, scratch)
         signals = signals_of(found, profile, target, state, facts)
-        return differences(signals, target, state, facts, scratch)
+        return differences(signals, target, state, facts, scratch, quick=quick)
 
 
 # --- clocks and profile ---------------------------------------------------------------------------------------------
@@ -170,7 +174,9 @@ def best_dtype(dtype: str, facts: Facts) -> dict[str, Any]:
 # --- differential tests ---------------------------------------------------------------------------------------------
 
 
-def differences(signals: Signals, target: Target, state: State, facts: Facts, scratch: Path) -> Signals:
+def differences(
+    signals: Signals, target: Target, state: State, facts: Facts, scratch: Path, *, quick: bool = False
+) -> Signals:
     """The signals with what each other setting would do, each swapped in and out in one live worker."""
     segment = target.choices(state).segments[0]
     assert signals.step_s is not None, "steps were timed"
@@ -188,12 +194,15 @@ def differences(signals: Signals, target: Target, state: State, facts: Facts, sc
         is_eager = segment.kernels == "torch" and not segment.compiled
         if is_eager and kernels_obstacle(facts, job.model, segment.dtype, "auto") is None:
             changes["kernels_gain"] = swap.gain(kernels="native", attention="native")
-        if is_eager:
+        enough = quick and (changes.get("kernels_gain") or 0.0) > FAST_CODE
+        if enough:
+            swap.notes.append("quick: neither compiled code nor other attention was looked at, our kernels are faster")
+        if is_eager and not enough:
             others = [name for name in BACKENDS if name != segment.attention]
             gains = {name: gain for name in others if (gain := swap.gain(attention=name)) is not None}
             changes["attention_gain"] = max(gains.items(), key=lambda entry: entry[1], default=None)
         # every step of answers has another number of rows, and would be compiled anew
-        if is_eager and not target.writes and compile_obstacle(facts) is None:
+        if is_eager and not enough and not target.writes and compile_obstacle(facts) is None:
             say("compiling, to see what it brings")
             attention = attention_for(signals.device, compiled=True)
             changes["compiled_gain"] = swap.gain(compiled=True, attention=attention)

@@ -50,7 +50,8 @@ def optimise_stage(settings: OptimiseSettings, origins: Mapping[str, Resolved]) 
         return regressed(settings, origins)
     round_ = opened(settings, origins)
     if settings.analyse_only:
-        text, result = analysed(round_)
+        with known_at_a_stop(round_.ledger, lambda: write_stage_report(round_.folder)):
+            text, result = analysed(round_)
         report = write_stage_report(round_.folder)
         return Answer(result, f"{text}\n\nreport: {report.html}", path=str(round_.folder))
     with known_at_a_stop(round_.ledger, lambda: write_stage_report(round_.folder)):

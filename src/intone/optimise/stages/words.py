@@ -60,7 +60,8 @@ def whole_text(line: Mapping[str, Any]) -> str:
         share = alone["reason"]
         if alone["ratio"]:
             share = f"{alone['ratio']:.2f}x [{alone['low']:.2f}, {alone['high']:.2f}]"
-        lines.append(f"  over the same without {entry['name']}: {share}")
+        when = ", measured when it was tried" if entry.get("when") == "tried" else ""
+        lines.append(f"  over the same without {entry['name']}: {share}{when}")
     lines += [f"  {name} is kept because results are wrong without it, whatever its speed" for name in line["faults"]]
     lines.append(f"  whole stack: {line['stack']['reason']}")
     return "\n".join(lines)
