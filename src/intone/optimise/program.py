@@ -156,7 +156,7 @@ def nothing_learned(
     if code is None:
         return UserError(
             f"{program.text} had not done enough steps after {human_duration(timeout_s)}", value=program.text,
-            fix="give it smaller settings, or ask for fewer steps with --steps",
+            fix="give it a smaller model or batch, so that it does some 30 steps in that time",
         )  # fmt: skip
     if code != 0:
         return UserError(

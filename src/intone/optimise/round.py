@@ -5,6 +5,7 @@ tried is forgotten: what failed and what crashed too.
 """
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,13 +128,27 @@ class Round:
             if item.how != "instruction" and self.is_late():
                 say(f"the {self.minutes:g} minutes are over: {item.title} is left for another round")
                 break
-            say(f"trying: {item.title}")
+            if item.how != "instruction":
+                say(self.left_text(plan, tries))
+                say(f"trying: {item.title}")
             entry = self.attempt(item, tries)
             self.ledger.note("try", **{"try": entry.as_json()})
             tries.append(entry)
-            say(f"{item.title}: {entry.reason}; {'kept' if entry.kept else 'not kept'}")
+            if item.how != "instruction":
+                say(f"{item.title}: {entry.reason}; {'kept' if entry.kept else 'not kept'}")
             self.looked(tries)
         return tries
+
+    def left_text(self, plan: Plan, tries: Sequence[Try]) -> str:
+        """How many changes are to be tried, and how long that takes by what those before them took."""
+        done = {entry.item.name for entry in tries}
+        count = sum(item.how != "instruction" and item.name not in done for item in plan.items[:MAX_TRIES])
+        changes = f"{count} change{'s' * (count != 1)} to try"
+        seconds = [entry.seconds for entry in tries if entry.verdict != "told"]
+        if not seconds:
+            return f"{changes}; how long that takes is known behind the first"
+        left = human_duration(count * statistics.median(seconds))
+        return f"{changes}, about {left} by what those before took; then the sum of what was kept"
 
     def attempt(self, item: Item, tries: Sequence[Try]) -> Try:
         """One change, applied, measured against what was kept so far, and kept or taken back.

@@ -34,6 +34,9 @@ def unfinished(target: Mapping[str, Any]) -> Path | None:
     for path in newest_first():
         found = read_json(path / "target.json")
         if all(found.get(name) == value for name, value in target.items()) and not Ledger(path).lines("end"):
+            ledger = Ledger(path)
+            began = next((f", begun {line['at']}" for line in ledger.lines("signals")), "")
+            say(f"goes on with the round {path.name}{began}, {len(ledger.tries())} changes tried; --new begins again")
             return path
     return None
 

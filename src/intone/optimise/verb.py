@@ -17,7 +17,15 @@ from intone.optimise.program import check_program
 from intone.optimise.report import expected_words, write_round_report
 from intone.optimise.round import Round
 from intone.optimise.rounds import known_at_a_stop, named_round, new_folder, rounds, unfinished
-from intone.optimise.settings import OF_PROGRAMS, OF_STAGES, OptimiseSettings
+from intone.optimise.settings import (
+    OF_GENERATION,
+    OF_PROGRAMS,
+    OF_STAGES,
+    OF_TRAINING,
+    SETTLED,
+    TRAINED,
+    OptimiseSettings,
+)
 from intone.optimise.signals import Signals
 from intone.optimise.stages.verb import optimise_stage, undo_stage
 from intone.optimise.worktree import run_git
@@ -26,13 +34,19 @@ from intone.records import Answer
 from intone.resolving import Resolved, named_fields
 
 WIDTH = 56
+# what some ways to use the verb would ignore, and how to have it
+MODES: Mapping[str, tuple[Sequence[str], str | None]] = {
+    "undo": (tuple({*named_fields(OptimiseSettings)} - {"undo", "id", "json", "show"}), None),
+    "against": (("analyse_only", "minutes", "apply", "new"), None),
+    "analyse_only": (("minutes", "apply"), "leave out --analyse-only to have changes made"),
+}
 
 
 def optimise_verb(settings: OptimiseSettings, origins: Mapping[str, Resolved], command: Sequence[str] | None) -> Answer:
     """The verb. command: the words behind --. Raises UserError."""
+    check_fits(settings, origins, command)
     if settings.undo:
         return undo(settings.id)
-    check_fits(settings, origins, command)
     if settings.stage is not None:
         return optimise_stage(settings, origins)
     assert command, "checked"
@@ -48,15 +62,15 @@ def optimise_verb(settings: OptimiseSettings, origins: Mapping[str, Resolved], c
         with disk_errors(rounds()):
             folder = new_folder(Path(command[-1]).stem if len(command) < 2 else Path(command[1]).stem)
         round_ = Round.begin(folder, program, **options)
-    signals, findings = round_.analyse()
-    plan = round_.plan(signals, findings)
+    with known_at_a_stop(round_.ledger, lambda: write_round_report(folder)):
+        signals, findings = round_.analyse()
+        plan = round_.plan(signals, findings)
+        tries = [] if settings.analyse_only else round_.run(plan)
+        whole = None if settings.analyse_only else round_.whole(tries)
     if settings.analyse_only:
         report = write_round_report(folder)
         text = "\n\n".join([time_text(signals), findings_text(findings), plan_text(plan), f"report: {report.html}"])
         return Answer(result_of(folder, signals, findings, plan, [], None), text, path=str(folder))
-    with known_at_a_stop(round_.ledger, lambda: write_round_report(folder)):
-        tries = round_.run(plan)
-        whole = round_.whole(tries)
     round_.finish()
     if settings.apply and whole is not None:
         round_.tree.apply()
@@ -67,19 +81,48 @@ def optimise_verb(settings: OptimiseSettings, origins: Mapping[str, Resolved], c
 
 
 def check_fits(settings: OptimiseSettings, origins: Mapping[str, Resolved], command: Sequence[str] | None) -> None:
-    """Raises UserError where there is no target, or two, or a setting that says nothing about the one there is."""
+    """Raises UserError where there is no target, or two, or a flag that would be ignored."""
+    given = [name for name, entry in origins.items() if entry.origin == "flag"]
+    for mode, (flags, way_out) in MODES.items():
+        if mode in given and getattr(settings, mode) not in (None, False):
+            refuse([name for name in given if name in flags], f"says nothing beside {flag(mode)}", way_out)
+    if settings.undo:
+        if command:
+            raise UserError("--undo takes back a round, not a program", value=command[0], fix="leave out -- and it")
+        return
+    if settings.id is not None:
+        fix = "add --undo, or leave --id out"
+        raise UserError("--id names the round that --undo takes back", value=settings.id, fix=fix)
     if settings.stage is None and not command:
         fix = "name a stage: intone optimise base; or a program: intone optimise -- python train.py --steps 500"
         raise UserError("nothing was named that could be optimised", fix=fix)
     if settings.stage is not None and command:
         raise UserError(f"both {settings.stage} and a program were named", value=settings.stage, fix="name one of them")
-    fields = named_fields(OptimiseSettings)
-    strange = OF_STAGES if command else OF_PROGRAMS
-    for name in strange:
-        if origins[name].origin == "flag":
-            what = "a program behind --" if command else f"the stage {settings.stage}"
-            flag = flag_of(fields[name])
-            raise UserError(f"{flag} says nothing about {what}", value=flag, fix=f"leave out {flag}")
+    what = "a program behind --" if command else f"the stage {settings.stage}"
+    strange = strange_to(settings)
+    refuse([name for name in given if name in strange], f"says nothing about {what}")
+    if settings.stage in TRAINED and settings.like is not None:
+        words = "says nothing beside --like, which looks at a stage as its run settled it"
+        refuse([name for name in given if name in SETTLED], words)
+
+
+def strange_to(settings: OptimiseSettings) -> tuple[str, ...]:
+    """Settings that say nothing about the target that was named."""
+    if settings.stage is None:
+        return OF_STAGES
+    if settings.stage in TRAINED:
+        return (*OF_PROGRAMS, *OF_GENERATION)
+    return (*OF_PROGRAMS, *OF_TRAINING, *(("from_run",) if settings.stage == "pipeline" else ()))
+
+
+def refuse(names: Sequence[str], why: str, way_out: str | None = None) -> None:
+    """Raises UserError for the first of these settings, if there is one."""
+    for name in names:
+        raise UserError(f"{flag(name)} {why}", value=flag(name), fix=way_out or f"leave out {flag(name)}")
+
+
+def flag(name: str) -> str:
+    return flag_of(named_fields(OptimiseSettings)[name])
 
 
 # --- taking back ----------------------------------------------------------------------------------------------------
@@ -104,7 +147,8 @@ def undo(name: str | None) -> Answer:
                 f"the changes of {folder.name} are not in {top}, or were changed since", value=folder.name,
                 fix=f"look at them with: git diff {tree.base[:12]} {tree.branch}",
             ) from problem  # fmt: skip
-    return Answer({"id": folder.name, "undone": bool(diff)}, f"took the changes of {folder.name} out of {top}")
+    words = f"took the changes of {folder.name} out of {top}" if diff else f"{folder.name} kept no change of code"
+    return Answer({"id": folder.name, "undone": bool(diff)}, words)
 
 
 # --- text -----------------------------------------------------------------------------------------------------------

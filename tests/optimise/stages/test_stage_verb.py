@@ -33,6 +33,14 @@ from intone.resolving import Layer, resolve
         ("optimise rl", "add --like RUN of an intone train rl (--prepare is enough), or --from RUN"),
         ("optimise base --num-slots 4", "--num-slots is for train rl, not for train base"),
         ("optimise base --against", "needs"),
+        ("optimise base --rows 3", "--rows says nothing about the stage base"),
+        ("optimise infer --depth 4", "--depth says nothing about the stage infer"),
+        ("optimise sft --like a --depth 4", "--depth says nothing beside --like"),
+        ("optimise base --id x", "--id names the round that --undo takes back"),
+        ("optimise base --analyse-only --minutes 3", "--minutes says nothing beside --analyse-only"),
+        ("optimise base --against HEAD --new", "--new says nothing beside --against"),
+        ("optimise base --undo", "STAGE says nothing beside --undo"),
+        ("optimise --undo -- python3 train.py", "not a program"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_words(home, capsys, words, message):
