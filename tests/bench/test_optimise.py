@@ -20,13 +20,14 @@ from intone.bench.casestudy_round import (
 from intone.bench.casestudy_settings import OptimiseSettings
 from intone.bench.casestudy_start import SWITCHES, Faults
 from intone.bench.casestudy_train import Kit
-from intone.bench.optimise import fault_json, rows_of
+from intone.bench.optimise import fault_json, rows_of, words_of
 from intone.bench.targets import meaning
 from intone.optimise.detect.catalogue import DETECTORS
 from intone.optimise.items import Item
 from intone.optimise.ledger import Try
 from intone.optimise.rounds import new_folder
 from intone.optimise.signals import Signals
+from intone.optimise.stages.report import write_stage_report
 from intone.optimise.stages.round import StageRound
 from intone.paths import read_json
 from intone.records import Choice, Choices, read_choices
@@ -129,17 +130,29 @@ def test_rows_say_how_many_faults_were_mended_and_what_that_brings(target, tmp_p
     assert "cpu.optimise.sft.mended" not in [row.id for row in rows_of(round_, found, prefix="cpu", command="c")]
 
 
-def test_a_second_call_goes_on_with_an_unfinished_round_whatever_its_minutes(home, target, monkeypatch):
+def test_a_second_call_goes_on_with_an_unfinished_round_whatever_its_minutes(home, target, monkeypatch, capsys):
     def prepared(settings, facts):
         raise AssertionError("everything was prepared already")
 
     monkeypatch.setattr(optimise, "prepared", prepared)
     folder = new_folder("casestudy")
     asked = json.loads(json.dumps(dataclasses.asdict(OptimiseSettings())))
-    for name in ("out", "json", "minutes"):
+    for name in ("out", "json", "minutes", "new"):
         del asked[name]
     begun = StageRound.begin(folder, target, FACTS, words=["bench", "optimise"], asked={"bench": asked})
     again = optimise.opened(OptimiseSettings(minutes=5.0, out="x.jsonl"), FACTS)
     assert (again.folder, again.minutes) == (begun.folder, 5.0)
+    assert "goes on with the round casestudy-1, 0 changes tried; --new begins again" in capsys.readouterr().err
+    with pytest.raises(AssertionError, match="prepared already"):
+        optimise.opened(OptimiseSettings(new=True), FACTS)
     with pytest.raises(AssertionError, match="prepared already"):
         optimise.opened(OptimiseSettings(depth=3), FACTS)
+
+
+def test_the_report_names_the_command_that_does_it_again(target, tmp_path):
+    words = words_of(OptimiseSettings(quick=True, parts=("inference",), new=True, out="x.jsonl"))
+    assert words == ["bench", "optimise", "--quick", "--parts", "inference"]
+    (tmp_path / "round").mkdir()
+    round_ = StageRound.begin(tmp_path / "round", target, FACTS, words=words, asked={})
+    text = write_stage_report(round_.folder).markdown.read_text()
+    assert "intone bench optimise --quick --parts inference --new" in text and "intone optimise bench" not in text

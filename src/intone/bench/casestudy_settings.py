@@ -11,7 +11,7 @@ from intone.settings import Auto
 Part = Literal["sft", "base", "inference"]
 SIZES = {"depth": (4, 2), "vocab_size": (4096, 2048), "batch_tokens": (4096, 2048)}  # by quick
 # settings that a row's command does not repeat
-LEFT_OUT = ("data", "sft", "out", "json", "quick", "transformers_python", "nanochat", "nanochat_python")
+LEFT_OUT = ("data", "sft", "out", "json", "quick", "new", "transformers_python", "nanochat", "nanochat_python")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,10 @@ class OptimiseSettings(InferenceSettings):
 
     # what the start does: SFT with three of the faults, generation with two
     parts: tuple[Literal["sft", "inference"], ...] = ("sft", "inference")
+    # fewer pairs, a smaller model, no row kept: a first look; it says how long it takes once it has measured
+    quick: bool = setting(False, aside=True)
+    # begin a new round even where an unfinished one of these settings could go on
+    new: bool = setting(False, aside=True)
     # begin no further change after this many minutes
     minutes: float | None = setting(None, least=0.1)
     # number of blocks; in larger models 4 rows fill two cores, and are no fault there

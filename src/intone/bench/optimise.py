@@ -13,14 +13,15 @@ from intone.bench.gpu import short_name
 from intone.bench.rows import new_row, row_path
 from intone.errors import EXIT_CHECK_FAILED, EXIT_DONE
 from intone.evals.intervals import proportion
+from intone.fields import flag_of, shown
 from intone.hardware import Facts, load_facts
-from intone.log import say
+from intone.log import human_duration, say
 from intone.optimise.rounds import known_at_a_stop, new_folder, unfinished
 from intone.optimise.stages.report import write_stage_report
 from intone.optimise.stages.round import StageRound
 from intone.optimise.stages.verb import finished
 from intone.records import Answer, ResultRow, append_result
-from intone.resolving import Resolved
+from intone.resolving import Resolved, named_fields
 
 # its memory settings are this machine's, unlike those of the table of `intone bench casestudy`
 START = "the case study's starting point, with this machine's settings of memory"
@@ -53,19 +54,28 @@ def bench_optimise(settings: OptimiseSettings, _origins: Mapping[str, Resolved])
 
 def opened(settings: OptimiseSettings, facts: Facts) -> StageRound:
     """The unfinished round of these settings, or a new one with its starting point prepared."""
-    aside = ("out", "json", "minutes")
+    aside = ("out", "json", "minutes", "new")
     values = {name: value for name, value in dataclasses.asdict(settings).items() if name not in aside}
     asked = {"bench": json.loads(json.dumps(values))}
     options: dict[str, Any] = {"minutes": settings.minutes, "measure": {"quick": settings.quick}}
-    folder = unfinished({"kind": "stage", "asked": asked})
+    folder = None if settings.new else unfinished({"kind": "stage", "asked": asked})
     if folder is not None:
         return StageRound(folder, facts, **options)
     with prepared(settings, facts) as ready:
-        say(ready.words)
+        say(f"{ready.words}\nready after {human_duration(ready.seconds)}")
         folder = new_folder("casestudy")
         target = start_target(folder / "start", ready.kit, texts_of(ready, settings), settings.parts)
-        words = command_line("optimise", settings).removeprefix("intone ").split()
-        return StageRound.begin(folder, target, facts, words=words, asked=asked, **options)
+        return StageRound.begin(folder, target, facts, words=words_of(settings), asked=asked, **options)
+
+
+def words_of(settings: OptimiseSettings) -> list[str]:
+    """The words that ask for the same again."""
+    words = ["bench", "optimise"]
+    for name, entry in named_fields(OptimiseSettings).items():
+        value = getattr(settings, name)
+        if name not in ("json", "new", "out") and value != entry.default:
+            words += [flag_of(entry)] if value is True else [flag_of(entry), shown(value)]
+    return words
 
 
 def fault_json(found: Found) -> dict[str, Any]:
