@@ -16,7 +16,7 @@ from intone.paths import read_json
 from intone.records import Outcome
 
 COMMAND = ("requests", "restart")
-WARM_S = 3.0  # of warming up behind the first texts; without a cache 32 texts of 200 tokens took a minute
+WARM_S = 1.0  # of warming up behind the first texts; without a cache 32 texts of 200 tokens took a minute
 
 
 def live_generation(folder: Path, exchange: Exchange) -> Outcome:

@@ -25,6 +25,7 @@ from intone.records import Outcome
 
 # two per side and round. On a shared machine pairs of blocks of 0.5 s spread by 6 %, processes by half of that (LOG.md)
 BLOCK_S = 1.0
+QUICK_BLOCK_S = 0.5
 MAX_PAIRS = 10
 MIN_REPLICATES = 3
 QUICK_MOST = 4  # replicates, of two pairs; two of three named +64 % less often, and A against A more often (LOG.md)
@@ -95,22 +96,24 @@ def compare(a: Side, b: Side, **options: Any) -> Comparison:
 
 
 def measure_rounds(
-    sides: Sequence[Side], *, quick: bool = False, max_pairs: int = MAX_PAIRS, block_s: float = BLOCK_S,
+    sides: Sequence[Side], *, quick: bool = False, max_pairs: int = MAX_PAIRS, block_s: float | None = None,
     limit_s: float | None = None, lock: bool = True, watch: Callable[..., Watch] = Watch,
     shape: tuple[int, int] | None = None,
 ) -> Measured:  # fmt: skip
     """Measures all sides in rounds A B C .. C B A until every verdict against the first is settled, or a limit is met.
 
-    quick: at most four replicates of two pairs, which prove large differences only. shape: exactly so many replicates
-    of so many rounds instead, settled or not; a disturbed round is not done again then. limit_s: no replicate is begun
-    after it. lock: take the machine's measuring lock; False only where the caller holds it. watch: reads the signals.
-    A side that fails is "rejected" and the others go on. Raises SideFailed where the first fails.
+    quick: at most four replicates of two pairs of short blocks, which prove large differences only. shape: exactly so
+    many replicates of so many rounds instead, settled or not; a disturbed round is not done again then. limit_s: no
+    replicate is begun after it. lock: take the machine's measuring lock; False only where the caller holds it. watch:
+    what reads the signals. A side that fails is "rejected" and the others go on. Raises SideFailed where the first
+    fails.
     """
     assert len(sides) > 1 and len({side.name for side in sides}) == len(sides), "sides have different names"
     with contextlib.ExitStack() as stack:
         if lock:
             what = f"the comparison of {' and '.join(side.name for side in sides)}"
             stack.enter_context(quiet(load_facts().folder, what))
+        block_s = block_s or (QUICK_BLOCK_S if quick else BLOCK_S)
         session = Session(list(sides), quick, max_pairs, block_s, limit_s, watch, shape)
         return session.run()
 

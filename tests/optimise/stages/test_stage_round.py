@@ -5,8 +5,11 @@ import json
 import pytest
 
 from intone.errors import UserError
+from intone.optimise.detect.finding import Bottleneck
+from intone.optimise.items import Item
 from intone.optimise.signals import Signals
 from intone.optimise.stages import round as module
+from intone.optimise.stages.gates import StageGates
 from intone.optimise.stages.preset import preset_of
 from intone.optimise.stages.report import write_stage_report
 from intone.optimise.stages.round import StageRound
@@ -186,3 +189,16 @@ def test_the_ledger_is_json_that_anybody_can_read(world, round_):
     round_.run()
     kinds = [json.loads(line)["kind"] for line in (round_.folder / "ledger.jsonl").read_text().splitlines()]
     assert kinds[:3] == ["signals", "finding", "finding"] and kinds[-2:] == ["whole", "end"]
+
+
+def test_a_quick_round_keeps_what_mends_a_fault_without_measuring_its_speed(world, round_, facts):
+    finding = Bottleneck("D22", "copied", ("64 alike",), "any", "behaviour", None, "distinct_first", is_fault=True)
+    item = Item("train-x", "Mend", "D22", "h", (), (1.0, None), "settings", {"part": "train", "switches": {"x": 1}},
+                "", "", "")  # fmt: skip
+    with StageGates.opened(round_.target, facts, round_.folder / "trials") as gates:
+        round_.measure = {"quick": True}
+        found = round_.attempt("train", item, finding, gates)
+        assert found.kept and found.comparison is None and found.reason.endswith("speed: not measured (quick)")
+        assert [kind for kind, _ in world.asked] == ["gates"]
+        round_.measure = {}
+        assert round_.attempt("train", item, finding, gates).comparison is not None

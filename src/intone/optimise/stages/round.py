@@ -38,7 +38,7 @@ from intone.prove.verdict import MIN_PAIRS, Comparison
 
 MAX_TRIES = 12  # of one part
 FAR = 10.0  # a gain from which a change's own try is measurement enough of what it adds to the whole
-PRICE = (2, 1)  # replicates and rounds of a quick look at what the mending of a fault costs: it is kept in any case
+SUM_SHAPE = (3, 2)  # replicates and rounds of the sum in a quick round: six pairs, whether they settle all of it or not
 START, BEFORE, ALL, WITHOUT = "as it was", "before", "with all", "without "
 
 Look = Callable[..., Signals]
@@ -148,7 +148,8 @@ class StageRound:
         return plan
 
     def attempt(self, part: Part, item: Item, finding: Bottleneck, gates: StageGates) -> Try:
-        """One change: gates first, then its speed in turns. A fault's mending is kept whatever its speed.
+        """One change: gates first, then its speed in turns. A fault's mending is kept whatever its speed, which
+        a quick round does not measure.
 
         Raises UserError where the part does not run as it is without the change: the round can go on later.
         """
@@ -161,11 +162,13 @@ class StageRound:
         if report.passed is not True:
             verdict = "rejected" if report.passed is False else "not proven"
             return Try(item, verdict, report.reason, False, None, seconds=time.monotonic() - begin_s, **made)
+        if finding.is_fault and self.is_quick:
+            reason = f"mends {finding.detector}, {finding.title}: {report.reason}; speed: not measured (quick)"
+            return Try(item, "not proven", reason, True, None, seconds=time.monotonic() - begin_s, **made)
         # what is kept in any case needs a number, not a verdict
         pairs = MIN_PAIRS if finding.is_fault else MAX_PAIRS
-        options = {"shape": PRICE} if finding.is_fault and self.is_quick else {}
         states = {BEFORE: before, item.name: after}
-        measured, _ = self.compared(part, states, max_pairs=pairs, **options)
+        measured, _ = self.compared(part, states, max_pairs=pairs)
         comparison = measured.comparisons[0]
         if measured.sides[1] is None:
             reason = comparison.reason
@@ -202,7 +205,8 @@ class StageRound:
             for entry in faster if len(kept) > 1 and entry.item.name not in tried
         }  # fmt: skip
         # all of it comes first: then the measuring goes on until each of the others is told apart from it
-        measured, against = self.compared(part, {ALL: state, START: {}, **others}, against=ALL)
+        options = {"shape": SUM_SHAPE} if self.is_quick else {}
+        measured, against = self.compared(part, {ALL: state, START: {}, **others}, against=ALL, **options)
         total = against.pop(START)
         found = {name.removeprefix(WITHOUT): entry for name, entry in against.items()} | tried
         alone = {entry.item.name: found[entry.item.name] for entry in faster if entry.item.name in found}
