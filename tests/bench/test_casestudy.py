@@ -9,7 +9,7 @@ from tests.tiny_jobs import SEGMENT
 from intone import cli
 from intone.bench import casestudy, casestudy_infer, casestudy_rows, casestudy_train
 from intone.bench import rows as bench_rows
-from intone.bench.casestudy_rows import EVERYTHING, START, Way, result_rows, shown, table_text, to_table
+from intone.bench.casestudy_rows import EVERYTHING, START, Way, result_rows, table_text, to_table
 from intone.bench.casestudy_settings import CasestudySettings, CombinedSettings, CompileSettings, command_line
 from intone.bench.casestudy_train import KEYS, Kit, compile_notes, parity_words, plans_of, ways_of
 from intone.hardware import Facts
@@ -52,9 +52,9 @@ def shape(plan):
 
 def test_an_interval_that_says_nothing_is_not_printed_as_one():
     found = Comparison(1.15, 0.9, 1.4, 3, None, None, "not proven", "3 of 3 rounds disturbed")
-    assert shown(found) == "1.15x [0.90, 1.40]"
-    assert shown(replace(found, low=0.05, high=17.5)) == "1.15x, no interval"
-    assert shown(replace(found, low=0.0, high=5403284.6)) == "1.15x, no interval"
+    assert found.times == "1.15x [0.90, 1.40]"
+    assert replace(found, low=0.05, high=17.5).times == "1.15x, no interval"
+    assert replace(found, low=0.0, high=5403284.6).times == "1.15x, no interval"
 
 
 def test_each_row_of_sft_changes_one_thing_until_everything(kit):

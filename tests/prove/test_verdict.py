@@ -199,9 +199,9 @@ def test_one_line_says_it_all():
     assert judge(exact(*[1.31] * 5)).text() == "faster: +31.0% [+31.0, +31.0], 5 pairs"
     assert judge(exact(*[1.0] * 6)).text() == "no difference: +0.0% [+0.0, +0.0], 6 pairs"
     assert rejected("it died").text() == "rejected: it died"
-    assert judge(exact(*[74.7] * 5)).text() == "faster: 74.7x [74.7, 74.7], 5 pairs"
+    assert judge(exact(*[74.7] * 5)).text() == "faster: 74.70x [74.70, 74.70], 5 pairs"
     nothing = replace(judge(exact(*[1.5] * 5)), low=0.01, high=80.0)
-    assert nothing.span == "+50.0% [anything]" and replace(nothing, low=None).span == "+50.0%"
+    assert nothing.span == replace(nothing, low=None).span == "+50.0%, no interval"
     text = judge(exact(1.1, 1.4, 0.9, 1.2, 0.8)).text()
     assert text.startswith("not proven: +") and text.endswith("more pairs")
 

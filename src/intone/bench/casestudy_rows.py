@@ -18,7 +18,6 @@ START, EVERYTHING = "start", "everything"
 NANOCHAT = "nanochat"  # the row of nanochat's own code
 WITHOUT = "without_"  # begins the keys of rows with one change taken out of everything
 MIN_ROUNDS = 5  # behind a row that is kept
-NOTHING = 10.0  # ends of an interval so many times apart say nothing of a change
 
 
 @dataclass(frozen=True)
@@ -164,8 +163,8 @@ def table_text(found: Table) -> str:
     for key, ratio in found.without.items():
         words = found.lines[key].way.words
         is_theirs = key == NANOCHAT
-        text.append(f"everything against {words}: {shown(ratio)}" if is_theirs else
-                    f"{words} is worth {shown(ratio)} within everything")  # fmt: skip
+        text.append(f"everything against {words}: {ratio.times}" if is_theirs else
+                    f"{words} is worth {ratio.times} within everything")  # fmt: skip
     alone = any(key.startswith(WITHOUT) for key in found.without)
     gates = [*found.gates, *([stack] if alone and (stack := stack_gate(found)) else [])]
     text += [f"{gate.name}: {gate.word}: {gate.reason}" for gate in gates]
@@ -173,15 +172,6 @@ def table_text(found: Table) -> str:
     if found.measured.unsteady:
         text.append(f"the machine was unsteady: {found.measured.unsteady}")
     return "\n".join(text)
-
-
-def shown(found: Comparison) -> str:
-    """1.31x [1.25, 1.37]; where a few rounds differ so much that the interval says nothing, that it does not."""
-    if found.ratio is None or found.low is None or found.high is None:
-        return found.reason
-    if found.high > NOTHING * found.low:
-        return f"{found.ratio:.2f}x, no interval"
-    return f"{found.ratio:.2f}x [{found.low:.2f}, {found.high:.2f}]"
 
 
 def line_text(line: Line) -> str:
@@ -201,7 +191,7 @@ def table_row(found: Table, way: Way) -> list[str]:
         return [way.words, way.batch, *["-"] * 5, published.speedup or "-"]
     speedup, saved = "1x", "-"
     if line.ratio is not None:
-        speedup = shown(line.ratio)
+        speedup = line.ratio.times
         saved = f"{100 * (1 - 1 / line.ratio.ratio):.0f}%" if line.ratio.ratio else "-"
     return [
         way.words, way.batch, human_duration(found.work / line.rate.value), three_digits(line.rate.value), speedup,

@@ -6,6 +6,7 @@ from typing import Any
 
 from intone.log import human_bytes, human_duration
 from intone.paths import read_json, read_lines
+from intone.prove.verdict import Comparison
 from intone.report.charts import Axis, Ratio, Share, both, ratio_chart, share_chart
 from intone.report.document import Block, Commands, Document, Figure, KeyFigures, Prose, Section, Table
 from intone.report.write import Written, write_report
@@ -88,6 +89,9 @@ def memory_blocks(before: Mapping[str, Any], after: Mapping[str, Any] | None) ->
     kinds, now = before.get("memory_kinds", {}), (after or {}).get("memory_kinds", {})
     if not kinds:
         return []
+    if after is None:
+        rows = [[kind, human_bytes(size)] for kind, size in kinds.items()]
+        return [Table(["at the peak", "memory"], rows, caption="Memory by kind")]
     rows = [[kind, human_bytes(kinds.get(kind)), human_bytes(now.get(kind))] for kind in dict.fromkeys([*kinds, *now])]
     return [Table(["at the peak", "before", "after"], rows, caption="Memory by kind")]
 
@@ -232,18 +236,24 @@ def whole_blocks(whole: Mapping[str, Any]) -> list[Block]:
     return [Prose(text), factors(found, "Everything that was kept")]
 
 
-def factors(found: Sequence[tuple[str, Mapping[str, Any]]], title: str) -> Figure:
-    """Ratios with their intervals."""
+def factors(found: Sequence[tuple[str, Mapping[str, Any]]], title: str) -> Block:
+    """Ratios with their intervals; those whose interval says nothing stand in the table only."""
+    known = [(name, entry, Comparison(**entry)) for name, entry in found if entry.get("ratio")]
     ratios = [
         Ratio(name, entry["ratio"], entry["low"], entry["high"], entry["verdict"],
               (entry["noise_low"], entry["noise_high"]) if entry.get("noise_low") else None,
               COLOURS.get(entry["verdict"], 6))
-        for name, entry in found if entry.get("ratio")
+        for name, entry, comparison in known if comparison.has_interval
     ]  # fmt: skip
 
     def draw(width: int) -> str:
         return ratio_chart(ratios, axis=Axis("steps per second, after over before"), width=width, description=title)
 
-    rows = [[name, f"{entry['ratio']:.3f}", f"{entry['low']:.3f} to {entry['high']:.3f}", str(entry["num_pairs"]),
-             entry["verdict"]] for name, entry in found if entry.get("ratio")]  # fmt: skip
-    return Figure(title, both(draw), "", Table(["change", "factor", "interval", "pairs", "verdict"], rows))
+    rows = [
+        [name, f"{entry['ratio']:.3f}",
+         f"{entry['low']:.3f} to {entry['high']:.3f}" if comparison.has_interval else "says nothing",
+         str(entry["num_pairs"]), entry["verdict"]]
+        for name, entry, comparison in known
+    ]  # fmt: skip
+    header = ["change", "factor", "interval", "pairs", "verdict"]
+    return Figure(title, both(draw), "", Table(header, rows)) if ratios else Table(header, rows, caption=title)

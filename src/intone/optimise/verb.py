@@ -30,6 +30,7 @@ from intone.optimise.signals import Signals
 from intone.optimise.stages.verb import optimise_stage, undo_stage
 from intone.optimise.worktree import run_git
 from intone.paths import disk_errors, read_json
+from intone.prove.verdict import Comparison
 from intone.records import Answer
 from intone.resolving import Resolved, named_fields
 
@@ -199,7 +200,7 @@ def whole_text(whole: Mapping[str, Any] | None, round_: Round, applied: bool) ->
     if whole is None:
         return "nothing proven: no change made the program faster beyond doubt and passed the gates"
     found = whole["comparison"]
-    interval = f"{found['ratio']:.2f}x [{found['low']:.2f}, {found['high']:.2f}]" if found["ratio"] else ""
+    interval = Comparison(**found).times if found["ratio"] else ""
     lines = [f"all together, measured: {found['verdict']} {interval}".rstrip()]
     for entry in whole["without"]:
         alone = entry["comparison"]

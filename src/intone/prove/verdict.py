@@ -22,7 +22,7 @@ SAME = 0.02  # "same" means: the whole interval lies within this; guess, half of
 MIN_PAIRS = 5  # reference: speed protocol
 NUM_BOOT = 2000
 MANY_PAIRS = 1000  # beyond this nobody would wait for a verdict
-USELESS = 30.0  # an interval between ends so many times apart says nothing
+NOTHING = 10.0  # ends of an interval so many times apart say nothing of a change
 TIMES = 3.0  # from this ratio on people read times more easily than percent
 # two-sided quantiles of Student's t by degrees of freedom, for the two levels in use
 STUDENT: dict[float, dict[float, float]] = {
@@ -73,18 +73,27 @@ class Comparison:
         return dataclasses.asdict(self)
 
     @property
-    def span(self) -> str:
-        """+31.0% [+27.1, +35.2]; from TIMES on 74.7x [70.4, 77.9]; [anything] for ends USELESS times apart."""
+    def has_interval(self) -> bool:
+        """Whether there is an interval that says something."""
+        return self.low is not None and self.high is not None and self.high <= NOTHING * self.low
+
+    @property
+    def times(self) -> str:
+        """1.31x [1.25, 1.37]; where a few rounds differ so much that the interval says nothing, that it does not."""
         if self.ratio is None:
-            return "unknown"
-        is_many = self.ratio >= TIMES
-        size = f"{self.ratio:.1f}x" if is_many else percent(self.ratio)
-        if self.low is None or self.high is None:
-            return size
-        if self.high > USELESS * self.low:
-            return f"{size} [anything]"
-        ends = [f"{end:.1f}" if is_many else percent(end, "") for end in (self.low, self.high)]
-        return f"{size} [{', '.join(ends)}]"
+            return self.reason
+        if not self.has_interval:
+            return f"{self.ratio:.2f}x, no interval"
+        return f"{self.ratio:.2f}x [{self.low:.2f}, {self.high:.2f}]"
+
+    @property
+    def span(self) -> str:
+        """+31.0% [+27.1, +35.2]; from TIMES on as a factor."""
+        if self.ratio is None or self.ratio >= TIMES:
+            return self.times
+        if self.low is None or self.high is None or not self.has_interval:
+            return f"{percent(self.ratio)}, no interval"
+        return f"{percent(self.ratio)} [{percent(self.low, '')}, {percent(self.high, '')}]"
 
     def text(self) -> str:
         """One line for people: faster: +31.0% [+27.1, +35.2], 10 pairs; the reason where it is not the numbers."""

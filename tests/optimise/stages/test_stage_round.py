@@ -7,6 +7,7 @@ import pytest
 from intone.errors import UserError
 from intone.optimise.detect.finding import Bottleneck
 from intone.optimise.items import Item
+from intone.optimise.ledger import Try
 from intone.optimise.signals import Signals
 from intone.optimise.stages import round as module
 from intone.optimise.stages.gates import StageGates
@@ -202,3 +203,13 @@ def test_a_quick_round_keeps_what_mends_a_fault_without_measuring_its_speed(worl
         assert [kind for kind, _ in world.asked] == ["gates"]
         round_.measure = {}
         assert round_.attempt("train", item, finding, gates).comparison is not None
+
+
+def test_a_report_of_one_look_has_one_column_and_no_interval_that_says_nothing(world, round_):
+    world.rejects = {"padded_rows", "device_batch"}
+    round_.run()
+    wide = Comparison(1.5, 0.01, 900.0, 7, 0.9, 1.1, "not proven", "unsteady")
+    kept = Try(round_.ledger.tries()[0].item, "not proven", wide.text(), False, wide.as_json(), None, None, 1.0)
+    round_.ledger.note("try", after=[], **{"try": kept.as_json()})
+    text = write_stage_report(round_.folder).markdown.read_text()
+    assert "| at the peak | memory |" in text and "says nothing" in text and "900" not in text

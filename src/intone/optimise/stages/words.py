@@ -8,6 +8,7 @@ from intone.optimise.detect.finding import Bottleneck
 from intone.optimise.ledger import Ledger, Try
 from intone.optimise.signals import Signals
 from intone.optimise.stages.plan import part_of
+from intone.prove.verdict import Comparison
 
 WIDTH = 56
 
@@ -53,13 +54,10 @@ def tries_text(tries: Sequence[Try]) -> str:
 def whole_text(line: Mapping[str, Any]) -> str:
     """What holds in the end for one part."""
     found = line["comparison"]
-    interval = f" {found['ratio']:.2f}x [{found['low']:.2f}, {found['high']:.2f}]" if found["ratio"] else ""
+    interval = f" {Comparison(**found).times}" if found["ratio"] else ""
     lines = [f"{line['part']}, all together, measured: {found['verdict']}{interval}; gates: {line['gates']['reason']}"]
     for entry in line["without"]:
-        alone = entry["comparison"]
-        share = alone["reason"]
-        if alone["ratio"]:
-            share = f"{alone['ratio']:.2f}x [{alone['low']:.2f}, {alone['high']:.2f}]"
+        share = Comparison(**entry["comparison"]).times
         when = ", measured when it was tried" if entry.get("when") == "tried" else ""
         lines.append(f"  over the same without {entry['name']}: {share}{when}")
     lines += [f"  {name} is kept because results are wrong without it, whatever its speed" for name in line["faults"]]
