@@ -151,8 +151,8 @@ def test_a_second_call_goes_on_with_an_unfinished_round_whatever_its_minutes(hom
 
 def test_the_report_names_the_command_that_does_it_again(target, tmp_path):
     words = words_of(OptimiseSettings(quick=True, parts=("inference",), new=True, out="x.jsonl"))
-    assert words == ["bench", "optimise", "--quick", "--parts", "inference"]
+    assert words == ["bench", "optimise", "--parts", "inference", "--quick"]
     (tmp_path / "round").mkdir()
     round_ = StageRound.begin(tmp_path / "round", target, FACTS, words=words, asked={})
     text = write_stage_report(round_.folder).markdown.read_text()
-    assert "intone bench optimise --quick --parts inference --new" in text and "intone optimise bench" not in text
+    assert "intone bench optimise --parts inference --quick --new" in text and "intone optimise bench" not in text

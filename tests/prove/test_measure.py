@@ -140,8 +140,8 @@ def test_a_measurement_says_how_long_it_takes_and_how_far_it_is(side_of, capsys)
     measured(side_of("A"), side_of("B", 0.01), quick=True)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("a pair takes 2.") and "at most 8 pairs, " in lines[0]
-    assert lines[1].startswith("replicate 1, 2 pairs: B +") and lines[1].endswith(" left")
-    assert lines[-1].startswith("replicate 3, 6 pairs: B +") and lines[-1].endswith("] faster")
+    assert lines[1].startswith("replicate 1, 2 pairs, against A: B +") and lines[1].endswith(" left")
+    assert lines[-1].startswith("replicate 3, 6 pairs, against A: B +") and lines[-1].endswith("] faster")
 
 
 def test_blocks_are_sized_to_the_time_asked_for_and_equal_where_the_sides_are_about_as_fast(side_of):

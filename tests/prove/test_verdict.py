@@ -201,7 +201,10 @@ def test_one_line_says_it_all():
     assert rejected("it died").text() == "rejected: it died"
     assert judge(exact(*[74.7] * 5)).text() == "faster: 74.70x [74.70, 74.70], 5 pairs"
     nothing = replace(judge(exact(*[1.5] * 5)), low=0.01, high=80.0)
+    nothing = replace(nothing, verdict="not proven")
     assert nothing.span == replace(nothing, low=None).span == "+50.0%, no interval"
+    assert replace(nothing, verdict="faster", ratio=60.0, low=8.9).span == "60.00x, at least 8.90x"
+    assert replace(nothing, verdict="slower", ratio=0.02, high=0.5).span == "-98.0%, at most -50.0%"
     text = judge(exact(1.1, 1.4, 0.9, 1.2, 0.8)).text()
     assert text.startswith("not proven: +") and text.endswith("more pairs")
 

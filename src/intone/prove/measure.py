@@ -337,5 +337,6 @@ class Session:
         num_disturbed = sum(bool(entry.disturbed) for entry in self.rounds)
         aside = f", {num_disturbed} of {len(self.rounds)} rounds disturbed" if num_disturbed else ""
         pairs = f"{len(self.rounds)} pairs" if len(self.rounds) > 1 else "1 pair"
+        against = f"against {self.sides[0].name}: " if parts else "nothing was measured"
         left = "" if left_s is None else f"; at most {human_duration(left_s)} left"
-        say(f"replicate {self.num_replicates}, {pairs}: {', '.join(parts) or 'nothing was measured'}{aside}{left}")
+        say(f"replicate {self.num_replicates}, {pairs}, {against}{', '.join(parts)}{aside}{left}")

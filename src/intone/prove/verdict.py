@@ -8,7 +8,7 @@ within them: ten pairs of one process are one sample of it.
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,11 +79,11 @@ class Comparison:
 
     @property
     def times(self) -> str:
-        """1.31x [1.25, 1.37]; where a few rounds differ so much that the interval says nothing, that it does not."""
+        """1.31x [1.25, 1.37]; where the interval says nothing, that, or the end that the verdict rests on."""
         if self.ratio is None:
             return self.reason
         if not self.has_interval:
-            return f"{self.ratio:.2f}x, no interval"
+            return f"{self.ratio:.2f}x, {self._end('{:.2f}x'.format)}"
         return f"{self.ratio:.2f}x [{self.low:.2f}, {self.high:.2f}]"
 
     @property
@@ -92,8 +92,16 @@ class Comparison:
         if self.ratio is None or self.ratio >= TIMES:
             return self.times
         if self.low is None or self.high is None or not self.has_interval:
-            return f"{percent(self.ratio)}, no interval"
+            return f"{percent(self.ratio)}, {self._end(percent)}"
         return f"{percent(self.ratio)} [{percent(self.low, '')}, {percent(self.high, '')}]"
+
+    def _end(self, words: Callable[[float], str]) -> str:
+        """What is known where the interval says nothing: a proven difference has one end all the same."""
+        if self.verdict == "faster" and self.low is not None:
+            return f"at least {words(self.low)}"
+        if self.verdict == "slower" and self.high is not None:
+            return f"at most {words(self.high)}"
+        return "no interval"
 
     def text(self) -> str:
         """One line for people: faster: +31.0% [+27.1, +35.2], 10 pairs; the reason where it is not the numbers."""

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 from intone.cli import main
+from intone.optimise.planner.feature import template_for
 from intone.paths import read_json
 
 TEXTS = {
@@ -82,3 +83,19 @@ def test_code_that_is_not_as_the_template_knows_it_is_left_alone(code: Path, tmp
     path.write_text(path.read_text().replace("if not penalised and", "if not (penalised) and"))
     assert main(["plan", "add top-a sampling", str(tmp_path / "other")]) == 2
     assert "is not as this template knows it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_every_template_knows_the_code_as_it_stands(kind: str, code: Path, tmp_path: Path):
+    """Its edits find their places, and what comes of them is Python; whether its tests pass is asked above."""
+    root = tmp_path / "code"
+    shutil.copytree(code, root, ignore=shutil.ignore_patterns("tests"))
+    template = template_for(TEXTS[kind], root)
+    assert template is not None and template.plan.kind == kind
+    written = template.write(root)
+    assert written.subject and written.tests
+    changed = [path for path in root.rglob("*.py") if not (code / path.relative_to(root)).exists()
+               or path.read_bytes() != (code / path.relative_to(root)).read_bytes()]  # fmt: skip
+    assert changed
+    for path in changed:
+        compile(path.read_text(), str(path), "exec")

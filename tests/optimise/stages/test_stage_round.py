@@ -54,7 +54,7 @@ class World:
         bad = any(name in self.rejects for values in after.values() for name in values)
         return GateReport((GateResult("parity", not bad, "other losses" if bad else "alike", RULE, fix="undo"),))
 
-    def compared(self, round_, part, states, *, against=None, max_pairs=None):
+    def compared(self, round_, part, states, *, against=None, max_pairs=None, shape=None):
         self.asked.append(("measure", tuple(states)))
         last = list(states.values())[-1]
         packed = last.get("switches", {}).get("padded_rows") is False

@@ -51,7 +51,7 @@ class StageGates:
         with contextlib.ExitStack() as stack:
             yield cls(target, facts, scratch, stack, quick)
 
-    def judge(self, part: str, before: State, after: State, *, whole: bool = False) -> GateReport:
+    def judge(self, part: Part, before: State, after: State, *, whole: bool = False) -> GateReport:
         """What the gates say of a part as changed. whole: everything that was kept, with resuming and fresh runs."""
         known = self._known(part, after) if whole and self.quick else ()
         names = {result.name for result in known}

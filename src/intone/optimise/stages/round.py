@@ -205,7 +205,7 @@ class StageRound:
             for entry in faster if len(kept) > 1 and entry.item.name not in tried
         }  # fmt: skip
         # all of it comes first: then the measuring goes on until each of the others is told apart from it
-        options = {"shape": SUM_SHAPE} if self.is_quick else {}
+        options: dict[str, Any] = {"shape": SUM_SHAPE} if self.is_quick else {}
         measured, against = self.compared(part, {ALL: state, START: {}, **others}, against=ALL, **options)
         total = against.pop(START)
         found = {name.removeprefix(WITHOUT): entry for name, entry in against.items()} | tried
