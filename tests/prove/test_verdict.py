@@ -203,7 +203,7 @@ def test_one_line_says_it_all():
     nothing = replace(judge(exact(*[1.5] * 5)), low=0.01, high=80.0)
     nothing = replace(nothing, verdict="not proven")
     assert nothing.span == replace(nothing, low=None).span == "+50.0%, no interval"
-    assert replace(nothing, verdict="faster", ratio=60.0, low=8.9).span == "60.00x, at least 8.90x"
+    assert replace(nothing, verdict="faster", ratio=60.0, low=7.9).span == "60.00x, at least 7.90x"
     assert replace(nothing, verdict="slower", ratio=0.02, high=0.5).span == "-98.0%, at most -50.0%"
     text = judge(exact(1.1, 1.4, 0.9, 1.2, 0.8)).text()
     assert text.startswith("not proven: +") and text.endswith("more pairs")
