@@ -53,12 +53,12 @@ OF_STAGES = (
     "like", "worker", "rows", "prompt_tokens", "new_tokens", "num_slots",
 )  # fmt: skip
 OF_PROGRAMS = ("apply", "folder")
-OF_GENERATION = ("rows", "prompt_tokens", "new_tokens", "num_slots")
+OF_GENERATION = ("rows", "prompt_tokens", "new_tokens")
 OF_TRAINING = (
     "data", "depth", "context", "vocab_size", "preset", "kernels", "compile", "device_batch", "batch_tokens",
 )  # fmt: skip
 # of a training: what --like brings, with all the rest
-SETTLED = (*OF_TRAINING, "from_run", "seed", "device", "dtype", "threads")
+SETTLED = (*OF_TRAINING, "from_run", "seed", "device", "dtype", "threads", "num_slots")
 
 
 @dataclass(frozen=True, kw_only=True)
