@@ -91,3 +91,13 @@ def test_answers_as_long_as_the_context_are_refused(plan):
     with pytest.raises(UserError, match="answers of 512 tokens do not fit behind a question") as refused:
         plan(steps=3, max_tokens=512)
     assert refused.value.fix == "use --max-tokens 256 or auto"
+
+
+def test_what_was_left_to_the_machine_is_a_value_with_its_reason(plan):
+    _, _, choices, _ = plan(steps=3)
+    found = {name: (entry.value, entry.origin) for name, entry in choices.settings.items()}
+    assert (found["max_tokens"], found["num_slots"]) == ((160, "default"), (64, "default"))
+    assert (found["context"], found["vocab_size"][1]) == ((512, "from"), "from")
+    assert choices.segments[0].num_slots is None, "the engine knows its rule"
+    _, _, choices, _ = plan(steps=3, num_slots=5)
+    assert (choices.settings["num_slots"].value, choices.segments[0].num_slots) == (5, 5)

@@ -6,11 +6,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from intone import recipe
 from intone.config import ModelConfig, RolloutConfig, ScheduleConfig
 from intone.data.questions import Questions, check_named
 from intone.data.starter import SKILLS
 from intone.data.tokenizer import Tokenizer
+from intone.engine.choose import MOST_SLOTS, kind_of
 from intone.errors import UserError
 from intone.fields import flag_of, shown
 from intone.ground import WORKER_S, Beside, Ground, Settled, settle_ground
@@ -20,7 +23,7 @@ from intone.model.checkpoint import load_weights
 from intone.paths import read_json
 from intone.planning import Plan, fitting_steps, settle_minutes, stage_choices, stage_job
 from intone.prepare import ensure_val, find_source
-from intone.records import choice
+from intone.records import Choice, choice
 from intone.resolving import Resolved, named_fields
 from intone.runs import find_stage
 from intone.settings import TrainSettings
@@ -68,11 +71,27 @@ def plan_rl(settings: TrainSettings, origins: Mapping[str, Resolved], run_folder
         rollouts=rollouts,
     )
     forecast["steps"] = steps
+    settle_asked(settled, settings, config, rollouts, ground.device)
     choices = stage_choices(settled, ground)
     if isinstance(settings.num_slots, int):
         segments = tuple(replace(segment, num_slots=settings.num_slots) for segment in choices.segments)
         choices = replace(choices, segments=segments)
     return Plan({"rl": (job, choices)}, None, forecast)
+
+
+def settle_asked(
+    settled: Settled, settings: TrainSettings, config: ModelConfig, rollouts: RolloutConfig, device: str
+) -> None:
+    """What no measurement decides, as values with their reasons."""
+    put = settled.choices
+    if settings.max_tokens == "auto":
+        why = "as nanochat has it for GSM8K" if rollouts.files else "the starter's longest answer has about 90"
+        put["max_tokens"] = Choice(rollouts.max_tokens, why, "default")
+    if settings.num_slots == "auto":
+        slots = MOST_SLOTS[kind_of(torch.device(device))]
+        put["num_slots"] = Choice(slots, "by rule; intone optimise rl measures it", "default")
+    for name in ("context", "vocab_size"):
+        put[name] = Choice(getattr(config, name), f"the model of {settings.from_run or 'latest'}", "from")
 
 
 def check_model_settings(settings: TrainSettings, origins: Mapping[str, Resolved]) -> None:
