@@ -127,7 +127,7 @@ def test_how_long_the_rest_takes_is_said_as_soon_as_something_was_measured(world
     again = StageRound(round_.folder, round_.facts)
     again.pace.seconds = {("look", "train"): [10.0], ("gates", "train"): [5.0], ("side", "train"): [8.0]}
     # nothing is left to try; the sum: gates once, and four sides, of two changes that were kept
-    assert again.left_text("train", ()) == "0 changes to try, about 37 s left by what was measured so far"
+    assert again.left_text("train", ()) == "0 changes to try, at most about 37 s left by what was measured so far"
 
 
 def test_what_a_gate_rejects_is_never_measured_and_stays_in_the_ledger(world, round_):

@@ -253,7 +253,7 @@ class StageRound:
         known = [value for value in seconds if value is not None]
         if len(known) < len(seconds):
             return f"{changes}; how long that takes is known behind the first"
-        return f"{changes}, about {human_duration(sum(known))} left by what was measured so far"
+        return f"{changes}, at most about {human_duration(sum(known))} left by what was measured so far"
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
