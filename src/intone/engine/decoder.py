@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intone.config import ModelConfig
-from intone.engine.products import TILE, Product, make_product
+from intone.engine.products import TILE, Product, by_tiles, make_product
 from intone.model.attention import rotary_tables
 from intone.model.gpt import GPT, SMEAR_CHANNELS, VALUE_GATE_CHANNELS, norm
 
@@ -131,7 +131,7 @@ class GPTDecoder:
             for block in range(config.depth)
         ]
         if config.smear:
-            self._smear_gate = taken("smear_gate.weight")
+            self._smear_gate = self._gate(taken("smear_gate.weight"))
             self._smear_scale = weights["smear_scale"].detach().to(self.device, self._wide, copy=True)
         self._backout = float(weights["backout_scale"]) if config.backout else None
 
@@ -152,8 +152,7 @@ class GPTDecoder:
         x = norm(self._embedding[ids].to(self._wide), config.norm_eps)
         if config.smear:
             before = norm(self._embedding[previous.clamp(min=0)].to(self._wide), config.norm_eps)
-            gate = F.linear(x[:, :SMEAR_CHANNELS].to(self.dtype), self._smear_gate).to(self._wide)
-            gate = self._smear_scale * gate.sigmoid() * (previous >= 0)[:, None]
+            gate = self._smear_scale * self._smear_gate(x[:, :SMEAR_CHANNELS].to(self.dtype)) * (previous >= 0)[:, None]
             x = x + gate * before
         turns = self._turned_by(positions)
         values = self._values[ids] if self._values is not None else None
@@ -211,6 +210,15 @@ class GPTDecoder:
 
     def _product(self, weight: Tensor, *, relu: bool = False) -> Product:
         return make_product(weight, relu=relu, tiled=self.deterministic)
+
+    def _gate(self, weight: Tensor) -> Product:
+        """x (N, channels) -> (N, 1), between 0 and 1."""
+
+        def gate(x: Tensor) -> Tensor:
+            return F.linear(x, weight).to(self._wide).sigmoid()
+
+        # with AVX-512 a sigmoid has other bits in the last of a run of numbers, and the product in a longer one
+        return by_tiles(gate) if self.deterministic else gate
 
     def _block(
         self, index: int, taken: Callable[[str], Tensor], weights: Mapping[str, Tensor], value: int | None

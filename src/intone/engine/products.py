@@ -21,16 +21,19 @@ def make_product(weight: Tensor, *, relu: bool = False, tiled: bool = False) -> 
     be a multiple of TILE. The weight may be copied; changes of it later are not seen.
     """
     product = _packed(weight, relu=relu) if can_pack(weight) else _plain(weight, relu=relu)
-    if not tiled:
-        return product
+    return by_tiles(product) if tiled else product
 
-    def by_tiles(x: Tensor) -> Tensor:
+
+def by_tiles(product: Product) -> Product:
+    """The same function of rows, computed TILE at a time; their number must be a multiple of TILE."""
+
+    def tiled(x: Tensor) -> Tensor:
         assert len(x) % TILE == 0, f"{len(x)} rows are not whole tiles of {TILE}"
         if len(x) == TILE:
             return product(x)
         return torch.cat([product(tile) for tile in x.split(TILE)])
 
-    return by_tiles
+    return tiled
 
 
 def can_pack(weight: Tensor) -> bool:
