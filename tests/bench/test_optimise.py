@@ -81,6 +81,9 @@ def test_what_was_found_and_what_was_mended_are_told_apart(target, tmp_path):
     item = Item("train-padded-rows", "Pack", "D16", "h", (), (1.0, 2.0), "settings", {"part": "train"}, "", "", "")
     kept = Try(item, "faster", "", True, None, {"passed": True}, None, 1.0)
     round_.ledger.note("try", after=[], **{"try": kept.as_json()})
+    cache = dataclasses.replace(item, title="Cache", finding="D8", change={"part": "generate"})
+    failed = Try(cache, "not proven", "the machine was unsteady", False, None, {"passed": True}, None, 1.0)
+    round_.ledger.note("try", after=[], **{"try": failed.as_json()})
     found = found_of(round_, ["train", "generate"])
     state = {entry.name: (entry.evidence is not None, entry.entry is not None) for entry in found}
     assert state == {
@@ -89,7 +92,8 @@ def test_what_was_found_and_what_was_mended_are_told_apart(target, tmp_path):
     }  # fmt: skip
     text = faults_text(found)
     assert "not found" in text and "batch of 4: tokens/s over those of 4 rows: 8 rows 0.98" in text
-    assert "our kernels 1.01" in text and "no cache: it was not looked at" in text and "padded rows:" not in text
+    assert "our kernels 1.01" in text and "no cache: it was not looked at; Cache: the machine was unsteady" in text
+    assert "not measured" in text and "padded rows:" not in text
     assert fault_json(found[2])["kept"] == "train-padded-rows"
 
 

@@ -73,7 +73,11 @@ def found_of(round_: StageRound, parts: Sequence[str]) -> list[Found]:
         kept = [entry for entry in tries
                 if entry.kept and part_of(entry.item) == part and entry.item.finding in detectors]  # fmt: skip
         evidence = "; ".join(seen[0]["evidence"]) if seen else None
+        failed = [entry for entry in tries
+                  if not entry.kept and part_of(entry.item) == part and entry.item.finding in detectors]  # fmt: skip
         measured = measured_words(detectors[-1], looks[part]) if part in looks else "it was not looked at"
+        if failed and not kept:
+            measured += f"; {failed[-1].item.title}: {failed[-1].reason}"
         found.append(Found(name, part, evidence, kept[0] if kept else None, measured))
     return found
 
@@ -103,11 +107,16 @@ def faults_text(found: Sequence[Found]) -> str:
     """The faults, and what became of them."""
     rows = [
         [entry.name, "found" if entry.evidence else "not found",
-         entry.entry.item.title if entry.entry else "", entry.entry.verdict if entry.entry else ""]
+         entry.entry.item.title if entry.entry else "", speed_word(entry.entry) if entry.entry else ""]
         for entry in found
     ]  # fmt: skip
     text = table(rows, header=["planted", "", "mended by", "speed"], left=4)
     return text + "".join(f"\n{entry.name}: {entry.measured}" for entry in found if entry.entry is None)
+
+
+def speed_word(entry: Try) -> str:
+    """The verdict on a change that was kept; what mends a fault is kept without one in a quick round."""
+    return entry.verdict if entry.comparison is not None else "not measured"
 
 
 def totals_of(round_: StageRound) -> list[tuple[str, Interval, int]]:
