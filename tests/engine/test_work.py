@@ -225,9 +225,15 @@ def test_whatever_arrives_is_cancelled_fails_or_runs_out_every_request_ends_once
             threads[-1].start()
             if rng.random() < 0.25:
                 handles[int(rng.integers(0, len(handles)))].cancel()
+        # those may have ended before they were cancelled; this one is at its first token, and may not end by itself
+        begun = engine.submit(
+            Request([1, 2, 3], max_tokens=99, min_tokens=99, seed=0, logit_bias={255: -math.inf}),
+            listener=lambda handle, events: handle.cancel() if events else None,
+        )
         for thread in threads:
             thread.join(60)
         assert len(heard) == 40
+        assert begun.result()[0].reason == "cancelled" and 0 < len(begun.result()[0].ids) < 99
         for number, handle in enumerate(handles):
             completions = handle.result()
             request = handle.request
@@ -250,7 +256,7 @@ def test_whatever_arrives_is_cancelled_fails_or_runs_out_every_request_ends_once
         if kernels == "captured":  # steps read behind the ends of texts: all but the page for what nobody reads
             assert all(stored[:-PAGE].isfinite().all() for stored in engine._worker._cache.store.blocks)
     reasons = {completion.reason for handle in handles for completion in handle.result()}
-    assert {"cancelled", "error", "length"} <= reasons
+    assert {"error", "length"} <= reasons
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
