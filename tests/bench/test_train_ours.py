@@ -82,6 +82,10 @@ def test_a_matched_job_has_nanochats_rates_at_every_step(tiny_job, tmp_path):
     # smear and backout have a rate of their own that nanochat does not scale with the batch
     assert job.optim.gate_lr * recipe.rate_scale == pytest.approx(0.2)
     assert job.optim.weight_decay == recipe.weight_decay
+    slow = matched(tiny_job, facts, tmp_path, scalar_rates=0.1).optim
+    names = ("residual_scale_lr", "embedding_scale_lr", "gate_lr")
+    assert [getattr(slow, name) for name in names] == pytest.approx([0.1 * getattr(job.optim, name) for name in names])
+    assert dataclasses.replace(slow, **{name: getattr(job.optim, name) for name in names}) == job.optim
 
 
 def test_the_other_side_reads_the_rows_that_we_train_on(tiny_job):

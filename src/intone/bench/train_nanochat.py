@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,16 @@ class NanochatChild(LineChild):
 
     def __init__(
         self, checkout: Checkout, model: ModelConfig, rows: Path, way: Way, facts: Facts, *, dtype: str,
-        batch_tokens: int, steps: int = 0, warm: int = 2, seed: int = 42, repeat: bool = False,
-        cache: Path | None = None,
+        batch_tokens: int, steps: int = 0, warm: int = 2, seed: int = 42, scalar_rates: float = 1.0,
+        repeat: bool = False, cache: Path | None = None,
     ) -> None:  # fmt: skip
         """dtype fp32 (as shipped on a CPU) or bf16. steps: of the schedules, 0: by nanochat's rule.
 
-        repeat: begin with the first row again behind the last, where only time counts. cache: of compiled code.
+        scalar_rates: factor on its rates of scalars and gates. repeat: begin with the first row again behind the last,
+        where only time counts. cache: of compiled code.
         """
-        numbers = {"batch-tokens": batch_tokens, "steps": steps, "warm": warm, "seed": seed}
+        numbers: dict[str, float] = {"batch-tokens": batch_tokens, "steps": steps, "warm": warm, "seed": seed}
+        numbers["scalar-rates"] = scalar_rates
         argv = command(checkout, model, rows, way.micro_rows, numbers) + ["--repeat"] * repeat
         super().__init__(argv, variables(way, facts, dtype=dtype, cache=cache), name=f"nanochat {dtype}")
 
@@ -94,7 +96,9 @@ class NanochatChild(LineChild):
         return self._read(ANSWER_S, f"did not answer {what}")
 
 
-def command(checkout: Checkout, model: ModelConfig, rows: Path, micro_rows: int, numbers: dict[str, int]) -> list[str]:
+def command(
+    checkout: Checkout, model: ModelConfig, rows: Path, micro_rows: int, numbers: Mapping[str, float]
+) -> list[str]:
     """The words that start the driver for a model of the same shape as ours."""
     numbers = {
         "depth": model.depth, "context": model.context, "vocab-size": model.vocab_size,

@@ -105,16 +105,18 @@ def write_job(folder: Path, job: TrainJob, choices: Choices) -> Path:
     return folder
 
 
-def matched(job: TrainJob, nanochat: Mapping[str, Any], start: Path) -> TrainJob:
+def matched(job: TrainJob, nanochat: Mapping[str, Any], start: Path, *, scalar_rates: float = 1.0) -> TrainJob:
     """The job with nanochat's start, rates and schedules at this size, as its driver derived them, and its whole rows.
 
-    nanochat: the driver's facts. The decay falls by a line where nanochat's is a cosine; they part by less than
-    0.1 % of it in the first 1 % of the steps, which is what is compared.
+    nanochat: the driver's facts. scalar_rates: factor on the rates of scalars and gates, which its driver is told too.
+    The decay falls by a line where nanochat's is a cosine; they part by less than 0.1 % of it in the first 1 % of the
+    steps, which is what is compared.
     """
     scale = nanochat["rate_scale"]
     optim = OptimConfig(
-        matrix_lr=0.02, embedding_lr=0.3, value_embedding_lr=0.15, head_lr=0.008, residual_scale_lr=0.005,
-        embedding_scale_lr=0.5, gate_lr=0.2 / scale, weight_decay=nanochat["weight_decay"],
+        matrix_lr=0.02, embedding_lr=0.3, value_embedding_lr=0.15, head_lr=0.008,
+        residual_scale_lr=scalar_rates * 0.005, embedding_scale_lr=scalar_rates * 0.5,
+        gate_lr=scalar_rates * 0.2 / scale, weight_decay=nanochat["weight_decay"],
     )  # fmt: skip
     schedule = ScheduleConfig(
         lr_scale=scale, warmup_steps=39, warmdown_share=0.65, final_share=0.05,

@@ -46,6 +46,9 @@ class BenchTrainSettings(Checked):
     pairs: int = setting(10, least=5)
     # two fresh processes a side instead of three: enough for large differences
     quick: bool = False
+    # factor on nanochat's rates of scalars and gates in d4 and d6, for both sides alike; for sizes at which its
+    # own make the loss jump within the 50 steps, and rounding decides when
+    scalar_rates: float = setting(1.0, least=0.001, most=1.0)
     # train our own fp32 for 50 steps too, to compare losses with
     fp32_check: bool = True
     # pairs of launches in first50

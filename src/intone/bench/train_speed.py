@@ -58,7 +58,9 @@ def speed_case(settings: BenchTrainSettings, checkout: Checkout, case: str, dept
     flags = plan_flags(settings, depth=depth, batch_tokens=settings.batch_tokens, minutes=PLAN_MINUTES)
     job, choices = read_job(prepare(flags))
     rows = export_rows(job, NUM_STEPS * job.rows_per_step, settings.val_tokens)
-    same = match(checkout, job, rows, facts, batch_tokens=settings.batch_tokens, fresh=fresh)
+    same = match(
+        checkout, job, rows, facts, batch_tokens=settings.batch_tokens, scalar_rates=settings.scalar_rates, fresh=fresh
+    )
     kinds = [
         [kind, f"{a:,}", f"{b:,}", f"{100 * abs(a - b) / b:.2f}%"] for kind, a, b in parameter_kinds(job, same.nanochat)
     ]
@@ -71,7 +73,7 @@ def speed_case(settings: BenchTrainSettings, checkout: Checkout, case: str, dept
     def start_theirs(other: Other) -> Callable[[], LineChild]:
         return lambda: NanochatChild(
             checkout, job.model, rows, other.way, facts, dtype=other.dtype, batch_tokens=settings.batch_tokens,
-            warm=WARM_STEPS, repeat=True,
+            warm=WARM_STEPS, repeat=True, scalar_rates=settings.scalar_rates,
         )  # fmt: skip
 
     sides = [Side("intone", our_worker(same, choices, case))]
@@ -99,8 +101,9 @@ def other_side(
         sizes=settings.their_rows, fresh=settings.fresh,
     )  # fmt: skip
     loss = their_loss(
-        checkout, same.job, rows, way, facts, dtype=dtype, batch_tokens=settings.batch_tokens, fresh=settings.fresh
-    )
+        checkout, same.job, rows, way, facts, dtype=dtype, batch_tokens=settings.batch_tokens,
+        scalar_rates=settings.scalar_rates, fresh=settings.fresh,
+    )  # fmt: skip
     return Other(dtype, way, loss)
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,6 +141,33 @@ def test_the_loss_of_a_step_is_the_mean_over_its_tokens_however_it_is_split(fake
     (split, count), (whole, same_count) = (trainer_of(fake, rows, size).run_step() for size in (1, 4))
     assert split == pytest.approx(whole, rel=1e-6)
     assert count == same_count == (np.load(rows / "targets.npy")[:4] >= 0).sum()
+
+
+def test_rates_of_scalars_and_gates_can_be_lowered_where_the_gates_are_found(fake, rows, import_state, monkeypatch):
+    gate, other = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    asked = {}
+
+    def setup_optimizer(self, **rates):
+        asked.update(rates)
+        groups = [{"params": [parameter], "initial_lr": 0.2} for parameter in (gate, other)]
+        return SimpleNamespace(param_groups=groups)
+
+    def groups_at(factor):
+        words = ["--nanochat", str(fake), "--rows", str(rows), "--depth", "2", "--context", str(CONTEXT)]
+        words += ["--vocab-size", str(VOCAB), "--batch-tokens", str(4 * CONTEXT), "--micro-rows", "2"]
+        trainer = nanochat_train.Trainer(nanochat_train.parse([*words, "--scalar-rates", str(factor)]))
+        return [group["initial_lr"] for group in trainer.optimizer.param_groups], asked["scalar_lr"]
+
+    with pytest.raises(Unusable, match="no group with backout_lambda"):
+        groups_at(0.1)
+    model = import_nanochat(fake)[0].GPT
+    monkeypatch.setattr(model, "setup_optimizer", setup_optimizer)
+    monkeypatch.setattr(model, "backout_lambda", gate, raising=False)
+    as_shipped, scalar_lr = groups_at(1)
+    assert as_shipped == [0.2, 0.2]
+    lowered, low_scalar_lr = groups_at(0.1)
+    assert lowered == pytest.approx([0.02, 0.2])
+    assert low_scalar_lr == pytest.approx(0.1 * scalar_lr)
 
 
 def test_rows_or_a_batch_that_cannot_be_are_refused_with_numbers(fake, rows, import_state):

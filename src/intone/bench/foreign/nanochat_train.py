@@ -163,7 +163,10 @@ class Trainer:
             )
         self.num_passes = self.recipe.batch_tokens // tokens_per_pass
         rates = {name: rate * self.recipe.rate_scale for name, rate in RATES.items()}
+        rates["scalar_lr"] *= asked.scalar_rates
         self.optimizer = self.model.setup_optimizer(weight_decay=self.recipe.weight_decay, **rates)
+        if asked.scalar_rates != 1:
+            self._slow_gates(asked.scalar_rates)
         self.step = 0
         shape = (self.micro_rows, self.context)
         self.x, self.y = (torch.empty(shape, dtype=torch.long, device=self.device) for _ in range(2))
@@ -177,6 +180,15 @@ class Trainer:
         )  # fmt: skip
         with torch.device("meta"):
             return self.gpt.GPT(config)
+
+    def _slow_gates(self, factor: float) -> None:
+        """Lowers the gates' rate, which is fixed in nanochat's code. Raises Unusable where none is found."""
+        gate = getattr(self.model, "backout_lambda", None)
+        groups = [group for group in self.optimizer.param_groups if any(p is gate for p in group.get("params", ()))]
+        if not groups:
+            raise Unusable("nanochat's optimizer has no group with backout_lambda: its rate cannot be lowered", FIX)
+        for group in groups:
+            group["initial_lr"] *= factor
 
     def facts(self) -> dict[str, Any]:
         """What somebody who reads a number of this program must know."""
@@ -346,6 +358,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=0, help="that the schedules run over; 0: by nanochat's rule")
     parser.add_argument("--micro-rows", type=int, default=32)
     parser.add_argument("--seed", type=int, default=SEED, help="of the random start")
+    parser.add_argument("--scalar-rates", type=float, default=1.0, help="factor on the rates of scalars and gates")
     parser.add_argument("--warm", type=int, default=2, help="steps before the ready line")
     parser.add_argument("--repeat", action="store_true", help="begin with the first row again behind the last")
     parser.add_argument("--device", default="cpu")
