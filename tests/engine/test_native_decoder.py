@@ -54,14 +54,16 @@ def test_a_step_is_the_model(random_model, texts_of, preset, heads_per_key, dept
             )
 
 
-def test_in_bfloat16_only_what_is_stored_is_rounded(random_model, texts_of):
+def test_in_bfloat16_less_is_rounded_than_by_pytorchs_operations(random_model, texts_of):
     exact, ours = pair_of_texts(random_model, texts_of, dtype=torch.bfloat16)
     plain = texts_of(random_model(dtype=torch.float64), dtype=torch.bfloat16)  # rounds activations too
     tokens = ids(40)
     expected, found, other = (
         texts.feed({(table := texts.open([0])): tokens})[table].double() for texts in (exact, ours, plain)
     )
-    assert (found - expected).std() < 0.6 * (other - expected).std()
+    # what is stored, and where the processor multiplies bf16, what goes into a product; never what adds up
+    most = 0.6 if build.obstacle("linear") else 0.8
+    assert (found - expected).std() < most * (other - expected).std()
 
 
 def test_eight_bits_lose_little(random_model, texts_of):

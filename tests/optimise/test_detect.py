@@ -21,7 +21,7 @@ GOOD = Signals(
     constant_share=0.02,
 )  # fmt: skip
 WRITES = Signals(
-    kind="generate", late_over_early=2.0, positions=(64, 512), batch_gain=6.0, batch_gain_rows=8, kv_used_share=0.6,
+    kind="generate", late_over_early=1.5, positions=(64, 512), batch_gain=6.0, batch_gain_rows=8, kv_used_share=0.6,
     prefill_ratio=1.1, num_samples=16, distinct_first=5, expected_distinct=5.0,
 )  # fmt: skip
 PLANTED: dict[str, tuple[Signals, dict[str, Any], str]] = {

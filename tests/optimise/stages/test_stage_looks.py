@@ -139,7 +139,7 @@ def test_the_starts_generation_shows_both_faults(in_threads, start, facts, tmp_p
 def test_mended_the_same_look_finds_neither(in_threads, start, facts, tmp_path):
     signals = look_at_generation(start, MENDED, facts, tmp_path)
     assert not {"D8", "D22"} & {entry.detector for entry in detect(signals)}
-    assert signals.distinct_first > 2 and signals.late_over_early < 2
+    assert signals.distinct_first > 2 and signals.late_over_early < 1.5
 
 
 @pytest.mark.long

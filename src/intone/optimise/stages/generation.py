@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from intone.hardware import Facts, quiet
 from intone.log import say
 from intone.model.checkpoint import load_weights
 from intone.model.cost import num_parameters
+from intone.optimise.detect.generation import GROWTH
 from intone.optimise.signals import Signals
 from intone.optimise.stages.target import State, Target, merged
 from intone.optimise.stages.training import best_dtype
@@ -33,8 +33,9 @@ PROMPT = 5  # tokens of the prompt whose samples are looked at
 EARLY, LATE = 16, 512  # tokens before the first timed position and before the last, as far as the context goes
 FEW, MANY = 4, 16  # new tokens: the difference of their times is that of tokens alone, without reading the prompt
 REPEATS = 5
+MORE_REPEATS = 15  # where the growth is between these, so that a threshold between them is not decided by a disturbance
+DOUBTFUL = (1.2, 2.5)
 GREEDY = {"temperature": 0.0, "tools": False, "logprobs": False}
-RECOMPUTES = 2.0  # growth of a token's time (detector D8) from which other settings are not looked at: mend that first
 
 
 def look_at_generation(target: Target, state: State, facts: Facts, scratch: Path) -> Signals:
@@ -52,7 +53,7 @@ def look_at_generation(target: Target, state: State, facts: Facts, scratch: Path
             matmul_dtypes={config.get("dtype", "fp32"): 1.0}, **best_dtype(config.get("dtype", "fp32"), facts),
             notes=times.notes,
         )  # fmt: skip
-        if times.growth is not None and times.growth > RECOMPUTES:
+        if times.growth is not None and times.growth > GROWTH:  # no cache (D8): that is mended first
             return signals
         return differences(signals, target, state, facts, scratch)
 
@@ -162,14 +163,15 @@ def position_times(target: Target, state: State, scratch: Path) -> Times:
             ))  # fmt: skip
             facts = waited(child)
             children[count] = child
-        for _ in range(REPEATS):
-            for count, child in children.items():
-                for length in lengths:  # the prompts come in turn
-                    seconds.setdefault((count, length), []).append(float(child.block(requests=1)["seconds"]))
-    each = [
-        (statistics.median(seconds[MANY, length]) - statistics.median(seconds[FEW, length])) / (MANY - FEW)
-        for length in lengths
-    ]
+        for repeats in (REPEATS, MORE_REPEATS):
+            for _ in range(repeats):
+                for count, child in children.items():
+                    for length in lengths:  # the prompts come in turn
+                        seconds.setdefault((count, length), []).append(float(child.block(requests=1)["seconds"]))
+            # the fastest of each: others on the machine only ever add
+            each = [(min(seconds[MANY, length]) - min(seconds[FEW, length])) / (MANY - FEW) for length in lengths]
+            if min(each) > 0 and not DOUBTFUL[0] < each[-1] / each[0] < DOUBTFUL[1]:
+                break
     threads = facts.get("threads") if target.generation(state).get("device", "cpu") == "cpu" else None
     if min(each) <= 0:
         return Times(None, None, None, threads, ("tokens took too little time to tell their positions apart",))
