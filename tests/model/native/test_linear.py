@@ -69,3 +69,12 @@ def test_eight_bits_read_half_the_bytes():
     weight = torch.randn(512, 256)
     assert PackedLinear(weight).num_bytes == 512 * 256 * 2
     assert PackedLinear(weight, bits=8).num_bytes == 512 * 256 + 512 * 8
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_number_that_is_not_finite_does_not_become_one(bits, relu):
+    x, weight = sample((5, 33, 64))
+    x[0, 5] = torch.nan
+    found = PackedLinear(weight, bits=bits)(x, relu=relu, wide=True)
+    assert found[0].isnan().all() and found[1:].isfinite().all()

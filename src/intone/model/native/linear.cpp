@@ -13,11 +13,15 @@ constexpr int NARROW_ROWS = 6;  // in 8 bits, where every row has two sums
 
 // x in 16 bits, high and low byte apart: x = scale * (256 * high + low - 32768)
 void quantise(const bf16* x, uint8_t* high, uint8_t* low, float* scale, int64_t width) {
-    __m512 most = _mm512_setzero_ps();
-    for (int64_t c = 0; c < width; c += LANES) most = _mm512_max_ps(most, _mm512_abs_ps(load_bf16(x + c)));
-    const float reach = _mm512_reduce_max_ps(most);
-    *scale = reach / 32767;
-    const __m512 inverse = _mm512_set1_ps(reach > 0 ? 32767 / reach : 0);
+    __m512 most = _mm512_setzero_ps(), nan = _mm512_setzero_ps();
+    for (int64_t c = 0; c < width; c += LANES) {
+        const __m512 y = load_bf16(x + c);
+        most = _mm512_max_ps(most, _mm512_abs_ps(y));
+        nan = _mm512_add_ps(nan, _mm512_mul_ps(y, _mm512_setzero_ps()));  // NaN where y is not finite
+    }
+    const float reach = _mm512_reduce_max_ps(most), broken = _mm512_reduce_add_ps(nan);
+    *scale = broken == 0 ? reach / 32767 : __builtin_nanf("");
+    const __m512 inverse = _mm512_set1_ps(broken == 0 && reach > 0 ? 32767 / reach : 0);
     for (int64_t c = 0; c < width; c += LANES) {
         __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(x + c), inverse));
         whole = _mm512_add_epi32(whole, _mm512_set1_epi32(32768));
@@ -43,7 +47,7 @@ inline void narrow_tile(const uint8_t* high, const uint8_t* low, int64_t width, 
 
 inline void finish(float* out, bf16* narrow_out, int64_t at, int64_t left, __m512 y, int relu) {
     const __mmask16 mask = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
-    if (relu) y = _mm512_max_ps(y, _mm512_setzero_ps());
+    if (relu) y = _mm512_max_ps(_mm512_setzero_ps(), y);  // of NaN and 0 the second: a NaN stays one
     if (out)
         _mm512_mask_storeu_ps(out + at, mask, y);
     else
