@@ -1,11 +1,12 @@
 """Precision and recall of the scan: what is counted, and that the page says what was judged."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from intone.bench import scan
-from intone.bench.judgements import Judged, Judgement, page, read_judgements
+from intone.bench.judgements import Count, Judged, Judgement, page, read_judgements
 from intone.bench.rows import ROOT
 from intone.bench.scan import JUDGEMENTS, PAGE, compare, keyed, main, precision_row
 from intone.optimise.scan.run import scan_texts
@@ -19,7 +20,7 @@ def test_the_page_is_made_from_the_judgements():
 
 def test_every_judgement_has_a_reason_and_stands_for_one_finding():
     kept = read_judgements(JUDGEMENTS)
-    judged = [*kept.tuned, *kept.unseen]
+    judged = [*kept.tuned, *kept.unseen, *(one for count in kept.later for one in count.judgements)]
     assert len({one.key for one in judged}) == len(judged) >= 60
     assert [one for one in judged if len(one.reason) < 15] == []
 
@@ -86,6 +87,47 @@ def test_the_count_of_unseen_code_stays_when_rules_name_less_and_more(unseen, ca
     said = (unseen / "page.md").read_text()
     assert "1 of 2 hold (50%" in said
     assert "of the 1 that do not hold 1 are named no longer, of the others 0; 1 came in addition, 1 hold." in said
+
+
+def test_a_later_count_has_rules_of_its_own_and_leaves_the_first_as_it_was(unseen, capsys):
+    count(unseen)
+    first = read_judgements(unseen / "judged.json")
+    judged = tuple(
+        Judgement(repo, "a.py", "S61", name, 1, 3, name == "load", "one and the same reason")
+        for repo in ("v@1", "w@1")
+        for name in ("load", "read")
+    )
+    replace(first, later=(Count(None, judged),)).write(unseen / "judged.json")
+    folders = [f"{name}={unseen / 'repo'}" for name in ("v@1", "w@1")]
+    words = ["precision", "--unseen", "--write", "--out", str(unseen / "rows.jsonl")]
+    assert main([*words, folders[0]]) == 2 and "give all of it: v@1 w@1" in capsys.readouterr().err
+    assert main([*words, *folders]) == 0 and main([*words, *folders]) == 0
+    rows = [json.loads(line) for line in (unseen / "rows.jsonl").read_text().splitlines()]
+    assert [(row["value"], row["n"]) for row in rows] == [(0.5, 2), (0.5, 4)]
+    assert "v@1=... w@1=..." in rows[1]["command"]
+    kept = read_judgements(unseen / "judged.json")
+    assert (kept.unseen, kept.unseen_rules) == (first.unseen, first.unseen_rules) and kept.later[0].rules is not None
+    said = (unseen / "page.md").read_text()
+    assert "on other code expect less: there 2 of 4 hold" in said and "1 of 2 hold (50%" in said
+    assert f"with the rules of commit {kept.later[0].rules}: 2 of 4 hold" in said
+    (unseen / "repo" / "a.py").write_text(FAULT)
+    assert main([*words, folders[1]]) == 0  # one of them is enough to compare
+    now = read_judgements(unseen / "judged.json").later[0].counted
+    assert [(one.repo, one.function, one.since) for one in now] == [
+        ("v@1", "load", ""),
+        ("v@1", "read", ""),
+        ("w@1", "load", ""),
+        ("w@1", "read", "gone"),
+    ]
+    assert "of the 2 that do not hold 1 are named no longer" in (unseen / "page.md").read_text()
+
+
+def test_copies_of_one_fault_are_told_apart_on_the_page():
+    one = Judgement("v@1", "a.py", "S61", "load", 1, 3, True, "copied to two files")
+    judged = (one, replace(one, path="b.py"), replace(one, path="c.py", holds=False, reason="another thing"))
+    said = page(Judged(tuned=(one,), later=(Count("abc", judged),)))
+    assert "2 of 3 hold (67%" in said and "without copies 1 of 2 hold" in said
+    assert "further code bases" not in page(Judged(tuned=(one,), later=(Count(None, judged),)))
 
 
 @pytest.fixture

@@ -50,11 +50,25 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class Count:
+    """A later count of code that no rule was made with, by the rules of its own day. rules: None before it."""
+
+    rules: str | None
+    judgements: tuple[Judgement, ...]
+
+    @property
+    def counted(self) -> list[Judgement]:
+        """The judgements of the count, without those of findings that newer rules name in addition."""
+        return [one for one in self.judgements if one.since != "new"]
+
+
+@dataclass(frozen=True)
 class Judged:
     """The judgements that are kept: of code that the rules were tuned on, and of code that they had never seen.
 
     unseen: as counted once, with the rules of that day; a later count only says what has changed since.
     unseen_rules: the commit of those rules; None before that count.
+    later: further counts, each of other code bases, the newest last. The shares of rules are not drawn from them.
     met: of code of strangers, as the rules of a day named it, with which rules were changed afterwards.
     sums: of such code where only the numbers for each rule were kept.
     """
@@ -64,6 +78,7 @@ class Judged:
     unseen_rules: str | None = None
     met: tuple[Judgement, ...] = ()
     sums: tuple[Sum, ...] = ()
+    later: tuple[Count, ...] = ()
 
     @property
     def counted(self) -> list[Judgement]:
@@ -75,6 +90,9 @@ class Judged:
         value: dict[str, Any] = {"format": 1, "judgements": [one.entry for one in _ordered(self.tuned)]}
         value["unseen"] = {"rules": self.unseen_rules, "judgements": [one.entry for one in _ordered(self.unseen)]}
         sums = [asdict(one) for one in self.sums]
+        value["later"] = [
+            {"rules": one.rules, "judgements": [each.entry for each in _ordered(one.judgements)]} for one in self.later
+        ]
         value["met"] = {"judgements": [one.entry for one in _ordered(self.met)], "sums": sums}
         write_json(path, value)
 
@@ -94,11 +112,16 @@ def read_judgements(path: Path) -> Judged:
         unseen["rules"],
         tuple(Judgement(**entry) for entry in met["judgements"]),
         tuple(Sum(**entry) for entry in met["sums"]),
+        tuple(
+            Count(one["rules"], tuple(Judgement(**entry) for entry in one["judgements"]))
+            for one in value.get("later", [])
+        ),
     )
 
 
 def page(judged: Judged) -> str:
     """docs/scan-precision.md: every finding with its judgement, and the counts by repository and rule."""
+    newest = next((one.counted for one in reversed(judged.later) if one.rules), judged.counted)
     lines = [
         "# Findings in other people's code, judged",
         "",
@@ -107,7 +130,7 @@ def page(judged: Judged) -> str:
         "A finding holds where what it says is the case at that place and the cost or danger that it names is real; "
         "how much it matters is its severity. Tests of these repositories were not scanned.",
         "The rules were tuned while looking at these repositories, and one reader judged: on other code expect less"
-        + (f": there {_share(judged.counted)}, see the end." if judged.counted else "."),
+        + (f": there {_share(newest)}, see the end." if newest else "."),
         f"`{COMMAND} precision NAME=FOLDER ...` counts again; this page is made from `scan-judgements.json`.",
         "",
         *_counts(judged.tuned),
@@ -115,6 +138,8 @@ def page(judged: Judged) -> str:
     ]
     if judged.counted:
         lines += _unseen(judged)
+    for later in judged.later:
+        lines += _later(later)
     if judged.met:
         lines += _met(judged)
     return "\n".join(lines) + "\n"
@@ -132,16 +157,41 @@ def _unseen(judged: Judged) -> list[str]:
         "place. Not so: a read outside a hot loop, a compile that would be useless, a file that nothing loads.",
         f"`{COMMAND} precision --unseen NAME=FOLDER ...` compares; the count itself stays.",
     ]
-    gone = [one for one in judged.counted if one.since == "gone"]
-    new = [one for one in judged.unseen if one.since == "new"]
-    if gone or new:
-        wrong = sum(not one.holds for one in judged.counted)
-        lines.append(
-            f"Then rules were changed, with these judgements known: of the {wrong} that do not hold "
-            f"{sum(not one.holds for one in gone)} are named no longer, of the others "
-            f"{sum(one.holds for one in gone)}; {len(new)} came in addition, {sum(one.holds for one in new)} hold."
-        )
+    lines += _changes(judged.unseen)
     return [*lines, "", *_counts(judged.counted), *_places(judged.unseen, "###")]
+
+
+def _later(count: Count) -> list[str]:
+    """The lines about a later count of code that the rules were not made with."""
+    if count.rules is None:
+        return []
+    places = {(one.repo, one.rule, one.reason): one.holds for one in count.counted}
+    lines = [
+        "",
+        "## On further code bases, by the rules of a later day",
+        "",
+        f"Nor had any rule been run on these when they were scanned, once, with the rules of commit {count.rules}: "
+        f"{_share(count.counted)}. Judged as strictly, with every doubt against a finding, by a reader who had no part "
+        "in the rules.",
+        f"Findings of one rule with the same reason in one repository are copies of one fault: without copies "
+        f"{sum(places.values())} of {len(places)} hold. The shares of rules below are not drawn from this count.",
+        *_changes(count.judgements),
+    ]
+    return [*lines, "", *_counts(count.counted), *_places(count.judgements, "###")]
+
+
+def _changes(judged: Sequence[Judgement]) -> list[str]:
+    """What rules that were changed after a count name no longer or in addition; no line where that is nothing."""
+    gone = [one for one in judged if one.since == "gone"]
+    new = [one for one in judged if one.since == "new"]
+    if not gone and not new:
+        return []
+    wrong = sum(not one.holds for one in judged if one.since != "new")
+    return [
+        f"Then rules were changed, with these judgements known: of the {wrong} that do not hold "
+        f"{sum(not one.holds for one in gone)} are named no longer, of the others "
+        f"{sum(one.holds for one in gone)}; {len(new)} came in addition, {sum(one.holds for one in new)} hold."
+    ]
 
 
 def _met(judged: Judged) -> list[str]:
@@ -162,8 +212,9 @@ def _met(judged: Judged) -> list[str]:
         "",
         "## What a rule reached on code of strangers",
         "",
-        "Over the two parts above, as findings were first named, copies of one fault counted once; the scan tells this "
-        f"beside each finding, orders by it, and holds rules back by it. `{COMMAND} shares --write` makes the table.",
+        "Over the first count of unseen code and the part above, as findings were first named, copies of one fault "
+        "counted once; the scan tells this beside each finding, orders by it, and holds rules back by it. "
+        f"`{COMMAND} shares --write` makes the table.",
         "",
         "| rule | | judged | held |",
         "|---|---|--:|--:|",

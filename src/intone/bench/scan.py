@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from intone.bench.judgements import COMMAND, Judged, Judgement, page, read_judgements, shares_of
+from intone.bench.judgements import COMMAND, Count, Judged, Judgement, page, read_judgements, shares_of
 from intone.bench.rows import ROOT, new_row, revision_of, row_path
 from intone.errors import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, EXIT_DONE, UserError
 from intone.evals.intervals import proportion
@@ -57,11 +57,15 @@ def precision(folders: Sequence[str], *, group: Group, write: bool, out: Path) -
     """Scans repositories given as NAME=FOLDER, recounts, and writes the page and the row where all are judged.
 
     unseen: the repositories are such that no rule was made with. They are counted once, before any rule is changed
-    for them; later calls keep that count and write beside it what today's rules name no longer or in addition. So it is
-    with met: code of strangers that rules were changed with after it was judged; no row is written for it.
+    for them; later calls keep that count and write beside it what today's rules name no longer or in addition. Code
+    bases that stand under "later" are a count of their own, whose first time is of all of them together.
+    met: code of strangers that rules were changed with after it was judged; compared in the same way, without a row.
     """
     kept = read_judgements(JUDGEMENTS) if JUDGEMENTS.exists() else Judged()
-    judged = {"tuned": kept.tuned, "unseen": kept.unseen, "met": kept.met}[group]
+    scanned = {word.partition("=")[0] for word in folders}
+    at = _later_count(kept, scanned) if group == "unseen" else None
+    unseen = Count(kept.unseen_rules, kept.unseen) if at is None else kept.later[at]
+    judged = {"tuned": kept.tuned, "unseen": unseen.judgements, "met": kept.met}[group]
     found: dict[Any, Finding] = {}
     for word in folders:
         name, equals, folder = word.partition("=")
@@ -87,22 +91,43 @@ def precision(folders: Sequence[str], *, group: Group, write: bool, out: Path) -
     if not write:
         return EXIT_DONE
     names = " ".join(f"{word.partition('=')[0]}=..." for word in folders)
-    scanned = {word.partition("=")[0] for word in folders}
     if group == "met":
         fresh = replace(kept, met=tuple(_since(kept.met, found, scanned)))
     elif group == "unseen":
-        if kept.unseen_rules is None:
-            fresh = replace(kept, unseen=tuple(known), unseen_rules=revision_of(RULES_FOLDER))
+        if unseen.rules is None:
+            count = Count(revision_of(RULES_FOLDER), tuple(known))
             command = f"{COMMAND} precision --unseen {names}"
             append_result(out, precision_row(known, command, "cpu.scan.precision_unseen"))
         else:
-            fresh = replace(kept, unseen=tuple(_since(kept.unseen, found, scanned)))
+            count = replace(unseen, judgements=tuple(_since(unseen.judgements, found, scanned)))
+        if at is None:
+            fresh = replace(kept, unseen=count.judgements, unseen_rules=count.rules)
+        else:
+            fresh = replace(kept, later=(*kept.later[:at], count, *kept.later[at + 1 :]))
     else:
         fresh = replace(kept, tuned=tuple(replace(one, line=found[one.key].line) for one in known))
         append_result(out, precision_row(fresh.tuned, f"{COMMAND} precision {names}"))
     fresh.write(JUDGEMENTS)
     write_atomic(PAGE, page(fresh))
     return EXIT_DONE
+
+
+def _later_count(kept: Judged, scanned: set[str]) -> int | None:
+    """Which of the later counts is about these repositories; None where none is. Raises UserError where one is in part.
+
+    A first count of some of its repositories would leave out the others for good.
+    """
+    for at, count in enumerate(kept.later):
+        repos = {one.repo for one in count.judgements}
+        if repos & scanned:
+            if count.rules is None and repos != scanned:
+                raise UserError(
+                    "these repositories are part of a count that was not made yet",
+                    value=" ".join(sorted(scanned)),
+                    fix=f"give all of it: {' '.join(sorted(repos))}",
+                )
+            return at
+    return None
 
 
 def _since(judged: Sequence[Judgement], found: dict[Any, Finding], scanned: set[str]) -> list[Judgement]:
