@@ -15,7 +15,7 @@ def no_cache(signals: Signals) -> Bottleneck | None:
     early, late = positions
     # without a cache every token computes its whole text again, with one only itself: the growth alone does not say how
     # much that is, for what every token takes apart from its text hides it
-    bound = (early + late) / 2
+    bound = float(late)
     evidence = (
         f"a token at position {late:,} takes {growth:.2f} times as long as one at {early:,}"
         f" (threshold {GROWTH:g}, with a cache about 1)",
