@@ -41,6 +41,13 @@ def test_cases_with_rows_of_this_code_are_left_out_unless_again(pair, monkeypatc
     assert "first50: measured with this code already; --again measures it again" in capsys.readouterr().err
 
 
+def test_rates_of_scalars_are_refused_where_they_would_be_ignored(pair):  # noqa: F811
+    settings, _ = pair
+    settings = dataclasses.replace(settings, cases=("d4", "tokens"), scalar_rates=0.05)
+    with pytest.raises(UserError, match=r"--scalar-rates 0.05 is for d4 and d6, not for tokens"):
+        train.bench_train(settings, {})
+
+
 def test_a_row_names_the_command_that_makes_it_again_without_paths_of_this_machine():
     settings = BenchTrainSettings(
         nanochat="/my/nanochat", data=("/my/text",), val=("/my/val",), depth=5, fp32_check=False, quick=True,

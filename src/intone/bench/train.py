@@ -51,6 +51,13 @@ def bench_train(settings: BenchTrainSettings, _origins: Mapping[str, Resolved]) 
         raise UserError("there is no checkout of nanochat to compare with", fix=f"--nanochat PATH, after: {CLONE}")
     checkout = find_checkout(settings.nanochat, settings.nanochat_python, any_revision=settings.any_revision)
     find_source("documents", settings.data, settings.val)
+    others = [case for case in settings.cases if case not in ("d4", "d6")]
+    if settings.scalar_rates != 1 and others:
+        raise UserError(
+            f"--scalar-rates {settings.scalar_rates:g} is for d4 and d6, not for {others[0]}",
+            value=settings.scalar_rates,
+            fix="ask for those cases in a call of their own",
+        )
     path = Path(settings.out).absolute() if settings.out else row_path("train")
     make_bench_home()
     if checkout.revision != REVISION:

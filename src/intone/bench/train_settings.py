@@ -44,7 +44,7 @@ class BenchTrainSettings(Checked):
     their_batch_tokens: tuple[int, ...] = ()
     # most rounds in d4 and d6: each is a pair of blocks of every side, there and back
     pairs: int = setting(10, least=5)
-    # two fresh processes a side instead of three: enough for large differences
+    # three or four fresh processes a side and short blocks: enough for large differences
     quick: bool = False
     # factor on nanochat's rates of scalars and gates in d4 and d6, for both sides alike; for sizes at which its
     # own make the loss jump within the 50 steps, and rounding decides when

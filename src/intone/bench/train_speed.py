@@ -154,6 +154,8 @@ def speed_row(
     interval = Interval(1 / found.ratio, 1 / found.high, 1 / found.low)
     side = next(side for side in measured.sides if side is not None and side.name == other.name)
     plan = f"{other.dtype}, {describe(other.way)}"
+    if settings.scalar_rates != 1:
+        plan += f", scalar rates times {settings.scalar_rates:g} on both sides"
     return new_row(
         f"cpu.train.{case}.vs_nanochat{SUFFIX[other.dtype]}", interval, "ratio of tokens/s", n=found.num_pairs,
         baseline=f"nanochat {checkout.revision}, {plan}: {side.rate:,.0f} tokens/s",
