@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from intone.engine.attend import Scratch
+
 
 @pytest.fixture(scope="module", autouse=True)
 def without_gradients():
@@ -80,3 +82,17 @@ def test_deterministic_numbers_do_not_depend_on_how_many_tokens_are_computed(ran
         company = {other: ids(1 + (number + place) % 2, seed=number) for number, other in enumerate(others)}
         got = texts.feed({**company, table: tokens[place : place + 1]})[table]
         assert torch.equal(got, expected)
+
+
+def test_keys_may_be_read_narrower_than_queries_are_computed(random_model, texts_of):
+    # as on a GPU: queries come in float32, keys are attended to in bfloat16
+    model, tokens = random_model(dtype=torch.float32), ids(30)
+    config, found = model.config, []
+    for wide in (torch.float32, torch.bfloat16):
+        texts = texts_of(model, dtype=torch.bfloat16, batches_rows=True)
+        texts.scratch = Scratch(config.num_kv_heads, config.head_width, wide, torch.device("cpu"))
+        table, other = texts.open([0]), texts.open([0])
+        texts.feed({table: tokens, other: tokens[:9]})
+        many = texts.feed({table: [5, 9], other: [3]})
+        found.append(torch.cat([*many.values(), texts.feed({table: [7]})[table]]))
+    torch.testing.assert_close(found[1], found[0], atol=0.02 * float(found[0].abs().max()), rtol=0)

@@ -6,6 +6,7 @@ import torch
 
 from intone.engine import fixed, sample
 from intone.engine.engine import Engine
+from intone.engine.kv import PageStore, page_groups
 from intone.engine.naive import generate_naive
 from intone.engine.pages import PAGE
 from intone.engine.requests import Request
@@ -169,3 +170,23 @@ def test_a_step_that_nobody_waits_for_leaves_nothing_that_a_later_text_reads(ran
         found = answers(engine, [Request(first, max_tokens=PAGE, temperature=0, stop=chr(ids[place]))])
         assert found == [[(ids[: place + 1], "stop")]]
         assert answers(engine, [later]) == expected
+
+
+def test_keys_may_be_read_narrower_than_queries_are_computed(random_model):
+    # as on a GPU: queries come in float32, keys are attended to in bfloat16
+    config = random_model(depth=3, heads_per_key=3, context=PAGE).config  # six heads of 32
+    generator, found = torch.Generator().manual_seed(0), []
+    q, kv = (torch.randn(shape, generator=generator) for shape in ((2, 6, 32), (2, 2, 2, 32)))
+    for wide in (torch.float32, torch.bfloat16):
+        groups = page_groups(config, PAGE)
+        store = PageStore(
+            config, groups, [3] * len(groups), dtype=torch.bfloat16, device=torch.device("cpu"), has_spare=True
+        )
+        store.blocks[0][: 2 * PAGE] = torch.randn((2 * PAGE, 2, 2, 32), generator=generator.manual_seed(1))
+        attention = fixed.FixedAttention(
+            store, [torch.tensor([[0], [1]])] * len(groups), [3] * len(groups), torch.tensor([5, 63]),
+            torch.tensor([True, True]), context=PAGE, scale=0.3, wide=wide,
+        )  # fmt: skip
+        found.append(attention(0, q, kv.bfloat16()))
+    assert found[0].dtype == found[1].dtype == torch.float32
+    torch.testing.assert_close(found[1], found[0], atol=0.03, rtol=0)  # bfloat16 has 8 bits: 0.4 % of 3

@@ -63,6 +63,7 @@ class PagedAttention:
     ) -> None:
         self.store = store
         self.pieces = pieces
+        self._dtype = scratch.dtype
         self._planned = lambda: [
             _Plan(store, group, pieces, scratch=scratch, scale=scale, batches_rows=batches_rows)
             for group in range(len(store.groups))
@@ -70,15 +71,16 @@ class PagedAttention:
         self._plans: list[_Plan] | None = None  # made at the first call: a decoder may read the pages by itself
 
     def __call__(self, block: int, q: Tensor, kv: Tensor) -> Tensor:
-        """q (N, H, C) in the scratch's dtype, kv (N, 2, K, C) in the store's -> (N, H, C) like q; stores kv."""
+        """q (N, H, C), kv (N, 2, K, C) in the store's dtype -> (N, H, C) like q, found in the scratch's; stores kv."""
         if self._plans is None:
             self._plans = self._planned()
         plan = self._plans[self.store.group_of[block]]
         stored = self.store.blocks[block]
         if plan.places is not None:
             stored.index_copy_(0, plan.places, kv)
-        found = [reader(stored, q, kv) for reader in plan.readers]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        narrow = q.to(self._dtype)
+        found = [reader(stored, narrow, kv) for reader in plan.readers]
+        return (found[0] if len(found) == 1 else torch.cat(found)).to(q.dtype)
 
 
 class _Plan:

@@ -265,14 +265,14 @@ class FixedAttention:
             self._masks.append(((seen >= low[:, None]) & (seen <= position[:, None]))[:, None, None])
 
     def __call__(self, block: int, q: Tensor, kv: Tensor) -> Tensor:
-        """q (B, H, C), kv (B, 2, K, C) -> (B, H, C); stores kv."""
+        """q (B, H, C), kv (B, 2, K, C) -> (B, H, C) like q; stores kv."""
         group, stored = self._store.group_of[block], self._store.blocks[block]
         stored.index_copy_(0, self._writes[group], kv)
         found = stored.unflatten(0, (-1, PAGE))[self._pages[group]].flatten(1, 2).to(self._wide)
         keys, values = found.permute(2, 0, 3, 1, 4).unbind()
-        grouped = q.unflatten(1, (keys.shape[1], -1))
+        grouped = q.to(self._wide).unflatten(1, (keys.shape[1], -1))
         y = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._masks[group], scale=self._scale)
-        return y.flatten(1, 2)
+        return y.flatten(1, 2).to(q.dtype)
 
 
 def can_step(row: Row) -> bool:
