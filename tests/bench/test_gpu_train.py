@@ -71,14 +71,14 @@ def test_both_sides_are_measured_in_turns_on_the_same_rows(bench, tmp_path):
     found, peak = read_results(tmp_path / "rows.jsonl")
     assert (found.id, peak.id) == ("tiny.train.d1.vs_nanochat_a", "tiny.train.d1.peak_gib.vs_nanochat")
     assert found.value > 100  # its blocks took 1,000 s, ours less than 10
-    assert found.low <= found.value <= found.high and found.n == 6
+    assert found.low <= found.value <= found.high and found.n == TINY.rounds
     assert found.baseline == "nanochat 92d63d4, windows SSSL, 2 rows, one process a side, A B B A"
     assert 0 < peak.value < 1  # of 8 GiB
     folder = tmp_path / "scratch" / "rows-1"
     asked = json.loads((folder / "asked.json").read_text())
     numbers = {key: int(asked[f"--{key}"]) for key in ("depth", "context", "vocab-size", "head-width", "batch-tokens")}
     assert numbers == {"depth": 1, "context": 64, "vocab-size": 300, "head-width": 32, "batch-tokens": 256}
-    assert len(np.load(folder / "ids.npy")) == 4 * (3 + 2 * 6)  # warm steps and two blocks a round
+    assert len(np.load(folder / "ids.npy")) == 4 * (3 + 2 * TINY.rounds)  # warm steps and two blocks a round
 
     before = (tmp_path / "rows.jsonl").read_bytes()
     compare(bench(), TINY, "a")

@@ -17,6 +17,7 @@ from intone.prove.gates.parity import MIN_STEPS, relative_differences, trajector
 from intone.prove.live import LineChild, Ready, WorkerChild
 from intone.prove.measure import Measured, Side, measure_rounds
 from intone.records import Choices, Segment, write_choices
+from intone.tune.trial import attention_for
 
 NUM_STEPS = 1_000_000  # of the measured jobs: more than any block needs
 # by quick: replicates of fresh processes, rounds in each. Starting a worker takes 3 to 5 s of two cores, and there are
@@ -69,8 +70,7 @@ def plans_of(kit: Kit, stage: str) -> dict[str, Plan]:
     found = {START: Plan(start, padded), "auto_batch": Plan(batch, padded)}
     faster = batch
     if kit.no_compile is None:
-        attention = "products" if kit.device == "cpu" else "sdpa"  # as tune.trial.attention_for
-        faster = with_segment(batch, compiled=True, attention=attention)
+        faster = with_segment(batch, compiled=True, attention=attention_for(kit.device, True))
         found["compile"] = Plan(faster, padded)
     if padded:
         found["packing"] = Plan(faster, False)

@@ -1,17 +1,20 @@
 """The one GPT: every architecture option is a field of ModelConfig, training and cached decoding share its code."""
 
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intone.config import ModelConfig
-from intone.model.attention import Backend, attend, packed_mask, rotary_tables, rotate
+from intone.model.attention import FLEX_BLOCK, Backend, attend, block_mask, packed_mask, rotary_tables, rotate
 from intone.model.head import loss_in_pieces
 from intone.model.native import trunk as native
 from intone.model.native.ops import NarrowWeights
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 SMEAR_CHANNELS = 24  # leading channels of the embedding that gate the smear (nanochat 92d63d4)
 VALUE_GATE_CHANNELS = 12  # leading channels of the block input that gate a value embedding (nanochat 92d63d4)
@@ -91,8 +94,8 @@ class Attention(nn.Module):
         return 3 * torch.sigmoid(self.value_gate(x[..., :VALUE_GATE_CHANNELS]))
 
     def forward(
-        self, x: Tensor, value: Tensor | None, cos: Tensor, sin: Tensor, mask: Tensor | None, backend: Backend,
-        cache: CacheView | None,
+        self, x: Tensor, value: Tensor | None, cos: Tensor, sin: Tensor, mask: "Tensor | BlockMask | None",
+        backend: Backend, cache: CacheView | None,
     ) -> Tensor:  # fmt: skip
         """x (B, T, D), value (B, T, K * C) or None -> (B, T, D).
 
@@ -135,8 +138,8 @@ class Block(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(
-        self, x: Tensor, value: Tensor | None, cos: Tensor, sin: Tensor, mask: Tensor | None, backend: Backend,
-        cache: CacheView | None,
+        self, x: Tensor, value: Tensor | None, cos: Tensor, sin: Tensor, mask: "Tensor | BlockMask | None",
+        backend: Backend, cache: CacheView | None,
     ) -> Tensor:  # fmt: skip
         x = x + self.attention(norm(x, self.eps), value, cos, sin, mask, backend, cache)
         return x + self.mlp(norm(x, self.eps))
@@ -289,7 +292,9 @@ class GPT(nn.Module):
         dtype = self.compute_dtype
         if cache is None:
             cos, sin = self.cos[:length, None], self.sin[:length, None]
-            masks = {w: packed_mask(documents, length, w, ids.device) for w in self.windows()}
+            by_blocks = self.attention_backend == "flex" and torch.compiler.is_compiling() and length % FLEX_BLOCK == 0
+            make = block_mask if by_blocks else packed_mask  # flex_attention in eager code would keep all scores
+            masks = {w: make(documents, length, w, ids.device) for w in self.windows()}
         else:
             cos, sin = self.cos[cache.positions][:, :, None], self.sin[cache.positions][:, :, None]
             masks = {}

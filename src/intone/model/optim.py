@@ -63,13 +63,20 @@ class Optimizer:
         self.num_steps = 0
         self.orthogonalise_dtype = torch.bfloat16 if model.compute_dtype == torch.bfloat16 else torch.float32
         self.kernels = "torch"  # native: updates run on model/native/optimizer.cpp, where there is one
-        self._muon: Callable[..., None] = torch.compile(muon_update, dynamic=False) if compiled else muon_update
-        self._adamw: Callable[..., None] = torch.compile(adamw_update, dynamic=False) if compiled else adamw_update
+        self._muon: Callable[..., None] = muon_update
+        self._adamw: Callable[..., None] = adamw_update
+        self.use_compiled(compiled)
         self._shards: list[GroupShard] | None = None  # of the groups, in their order; None: everything is ours
         if team.size > 1:
             self._shards = [GroupShard(group.params, team, whole=group.kind == "muon") for group in self.groups]
         for group, params in zip(self.groups, self._own_params(), strict=True):
             group.state = initial_state(group, params, config)
+
+    def use_compiled(self, compiled: bool) -> None:
+        """From here on the updates are compiled code, or not: few passes over memory instead of one an operation."""
+        if compiled != (self._muon is not muon_update):
+            self._muon = torch.compile(muon_update, dynamic=False) if compiled else muon_update
+            self._adamw = torch.compile(adamw_update, dynamic=False) if compiled else adamw_update
 
     def _own_params(self) -> list[list[Tensor]]:
         """What this process updates, group by group."""

@@ -248,6 +248,8 @@ class Trainer:
         else:
             self.model.attention_backend = cast(Backend, segment.attention)
         self.model.head_pieces = segment.head_pieces
+        # on a CPU our kernels do it, and where they do not, compiling would cost more than it saves
+        self.optimizer.use_compiled(segment.compiled and self.device.type == "cuda")
         if segment.threads:
             torch.set_num_threads(segment.threads)
         if self.runner is not None:  # at the start of a process whoever wrote the segment has said so
@@ -260,6 +262,7 @@ class Trainer:
             device_batch=segment.device_batch,
             compiled=segment.compiled,
             by_block=segment.by_block,
+            one_text=self.job.one_text,
             team=self.team,
         )
         if segment.dtype == "fp16" and self.progress.loss_scale > 1.0:

@@ -27,6 +27,9 @@ def check_segments(choices: Choices) -> None:
             check_native(segment)
         elif segment.attention not in BACKENDS:
             raise unknown_name("attention backend", segment.attention, BACKENDS)
+        if segment.attention == "flex" and (not segment.compiled or segment.by_block):
+            how = f"compiled {segment.compiled}, by_block {segment.by_block}"
+            raise UserError(f"attention flex is for a model compiled as a whole; the plan says {how}", value=how)
         if segment.head_pieces < 1 or (segment.head_pieces > 1 and (segment.compiled or segment.kernels == "native")):
             how = f"{segment.head_pieces} pieces, compiled {segment.compiled}, kernels {segment.kernels}"
             raise UserError(f"the loss in pieces is for eager code of PyTorch; the plan says {how}", value=how)

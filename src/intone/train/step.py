@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from intone.data.loader import Batch
+from intone.model.attention import fused_kernels
 from intone.model.gpt import GPT
 from intone.model.optim import Optimizer, StepScale
 from intone.team import ALONE, Team
@@ -62,10 +63,11 @@ class TrainStep:
 
     def __init__(
         self, model: GPT, optimizer: Optimizer, *, device: torch.device, dtype: str, device_batch: int, compiled: bool,
-        by_block: bool = False, team: Team = ALONE,
+        by_block: bool = False, one_text: bool = False, team: Team = ALONE,
     ) -> None:  # fmt: skip
         """by_block: compile the blocks, which share their code, and leave what is around them eager.
 
+        one_text: every row is one document, so that attention needs no mask for them.
         team: those who have the other rows of every step, and optimizers of the same team.
         """
         self.device_batch = device_batch
@@ -75,6 +77,7 @@ class TrainStep:
         self._device = device
         self._optimizer = optimizer
         self._team = team
+        self._one_text = one_text
         self._parameters = list(model.parameters())
         self._model: nn.Module = model
         if compiled and torch.are_deterministic_algorithms_enabled():
@@ -95,9 +98,11 @@ class TrainStep:
             return StepResult(loss_sum, num_supervised, torch.tensor(True, device=self._device))
         factor = self.loss_scale / num_supervised
         for rows in micro_batches(batch, self.device_batch, padded=self.compiled):
-            ids, targets, documents = (self._upload(a) for a in (rows.ids, rows.targets, rows.documents))
+            ids, targets = self._upload(rows.ids), self._upload(rows.targets)
+            documents = None if self._one_text else self._upload(rows.documents)
             more = () if rows.weights is None else (self._upload(rows.weights),)
-            part, _ = self._model(ids, targets, documents, *more)
+            with fused_kernels(self._device):
+                part, _ = self._model(ids, targets, documents, *more)
             (part * factor).backward()
             loss_sum = loss_sum + part.detach()
         finite = self._unscale()

@@ -103,14 +103,18 @@ class TrialRunner:
 
 
 def attention_for(device: str, compiled: bool, kernels: str = "torch") -> str:
-    """The attention backend by rule: our kernels bring theirs; on a CPU compiled products fuse with mask and softmax.
+    """The attention backend by rule: our kernels bring theirs; on a CPU compiled products fuse with mask and softmax,
+    on a GPU compiled code skips what the mask hides.
 
     At depth 4, 8 rows of 256 tokens, bf16 on two cores: compiled products 9,060 tokens/s, compiled fused kernel
-    7,570; eager the two are equal (LOG.md).
+    7,570; eager the two are equal. On an H200, 16 rows of 2,048 tokens in documents of 800, 6 heads of 128, forward and
+    backward: 0.77 ms, where the fused kernel takes 0.89 ms without any mask (LOG.md).
     """
     if kernels == "native":
         return "native"
-    return "products" if device == "cpu" and compiled else "sdpa"
+    if not compiled:
+        return "sdpa"
+    return {"cpu": "products", "cuda": "flex"}.get(device, "sdpa")
 
 
 def loader_choice(runner: TrialRunner) -> Choice:

@@ -50,11 +50,15 @@ class Bench:
 
     def __post_init__(self) -> None:
         path = self.out / ROWS
-        self._known = {row.id for row in read_results(path)} if path.exists() else set()
+        self._known = {row.id: row for row in read_results(path)} if path.exists() else {}
 
     def has(self, *names: str) -> bool:
         """Whether DIR holds the rows of all these names already."""
         return all(f"{self.prefix}.{name}" in self._known for name in names)
+
+    def known(self, name: str) -> ResultRow | None:
+        """The row of this name that DIR holds, None where it has none."""
+        return self._known.get(f"{self.prefix}.{name}")
 
     def may(self, what: str, *names: str, seconds: float) -> bool:
         """Whether to measure what gives the rows of these names: not where they are known, nor without time for it.
@@ -87,11 +91,12 @@ class Bench:
     ) -> None:  # fmt: skip
         """Writes one row, now. Raises UserError for a value that is no measurement."""
         full = f"{self.prefix}.{name}"
-        append_result(self.out / ROWS, ResultRow(
+        row = ResultRow(
             id=full, value=value, unit=unit, low=low, high=high, n=n, baseline=baseline, machine=self.machine,
             command=self.command, code=self.code, date=utc_now(),
-        ))  # fmt: skip
-        self._known.add(full)
+        )  # fmt: skip
+        append_result(self.out / ROWS, row)
+        self._known[full] = row
         span = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
         say(f"{full}  {value:.4g}{span} {unit}  n={n}")
 

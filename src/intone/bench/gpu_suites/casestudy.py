@@ -25,6 +25,7 @@ from intone.model.gpt import GPT
 from intone.records import Choice, Choices, Segment
 from intone.resolving import Resolved
 from intone.tune.settle import settle_device_batch
+from intone.tune.trial import attention_for
 
 TALK_TOKENS = 430  # estimate of the mean length in the study's SFT data (its mixture averages 400 to 450)
 BUSY_S, SAMPLE_MS = 8.0, 200
@@ -107,7 +108,8 @@ def make_kit(bench: Bench, shape: Shape) -> Kit:
     )  # fmt: skip
     say(f"{batch.value} rows at a time: {batch.reason}")
     segment = Segment(
-        0, device_batch=batch.value, compiled=compiled, dtype=dtype, attention="sdpa", reason="bench",  # type: ignore[arg-type]
+        0, device_batch=batch.value, compiled=compiled, dtype=dtype,  # type: ignore[arg-type]
+        attention=attention_for(bench.device, compiled), reason="bench",
         threads=None if bench.device == "cuda" else 1,
     )  # fmt: skip
     choices = Choices({"device": Choice(bench.device, "--device", "flag")}, (segment,), {}, dict(bench.environment))

@@ -29,7 +29,7 @@ DEPTHS = {False: (12, 24), True: (2,)}  # by is_tiny
 SECONDS = {2: 1.0, 12: 60.0, 24: 90.0}
 # prompt and new tokens of one text; prompts, longest prompt, new tokens of an evaluation, and what nanochat is given
 ONE = {False: (64, 128), True: (5, 4)}
-EVALUATION = {False: (1319, 160, 256, 4), True: (7, 9, 4, 1)}
+EVALUATION = {False: (1319, 160, 256, 2), True: (7, 9, 4, 1)}
 
 
 def infer(bench: Bench) -> None:
