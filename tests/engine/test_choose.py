@@ -1,6 +1,7 @@
 """How much an engine computes at once: by rule, as asked, and less for a while; texts stay what they are."""
 
 import pytest
+import torch
 
 from intone.engine.choose import ALONE_TOKENS, MOST_SLOTS
 from intone.engine.engine import Engine
@@ -66,3 +67,13 @@ def test_other_lengths_of_captured_steps_give_the_same_texts(model, byte_tokeniz
         engine.limit(buckets=[12])
         assert texts(engine, longest=1) == whole
         assert {shape.context for shape in steps} == {8, 12}
+
+
+def test_step_kernels_are_pytorchs_on_a_cpu_and_others_are_refused(model, byte_tokenizer):
+    with Engine(model, byte_tokenizer, kernels="torch", steps="captured") as engine:
+        assert engine.settings["step_kernels"] == ("torch", "cpu has no launches to save")
+    for steps, words in (("captured", "for NVIDIA's GPUs, not for cpu"), ("eager", "steps are eager")):
+        with pytest.raises(UserError, match=f"step_kernels triton cannot be had: .*{words}"):
+            Engine(model, byte_tokenizer, kernels="torch", dtype=torch.float32, steps=steps, step_kernels="triton")
+    with Engine(model, byte_tokenizer, kernels="torch", steps="captured", step_kernels="torch") as engine:
+        assert engine.settings["step_kernels"] == ("torch", "as asked")

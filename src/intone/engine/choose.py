@@ -8,6 +8,7 @@ import torch
 
 from intone.engine import fixed
 from intone.engine.decoder import Decoder, GPTDecoder
+from intone.engine.fused_decoder import StepKernels, fused_obstacle
 from intone.engine.native_decoder import NativeDecoder, Weights, as_stored, native_obstacle
 from intone.engine.pages import PAGE
 from intone.engine.sandbox.box import Sandbox
@@ -48,6 +49,7 @@ class Setup:
     weights: Weights
     kernels: Kernels | Literal["auto"]
     steps: Steps
+    step_kernels: StepKernels
 
 
 def decoder_of(model: Any, setup: Setup) -> tuple[Decoder, torch.device, dict[str, tuple[Any, str]]]:
@@ -110,6 +112,26 @@ def steps_of(decoder: Decoder, device: torch.device, setup: Setup) -> tuple[Lite
     if device.type == "cuda":
         return "captured", "one launch a step, and results are read while the next one runs"
     return "eager", f"a step on {device.type} has no launches to save"
+
+
+def step_kernels_of(
+    decoder: Decoder, device: torch.device, setup: Setup, steps: Literal["eager", "captured"]
+) -> tuple[Literal["torch", "triton"], str]:
+    """What computes captured steps, and why. Raises UserError where Triton's kernels cannot be had."""
+    asked = setup.step_kernels
+    if asked == "torch":
+        return "torch", "as asked"
+    if steps == "eager":
+        obstacle: str | None = "steps are eager"
+    elif asked == "auto" and device.type != "cuda":
+        obstacle = f"{device.type} has no launches to save"
+    else:
+        obstacle = fused_obstacle(decoder, device)
+    if obstacle is None:
+        return "triton", "as asked" if asked == "triton" else "six launches a block for up to 16 rows, not 45"
+    if asked == "triton":
+        raise UserError(f"step_kernels triton cannot be had: {obstacle}", value="triton", fix="use step_kernels auto")
+    return "torch", obstacle
 
 
 def limits_of(setup: Setup, device: torch.device, steps: str) -> tuple[Limits, tuple[int, ...], Reasons]:

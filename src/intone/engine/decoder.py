@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intone.config import ModelConfig
-from intone.engine.products import TILE, Product, by_tiles, make_product
+from intone.engine.products import TILE, PlainProduct, Product, by_tiles, make_product
 from intone.model.attention import rotary_tables
 from intone.model.gpt import GPT, SMEAR_CHANNELS, VALUE_GATE_CHANNELS, norm
 
@@ -69,6 +69,34 @@ class _Block:
     down: Product
     scale: tuple[float, float] | None  # of the stream and of the embedding
     value: int | None  # which of the value embeddings
+
+
+@dataclass(frozen=True)
+class BlockMatrices:
+    """One block's weights as GPTDecoder keeps them, (outputs, inputs): rows of queries and keys have channels in pairs,
+    behind the values' rows are those of their gates. scale and value as in _Block."""
+
+    qkv: Tensor
+    out: Tensor
+    up: Tensor
+    down: Tensor
+    scale: tuple[float, float] | None
+    value: int | None
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """All weights of a GPTDecoder, not copied. values: (V, value embeddings, K * C). smear: its gate's weight
+    (1, SMEAR_CHANNELS) and its scale (1,) float32. cos, sin: (positions, C / 2) float32."""
+
+    embedding: Tensor
+    values: Tensor | None
+    blocks: tuple[BlockMatrices, ...]
+    head: Tensor
+    smear: tuple[Tensor, Tensor] | None
+    backout: float | None
+    cos: Tensor
+    sin: Tensor
 
 
 class GPTDecoder:
@@ -131,9 +159,23 @@ class GPTDecoder:
             for block in range(config.depth)
         ]
         if config.smear:
-            self._smear_gate = self._gate(taken("smear_gate.weight"))
+            self._smear_weight = taken("smear_gate.weight")
+            self._smear_gate = self._gate(self._smear_weight)
             self._smear_scale = weights["smear_scale"].detach().to(self.device, self._wide, copy=True)
         self._backout = float(weights["backout_scale"]) if config.backout else None
+
+    def matrices(self) -> Matrices:
+        """The weights as they are now, for other kernels; where oneDNN or tiles have them there are none to be had."""
+        blocks = tuple(
+            BlockMatrices(
+                _weight(block.qkv), _weight(block.out), _weight(block.up), _weight(block.down), block.scale, block.value
+            )
+            for block in self._blocks
+        )
+        smear = (self._smear_weight, self._smear_scale) if self.config.smear else None
+        return Matrices(
+            self._embedding, self._values, blocks, _weight(self._head), smear, self._backout, self._cos, self._sin
+        )
 
     def logits(self, batch: Batch) -> Tensor:
         """The logits (M, V) of the wanted places in float32 or better; keys and values go to batch.attention."""
@@ -244,6 +286,11 @@ class GPTDecoder:
             scale=scale,
             value=value,
         )
+
+
+def _weight(product: Product) -> Tensor:
+    assert isinstance(product, PlainProduct), "a weight that was laid out for the machine"
+    return product.weight
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from intone.data.chat import Message, render_prompt
 from intone.engine.choose import Setup, Steps, checked_sizes
+from intone.engine.fused_decoder import StepKernels
 from intone.engine.native_decoder import Weights
 from intone.engine.requests import Completion, Prompt, Request, check_ids, check_prompt
 from intone.engine.rows import Group, Handle, Listener
@@ -48,9 +49,10 @@ class Engine:
     number. sandbox: where Python that texts call runs; None: one with the usual limits. weights: how matrices are
     stored; auto: in dtype; int8: half the bytes of bf16, with a small loss. kernels: whether a CPU computes with our
     kernels or PyTorch; auto: ours where they run. steps: of growing texts. captured: of fixed sizes, so that a GPU
-    replays them and the host reads each result while the next step runs; auto: on CUDA. prompt_tokens: of prompts per
-    step; fewer while texts grow whose tokens somebody reads. buckets: lengths, besides the context, that captured
-    steps are made for; a text runs in the next larger. None: as suits the device.
+    replays them and the host reads each result while the next step runs; auto: on CUDA. step_kernels: what computes
+    captured steps. triton: our kernels, a few launches a block; auto: these on CUDA where they run. prompt_tokens: of
+    prompts per step; fewer while texts grow whose tokens somebody reads. buckets: lengths, besides the context, that
+    captured steps are made for; a text runs in the next larger. None: as suits the device.
     Close it after use: it owns threads.
     """
 
@@ -60,7 +62,7 @@ class Engine:
         cache_bytes: int | None = None, deterministic: bool = False, share_prefixes: bool = True,
         num_guesses: int | None = None, max_waiting: int | None = None, sandbox: Sandbox | None = None,
         weights: Weights = "auto", kernels: Kernels | Literal["auto"] = "auto", steps: Steps = "auto",
-        prompt_tokens: int | None = None, buckets: Sequence[int] | None = None,
+        step_kernels: StepKernels = "auto", prompt_tokens: int | None = None, buckets: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         config = model.config
         self.context: int = config.context if context is None else context
@@ -89,6 +91,7 @@ class Engine:
             device=device, dtype=dtype, context=self.context, num_slots=num_slots, prompt_tokens=prompt_tokens,
             buckets=lengths, cache_bytes=cache_bytes, deterministic=deterministic, share_prefixes=share_prefixes,
             num_guesses=num_guesses, sandbox=sandbox, weights=weights, kernels=kernels, steps=steps,
+            step_kernels=step_kernels,
         )  # fmt: skip
         self._forms = Forms(tokenizer)
         self._worker = Worker(model, tokenizer, setup, self._specials, self._commands)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intone.engine import sample
-from intone.engine.decoder import Batch, Decoder, wide_dtype
+from intone.engine.decoder import Batch, Decoder, GPTDecoder, wide_dtype
+from intone.engine.fused_decoder import FusedDecoder, StepRows
 from intone.engine.kv import PageStore
 from intone.engine.pages import PAGE
 from intone.engine.rows import Row
@@ -53,9 +54,12 @@ class FixedSteps:
 
     def __init__(
         self, decoder: Decoder, store: PageStore, *, context: int, scale: float, most_rows: int, num_slots: int = 2,
-        buckets: Sequence[int] | None = None,
+        buckets: Sequence[int] | None = None, is_fused: bool = False,
     ) -> None:  # fmt: skip
-        """buckets: lengths that steps are made for, ascending, besides the whole context; None: CONTEXTS."""
+        """buckets: lengths that steps are made for, ascending, besides the whole context; None: CONTEXTS.
+
+        is_fused: our step kernels compute the logits, which fused_obstacle() must allow.
+        """
         device = store.device
         self.most_rows = most_rows
         self.buckets = tuple(CONTEXTS if buckets is None else buckets)
@@ -69,6 +73,10 @@ class FixedSteps:
         self._stops = torch.full((size, MOST_STOPS), -1, dtype=whole, device=device)
         # behind the pages that texts get there is one of each group for whatever rows write that do not run
         self._trash = [_trash_page(store, group) for group in range(len(store.groups))]
+        self._fused: FusedDecoder | None = None
+        if is_fused:
+            assert isinstance(decoder, GPTDecoder), "the caller asked fused_obstacle()"
+            self._fused = FusedDecoder(decoder, store, trash=self._trash, scale=scale)
         shape = (size, -(-context // PAGE))
         self._tables = [torch.full(shape, trash, dtype=whole, device=device) for trash in self._trash]
         self._out = torch.zeros((3, size), dtype=torch.float64, device=device)
@@ -201,13 +209,16 @@ class FixedSteps:
         """One token of every running row, from its state to its state; without a decision of the host."""
         size = shape.rows
         token, before, position, left, running, stream, top_k = self._whole[:, :size].unbind()
-        is_running = running > 0
-        attention = FixedAttention(
-            self._store, [table[:size] for table in self._tables], self._trash, position, is_running,
-            context=shape.context, scale=self._scale, wide=self._wide,
-        )  # fmt: skip
-        wanted = torch.arange(size, device=self._device)
-        logits = self._decoder.logits(Batch(token, before, position, wanted, attention))
+        is_running, tables = running > 0, [table[:size] for table in self._tables]
+        if self._fused is not None:
+            logits = self._fused.logits(StepRows(token, before, position, running, tables), context=shape.context)
+        else:
+            attention = FixedAttention(
+                self._store, tables, self._trash, position, is_running, context=shape.context, scale=self._scale,
+                wide=self._wide,
+            )  # fmt: skip
+            wanted = torch.arange(size, device=self._device)
+            logits = self._decoder.logits(Batch(token, before, position, wanted, attention))
         if shape.is_greedy:
             ids, is_decided = sample.argmax(logits), torch.ones_like(is_running)
         else:

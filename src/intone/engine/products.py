@@ -1,6 +1,7 @@
 """Matrix products with fixed weights: each weight is laid out once for the machine, not at every call."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ def make_product(weight: Tensor, *, relu: bool = False, tiled: bool = False) -> 
     tiled: rows are computed TILE at a time, so a row's bits do not depend on how many there are; their number must
     be a multiple of TILE. The weight may be copied; changes of it later are not seen.
     """
-    product = _packed(weight, relu=relu) if can_pack(weight) else _plain(weight, relu=relu)
+    product = _packed(weight, relu=relu) if can_pack(weight) else PlainProduct(weight, relu)
     return by_tiles(product) if tiled else product
 
 
@@ -66,7 +67,13 @@ def _packed(weight: Tensor, *, relu: bool) -> Product:
     return product
 
 
-def _plain(weight: Tensor, *, relu: bool) -> Product:
-    if relu:
-        return lambda x: F.linear(x, weight).relu_()
-    return lambda x: F.linear(x, weight)
+@dataclass(frozen=True)
+class PlainProduct:
+    """The product by PyTorch, its weight (E, D) as it is."""
+
+    weight: Tensor
+    relu: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight)
+        return y.relu_() if self.relu else y

@@ -14,7 +14,7 @@ from torch import Tensor
 from intone.engine.ahead import Ahead
 from intone.engine.budget import page_bytes, pages_per_text, settle_cache
 from intone.engine.burst import Bursts
-from intone.engine.choose import Setup, decoder_of, limits_of, steps_of, stored_weights, with_prompts
+from intone.engine.choose import Setup, decoder_of, limits_of, step_kernels_of, steps_of, stored_weights, with_prompts
 from intone.engine.fixed import ROWS, FixedSteps, Result
 from intone.engine.kv import Cache, PageStore, page_groups
 from intone.engine.native_decoder import NativeDecoder, Weights
@@ -46,6 +46,7 @@ class Worker:
         self._groups: dict[Handle, Group] = {}
         decoder, device, how = decoder_of(model, setup)
         steps = steps_of(decoder, device, setup)
+        step_kernels = step_kernels_of(decoder, device, setup, steps[0])
         limits, buckets, how_much = limits_of(setup, device, steps[0])
         self.settled |= how | {"steps": steps} | how_much
         config, context = decoder.config, setup.context
@@ -57,6 +58,8 @@ class Worker:
         self.settled["cache"] = (human_bytes(size.bytes), size.reason)
         self._cache_bytes = size.bytes
         is_fixed = steps[0] == "captured"
+        if is_fixed:
+            self.settled["step_kernels"] = step_kernels
         store = PageStore(config, groups, size.num_pages, dtype=decoder.dtype, device=device, has_spare=is_fixed)
         most_pages = [pages_per_text(group, context=context, step_tokens=limits.alone_tokens) for group in groups]
         self._cache = Cache(
@@ -79,7 +82,7 @@ class Worker:
         if is_fixed:
             fixed = FixedSteps(
                 decoder, store, context=context, scale=self.runner.scale, most_rows=min(limits.num_slots, ROWS[-1]),
-                buckets=buckets,
+                buckets=buckets, is_fused=step_kernels[0] == "triton",
             )  # fmt: skip
             self._ahead = Ahead(
                 fixed, self._scheduler, take=self._take_ahead, note_step=self._note_ahead,

@@ -1,0 +1,268 @@
+"""Triton kernels of one decoding step: products that carry their norm and sum with them, and attention over pages
+
+Imported where they are launched only (engine/fused_decoder.py): this needs triton. Numbers are widened right after
+each load: sums are float32 whatever is stored, and Triton's interpreter computes bfloat16 wrongly.
+The stream is float32; beside it stands a copy in the weights' dtype, which the next product reads.
+"""
+
+import triton
+import triton.language as tl
+
+PAD = tl.constexpr(16)  # rows of a tile of the tensor cores; fewer rows are filled up with zeros
+FAR = tl.constexpr(-1.0e30)  # a score that nothing reaches; -inf - -inf would not be a number
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def embed_kernel(
+    token, before, embedding, smear_weight, smear_scale, first, stream, copy, s0, s1, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, SMEAR: tl.constexpr, NORMED: tl.constexpr,
+):  # fmt: skip
+    """A program per row: first, the normed embedding with its smear; the stream that enters the first block; its copy.
+
+    SMEAR: leading channels of the gate, 0: no smear. NORMED: the copy is normed.
+    """
+    row = tl.program_id(0)
+    column = tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    place = tl.load(token + row) * WIDTH + column
+    x = _normed(tl.load(embedding + place, mask=inside, other=0.0).to(tl.float32), eps, WIDTH)
+    if SMEAR > 0:
+        previous = tl.load(before + row)
+        place = tl.maximum(previous, 0) * WIDTH + column
+        other = _normed(tl.load(embedding + place, mask=inside, other=0.0).to(tl.float32), eps, WIDTH)
+        weight = tl.load(smear_weight + column, mask=column < SMEAR, other=0.0).to(tl.float32)
+        gate = tl.sigmoid(tl.sum(x * weight, 0)) * tl.load(smear_scale)
+        x += tl.where(previous >= 0, gate, 0.0) * other
+    at = row * WIDTH + column
+    tl.store(first + at, x, mask=inside)
+    x = s0 * x + s1 * x
+    tl.store(stream + at, x, mask=inside)
+    if NORMED:
+        x = _normed(x, eps, WIDTH)
+    tl.store(copy + at, x, mask=inside)
+
+
+@triton.jit
+def one_row_kernel(
+    x, weight, out, stream, base, keep, s0, s1, eps, cap, N,
+    K: tl.constexpr, NORM: tl.constexpr, ENDING: tl.constexpr, KEEPS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """out (N,) = ending(x (K,) @ weight (N, K)^T); each program has BLOCK_N columns and reads their weights once.
+
+    NORM: of x / rms(x), whose square is summed beside the product. ENDING: see _finished.
+    """
+    begin = tl.program_id(0) * BLOCK_N
+    n = tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    inside = begin + n < N
+    own = weight + begin.to(tl.int64) * K
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    square = tl.zeros((BLOCK_K,), tl.float32)
+    # written out, so that the loads of all turns can be on their way at once
+    for start in tl.static_range(0, K, BLOCK_K):
+        a = tl.load(x + start + k, mask=start + k < K, other=0.0).to(tl.float32)
+        here = inside[:, None] & (start + k < K)[None, :]
+        w = tl.load(own + n[:, None] * K + (start + k)[None, :], mask=here, other=0.0)
+        total += w.to(tl.float32) * a[None, :]
+        square += a * a
+    y = tl.sum(total, 1)
+    if NORM:
+        y *= tl.rsqrt(tl.sum(square, 0) / K + eps)
+    at = begin + n
+    y = _finished(y, at, inside, stream, base, keep, s0, s1, cap, ENDING, KEEPS)
+    tl.store(out + at, y, mask=inside)
+
+
+@triton.jit
+def few_rows_kernel(
+    x, weight, out, stream, base, keep, s0, s1, eps, cap, N, rows,
+    K: tl.constexpr, NORM: tl.constexpr, ENDING: tl.constexpr, KEEPS: tl.constexpr, WIDENS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The same for x (rows, K), at most PAD rows, on the tensor cores. WIDENS: the products are float32's."""
+    begin = tl.program_id(0) * BLOCK_N
+    n = tl.arange(0, BLOCK_N)
+    m = tl.arange(0, PAD)
+    k = tl.arange(0, BLOCK_K)
+    own = weight + begin.to(tl.int64) * K
+    total = tl.zeros((PAD, BLOCK_N), tl.float32)
+    square = tl.zeros((PAD, BLOCK_K), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        at_k = start + k
+        a = tl.load(x + m[:, None] * K + at_k[None, :], mask=(m < rows)[:, None] & (at_k < K)[None, :], other=0.0)
+        here = (begin + n < N)[None, :] & (at_k < K)[:, None]
+        w = tl.load(own + n[None, :] * K + at_k[:, None], mask=here, other=0.0)
+        wide = a.to(tl.float32)
+        if NORM:
+            square += wide * wide
+        total = tl.dot(wide, w.to(tl.float32), total, input_precision="ieee") if WIDENS else tl.dot(a, w, total)
+    y = total
+    if NORM:
+        y *= tl.rsqrt(tl.sum(square, 1) / K + eps)[:, None]
+    inside = (m < rows)[:, None] & (begin + n < N)[None, :]
+    at = m[:, None] * N + (begin + n)[None, :]
+    y = _finished(y, at, inside, stream, base, keep, s0, s1, cap, ENDING, KEEPS)
+    tl.store(out + at, y, mask=inside)
+
+
+@triton.jit
+def added_kernel(
+    y, stream, base, keep, copy, s0, s1, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, KEEPS: tl.constexpr
+):
+    """A program per row: y is added to the stream as _finished does, and the copy is the normed stream."""
+    column = tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    at = tl.program_id(0) * WIDTH + column
+    x = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+    x = _finished(x, at, inside, stream, base, keep, s0, s1, 1.0, "add", KEEPS)
+    tl.store(copy + at, _normed(x, eps, WIDTH), mask=inside)
+
+
+@triton.jit
+def ending_kernel(x, out, cap, x_width, out_width, ENDING: tl.constexpr, BLOCK: tl.constexpr):
+    """out (rows, out_width) = ending(x (rows, x_width)), of its first columns; a grid of rows and blocks of columns."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < out_width
+    y = tl.load(x + row * x_width + column, mask=inside, other=0.0).to(tl.float32)
+    y = _finished(y, column, inside, x, x, x, 1.0, 0.0, cap, ENDING, False)
+    tl.store(out + row * out_width + column, y, mask=inside)
+
+
+@triton.jit
+def attention_kernel(
+    found, cos, sin, position, running, table, stored, values, token, out, parts, bounds,
+    found_width, table_width, values_width, reach, trash, scale, eps,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
+    GATED: tl.constexpr,
+):  # fmt: skip
+    """One new token of every row over the pages of its text; a grid of rows, heads and splits of what a row sees.
+
+    found (rows, found_width): queries and keys, both with channels in pairs, values and, where GATED, their gates.
+    table (rows, table_width): pages. stored: one block's (pages * PAGE, 2, KV_HEADS, WIDTH). values: this block's
+    embeddings of tokens, values_width apart. A split reads whole pages, so splits without a page stop at once; that
+    which has the row's own page writes the new key and value, which nobody reads here: they are in its registers.
+    SPLITS 1: out (rows, HEADS * WIDTH) is the end. Else parts (rows, HEADS, SPLITS, WIDTH) and bounds (2, rows,
+    HEADS, SPLITS), the largest score and the sum, wait for merge_kernel.
+    Every place of a page keeps a softmax of its own; they meet at the end, so no turn waits for a reduction.
+    """
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    split = tl.program_id(2)
+    kv_head = head // (HEADS // KV_HEADS)
+    c = tl.arange(0, WIDTH)
+    place = tl.arange(0, PAGE)
+    here = tl.load(position + row).to(tl.int32)
+    low = tl.maximum(here - reach, 0)
+    own_page = here // PAGE
+    per_split = (own_page - low // PAGE + SPLITS) // SPLITS
+    first = low // PAGE + split * per_split
+    last = tl.minimum(first + per_split, own_page + 1)
+    is_own = (own_page >= first) & (own_page < last)
+
+    new = found + row.to(tl.int64) * found_width
+    q = _turned(new + head * WIDTH, cos, sin, here, eps, WIDTH) * (scale * LOG2_E)
+    largest = tl.full((PAGE,), FAR, tl.float32)
+    total = tl.zeros((PAGE,), tl.float32)
+    y = tl.zeros((PAGE, WIDTH), tl.float32)
+    for page in range(first, last):
+        at_position = page * PAGE + place
+        seen = (at_position >= low) & (at_position < here)
+        entry = tl.load(table + row * table_width + page) * PAGE + place
+        at = stored + (entry * (2 * KV_HEADS) + kv_head)[:, None] * WIDTH + c[None, :]
+        key = tl.load(at, mask=seen[:, None], other=0.0).to(tl.float32)
+        value = tl.load(at + KV_HEADS * WIDTH, mask=seen[:, None], other=0.0).to(tl.float32)
+        score = tl.where(seen, tl.sum(key * q[None, :], 1), FAR)
+        before = largest
+        largest = tl.maximum(before, score)
+        fading = tl.exp2(before - largest)
+        share = tl.where(seen, tl.exp2(score - largest), 0.0)
+        total = total * fading + share
+        y = y * fading[:, None] + share[:, None] * value
+
+    # what the row itself adds, rounded as it is stored
+    kind = stored.dtype.element_ty
+    key = _turned(new + (HEADS + kv_head) * WIDTH, cos, sin, here, eps, WIDTH).to(kind)
+    value = tl.load(new + (HEADS + KV_HEADS + kv_head) * WIDTH + c).to(tl.float32)
+    if GATED:
+        gate = 3.0 * tl.sigmoid(tl.load(new + (HEADS + 2 * KV_HEADS) * WIDTH + kv_head).to(tl.float32))
+        added = tl.load(values + tl.load(token + row) * values_width + kv_head * WIDTH + c)
+        value += gate * added.to(tl.float32)
+    value = value.to(kind)
+    is_writer = is_own & (head % (HEADS // KV_HEADS) == 0)
+    page = tl.load(table + row * table_width + own_page)
+    page = tl.where(tl.load(running + row) != 0, page, trash)
+    at = stored + ((page * PAGE + here % PAGE) * (2 * KV_HEADS) + kv_head) * WIDTH + c
+    tl.store(at, key, mask=is_writer)
+    tl.store(at + KV_HEADS * WIDTH, value, mask=is_writer)
+
+    score = tl.where(is_own, tl.sum(key.to(tl.float32) * q, 0), FAR)
+    most = tl.maximum(tl.max(largest, 0), score)
+    fading = tl.exp2(largest - most)
+    share = tl.where(is_own, tl.exp2(score - most), 0.0)
+    total_all = tl.sum(total * fading, 0) + share
+    y_all = tl.sum(y * fading[:, None], 0) + share * value.to(tl.float32)
+    at_head = row * HEADS + head
+    if SPLITS == 1:
+        tl.store(out + at_head * WIDTH + c, y_all / total_all)
+    else:
+        at_split = at_head * SPLITS + split
+        tl.store(parts + at_split * WIDTH + c, y_all)
+        tl.store(bounds + at_split, most)
+        tl.store(bounds + tl.num_programs(0) * HEADS * SPLITS + at_split, total_all)
+
+
+@triton.jit
+def merge_kernel(parts, bounds, out, WIDTH: tl.constexpr, SPLITS: tl.constexpr):
+    """A program per row and head: the splits of attention_kernel become one."""
+    at_head = tl.program_id(0)
+    split = tl.arange(0, SPLITS)
+    c = tl.arange(0, WIDTH)
+    largest = tl.load(bounds + at_head * SPLITS + split)
+    total = tl.load(bounds + tl.num_programs(0) * SPLITS + at_head * SPLITS + split)
+    y = tl.load(parts + (at_head * SPLITS + split)[:, None] * WIDTH + c[None, :])
+    weight = tl.exp2(largest - tl.max(largest, 0))
+    y_all = tl.sum(y * weight[:, None], 0) / tl.sum(total * weight, 0)
+    tl.store(out + at_head * WIDTH + c, y_all)
+
+
+@triton.jit
+def _normed(x, eps, WIDTH: tl.constexpr):
+    """x / rms(x) of one row; what fills it up is zero."""
+    return x * tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
+
+
+@triton.jit
+def _finished(
+    y, at, inside, stream, base, keep, s0, s1, cap, ENDING: tl.constexpr, KEEPS: tl.constexpr
+):
+    """What becomes of a product's numbers y, whose places in a row-by-row tensor are at.
+
+    add: y + stream goes to keep (if KEEPS), s0 (y + stream) + s1 base to the stream, and is returned.
+    square: max(0, y)^2. cap: cap tanh(y / cap). What is not finite stays so.
+    """
+    if ENDING == "add":
+        y += tl.load(stream + at, mask=inside, other=0.0)
+        if KEEPS:
+            tl.store(keep + at, y, mask=inside)
+        y = s0 * y + s1 * tl.load(base + at, mask=inside, other=0.0)
+        tl.store(stream + at, y, mask=inside)
+    if ENDING == "square":
+        y = tl.where(y < 0, 0.0, y)
+        y = y * y
+    if ENDING == "cap":
+        y = cap * (1.0 - 2.0 / (tl.exp(2.0 / cap * y) + 1.0))
+    return y
+
+
+@triton.jit
+def _turned(x, cos, sin, position, eps, WIDTH: tl.constexpr):
+    """A head's numbers at x, neighbours turned as pairs by minus the position's angle, then normed."""
+    c = tl.arange(0, WIDTH)
+    angle = position * (WIDTH // 2) + c // 2
+    own = tl.load(x + c).to(tl.float32)
+    neighbour = tl.load(x + (c ^ 1)).to(tl.float32)
+    sign = tl.where(c % 2 == 0, 1.0, -1.0)
+    return _normed(own * tl.load(cos + angle) + sign * neighbour * tl.load(sin + angle), eps, WIDTH)
