@@ -253,9 +253,10 @@ def test_ids_begin_with_the_short_name_of_the_device(gpu_name, device, short):
     assert short_name(facts, device) == short
 
 
-def test_outside_a_checkout_a_variable_names_the_revision(monkeypatch):
-    monkeypatch.setattr("intone.bench.rows.ROOT", os.path.sep)
+def test_a_variable_names_the_revision_of_a_copy(monkeypatch):
     monkeypatch.setenv("INTONE_CODE", "abc123")
+    assert code_revision() == "abc123"
+    monkeypatch.setattr("intone.bench.rows.ROOT", os.path.sep)
     assert code_revision() == "abc123"
     monkeypatch.delenv("INTONE_CODE")
     assert code_revision() == "intone 0.1.0"

@@ -62,9 +62,9 @@ def test_every_value_of_a_table_becomes_a_row_and_known_ones_are_not_measured_ag
         return table_of(RATES)
 
     monkeypatch.setattr(suite, "train_table", fake)
-    monkeypatch.setattr(suite, "inference_table", lambda texts, *, quick: table_of(RATES))
+    monkeypatch.setattr(suite, "inference_table", lambda texts, **how: table_of(RATES))
     suite.casestudy(bench)
-    assert asked == [("sft", True, ("start", "auto_batch", "everything", "without_packing"))]
+    assert asked == [("sft", True, ("start", "auto_batch", "everything"))]
     rows = {row.id: row for row in read_results(bench.out / "rows.jsonl")}
     assert rows["tiny.casestudy.sft"].unit == "x" and "tiny.casestudy.sft.without_packing" in rows
     again = Bench(**{name: getattr(bench, name) for name in bench.__dataclass_fields__})

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from intone.model.gpt import GPT, norm
+from intone.model.gpt import GPT, norm, softcapped
 
 PRESETS = ("modern", "classic")
 LENGTHS = (5, 19, 1, 13)  # of the documents in a packed row of 45: two are longer than the short window of 7
@@ -305,3 +305,14 @@ def test_rotary_tables_in_bfloat16_are_another_function(random_model, ids_of):
     assert torch.equal(rounded.cos, rounded.cos.bfloat16().float())
     difference = (exact.logits(ids) - rounded.logits(ids)).abs().max()
     assert 1e-4 < difference < 0.1  # a rounding of 0.4 % in the tables, not another architecture
+
+
+def test_the_cap_by_an_exponential_is_that_of_tanh_and_its_gradient_is_finite_everywhere():
+    x = torch.tensor([-1e6, -700.0, -30.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 30.0, 700.0, 1e6], requires_grad=True)
+    capped = softcapped(x, 15.0)
+    capped.sum().backward()
+    exact = x.detach().double().requires_grad_()
+    wanted = 15 * torch.tanh(exact / 15)
+    wanted.sum().backward()
+    assert torch.allclose(capped.double(), wanted, atol=2e-6)
+    assert torch.allclose(x.grad.double(), exact.grad, atol=1e-6)

@@ -54,18 +54,19 @@ class Texts:
 
 
 def inference_table(
-    texts: Texts, *, quick: bool, replicates: int | None = None, lock: bool = True, others: Sequence[Way] = ()
-) -> Table:
+    texts: Texts, *, quick: bool, replicates: int | None = None, rounds: int | None = None, lock: bool = True,
+    others: Sequence[Way] = (),
+) -> Table:  # fmt: skip
     """One row without a cache up to everything. Raises SideFailed where the first cannot be measured.
 
-    replicates: fresh processes of each side; None: as quick says.
+    replicates: fresh processes of each side; rounds: in each of them. None: as quick says.
     others: rows of foreign programs that write texts of the same lengths.
     """
     ways = [*ways_of(texts), *others]
     same = tokens_agree(texts)
     sides = [way.side for way in ways if way.side is not None]
-    processes, rounds = SHAPES[quick]
-    measured = measure_rounds(sides, shape=(replicates or processes, rounds), lock=lock)
+    by_rule = SHAPES[quick]
+    measured = measure_rounds(sides, shape=(replicates or by_rule[0], rounds or by_rule[1]), lock=lock)
     notes = [
         f"prompts of {texts.prompt_tokens} tokens, {texts.new_tokens} new ones, greedy, {texts.dtype}; guessing from "
         "the text is off, since a barely trained model repeats itself",

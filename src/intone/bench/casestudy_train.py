@@ -213,12 +213,12 @@ NOT_QUICK = (f"{WITHOUT}allocator",)  # two processes more, for a gain that thre
 
 
 def train_table(
-    kit: Kit, stage: str, *, quick: bool, replicates: int | None = None, keys: Sequence[str] | None = None,
-    lock: bool = True, others: Sequence[Way] = (),
+    kit: Kit, stage: str, *, quick: bool, replicates: int | None = None, rounds: int | None = None,
+    block_s: float | None = None, keys: Sequence[str] | None = None, lock: bool = True, others: Sequence[Way] = (),
 ) -> Table:  # fmt: skip
     """One stage from the start to everything. Raises SideFailed where the start cannot be measured.
 
-    replicates: fresh processes of each side; None: as quick says.
+    replicates: fresh processes of each side; rounds: in each of them; block_s: of one block. None: as quick says.
     others: rows of foreign programs that do the same steps; their losses are not looked at.
     """
     heard: dict[str, list[float]] = {}
@@ -228,9 +228,9 @@ def train_table(
     if len(sides) < 2:
         note = f"the plan settled for this machine is the starting point's own ({stage}): nothing to compare"
         raise UserError(note, fix="use a larger --context or --batch-tokens, or let it compile")
-    processes, rounds = SHAPES[quick]
-    shape = (replicates or processes, rounds)
-    measured = measure_rounds(sides, shape=shape, block_s=BLOCK_S[quick], lock=lock)
+    by_rule = SHAPES[quick]
+    shape = (replicates or by_rule[0], rounds or by_rule[1])
+    measured = measure_rounds(sides, shape=shape, block_s=block_s or BLOCK_S[quick], lock=lock)
     parity = parity_words(heard, reference_losses(kit, stage), kit.segment.dtype)
     job = kit.jobs[stage]
     tokens = job.rows_per_step * job.context

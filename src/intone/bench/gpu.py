@@ -3,8 +3,8 @@
 DIR gets rows.jsonl (one measured value a line, written as soon as it is known), log.txt and facts.json, nothing else:
 a call may be cut at any moment, and the next one with the same DIR goes on behind what is there. Each suite runs in
 a process of its own; one that crashes, hangs or lacks its input does not keep the others from running. Needs only
-torch, triton, numpy, tokenizers, tiktoken, safetensors and pyarrow. To measure again, name another DIR. Outside a git
-checkout the variable INTONE_CODE names the revision that the rows carry.
+torch, triton, numpy, tokenizers, tiktoken, safetensors and pyarrow. To measure again, name another DIR. In a copy of
+a checkout the variable INTONE_CODE names the revision that the rows carry.
 """
 
 import argparse

@@ -37,12 +37,17 @@ def machine_facts() -> dict[str, Any]:
 
 
 def code_revision() -> str:
-    """The git revision with "+" where files differ from it; outside a checkout INTONE_CODE, else the version."""
+    """INTONE_CODE where it is set, else the git revision with "+" where files differ from it, else the version.
+
+    The variable is for copies of a checkout, whose history says nothing about them.
+    """
+    if name := os.environ.get("INTONE_CODE"):
+        return name
     try:
         revision = _git("rev-parse", "--short=12", "HEAD")
         return revision + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("INTONE_CODE") or f"intone {intone.__version__}"
+        return f"intone {intone.__version__}"
 
 
 def revision_of(path: Path) -> str:

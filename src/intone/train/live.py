@@ -39,14 +39,14 @@ class LiveTraining:
     """One training job in a process that waits for commands. serve() is called once.
 
     A block answers {steps, seconds, tokens (positions), supervised (tokens learned), losses (None: not finite),
-    peak_bytes (of this block), first_step (optimizer steps done before it)}. Blocks go on with the same run; with
-    "restart": true the job begins again at its start, without compiling again. "plan" changes how this and later
-    blocks are computed, never what; where it does, a first and "warm" more steps (WARM_STEPS where not said) come
-    before the block, and the answer has their first_s and warm_s; "first": false leaves them out, for a plan that this
-    process has computed before. "rows": optimizer steps of so many rows from here on, which is another recipe: only for
-    looking at what a micro-batch costs. "split": true: the answer has update_s, for which the device is waited for
-    around every update. "moments": true: an evaluated batch and a save come before the steps, so that peak_bytes
-    covers them.
+    peak_bytes (of this block), first_step (optimizer steps done before it), data_s (waited for rows)}. Blocks go on
+    with the same run; with "restart": true the job begins again at its start, without compiling again. "plan" changes
+    how this and later blocks are computed, never what; where it does, a first and "warm" more steps (WARM_STEPS where
+    not said) come before the block, and the answer has their first_s and warm_s; "first": false leaves them out, for a
+    plan that this process has computed before. "rows": optimizer steps of so many rows from here on, which is another
+    recipe: only for looking at what a micro-batch costs. "split": true: the answer has update_s, for which the device
+    is waited for around every update. "moments": true: an evaluated batch and a save come before the steps, so that
+    peak_bytes covers them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -129,6 +129,7 @@ class LiveTraining:
             "tokens": steps * trainer.job.rows_per_step * trainer.job.context,
             "supervised": sum(num_supervised for _, num_supervised in rows),
             "losses": [row.loss for row, _ in rows],
+            "data_s": sum(row.data_s for row, _ in rows),
             "peak_bytes": most(peak_bytes(trainer.device), self._moments.get("peak_bytes")),
             "reserved_bytes": most(reserved_bytes(trainer.device), self._moments.get("reserved_bytes")),
             "first_step": first_step,

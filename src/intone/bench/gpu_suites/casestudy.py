@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from intone.bench.casestudy_infer import Texts, inference_table
-from intone.bench.casestudy_rows import EVERYTHING, START, WITHOUT, Table, table_text, values_of
+from intone.bench.casestudy_rows import EVERYTHING, START, Table, table_text, values_of
 from intone.bench.casestudy_train import Kit, measured_job, train_table, ways_of
 from intone.bench.gpu_suites.bench import Bench
 from intone.bench.gpu_suites.synthetic import synthetic_documents, synthetic_talks, synthetic_tokenizer
@@ -28,7 +28,10 @@ from intone.tune.settle import settle_device_batch
 from intone.tune.trial import attention_for
 
 TALK_TOKENS = 430  # estimate of the mean length in the study's SFT data (its mixture averages 400 to 450)
-BUSY_S, SAMPLE_MS = 8.0, 200
+BUSY_S, SAMPLE_MS = 6.0, 200
+# fresh processes of each side, rounds in each, seconds of a block: a GPU's processes differ little, its time is dear
+PROCESSES, ROUNDS, BLOCK_S = 2, 3, 1.0
+KEYS = (START, "auto_batch", EVERYTHING)  # of training: a change taken out would compile once more
 HEAD_STD = 0.02  # of the random head: a zero one, as a model starts with, would make all tokens equal
 
 
@@ -53,30 +56,37 @@ def shape_of(bench: Bench) -> Shape:
         config = model_config("classic", depth=1, vocab_size=300, context=64, head_width=32, num_kv_heads=1)
         return Shape(config, 8, 20, 200, 3, 5, 6, compiled=False, quick=True)
     config = model_config("classic", depth=12, vocab_size=65_536, context=2048, head_width=128, num_kv_heads=3)
-    return Shape(config, 32, TALK_TOKENS, 12_000, 93, 50, 200, compiled=True, quick=False)
+    return Shape(config, 32, TALK_TOKENS, 4_000, 93, 50, 200, compiled=True, quick=False)
 
 
 def casestudy(bench: Bench) -> None:
     """Rows casestudy.sft, casestudy.inference with those of their parts, and casestudy.gpu_busy."""
     shape = shape_of(bench)
     kit = make_kit(bench, shape)
-    keys = (START, "auto_batch", EVERYTHING, f"{WITHOUT}packing")
-    if bench.may("SFT from the start to everything", "casestudy.sft", seconds=300):
-        keep(bench, train_table(kit, "sft", quick=shape.quick, keys=keys))
-    if bench.may("generation from one row without a cache to everything", "casestudy.inference", seconds=150):
-        keep(bench, inference_table(make_texts(bench, shape, kit), quick=shape.quick))
+    if bench.may("SFT from the start to everything", "casestudy.sft", seconds=150):
+        keep(bench, stage_table(kit, "sft", shape))
+    if bench.may("generation from one row without a cache to everything", "casestudy.inference", seconds=90):
+        processes, rounds = (None, None) if shape.quick else (PROCESSES, ROUNDS)
+        texts = make_texts(bench, shape, kit)
+        keep(bench, inference_table(texts, quick=shape.quick, replicates=processes, rounds=rounds))
     if bench.device != "cuda":
         say("the busy share needs a GPU")
-    elif bench.may("the share of time in which the GPU is busy in SFT", "casestudy.gpu_busy", seconds=90):
+    elif bench.may("the share of time in which the GPU is busy in SFT", "casestudy.gpu_busy", seconds=60):
         busy(bench, kit)
 
 
 def casestudy_base(bench: Bench) -> None:
     """Rows casestudy.base and those of its parts."""
     shape = shape_of(bench)
-    if bench.may("base training from the start to everything", "casestudy.base", seconds=270):
-        keys = (START, "auto_batch", EVERYTHING, f"{WITHOUT}fast_code")
-        keep(bench, train_table(make_kit(bench, shape), "base", quick=shape.quick, keys=keys))
+    if bench.may("base training from the start to everything", "casestudy.base", seconds=150):
+        keep(bench, stage_table(make_kit(bench, shape), "base", shape))
+
+
+def stage_table(kit: Kit, stage: str, shape: Shape) -> Table:
+    """A stage's table, as quick as it can be where only the code is tried."""
+    if shape.quick:
+        return train_table(kit, stage, quick=True, keys=KEYS)
+    return train_table(kit, stage, quick=False, replicates=PROCESSES, rounds=ROUNDS, block_s=BLOCK_S, keys=KEYS)
 
 
 def keep(bench: Bench, table: Table) -> None:

@@ -61,7 +61,7 @@ class Size:
 
 
 # 524,288 tokens a step: nanochat's at depth 12
-D12 = Size(12, 2048, 32_768, 128, 256, 32, (16, 64), 1, 120.0, 5)
+D12 = Size(12, 2048, 32_768, 128, 256, 32, (16, 64), 2, 120.0, 5)
 D24 = Size(24, 2048, 32_768, 128, 256, 16, (), 1, 180.0, 4)
 TINY = Size(1, 64, 300, 32, 4, 2, (4,), 1, 1.0, 5, compiled=False)
 
@@ -180,7 +180,9 @@ def in_turns(ours: LineChild, theirs: LineChild, size: Size) -> tuple[list[dict[
         for child, answers in ((ours, mine), (theirs, other), (theirs, other), (ours, mine)):
             answers.append(child.block(steps=size.block_steps))
         rates = [human_count(side[-1]["tokens"] / side[-1]["seconds"]) for side in (mine, other)]
-        say(f"intone {rates[0]} tokens/s, nanochat {rates[1]}, losses {last_loss(mine)} and {last_loss(other)}")
+        waited = mine[-1]["data_s"] / mine[-1]["seconds"]
+        losses = f"losses {last_loss(mine)} and {last_loss(other)}"
+        say(f"intone {rates[0]} tokens/s ({waited:.1%} waiting for rows), nanochat {rates[1]}, {losses}")
     return mine, other
 
 
