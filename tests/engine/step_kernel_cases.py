@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from intone.bench.gpu_suites.decode_kernels import ALLOWED as ALLOWED_THERE
+from intone.bench.gpu_suites.decode_kernels import FEW_ROWS, ONE_ROW, apart
 from intone.config import model_config
-from intone.engine import products
+from intone.engine import fused_decoder, products
 from intone.engine.decoder import Batch, GPTDecoder, wide_dtype
 from intone.engine.engine import Engine
 from intone.engine.fixed import FixedAttention
-from intone.engine.fused_decoder import FusedDecoder, StepRows
+from intone.engine.fused_decoder import FusedDecoder, StepRows, small_product
 from intone.engine.kv import PageStore, page_groups
 from intone.engine.pages import PAGE
 from intone.engine.requests import Request
@@ -161,3 +163,22 @@ def test_obstacles_are_said(random_model, byte_tokenizer):
     for model, words in ((narrow, "heads are 16 wide, they take 32, 64"), (wide, "they do not compute in float64")):
         with pytest.raises(UserError, match=words):
             Engine(model, byte_tokenizer, kernels="torch", steps="captured", step_kernels="triton")
+
+
+def test_the_check_on_a_gpu_measures_how_far_logits_are_apart(monkeypatch):
+    config = model_config("modern", depth=2, vocab_size=64, context=2 * PAGE)
+    same = apart(config, 2, torch.device("cpu"))
+    assert 0 < same <= ALLOWED_THERE
+    monkeypatch.setattr(fused_decoder, "SMEAR_CHANNELS", 7)  # a gate of fewer channels
+    assert apart(config, 2, torch.device("cpu")) > 3 * same
+
+
+@pytest.mark.parametrize("blocks", [*ONE_ROW, *FEW_ROWS], ids=str)
+def test_every_cut_gives_the_same_product(blocks):
+    generator = torch.Generator().manual_seed(0)
+    rows, columns, depth = (1 if blocks in ONE_ROW else 3), 21, 1100  # no multiples of any block
+    x, weight = (torch.randn((count, depth), generator=generator) for count in (rows, columns))
+    out = torch.full((rows, columns), torch.nan)
+    small_product(x, weight, out, ending="store", norm_eps=1e-6, blocks=blocks)
+    expected = torch.nn.functional.rms_norm(x, (depth,), eps=1e-6) @ weight.T
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)

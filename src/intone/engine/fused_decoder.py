@@ -26,7 +26,7 @@ MOST_SPLITS = 32  # guess: one page each at 2,048 tokens
 # programs per multiprocessor that hide each other's waits (guess), and how many there are of these where nobody can ask
 PROGRAMS_PER_UNIT = 2
 UNITS_UNKNOWN = 4
-TILE = 8192  # weights that a program of one row holds at a time: 16 KiB of bfloat16
+WARP_READS = 256  # numbers of 2 bytes that 32 threads read at once, 16 bytes each
 ENDING_BLOCK = 1024
 EVERYTHING = 1 << 30  # a reach beyond every context
 
@@ -222,17 +222,16 @@ class Blocks:
 def blocks_of(num_rows: int, columns: int, depth: int) -> Blocks:
     """The cut of a product of weights (columns, depth) by rule: guesses, nothing was measured.
 
-    One row: some 256 programs or more, so that two are on every multiprocessor, and at most 8,192 weights a turn; a
-    depth of few turns is written out. More rows: the fewest columns that the tensor cores take.
+    One row: warps lie side by side along the depth, each thread reads 16 bytes of every column: so the row's own
+    numbers need no exchange between threads, and all weights of a depth of few turns are on their way at once.
+    More rows: the fewest columns that the tensor cores take, so that there are many programs.
     """
     if num_rows > 1:
         wide = columns >= 8192
         return Blocks(64 if wide else 16, min(128 if wide else 256, max(16, power_of_two(depth))), 4, 4)
-    own = 1 << (max(2, min(16, columns // 256)).bit_length() - 1)
-    most = min(2048, TILE // own)
-    turns = [turn for turn in (2048, 1024, 512) if turn <= most and depth % turn == 0]
-    turn = turns[0] if turns else min(most, power_of_two(depth))
-    return Blocks(own, turn, 8 if own * turn >= TILE else 4)
+    own = 8 if columns >= 8192 else 4 if columns >= 2048 else 2
+    turn = next((turn for turn in (2048, 1024, 512) if depth % turn == 0), min(1024, power_of_two(depth)))
+    return Blocks(own, turn, max(1, turn // WARP_READS))
 
 
 def small_product(

@@ -1,15 +1,19 @@
 """How fast the engine writes by the number of its rows, and how long the GPU waits meanwhile."""
 
+import contextlib
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from intone.bench.gpu_suites.bench import Bench
+from intone.bench.gpu_suites.decode_kernels import filled_model, kernel_table, kernels_run, tune_products
+from intone.bench.gpu_suites.infer import COPY_BYTES_PER_S
 from intone.bench.gpu_suites.synthetic import synthetic_tokenizer
+from intone.bench.infer_grid import step_bytes
 from intone.config import ModelConfig, model_config
 from intone.data.chat import SPECIALS
 from intone.data.tokenizer import Tokenizer
@@ -20,85 +24,120 @@ from intone.evals.intervals import ratio
 from intone.log import say
 from intone.model.gpt import GPT
 
-ROWS = {False: (64, 1, 256, 8), True: (3, 1)}  # by is_tiny; in the order of value
+# depth and rows, by is_tiny; in the order of value
+CASES = {False: ((12, 64), (12, 1), (24, 1), (12, 256), (12, 8)), True: ((2, 3), (2, 1))}
 NEW_TOKENS = {False: 256, True: 6}
 PROMPT_TOKENS = {False: 64, True: 5}
 REPEATS = 5
-IDLE_ROWS = {False: 64, True: 3}  # of the idle share
+EAGER_REPEATS = 3  # of steps that the host launches: each takes ten times as long
+IDLE_CASE = {False: (12, 64), True: (2, 3)}  # of the idle share
+CASE_S = 20.0  # guess
 
 
 def decode(bench: Bench) -> None:
-    """Rows decode.d12.bB.tokens_per_s and .vs_eager, and on a GPU infer.idle_share. Weights are random: speed does not
-    ask."""
+    """Rows decode.dN.bB.tokens_per_s, .vs_eager and, where the step kernels run, .vs_torch; on a GPU infer.idle_share
+    and decode.products.rule_over_best. Weights are random: speed does not ask."""
     device = torch.device(bench.device)
-    config = model_config("modern", depth=2, vocab_size=300, context=64)
-    if not bench.is_tiny:
-        config = model_config("modern", depth=12, vocab_size=32_768, context=2048)
-    tokenizer = synthetic_tokenizer(config.vocab_size)
-    model = random_model(config, tokenizer, device)
+    models: dict[int, tuple[GPT, Tokenizer]] = {}
     with bench.quiet():
-        for rows in ROWS[bench.is_tiny]:
-            name = f"decode.d{config.depth}.b{rows}.tokens_per_s"
-            wants_idle = rows == IDLE_ROWS[bench.is_tiny] and device.type == "cuda"
-            names = [name, versus(name), *(["infer.idle_share"] if wants_idle else [])]
-            if bench.may(f"{rows} rows", *names, seconds=40.0):
-                one_batch(bench, model, tokenizer, rows, name, measure_idle=wants_idle)
+        has_kernels = kernels_run(bench)
+        for depth, rows in CASES[bench.is_tiny]:
+            name = f"decode.d{depth}.b{rows}.tokens_per_s"
+            wants_idle = (depth, rows) == IDLE_CASE[bench.is_tiny] and device.type == "cuda"
+            names = [name, versus(name, "eager"), *(["infer.idle_share"] if wants_idle else [])]
+            names += [versus(name, "torch")] if has_kernels else []
+            if not bench.may(f"depth {depth}, {rows} rows", *names, seconds=CASE_S):
+                continue
+            if depth not in models:
+                models = {depth: make_model(depth, device, is_tiny=bench.is_tiny)}
+            one_batch(bench, *models[depth], rows, name, measure_idle=wants_idle, has_kernels=has_kernels)
+        if has_kernels and bench.may("cuts of products", "decode.products.rule_over_best", seconds=CASE_S):
+            tune_products(bench)
     if device.type != "cuda":
         say("the idle share needs a GPU")
 
 
-def random_model(config: ModelConfig, tokenizer: Tokenizer, device: torch.device) -> GPT:
-    """A model with random weights that never ends a text by itself."""
-    model = GPT(config)
-    model.init_weights(seed=0)
-    with torch.no_grad():
-        # a logit of zero is never the largest of many around zero: no special token, so no early end
-        for name in SPECIALS:
-            model.head.weight[tokenizer.special(name)] = 0.0
-    model.to(device).eval().requires_grad_(False)
+def make_model(depth: int, device: torch.device, *, is_tiny: bool) -> tuple[GPT, Tokenizer]:
+    """A model with random weights that never ends a text by itself, and a tokenizer for it."""
+    vocab_size, context = (300, 64) if is_tiny else (32_768, 2048)
+    config = model_config("modern", depth=depth, vocab_size=vocab_size, context=context)
+    tokenizer = synthetic_tokenizer(vocab_size)
+    model = filled_model(config, device)
+    # a logit of zero is never the largest of many around zero: no special token, so no early end
+    for name in SPECIALS:
+        model.head.weight[tokenizer.special(name)] = 0.0
     model.compute_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return model
+    return model, tokenizer
 
 
 def one_batch(
-    bench: Bench, model: GPT, tokenizer: Tokenizer, rows: int, name: str, *, measure_idle: bool
+    bench: Bench, model: GPT, tokenizer: Tokenizer, rows: int, name: str, *, measure_idle: bool, has_kernels: bool
 ) -> None:
-    """Times whole generations of so many rows, prompts included, and writes their rows: captured steps and steps that
-    the host launches, in turns. On a CPU the former are their plain calls: the code runs, the ratio means nothing."""
+    """Times whole generations of so many rows, prompts included, and writes their rows: captured steps, those that
+    PyTorch computes where our kernels do it otherwise, and steps that the host launches, in turns. On a CPU the former
+    are their plain calls: the code runs, the ratio means nothing."""
     requests = make_requests(model.config.vocab_size, rows, PROMPT_TOKENS[bench.is_tiny], NEW_TOKENS[bench.is_tiny])
     options: dict[str, Any] = {"num_slots": rows, "num_guesses": 0}
     if bench.device == "cpu":
         options["kernels"] = "torch"  # our kernels for CPUs have steps of their own
-    with (
-        Engine(model, tokenizer, steps="captured", **options) as engine,
-        Engine(model, tokenizer, steps="eager", **options) as eager,
-    ):
+    kernels = "triton" if has_kernels else "torch"
+    sides: dict[str, dict[str, Any]] = {"captured": {"steps": "captured", "step_kernels": kernels}}
+    sides |= {"torch": {"steps": "captured", "step_kernels": "torch"}} if has_kernels else {}
+    sides |= {"eager": {"steps": "eager"}}
+    with contextlib.ExitStack() as opened:
+        engines = {
+            side: opened.enter_context(Engine(model, tokenizer, **options, **asked)) for side, asked in sides.items()
+        }
         # allocations, first launches and captures
-        texts, others = ([answer.ids for (answer,) in side.generate(requests)] for side in (engine, eager))
-        num_equal = sum(text == other for text, other in zip(texts, others, strict=True))
-        times, eager_times = list[float](), list[float]()
-        for _ in range(REPEATS):
-            times.append(timed_generation(engine, requests))
-            eager_times.append(timed_generation(eager, requests))
-        how, why = engine.settings["steps"]
+        texts = {side: first_texts(engine, requests) for side, engine in engines.items()}
+        times: dict[str, list[float]] = {side: [] for side in engines}
+        for turn in range(REPEATS):
+            for side, engine in engines.items():
+                if side != "eager" or turn < EAGER_REPEATS:
+                    times[side].append(timed_generation(engine, requests))
+        fast = engines["captured"]
+        how, why = fast.settings["steps"]
         if how != "captured":
             raise UserError(f"steps were not captured: {why}", value=how)
-        found = ratio(np.array(eager_times), np.array(times))
-        bench.row(
-            versus(name), found.value, "x", low=found.low, high=found.high, n=REPEATS,
-            baseline=f"steps that the host launches one by one; {num_equal} of {rows} greedy texts are equal",
-        )  # fmt: skip
+        for side, words in (("eager", "steps that the host launches one by one"), ("torch", "captured, by PyTorch")):
+            if side in times:
+                count = len(times[side])
+                found = ratio(np.array(times[side]), np.array(times["captured"][:count]))
+                num_equal = sum(text == other for text, other in zip(texts["captured"], texts[side], strict=True))
+                bench.row(versus(name, side), found.value, "x", low=found.low, high=found.high, n=count,
+                          baseline=f"{words}; {num_equal} of {rows} greedy texts are equal")  # fmt: skip
         num_tokens = rows * NEW_TOKENS[bench.is_tiny]
-        rates = sorted(num_tokens / seconds for seconds in times)
+        rates = sorted(num_tokens / seconds for seconds in times["captured"])
         # the ends of five values hold their median with 94 %
         bench.row(name, statistics.median(rates), "tokens/s", low=rates[0], high=rates[-1], n=REPEATS)
-        if measure_idle:
-            idle_row(bench, engine, requests, times, depth=model.config.depth)
+        say_steps(bench, model.config, rows, times)
+        if bench.device == "cuda":
+            profiled(bench, fast, requests, times["captured"], depth=model.config.depth, measure_idle=measure_idle)
 
 
-def versus(name: str) -> str:
-    """The row of captured steps over eager ones, beside that of their speed."""
-    return name.replace(".tokens_per_s", ".vs_eager")
+def first_texts(engine: Engine, requests: Sequence[Request]) -> list[list[int]]:
+    """The ids of every answer. Raises UserError with an engine's own words where it fails."""
+    answers = [answer for (answer,) in engine.generate(requests)]
+    errors = {answer.error for answer in answers if answer.reason == "error"}
+    if errors:
+        raise UserError(f"{dict(engine.settings)} fails: {errors}")
+    return [answer.ids for answer in answers]
+
+
+def say_steps(bench: Bench, config: ModelConfig, rows: int, times: Mapping[str, Sequence[float]]) -> None:
+    """How long a step takes by side, prompts included, and what share of that its bytes need at 4.3 TB/s."""
+    new_tokens, prompt_tokens = NEW_TOKENS[bench.is_tiny], PROMPT_TOKENS[bench.is_tiny]
+    kind = "bf16" if bench.device == "cuda" else "fp32"
+    size = step_bytes(config, rows, prompt_tokens + new_tokens // 2, kind, kind)
+    for side, seconds in times.items():
+        step_s = statistics.median(seconds) / new_tokens
+        say(f"  {side}: {1e3 * step_s:.3f} ms a step; its {size / 1e6:,.0f} MB would take "
+            f"{1e3 * size / COPY_BYTES_PER_S:.3f} ms: {size / COPY_BYTES_PER_S / step_s:.0%}")  # fmt: skip
+
+
+def versus(name: str, side: str) -> str:
+    """The row of captured steps over another side's, beside that of their speed."""
+    return name.replace(".tokens_per_s", f".vs_{side}")
 
 
 def make_requests(vocab_size: int, rows: int, prompt_tokens: int, new_tokens: int) -> list[Request]:
@@ -119,10 +158,11 @@ def timed_generation(engine: Engine, requests: Sequence[Request]) -> float:
     return seconds
 
 
-def idle_row(
-    bench: Bench, engine: Engine, requests: Sequence[Request], times: Sequence[float], *, depth: int
-) -> None:
-    """The share of a generation in which no kernel runs.
+def profiled(
+    bench: Bench, engine: Engine, requests: Sequence[Request], times: Sequence[float], *, depth: int,
+    measure_idle: bool,
+) -> None:  # fmt: skip
+    """Says what each kernel takes of a step, and where asked writes the share of a generation in which none runs.
 
     The kernels' time comes from a profile, which slows the host but not them; the whole time from generations without
     one. So the share is that of the engine as it is used, prompts included.
@@ -132,15 +172,18 @@ def idle_row(
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         timed_generation(engine, requests)
         torch.cuda.synchronize()
-    spans = [
-        (event.time_range.start, event.time_range.end)
-        for event in profiler.events() or ()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+    events = [
+        event for event in profiler.events() or () if event.device_type == torch.autograd.DeviceType.CUDA
     ]
-    busy_s = covered(spans) / 1e6
-    shares = sorted(max(0.0, 1 - busy_s / seconds) for seconds in times)
-    bench.row("infer.idle_share", statistics.median(shares), "share", low=shares[0], high=shares[-1], n=len(times),
-              baseline=f"{len(requests)} rows, depth {depth}")  # fmt: skip
+    spans = [(event.time_range.start, event.time_range.end) for event in events]
+    steps = NEW_TOKENS[bench.is_tiny]
+    for line in kernel_table([event.name for event in events], [end - begin for begin, end in spans], steps):
+        say(line)
+    if measure_idle:
+        busy_s = covered(spans) / 1e6
+        shares = sorted(max(0.0, 1 - busy_s / seconds) for seconds in times)
+        bench.row("infer.idle_share", statistics.median(shares), "share", low=shares[0], high=shares[-1], n=len(times),
+                  baseline=f"{len(requests)} rows, depth {depth}")  # fmt: skip
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
