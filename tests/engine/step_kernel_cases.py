@@ -11,8 +11,8 @@ from intone.config import model_config
 from intone.engine import fused_decoder, products
 from intone.engine.decoder import Batch, GPTDecoder, wide_dtype
 from intone.engine.engine import Engine
-from intone.engine.fixed import FixedAttention
-from intone.engine.fused_decoder import FusedDecoder, StepRows, small_product
+from intone.engine.fixed import FixedAttention, FixedSteps, Shape
+from intone.engine.fused_decoder import LOGITS_BLOCK, FusedDecoder, StepRows, small_product
 from intone.engine.kv import PageStore, page_groups
 from intone.engine.pages import PAGE
 from intone.engine.requests import Request
@@ -182,3 +182,27 @@ def test_every_cut_gives_the_same_product(blocks):
     small_product(x, weight, out, ending="store", norm_eps=1e-6, blocks=blocks)
     expected = torch.nn.functional.rms_norm(x, (depth,), eps=1e-6) @ weight.T
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_likeliest_tokens_and_what_follows_are_those_of_pytorch(random_model):
+    case, generator = make_case(random_model(context=CONTEXT, depth=1), [0] * 13), torch.Generator().manual_seed(0)
+    logits = torch.randn((13, LOGITS_BLOCK + 300), generator=generator)
+    logits[0, [7, LOGITS_BLOCK + 9]] = 50.0  # the first of two
+    logits[1, [LOGITS_BLOCK + 9, LOGITS_BLOCK + 10]] = 50.0
+    logits[2, 5], logits[3, 5], logits[4, 5], logits[5] = torch.nan, torch.inf, -torch.inf, -torch.inf
+    likeliest = logits.argmax(1)
+    found = []
+    for is_fused in (True, False):
+        steps = FixedSteps(
+            case.decoder, case.stores[0], context=CONTEXT, scale=1.0, most_rows=13, is_fused=is_fused
+        )
+        steps._whole.copy_(torch.arange(steps._whole.numel()).view_as(steps._whole) * 3 + 2)
+        steps._whole[3, 7], steps._whole[4, 8] = 1, 0  # one token left, does not run
+        steps._stops[9, 11], steps._stops[10, 0] = likeliest[9], likeliest[9]
+        steps._choose(Shape(13, CONTEXT, is_greedy=True, has_logprobs=False), logits)
+        found.append((steps._whole[:, :13], steps._out[:, :13]))
+    (state, out), (expected, expected_out) = found
+    usable = [True, True, False, False, True, False, *[True] * 7]
+    assert torch.equal(state, expected) and torch.equal(out[2], expected_out[2])
+    assert torch.equal(out[0, usable], expected_out[0, usable])
+    assert state[4].tolist() == [1, 1, 0, 0, 1, 0, 1, 0, 0, 0, 1, 1, 1]

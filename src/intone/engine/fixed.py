@@ -208,17 +208,27 @@ class FixedSteps:
     def _step(self, shape: Shape) -> None:
         """One token of every running row, from its state to its state; without a decision of the host."""
         size = shape.rows
-        token, before, position, left, running, stream, top_k = self._whole[:, :size].unbind()
-        is_running, tables = running > 0, [table[:size] for table in self._tables]
+        token, before, position, _, running, _, _ = self._whole[:, :size].unbind()
+        tables = [table[:size] for table in self._tables]
         if self._fused is not None:
             logits = self._fused.logits(StepRows(token, before, position, running, tables), context=shape.context)
         else:
             attention = FixedAttention(
-                self._store, tables, self._trash, position, is_running, context=shape.context, scale=self._scale,
+                self._store, tables, self._trash, position, running > 0, context=shape.context, scale=self._scale,
                 wide=self._wide,
             )  # fmt: skip
             wanted = torch.arange(size, device=self._device)
             logits = self._decoder.logits(Batch(token, before, position, wanted, attention))
+        self._choose(shape, logits)
+
+    def _choose(self, shape: Shape, logits: Tensor) -> None:
+        """The next token of every running row from the logits (B, V), and what follows from it."""
+        size = shape.rows
+        if self._fused is not None and shape.is_greedy and not shape.has_logprobs:
+            self._fused.take_likeliest(logits, self._whole, self._stops, self._out, (RUNNING, FINITE, DECIDED))
+            return
+        token, before, position, left, running, stream, top_k = self._whole[:, :size].unbind()
+        is_running = running > 0
         if shape.is_greedy:
             ids, is_decided = sample.argmax(logits), torch.ones_like(is_running)
         else:

@@ -16,6 +16,7 @@ from intone.engine.pages import PAGE
 from intone.model.gpt import SMEAR_CHANNELS
 
 StepKernels = Literal["auto", "torch", "triton"]
+Flags = tuple[int, int, int]  # of a result: the row runs, its logits are finite, its token is decided
 Ending = Literal["store", "add", "square", "cap"]
 
 HEAD_WIDTHS = (32, 64, 128, 256)  # whole lines of memory, and few enough registers
@@ -28,6 +29,7 @@ PROGRAMS_PER_UNIT = 2
 UNITS_UNKNOWN = 4
 WARP_READS = 256  # numbers of 2 bytes that 32 threads read at once, 16 bytes each
 ENDING_BLOCK = 1024
+LOGITS_BLOCK = 4096
 EVERYTHING = 1 << 30  # a reach beyond every context
 
 
@@ -148,6 +150,17 @@ class FusedDecoder:
             self._add(copy, self._product(copy, block.up, "square"), block.down, after)
         logits = torch.empty((count, config.vocab_size), dtype=torch.float32, device=first.device)
         return self._product(copy, matrices.head, "cap", out=logits)
+
+    def take_likeliest(self, logits: Tensor, state: Tensor, stops: Tensor, out: Tensor, flags: Flags) -> None:
+        """Every row takes its likeliest token, and state and out become what FixedSteps makes of it; B rows of each.
+
+        logits (B, V) float32, contiguous. state (7, rows) int64, stops (rows, most) int64, out (3, rows) float64.
+        """
+        assert state.stride(0) == out.stride(0), "both are rows of one length"
+        self._kernels.likeliest_kernel[(len(logits),)](
+            logits, state, stops, out, logits.shape[1], state.stride(0), *flags, MOST_STOPS=stops.shape[1],
+            BLOCK=LOGITS_BLOCK, num_warps=8,
+        )  # fmt: skip
 
     def _product(self, x: Tensor, weight: Tensor, ending: Ending = "store", *, out: Tensor | None = None) -> Tensor:
         """ending(normed x (B, K) @ weight (N, K)^T) -> out (B, N or fewer): the first of its columns."""

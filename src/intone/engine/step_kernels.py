@@ -229,6 +229,49 @@ def merge_kernel(parts, bounds, out, WIDTH: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
+def likeliest_kernel(
+    logits, state, stops, out, V, size, RUNNING: tl.constexpr, FINITE: tl.constexpr, DECIDED: tl.constexpr,
+    MOST_STOPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program per row: the first of its largest logits (V,), and what follows from it as in FixedSteps.
+
+    state (7, size) int64: token, the one before, position, tokens left, whether it runs, and two that stay.
+    stops (rows, MOST_STOPS) int64. out (3, size) float64: the token, and in its last row the flags.
+    """
+    row = tl.program_id(0)
+    lane = tl.arange(0, BLOCK)
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)
+    place = tl.zeros((BLOCK,), tl.int32)
+    broken = tl.zeros((BLOCK,), tl.int32)
+    own = logits + row.to(tl.int64) * V
+    for start in range(0, V, BLOCK):
+        x = tl.load(own + start + lane, mask=start + lane < V, other=float("-inf"))
+        is_better = x > best
+        best = tl.where(is_better, x, best)
+        place = tl.where(is_better, start + lane, place)
+        broken += (x != x).to(tl.int32)
+    largest = tl.max(best, 0)
+    chosen = tl.min(tl.where(best == largest, place, V - 1), 0).to(tl.int64)
+    is_finite = (tl.sum(broken, 0) == 0) & (tl.abs(largest) < float("inf"))
+
+    at = state + row
+    token, before = tl.load(at), tl.load(at + size)
+    position, left, running = tl.load(at + 2 * size), tl.load(at + 3 * size), tl.load(at + 4 * size) > 0
+    goes_on = running & is_finite
+    stop = tl.load(stops + row * MOST_STOPS + tl.arange(0, MOST_STOPS))
+    has_ended = (tl.sum((stop == chosen).to(tl.int32), 0) > 0) | (left <= 1)
+    counted = goes_on.to(tl.int64)
+    tl.store(at, tl.where(goes_on, chosen, token))
+    tl.store(at + size, tl.where(goes_on, token, before))
+    tl.store(at + 2 * size, position + counted)
+    tl.store(at + 3 * size, left - counted)
+    tl.store(at + 4 * size, tl.where(has_ended, 0, counted))
+    flags = DECIDED + tl.where(running, RUNNING, 0) + tl.where(is_finite, FINITE, 0)
+    tl.store(out + row, chosen.to(tl.float64))
+    tl.store(out + 2 * size + row, flags.to(tl.float64))
+
+
+@triton.jit
 def _normed(x, eps, WIDTH: tl.constexpr):
     """x / rms(x) of one row; what fills it up is zero."""
     return x * tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
