@@ -12,7 +12,7 @@ from intone.engine import fused_decoder, products
 from intone.engine.decoder import Batch, GPTDecoder, wide_dtype
 from intone.engine.engine import Engine
 from intone.engine.fixed import FixedAttention, FixedSteps, Shape
-from intone.engine.fused_decoder import LOGITS_BLOCK, FusedDecoder, StepRows, small_product
+from intone.engine.fused_decoder import LOGITS_BLOCK, FusedDecoder, StepRows, launch_options, small_product
 from intone.engine.kv import PageStore, page_groups
 from intone.engine.pages import PAGE
 from intone.engine.requests import Request
@@ -179,7 +179,7 @@ def test_every_cut_gives_the_same_product(blocks):
     rows, columns, depth = (1 if blocks in ONE_ROW else 3), 21, 1100  # no multiples of any block
     x, weight = (torch.randn((count, depth), generator=generator) for count in (rows, columns))
     out = torch.full((rows, columns), torch.nan)
-    small_product(x, weight, out, ending="store", norm_eps=1e-6, blocks=blocks)
+    small_product(x, weight, out, ending="store", options=launch_options(False), norm_eps=1e-6, blocks=blocks)
     expected = torch.nn.functional.rms_norm(x, (depth,), eps=1e-6) @ weight.T
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -29,7 +29,8 @@ PROGRAMS_PER_UNIT = 2
 UNITS_UNKNOWN = 4
 WARP_READS = 256  # numbers of 2 bytes that 32 threads read at once, 16 bytes each
 ENDING_BLOCK = 1024
-LOGITS_BLOCK = 4096
+LOGITS_BLOCK = 8192
+OVERLAPS = False  # guess: bench.gpu_suites.decode measures what it is worth
 EVERYTHING = 1 << 30  # a reach beyond every context
 
 
@@ -61,7 +62,7 @@ def _failure(device: torch.device) -> str | None:
 
         x = torch.zeros((1, 16), device=device)
         with torch.cuda.device_of(x):
-            step_kernels.ending_kernel[(1, 1)](x, x, 1.0, 16, 16, ENDING="square", BLOCK=16)
+            step_kernels.ending_kernel[(1, 1)](x, x, 1.0, 16, 16, ENDING="square", BLOCK=16, OVERLAPS=False)
     except Exception as error:  # whatever the driver, the compiler of launchers or triton itself may raise
         return f"triton does not run here: {error}"
     return None
@@ -105,9 +106,13 @@ class FusedDecoder:
     """
 
     def __init__(
-        self, decoder: GPTDecoder, store: PageStore, *, trash: Sequence[int], scale: float, units: int | None = None
-    ) -> None:
-        """trash: per group the page that rows write to that do not run. units: multiprocessors; None: the device's."""
+        self, decoder: GPTDecoder, store: PageStore, *, trash: Sequence[int], scale: float, units: int | None = None,
+        overlaps: bool = OVERLAPS,
+    ) -> None:  # fmt: skip
+        """trash: per group the page that rows write to that do not run. units: multiprocessors; None: the device's.
+
+        overlaps: a kernel begins while the one before it ends, and reads weights already; for compute capability 9.0.
+        """
         from intone.engine import step_kernels
 
         self._kernels: Any = step_kernels
@@ -116,6 +121,7 @@ class FusedDecoder:
             is_cuda = store.device.type == "cuda"
             units = torch.cuda.get_device_properties(store.device).multi_processor_count if is_cuda else UNITS_UNKNOWN
         self._units = units
+        self._options = launch_options(overlaps)
 
     def logits(self, rows: StepRows, *, context: int) -> Tensor:
         """The logits (B, V) float32 of every row's next token; keys and values go to the rows' pages.
@@ -132,7 +138,7 @@ class FusedDecoder:
         self._kernels.embed_kernel[(count,)](
             rows.token, rows.before, matrices.embedding, gate, share, first, stream, copy, *scales[0], config.norm_eps,
             WIDTH=width, BLOCK=power_of_two(width), SMEAR=SMEAR_CHANNELS if matrices.smear else 0,
-            NORMED=count > FEW_ROWS,
+            NORMED=count > FEW_ROWS, **self._options,
         )  # fmt: skip
         # behind each block: the next one's share of the first stream, and behind the last the middle's is taken out
         sums = [Sum(stream, first, scale) for scale in (*scales[1:], (1.0, 0.0))]
@@ -159,7 +165,7 @@ class FusedDecoder:
         assert state.stride(0) == out.stride(0), "both are rows of one length"
         self._kernels.likeliest_kernel[(len(logits),)](
             logits, state, stops, out, logits.shape[1], state.stride(0), *flags, MOST_STOPS=stops.shape[1],
-            BLOCK=LOGITS_BLOCK, num_warps=8,
+            BLOCK=LOGITS_BLOCK, num_warps=16, **self._options,
         )  # fmt: skip
 
     def _product(self, x: Tensor, weight: Tensor, ending: Ending = "store", *, out: Tensor | None = None) -> Tensor:
@@ -167,7 +173,9 @@ class FusedDecoder:
         config = self._decoder.config
         if len(x) <= FEW_ROWS:
             out = x.new_empty((len(x), len(weight))) if out is None else out
-            small_product(x, weight, out, ending=ending, norm_eps=config.norm_eps, cap=config.softcap)
+            small_product(
+                x, weight, out, ending=ending, options=self._options, norm_eps=config.norm_eps, cap=config.softcap
+            )
             return out
         y = F.linear(x, weight)
         if ending == "store":
@@ -175,21 +183,23 @@ class FusedDecoder:
         out = y if out is None else out
         columns = out.shape[1]
         self._kernels.ending_kernel[(len(y), -(-columns // ENDING_BLOCK))](
-            y, out, config.softcap, y.shape[1], columns, ENDING=ending, BLOCK=ENDING_BLOCK
-        )
+            y, out, config.softcap, y.shape[1], columns, ENDING=ending, BLOCK=ENDING_BLOCK,
+            **self._options,
+        )  # fmt: skip
         return out
 
     def _add(self, copy: Tensor, x: Tensor, weight: Tensor, after: Sum) -> None:
         """Adds x (B, K) @ weight (D, K)^T as after says, and renews the stream's copy."""
         eps = self._decoder.config.norm_eps
         if len(x) <= FEW_ROWS:
-            small_product(x, weight, copy, ending="add", after=after)
+            small_product(x, weight, copy, ending="add", options=self._options, after=after)
             return
         width = copy.shape[1]
         keep = after.stream if after.keep is None else after.keep
         self._kernels.added_kernel[(len(x),)](
             F.linear(x, weight), after.stream, after.base, keep, copy, *after.scale, eps,
             WIDTH=width, BLOCK=power_of_two(width), KEEPS=after.keep is not None,
+            **self._options,
         )  # fmt: skip
 
     def _attended(self, index: int, found: Tensor, rows: StepRows, matrices: Matrices, context: int) -> Tensor:
@@ -211,10 +221,12 @@ class FusedDecoder:
             rows.token, out, parts, bounds, found.shape[1], table.stride(0), values.stride(0),
             EVERYTHING if reach is None else reach, self._trash[group], self._scale, config.norm_eps,
             HEADS=heads, KV_HEADS=config.num_kv_heads, WIDTH=width, PAGE=PAGE, SPLITS=splits, GATED=value is not None,
-            num_warps=max(4, width // 16),
+            num_warps=max(4, width // 16), **self._options,
         )  # fmt: skip
         if splits > 1:
-            self._kernels.merge_kernel[(count * heads,)](parts, bounds, out, WIDTH=width, SPLITS=splits)
+            self._kernels.merge_kernel[(count * heads,)](
+                parts, bounds, out, WIDTH=width, SPLITS=splits, **self._options
+            )
         return out
 
     def _splits(self, num_programs: int, most_pages: int) -> int:
@@ -248,12 +260,12 @@ def blocks_of(num_rows: int, columns: int, depth: int) -> Blocks:
 
 
 def small_product(
-    x: Tensor, weight: Tensor, out: Tensor, *, ending: Ending, norm_eps: float | None = None, cap: float = 1.0,
-    after: Sum | None = None, blocks: Blocks | None = None,
+    x: Tensor, weight: Tensor, out: Tensor, *, ending: Ending, options: Mapping[str, bool],
+    norm_eps: float | None = None, cap: float = 1.0, after: Sum | None = None, blocks: Blocks | None = None,
 ) -> None:  # fmt: skip
     """out (B, N) = ending(x (B, K) @ weight (N or more, K)^T), B at most FEW_ROWS, x normed where there is norm_eps.
 
-    ending add takes after, cap its cap. blocks None: by rule.
+    options: of launch_options(). ending add takes after, cap its cap. blocks None: by rule.
     """
     from intone.engine import step_kernels
 
@@ -265,17 +277,22 @@ def small_product(
     stream, base, scale = (after.stream, after.base, after.scale) if after is not None else (x, x, (1.0, 0.0))
     keep = after.keep if after is not None and after.keep is not None else x
     given = (x, weight, out, stream, base, keep, *scale, norm_eps or 0.0, cap, columns)
-    options: dict[str, Any] = dict(
+    cuts: dict[str, Any] = dict(
         K=depth, NORM=norm_eps is not None, ENDING=ending, KEEPS=keeps, BLOCK_N=cut.columns, BLOCK_K=cut.depth,
-        num_warps=cut.num_warps, num_stages=cut.num_stages,
+        num_warps=cut.num_warps, num_stages=cut.num_stages, **options,
     )  # fmt: skip
     grid = (-(-columns // cut.columns),)
     if num_rows == 1:
-        step_kernels.one_row_kernel[grid](*given, **options)
+        step_kernels.one_row_kernel[grid](*given, **cuts)
         return
     # tensor cores multiply float32 as TF32, and the interpreter computes products of bfloat16 wrongly
     widens = weight.dtype == torch.float32 or is_interpreted()
-    step_kernels.few_rows_kernel[grid](*given, num_rows, **options, WIDENS=widens)
+    step_kernels.few_rows_kernel[grid](*given, num_rows, **cuts, WIDENS=widens)
+
+
+def launch_options(overlaps: bool) -> dict[str, bool]:
+    """What every launch of a step is given."""
+    return {"OVERLAPS": True, "launch_pdl": True} if overlaps else {"OVERLAPS": False}
 
 
 def power_of_two(count: int) -> int:

@@ -3,6 +3,8 @@
 Imported where they are launched only (engine/fused_decoder.py): this needs triton. Numbers are widened right after
 each load: sums are float32 whatever is stored, and Triton's interpreter computes bfloat16 wrongly.
 The stream is float32; beside it stands a copy in the weights' dtype, which the next product reads.
+OVERLAPS (compute capability 9.0): a kernel may begin before the one before it has ended. Every kernel waits for that
+end before it reads anything but weights and before it writes, so what is behind a kernel has waited for all before it.
 """
 
 import triton
@@ -16,12 +18,13 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def embed_kernel(
     token, before, embedding, smear_weight, smear_scale, first, stream, copy, s0, s1, eps,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, SMEAR: tl.constexpr, NORMED: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, SMEAR: tl.constexpr, NORMED: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """A program per row: first, the normed embedding with its smear; the stream that enters the first block; its copy.
 
     SMEAR: leading channels of the gate, 0: no smear. NORMED: the copy is normed.
     """
+    _begun(OVERLAPS)
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
@@ -47,7 +50,7 @@ def embed_kernel(
 def one_row_kernel(
     x, weight, out, stream, base, keep, s0, s1, eps, cap, N,
     K: tl.constexpr, NORM: tl.constexpr, ENDING: tl.constexpr, KEEPS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """out (N,) = ending(x (K,) @ weight (N, K)^T); each program has BLOCK_N columns and reads their weights once.
 
@@ -61,10 +64,14 @@ def one_row_kernel(
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     square = tl.zeros((BLOCK_K,), tl.float32)
     # written out, so that the loads of all turns can be on their way at once
+    if OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()
     for start in tl.static_range(0, K, BLOCK_K):
-        a = tl.load(x + start + k, mask=start + k < K, other=0.0).to(tl.float32)
         here = inside[:, None] & (start + k < K)[None, :]
         w = tl.load(own + n[:, None] * K + (start + k)[None, :], mask=here, other=0.0)
+        if OVERLAPS and start == 0:
+            tl.extra.cuda.gdc_wait()  # weights are nobody's to wait for
+        a = tl.load(x + start + k, mask=start + k < K, other=0.0).to(tl.float32)
         total += w.to(tl.float32) * a[None, :]
         square += a * a
     y = tl.sum(total, 1)
@@ -79,9 +86,10 @@ def one_row_kernel(
 def few_rows_kernel(
     x, weight, out, stream, base, keep, s0, s1, eps, cap, N, rows,
     K: tl.constexpr, NORM: tl.constexpr, ENDING: tl.constexpr, KEEPS: tl.constexpr, WIDENS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """The same for x (rows, K), at most PAD rows, on the tensor cores. WIDENS: the products are float32's."""
+    _begun(OVERLAPS)
     begin = tl.program_id(0) * BLOCK_N
     n = tl.arange(0, BLOCK_N)
     m = tl.arange(0, PAD)
@@ -109,9 +117,11 @@ def few_rows_kernel(
 
 @triton.jit
 def added_kernel(
-    y, stream, base, keep, copy, s0, s1, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, KEEPS: tl.constexpr
-):
+    y, stream, base, keep, copy, s0, s1, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, KEEPS: tl.constexpr, OVERLAPS: tl.constexpr,
+):  # fmt: skip
     """A program per row: y is added to the stream as _finished does, and the copy is the normed stream."""
+    _begun(OVERLAPS)
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
     at = tl.program_id(0) * WIDTH + column
@@ -121,8 +131,11 @@ def added_kernel(
 
 
 @triton.jit
-def ending_kernel(x, out, cap, x_width, out_width, ENDING: tl.constexpr, BLOCK: tl.constexpr):
+def ending_kernel(
+    x, out, cap, x_width, out_width, ENDING: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr
+):
     """out (rows, out_width) = ending(x (rows, x_width)), of its first columns; a grid of rows and blocks of columns."""
+    _begun(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < out_width
@@ -136,7 +149,7 @@ def attention_kernel(
     found, cos, sin, position, running, table, stored, values, token, out, parts, bounds,
     found_width, table_width, values_width, reach, trash, scale, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
-    GATED: tl.constexpr,
+    GATED: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """One new token of every row over the pages of its text; a grid of rows, heads and splits of what a row sees.
 
@@ -148,6 +161,7 @@ def attention_kernel(
     HEADS, SPLITS), the largest score and the sum, wait for merge_kernel.
     Every place of a page keeps a softmax of its own; they meet at the end, so no turn waits for a reduction.
     """
+    _begun(OVERLAPS)
     row = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
@@ -215,8 +229,9 @@ def attention_kernel(
 
 
 @triton.jit
-def merge_kernel(parts, bounds, out, WIDTH: tl.constexpr, SPLITS: tl.constexpr):
+def merge_kernel(parts, bounds, out, WIDTH: tl.constexpr, SPLITS: tl.constexpr, OVERLAPS: tl.constexpr):
     """A program per row and head: the splits of attention_kernel become one."""
+    _begun(OVERLAPS)
     at_head = tl.program_id(0)
     split = tl.arange(0, SPLITS)
     c = tl.arange(0, WIDTH)
@@ -231,13 +246,14 @@ def merge_kernel(parts, bounds, out, WIDTH: tl.constexpr, SPLITS: tl.constexpr):
 @triton.jit
 def likeliest_kernel(
     logits, state, stops, out, V, size, RUNNING: tl.constexpr, FINITE: tl.constexpr, DECIDED: tl.constexpr,
-    MOST_STOPS: tl.constexpr, BLOCK: tl.constexpr,
+    MOST_STOPS: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """A program per row: the first of its largest logits (V,), and what follows from it as in FixedSteps.
 
     state (7, size) int64: token, the one before, position, tokens left, whether it runs, and two that stay.
     stops (rows, MOST_STOPS) int64. out (3, size) float64: the token, and in its last row the flags.
     """
+    _begun(OVERLAPS)
     row = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
@@ -269,6 +285,14 @@ def likeliest_kernel(
     flags = DECIDED + tl.where(running, RUNNING, 0) + tl.where(is_finite, FINITE, 0)
     tl.store(out + row, chosen.to(tl.float64))
     tl.store(out + 2 * size + row, flags.to(tl.float64))
+
+
+@triton.jit
+def _begun(OVERLAPS: tl.constexpr):
+    """Lets the next kernel begin, and waits for the end of the one before."""
+    if OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
 
 
 @triton.jit

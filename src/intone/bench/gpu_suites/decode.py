@@ -29,6 +29,7 @@ CASES = {False: ((12, 64), (12, 1), (24, 1), (12, 256), (12, 8)), True: ((2, 3),
 NEW_TOKENS = {False: 256, True: 6}
 PROMPT_TOKENS = {False: 64, True: 5}
 REPEATS = 5
+EAGER_DEPTH = 12  # deeper, steps that the host launches would take most of the suite's time
 EAGER_REPEATS = 3  # of steps that the host launches: each takes ten times as long
 IDLE_CASE = {False: (12, 64), True: (2, 3)}  # of the idle share
 CASE_S = 20.0  # guess
@@ -44,13 +45,15 @@ def decode(bench: Bench) -> None:
         for depth, rows in CASES[bench.is_tiny]:
             name = f"decode.d{depth}.b{rows}.tokens_per_s"
             wants_idle = (depth, rows) == IDLE_CASE[bench.is_tiny] and device.type == "cuda"
-            names = [name, versus(name, "eager"), *(["infer.idle_share"] if wants_idle else [])]
-            names += [versus(name, "torch")] if has_kernels else []
+            has_eager = depth <= EAGER_DEPTH
+            others = [*(["eager"] if has_eager else []), *(["torch"] if has_kernels else [])]
+            names = [name, *(versus(name, side) for side in others), *(["infer.idle_share"] if wants_idle else [])]
             if not bench.may(f"depth {depth}, {rows} rows", *names, seconds=CASE_S):
                 continue
             if depth not in models:
                 models = {depth: make_model(depth, device, is_tiny=bench.is_tiny)}
-            one_batch(bench, *models[depth], rows, name, measure_idle=wants_idle, has_kernels=has_kernels)
+            one_batch(bench, *models[depth], rows, name, measure_idle=wants_idle, has_kernels=has_kernels,
+                      has_eager=has_eager)  # fmt: skip
         if has_kernels and bench.may("cuts of products", "decode.products.rule_over_best", seconds=CASE_S):
             tune_products(bench)
     if device.type != "cuda":
@@ -71,11 +74,12 @@ def make_model(depth: int, device: torch.device, *, is_tiny: bool) -> tuple[GPT,
 
 
 def one_batch(
-    bench: Bench, model: GPT, tokenizer: Tokenizer, rows: int, name: str, *, measure_idle: bool, has_kernels: bool
-) -> None:
+    bench: Bench, model: GPT, tokenizer: Tokenizer, rows: int, name: str, *, measure_idle: bool, has_kernels: bool,
+    has_eager: bool,
+) -> None:  # fmt: skip
     """Times whole generations of so many rows, prompts included, and writes their rows: captured steps, those that
-    PyTorch computes where our kernels do it otherwise, and steps that the host launches, in turns. On a CPU the former
-    are their plain calls: the code runs, the ratio means nothing."""
+    PyTorch computes where our kernels do it otherwise, and where has_eager steps that the host launches, in turns. On a
+    CPU the former are their plain calls: the code runs, the ratio means nothing."""
     requests = make_requests(model.config.vocab_size, rows, PROMPT_TOKENS[bench.is_tiny], NEW_TOKENS[bench.is_tiny])
     options: dict[str, Any] = {"num_slots": rows, "num_guesses": 0}
     if bench.device == "cpu":
@@ -83,7 +87,7 @@ def one_batch(
     kernels = "triton" if has_kernels else "torch"
     sides: dict[str, dict[str, Any]] = {"captured": {"steps": "captured", "step_kernels": kernels}}
     sides |= {"torch": {"steps": "captured", "step_kernels": "torch"}} if has_kernels else {}
-    sides |= {"eager": {"steps": "eager"}}
+    sides |= {"eager": {"steps": "eager"}} if has_eager else {}
     with contextlib.ExitStack() as opened:
         engines = {
             side: opened.enter_context(Engine(model, tokenizer, **options, **asked)) for side, asked in sides.items()

@@ -1,7 +1,7 @@
 """Whether the engine's step kernels compute what PyTorch does on this GPU, and how fast they read weights by their cut
 
-As a program (`python -m intone.bench.gpu_suites.decode_kernels`) it checks the former and exits 1 where they do not: a
-kernel that reads where it must not takes its whole process with it.
+As a program (`python -m intone.bench.gpu_suites.decode_kernels check`, or `overlap`) it checks the former and exits 1
+where they do not: a kernel that reads where it must not takes its whole process with it.
 """
 
 import statistics
@@ -17,15 +17,16 @@ from intone.bench.gpu_suites.bench import Bench
 from intone.config import ModelConfig, model_config
 from intone.engine.decoder import Batch, GPTDecoder
 from intone.engine.fixed import FixedAttention
-from intone.engine.fused_decoder import Blocks, FusedDecoder, StepRows, blocks_of, small_product
+from intone.engine.fused_decoder import Blocks, FusedDecoder, StepRows, blocks_of, launch_options, small_product
 from intone.engine.kv import PageStore, page_groups
 from intone.engine.pages import PAGE
 from intone.log import say
 from intone.model.gpt import GPT
 
-CHECK_S = 90.0  # guess: three times what some forty kernels take to compile
+CHILD_S = 60.0  # guess: three times what some forty kernels take to compile
 # heads' width, heads per key head, rows
 CHECKED = ((64, 1, 1), (64, 1, 8), (64, 1, 64), (128, 2, 1), (128, 2, 8))
+OVERLAPPED = ((12, 1), (24, 1), (12, 8), (12, 64))  # depth and rows
 CHECK_DEPTH = 4  # three blocks with a window, two that gate
 # of the largest logit. bfloat16 has 8 bits, and both sides round at other places
 ALLOWED = 0.04
@@ -39,66 +40,118 @@ REPEATS = 5
 
 
 def kernels_run(bench: Bench) -> bool:
-    """Whether the check passes in a process of its own; where not, says the end of what it said."""
+    """Whether the check passes in a process of its own; where not, says the end of what it said. Where it passes,
+    another one says what it is worth to let kernels overlap."""
     if bench.device != "cuda":
         say("the engine's step kernels need a GPU")
         return False
-    words = [sys.executable, "-m", "intone.bench.gpu_suites.decode_kernels"]
+    if not child_ends_well("check"):
+        say("THE STEP KERNELS DO NOT WORK HERE: everything below is PyTorch's")
+        return False
+    if not child_ends_well("overlap"):
+        say("KERNELS THAT OVERLAP DO NOT WORK HERE: they are off by default")
+    return True
+
+
+def child_ends_well(what: str) -> bool:
+    """Whether a process of this module exits 0; says what it said."""
+    words = [sys.executable, "-m", "intone.bench.gpu_suites.decode_kernels", what]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=CHECK_S)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=CHILD_S)
         lines, is_done = (done.stdout + done.stderr).splitlines(), done.returncode == 0
     except subprocess.TimeoutExpired:
-        lines, is_done = [f"the check of the step kernels took more than {CHECK_S:g} s"], False
+        lines, is_done = [f"{what} took more than {CHILD_S:g} s"], False
     for line in lines if is_done else lines[-25:]:
         say(f"  {line}")
-    if not is_done:
-        say("THE STEP KERNELS DO NOT WORK HERE: everything below is PyTorch's")
     return is_done
 
 
 def check() -> int:
     """Compares logits of a step in every case of CHECKED -> exit status."""
-    device, is_good = torch.device("cuda"), True
-    for head_width, heads_per_key, rows in CHECKED:
-        config = model_config("modern", depth=CHECK_DEPTH * head_width // 64, vocab_size=4096, context=2048,
-                              head_width=head_width)  # fmt: skip
-        config = replace(config, depth=CHECK_DEPTH, num_kv_heads=config.num_heads // heads_per_key)
-        difference = apart(config, rows, device)
-        print(f"heads of {head_width}, {heads_per_key} per key, {rows} rows: logits differ by {difference:.2%}")
+    is_good = True
+    for head_width, heads_per_key, num_rows in CHECKED:
+        config = narrowed(12 * head_width // 64, head_width=head_width, heads_per_key=heads_per_key)
+        difference = apart(config, num_rows, torch.device("cuda"))
+        print(f"heads of {head_width}, {heads_per_key} per key, {num_rows} rows: logits differ by {difference:.2%}")
         is_good = is_good and difference <= ALLOWED  # so that what is no number is not good
     return 0 if is_good else 1
 
 
+def overlap() -> int:
+    """Times steps whose kernels wait for each other, and overlapping ones -> exit status: 1 where bits differ."""
+    is_good = True
+    for depth, num_rows in OVERLAPPED:
+        config = narrowed(depth)
+        step = OneStep.drawn(config, num_rows, torch.device("cuda"))
+        seconds, found = [], []
+        for overlaps in (False, True):
+            fused = FusedDecoder(step.decoder, step.stores[0], trash=step.trash, scale=step.scale, overlaps=overlaps)
+            logits: list[Tensor] = []
+
+            def work(fused: FusedDecoder = fused, logits: list[Tensor] = logits, step: OneStep = step) -> None:
+                logits[:] = [fused.logits(step.rows, context=step.decoder.config.context)]
+
+            with torch.inference_mode():
+                seconds.append(timed_graph(work))
+                found.append(logits[0].clone())
+        is_equal = torch.equal(*found)
+        alone, together = (f"{1e6 * value:.1f} us" for value in seconds)
+        bits = "equal" if is_equal else "DIFFERENT"
+        print(f"{CHECK_DEPTH} blocks as wide as depth {depth}'s and the head, {num_rows} rows: {alone}, overlapping "
+              f"{together}, bits {bits}")  # fmt: skip
+        is_good = is_good and is_equal
+    return 0 if is_good else 1
+
+
+def narrowed(depth: int, *, head_width: int = 64, heads_per_key: int = 1) -> ModelConfig:
+    """The shape of a depth with CHECK_DEPTH blocks."""
+    config = model_config("modern", depth=depth, vocab_size=32_768, context=2048, head_width=head_width)
+    return replace(config, depth=CHECK_DEPTH, num_kv_heads=config.num_heads // heads_per_key)
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """A decoder, rows in the middle of their texts whose pages are in no order, and two stores of the same keys."""
+
+    decoder: GPTDecoder
+    rows: StepRows
+    stores: tuple[PageStore, PageStore]
+    trash: list[int]
+    scale: float
+
+    @classmethod
+    def drawn(cls, config: ModelConfig, num_rows: int, device: torch.device) -> "OneStep":
+        """All at random, in bfloat16."""
+        dtype, generator = torch.bfloat16, torch.Generator(device).manual_seed(0)
+        decoder = GPTDecoder.of(filled_model(config, device), device=device, dtype=dtype)
+        groups, num_pages = page_groups(config, config.context), num_rows * config.context // PAGE
+        sizes = [num_pages] * len(groups)
+        one, other = (PageStore(config, groups, sizes, dtype=dtype, device=device, has_spare=True) for _ in range(2))
+        for block, same in zip(one.blocks, other.blocks, strict=True):
+            same.copy_(block.normal_(generator=generator))
+
+        def drawn(end: int) -> Tensor:
+            return torch.randint(0, end, (num_rows,), generator=generator, device=device)
+
+        tables = [torch.randperm(num_pages, generator=generator, device=device).view(num_rows, -1) for _ in groups]
+        running = torch.ones(num_rows, dtype=torch.int64, device=device)
+        rows = StepRows(drawn(config.vocab_size), drawn(config.vocab_size), drawn(config.context), running, tables)
+        return cls(decoder, rows, (one, other), sizes, config.qk_scale**2 * config.head_width**-0.5)
+
+
 def apart(config: ModelConfig, num_rows: int, device: torch.device) -> float:
     """The largest difference between the step kernels' logits and PyTorch's, of the largest logit; bfloat16."""
-    dtype, generator = torch.bfloat16, torch.Generator(device).manual_seed(0)
-    decoder = GPTDecoder.of(filled_model(config, device), device=device, dtype=dtype)
-    groups, most_pages = page_groups(config, config.context), config.context // PAGE
-    num_pages = [num_rows * most_pages] * len(groups)
-    stores = [
-        PageStore(config, groups, num_pages, dtype=dtype, device=device, has_spare=True) for _ in range(2)
-    ]
-    for one, other in zip(*(store.blocks for store in stores), strict=True):
-        other.copy_(one.normal_(generator=generator))
-
-    def drawn(end: int) -> Tensor:
-        return torch.randint(0, end, (num_rows,), generator=generator, device=device)
-
-    tables = [
-        torch.randperm(num_rows * most_pages, generator=generator, device=device).view(num_rows, -1) for _ in groups
-    ]
-    rows = StepRows(drawn(config.vocab_size), drawn(config.vocab_size), drawn(config.context),
-                    torch.ones(num_rows, dtype=torch.int64, device=device), tables)  # fmt: skip
-    scale = config.qk_scale**2 * config.head_width**-0.5
+    step = OneStep.drawn(config, num_rows, device)
+    rows, context = step.rows, config.context
     with torch.inference_mode():
         attention = FixedAttention(
-            stores[0], tables, num_pages, rows.position, rows.running > 0, context=config.context, scale=scale,
-            wide=dtype,
+            step.stores[0], rows.tables, step.trash, rows.position, rows.running > 0, context=context,
+            scale=step.scale, wide=step.decoder.dtype,
         )  # fmt: skip
         wanted = torch.arange(num_rows, device=device)
-        expected = decoder.logits(Batch(rows.token, rows.before, rows.position, wanted, attention))
-        fused = FusedDecoder(decoder, stores[1], trash=num_pages, scale=scale)
-        found = fused.logits(rows, context=config.context)
+        expected = step.decoder.logits(Batch(rows.token, rows.before, rows.position, wanted, attention))
+        fused = FusedDecoder(step.decoder, step.stores[1], trash=step.trash, scale=step.scale)
+        found = fused.logits(rows, context=context)
         return float((found - expected).abs().max() / expected.abs().max())
 
 
@@ -154,9 +207,11 @@ def timed_product(num_rows: int, depth: int, columns: int, blocks: Blocks) -> Ti
     x = torch.randn((num_rows, depth), dtype=dtype, device=device)
     out = torch.empty((num_rows, columns), dtype=dtype, device=device)
 
+    options = launch_options(False)
+
     def all_copies() -> None:
         for weight in weights:
-            small_product(x, weight, out, ending="store", norm_eps=1e-6, blocks=blocks)
+            small_product(x, weight, out, ending="store", options=options, norm_eps=1e-6, blocks=blocks)
 
     return Timed(blocks, timed_graph(all_copies) / count)
 
@@ -194,4 +249,4 @@ def kernel_table(names: Sequence[str], spans_us: Sequence[float], num_steps: int
 
 
 if __name__ == "__main__":
-    sys.exit(check())
+    sys.exit({"check": check, "overlap": overlap}[sys.argv[1]]())
