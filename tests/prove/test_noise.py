@@ -1,5 +1,6 @@
 """The machine's signals: read from made-up and real machines, and judged from recorded ones."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from intone.prove import noise
-from intone.prove.noise import Disturbance, Signals, Watch, disturbances, summary
+from intone.prove.noise import Disturbance, Signals, Watch, disturbances, most_lost, summary
 from intone.system import allowed_cpus
 
 # recorded on two cores while one thread trained for half a second: before and after, nobody else at work
@@ -64,6 +65,20 @@ def test_a_gpus_clock_is_compared_between_the_ends_of_blocks_where_it_was_at_wor
 
     assert kinds(block(300.0, 1980.0), block(1100.0, 1965.0)) == []
     assert kinds(block(300.0, 1980.0), block(1980.0, 1500.0)) == ["GPU clock"]
+
+
+def test_a_gpu_that_is_slower_under_one_sides_load_disturbs_nothing_as_long_as_it_is_steady():
+    def block(mhz):
+        return QUIET[0], replace(QUIET[1], gpu_mhz=mhz, gpu_throttled=mhz < 1900)
+
+    blocks = [block(1980.0), block(1500.0), block(1520.0), block(1970.0)]
+    assert disturbances(blocks, 2, ["light", "heavy", "heavy", "light"]) == []
+    (found,) = disturbances(blocks, 2, ["light", "heavy", "light", "heavy"])
+    assert found.words == "the GPU's clock moved by 31%"
+    steady, moved = [blocks[1], blocks[2]], [blocks[0], blocks[1]]
+    others = -math.log1p(-0.02)  # as recorded: other programs had a hundredth of a second in half a one
+    assert most_lost(steady, [blocks[0], blocks[3]]) == pytest.approx(math.log(1520 / 1500) + others)
+    assert most_lost(moved, [blocks[0], blocks[3]]) == pytest.approx(math.log(1980 / 1500) + others)
 
 
 def test_a_drift_between_the_blocks_of_a_round_is_seen():

@@ -288,7 +288,8 @@ class Session:
                     raise LiveFailed(Outcome("error", None, f"{side.name} answered {work!r} for {side.unit}"))
                 seconds = answer["seconds"]
                 blocks.append(Block(side.name, self.num_replicates, number, work, seconds, answer, before, after))
-        found = disturbances([(block.before, block.after) for block in blocks], watch.num_cpus)
+        looks = [(block.before, block.after) for block in blocks]
+        found = disturbances(looks, watch.num_cpus, [block.side for block in blocks])
         self.rounds.append(Round(self.num_replicates, tuple(blocks), tuple(found)))
         return not found
 
@@ -335,7 +336,8 @@ class Session:
             if found.ratio is not None:
                 parts.append(f"{side.name} {found.span} {found.verdict}")
         num_disturbed = sum(bool(entry.disturbed) for entry in self.rounds)
-        aside = f", {num_disturbed} of {len(self.rounds)} rounds disturbed" if num_disturbed else ""
+        what = summary([entry.disturbed for entry in self.rounds])
+        aside = f", {num_disturbed} of {len(self.rounds)} rounds disturbed: {what}" if num_disturbed else ""
         pairs = f"{len(self.rounds)} pairs" if len(self.rounds) > 1 else "1 pair"
         against = f"against {self.sides[0].name}: " if parts else "nothing was measured"
         left = "" if left_s is None else f"; at most {human_duration(left_s)} left"

@@ -170,8 +170,14 @@ def gpu_clock() -> tuple[float | None, bool | None]:
 # --- what they mean -------------------------------------------------------------------------------------------------
 
 
-def disturbances(blocks: Sequence[tuple[Signals, Signals]], num_cpus: int) -> list[Disturbance]:
-    """What interfered with a round, from the signals before and after each of its blocks."""
+def disturbances(
+    blocks: Sequence[tuple[Signals, Signals]], num_cpus: int, sides: Sequence[str] | None = None
+) -> list[Disturbance]:
+    """What interfered with a round, from the signals before and after each of its blocks.
+
+    sides: whose blocks they are, None: of one and the same. A GPU lowers its clock by itself where a program gives it
+    much to do, and says so; that belongs to the program. Only clocks of blocks of the same side are compared.
+    """
     found: list[Disturbance] = []
 
     def check(kind: str, value: float | None, limit: float, words: str) -> None:
@@ -206,11 +212,14 @@ def disturbances(blocks: Sequence[tuple[Signals, Signals]], num_cpus: int) -> li
     if all(look.mhz is not None for look in looks):
         clock = spread([look.mhz or 0.0 for look in looks])
         check("clock", clock, CLOCK_SHARE, f"the processor's clock moved by {100 * clock:.0f}%")
-    ends = [after for _, after in blocks]  # between blocks a GPU rests
-    if all(look.gpu_mhz is not None for look in ends):
-        clock = spread([look.gpu_mhz or 0.0 for look in ends])
-        check("GPU clock", clock, CLOCK_SHARE, f"the GPU's clock moved by {100 * clock:.0f}%")
-    check("GPU heat", float(any(look.gpu_throttled for look in ends)), 0.5, "the GPU slowed down by heat or power")
+    names = sides or [""] * len(blocks)
+    clocks = [gpu_spread([pair for pair, name in zip(blocks, names, strict=True) if name == side]) for side in names]
+    known = [clock for clock in clocks if clock is not None]
+    clock = max(known, default=0.0)
+    check("GPU clock", clock, CLOCK_SHARE, f"the GPU's clock moved by {100 * clock:.0f}%")
+    if len(known) < len(clocks):
+        is_slow = any(after.gpu_throttled for _, after in blocks)
+        check("GPU heat", float(is_slow), 0.5, "the GPU slowed down by heat or power")
     return found
 
 
@@ -219,7 +228,7 @@ def most_lost(blocks: Sequence[tuple[Signals, Signals]], others: Sequence[tuple[
 
     Every second of a processor that the host or other programs took, or that was waited for, counts as one in which
     all threads stood still; and the processor may have been at its slowest here, at its fastest there. None: it was
-    slowed down by heat, which no signal bounds.
+    slowed down by heat, which no signal bounds. A GPU's clock is compared within each side, as by disturbances().
     """
     elapsed_s = lost_s = 0.0
     for before, after in blocks:
@@ -228,12 +237,20 @@ def most_lost(blocks: Sequence[tuple[Signals, Signals]], others: Sequence[tuple[
         lost_s += max(0.0, _grown(before.used_s, after.used_s) - (after.own_s - before.own_s))
         lost_s += _grown(before.quota_wait_s, after.quota_wait_s) + _grown(before.memory_wait_s, after.memory_wait_s)
     looks = [look for pair in (*blocks, *others) for look in pair]
-    if any(look.gpu_throttled for look in looks) or _grown(looks[0].throttled, looks[-1].throttled):
+    if _grown(looks[0].throttled, looks[-1].throttled):
         return None
     clock = spread([look.calibration_s for look in looks])
-    if all(look.gpu_mhz is not None for look in looks):
-        clock = max(clock, spread([after.gpu_mhz or 0.0 for _, after in (*blocks, *others)]))
+    gpu = [gpu_spread(blocks), gpu_spread(others)]
+    if None in gpu and any(look.gpu_throttled for look in looks):
+        return None
+    clock = max([clock, *(moved for moved in gpu if moved is not None)])
     return math.log1p(clock) - math.log1p(-min(lost_s / elapsed_s, MOST_LOST))
+
+
+def gpu_spread(blocks: Sequence[tuple[Signals, Signals]]) -> float | None:
+    """How much the GPU's clock moved between the ends of one side's blocks: between blocks it rests. None: unknown."""
+    clocks = [after.gpu_mhz for _, after in blocks]
+    return None if None in clocks else spread([clock for clock in clocks if clock is not None])
 
 
 def _grown(before: float | None, after: float | None) -> float:
