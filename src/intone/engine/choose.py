@@ -128,7 +128,7 @@ def step_kernels_of(
     else:
         obstacle = fused_obstacle(decoder, device)
     if obstacle is None:
-        return "triton", "as asked" if asked == "triton" else "six launches a block for up to 16 rows, not 45"
+        return "triton", "as asked" if asked == "triton" else "five launches a block for up to 16 rows, not 45"
     if asked == "triton":
         raise UserError(f"step_kernels triton cannot be had: {obstacle}", value="triton", fix="use step_kernels auto")
     return "torch", obstacle

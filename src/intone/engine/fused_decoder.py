@@ -99,7 +99,7 @@ class Sum:
 
 
 class FusedDecoder:
-    """The logits of GPTDecoder with FixedAttention, up to rounding, in six kernels a block for up to FEW_ROWS rows.
+    """The logits of GPTDecoder with FixedAttention, up to rounding, in five kernels a block for up to FEW_ROWS rows.
 
     Reads the decoder's own weights, where they are at the call. The stream is read in the weights' dtype, so where that
     is float16 it must stay below 65,504: beyond, logits are not finite.
@@ -122,6 +122,8 @@ class FusedDecoder:
             units = torch.cuda.get_device_properties(store.device).multi_processor_count if is_cuda else UNITS_UNKNOWN
         self._units = units
         self._options = launch_options(overlaps)
+        # of rows and heads, for as many as are ever split
+        self._arrived = torch.zeros(PROGRAMS_PER_UNIT * units, dtype=torch.int32, device=store.device)
 
     def logits(self, rows: StepRows, *, context: int) -> Tensor:
         """The logits (B, V) float32 of every row's next token; keys and values go to the rows' pages.
@@ -210,6 +212,7 @@ class FusedDecoder:
         reach, table = store.groups[group].reach, rows.tables[group]
         most_pages = -(-context // PAGE) if reach is None else min(-(-context // PAGE), reach // PAGE + 2)
         splits = self._splits(count * heads, most_pages)
+        assert splits == 1 or count * heads <= len(self._arrived), "more programs than are split"
         out = found.new_empty((count, heads * width))
         parts = bounds = out
         if splits > 1:
@@ -218,15 +221,11 @@ class FusedDecoder:
         values = found if value is None or matrices.values is None else matrices.values[:, value]
         self._kernels.attention_kernel[(count, heads, splits)](
             found, matrices.cos, matrices.sin, rows.position, rows.running, table, store.blocks[index], values,
-            rows.token, out, parts, bounds, found.shape[1], table.stride(0), values.stride(0),
+            rows.token, out, parts, bounds, self._arrived, found.shape[1], table.stride(0), values.stride(0),
             EVERYTHING if reach is None else reach, self._trash[group], self._scale, config.norm_eps,
             HEADS=heads, KV_HEADS=config.num_kv_heads, WIDTH=width, PAGE=PAGE, SPLITS=splits, GATED=value is not None,
             num_warps=max(4, width // 16), **self._options,
         )  # fmt: skip
-        if splits > 1:
-            self._kernels.merge_kernel[(count * heads,)](
-                parts, bounds, out, WIDTH=width, SPLITS=splits, **self._options
-            )
         return out
 
     def _splits(self, num_programs: int, most_pages: int) -> int:

@@ -146,7 +146,7 @@ def ending_kernel(
 
 @triton.jit
 def attention_kernel(
-    found, cos, sin, position, running, table, stored, values, token, out, parts, bounds,
+    found, cos, sin, position, running, table, stored, values, token, out, parts, bounds, arrived,
     found_width, table_width, values_width, reach, trash, scale, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
     GATED: tl.constexpr, OVERLAPS: tl.constexpr,
@@ -157,8 +157,9 @@ def attention_kernel(
     table (rows, table_width): pages. stored: one block's (pages * PAGE, 2, KV_HEADS, WIDTH). values: this block's
     embeddings of tokens, values_width apart. A split reads whole pages, so splits without a page stop at once; that
     which has the row's own page writes the new key and value, which nobody reads here: they are in its registers.
-    SPLITS 1: out (rows, HEADS * WIDTH) is the end. Else parts (rows, HEADS, SPLITS, WIDTH) and bounds (2, rows,
-    HEADS, SPLITS), the largest score and the sum, wait for merge_kernel.
+    out (rows, HEADS * WIDTH). Where there are SPLITS, parts (rows, HEADS, SPLITS, WIDTH) and bounds (2, rows, HEADS,
+    SPLITS), the largest score and the sum, are left for the split that comes last, which arrived (rows * HEADS) int32
+    tells, all zeros before and after: it merges them in their own order, so no number depends on who it was.
     Every place of a page keeps a softmax of its own; they meet at the end, so no turn waits for a reduction.
     """
     _begun(OVERLAPS)
@@ -222,25 +223,18 @@ def attention_kernel(
     if SPLITS == 1:
         tl.store(out + at_head * WIDTH + c, y_all / total_all)
     else:
-        at_split = at_head * SPLITS + split
-        tl.store(parts + at_split * WIDTH + c, y_all)
-        tl.store(bounds + at_split, most)
-        tl.store(bounds + tl.num_programs(0) * HEADS * SPLITS + at_split, total_all)
-
-
-@triton.jit
-def merge_kernel(parts, bounds, out, WIDTH: tl.constexpr, SPLITS: tl.constexpr, OVERLAPS: tl.constexpr):
-    """A program per row and head: the splits of attention_kernel become one."""
-    _begun(OVERLAPS)
-    at_head = tl.program_id(0)
-    split = tl.arange(0, SPLITS)
-    c = tl.arange(0, WIDTH)
-    largest = tl.load(bounds + at_head * SPLITS + split)
-    total = tl.load(bounds + tl.num_programs(0) * SPLITS + at_head * SPLITS + split)
-    y = tl.load(parts + (at_head * SPLITS + split)[:, None] * WIDTH + c[None, :])
-    weight = tl.exp2(largest - tl.max(largest, 0))
-    y_all = tl.sum(y * weight[:, None], 0) / tl.sum(total * weight, 0)
-    tl.store(out + at_head * WIDTH + c, y_all)
+        sums = bounds + tl.num_programs(0) * HEADS * SPLITS
+        tl.store(parts + (at_head * SPLITS + split) * WIDTH + c, y_all)
+        tl.store(bounds + at_head * SPLITS + split, most)
+        tl.store(sums + at_head * SPLITS + split, total_all)
+        tl.debug_barrier()  # all threads have written before one of them counts, which others then see
+        if tl.atomic_add(arrived + at_head, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+            tl.store(arrived + at_head, 0)
+            each = at_head * SPLITS + tl.arange(0, SPLITS)
+            mosts = tl.load(bounds + each)
+            weight = tl.exp2(mosts - tl.max(mosts, 0))
+            whole = tl.sum(tl.load(parts + each[:, None] * WIDTH + c[None, :]) * weight[:, None], 0)
+            tl.store(out + at_head * WIDTH + c, whole / tl.sum(tl.load(sums + each) * weight, 0))
 
 
 @triton.jit

@@ -4,6 +4,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,17 @@ def decode(bench: Bench) -> None:
                 continue
             if depth not in models:
                 models = {depth: make_model(depth, device, is_tiny=bench.is_tiny)}
-            one_batch(bench, *models[depth], rows, name, measure_idle=wants_idle, has_kernels=has_kernels,
-                      has_eager=has_eager)  # fmt: skip
+            measured = partial(
+                one_batch, bench, *models[depth], rows, name, measure_idle=wants_idle, has_eager=has_eager
+            )
+            try:
+                measured(has_kernels=has_kernels)
+            except UserError as error:
+                if not has_kernels:
+                    raise
+                say(f"THE STEP KERNELS FAIL, the rest is PyTorch's: {error}")
+                has_kernels = False
+                measured(has_kernels=False)
         if has_kernels and bench.may("cuts of products", "decode.products.rule_over_best", seconds=CASE_S):
             tune_products(bench)
     if device.type != "cuda":

@@ -218,8 +218,8 @@ def timed_product(num_rows: int, depth: int, columns: int, blocks: Blocks) -> Ti
 
 def timed_graph(work: Callable[[], None]) -> float:
     """Seconds of what a captured call of work takes, the median of REPEATS."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
+    torch.cuda.synchronize()  # what is being drawn must be there before another stream reads it
+    with torch.cuda.stream(torch.cuda.Stream()):
         work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
