@@ -286,7 +286,8 @@ def small_product(
         return
     # tensor cores multiply float32 as TF32, and the interpreter computes products of bfloat16 wrongly
     widens = weight.dtype == torch.float32 or is_interpreted()
-    step_kernels.few_rows_kernel[grid](*given, num_rows, **cuts, WIDENS=widens)
+    slices = min(cut.num_warps, max(1, cut.depth // 16))  # 16: the least depth that the tensor cores take
+    step_kernels.few_rows_kernel[grid](*given, num_rows, **cuts, WIDENS=widens, SLICES=slices)
 
 
 def launch_options(overlaps: bool) -> dict[str, bool]:

@@ -86,29 +86,35 @@ def one_row_kernel(
 def few_rows_kernel(
     x, weight, out, stream, base, keep, s0, s1, eps, cap, N, rows,
     K: tl.constexpr, NORM: tl.constexpr, ENDING: tl.constexpr, KEEPS: tl.constexpr, WIDENS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAPS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
-    """The same for x (rows, K), at most PAD rows, on the tensor cores. WIDENS: the products are float32's."""
+    """The same for x (rows, K), at most PAD rows, on the tensor cores. WIDENS: the products are float32's.
+
+    A turn's depth is cut into SLICES, one for each warp: sums of a warp wait for one another, so one warp that has all
+    of the depth would be slower than the memory.
+    """
     _begun(OVERLAPS)
     begin = tl.program_id(0) * BLOCK_N
     n = tl.arange(0, BLOCK_N)
     m = tl.arange(0, PAD)
-    k = tl.arange(0, BLOCK_K)
+    each: tl.constexpr = BLOCK_K // SLICES
+    k = tl.arange(0, SLICES)[:, None] * each + tl.arange(0, each)[None, :]
     own = weight + begin.to(tl.int64) * K
-    total = tl.zeros((PAD, BLOCK_N), tl.float32)
-    square = tl.zeros((PAD, BLOCK_K), tl.float32)
+    total = tl.zeros((SLICES, PAD, BLOCK_N), tl.float32)
+    square = tl.zeros((SLICES, PAD, each), tl.float32)
     for start in range(0, K, BLOCK_K):
         at_k = start + k
-        a = tl.load(x + m[:, None] * K + at_k[None, :], mask=(m < rows)[:, None] & (at_k < K)[None, :], other=0.0)
-        here = (begin + n < N)[None, :] & (at_k < K)[:, None]
-        w = tl.load(own + n[None, :] * K + at_k[:, None], mask=here, other=0.0)
+        here = (m < rows)[None, :, None] & (at_k < K)[:, None, :]
+        a = tl.load(x + m[None, :, None] * K + at_k[:, None, :], mask=here, other=0.0)
+        here = (begin + n < N)[None, None, :] & (at_k < K)[:, :, None]
+        w = tl.load(own + n[None, None, :] * K + at_k[:, :, None], mask=here, other=0.0)
         wide = a.to(tl.float32)
         if NORM:
             square += wide * wide
         total = tl.dot(wide, w.to(tl.float32), total, input_precision="ieee") if WIDENS else tl.dot(a, w, total)
-    y = total
+    y = tl.sum(total, 0)
     if NORM:
-        y *= tl.rsqrt(tl.sum(square, 1) / K + eps)[:, None]
+        y *= tl.rsqrt(tl.sum(tl.sum(square, 2), 0) / K + eps)[:, None]
     inside = (m < rows)[:, None] & (begin + n < N)[None, :]
     at = m[:, None] * N + (begin + n)[None, :]
     y = _finished(y, at, inside, stream, base, keep, s0, s1, cap, ENDING, KEEPS)
