@@ -28,8 +28,9 @@ CHILD_S = 60.0  # guess: three times what some forty kernels take to compile
 CHECKED = ((64, 1, 1), (64, 1, 8), (64, 1, 64), (128, 2, 1), (128, 2, 8))
 OVERLAPPED = ((12, 1), (24, 1), (12, 8), (12, 64))  # depth and rows
 CHECK_DEPTH = 4  # three blocks with a window, two that gate
-# of the largest logit. bfloat16 has 8 bits, and both sides round at other places
-ALLOWED = 0.04
+# of the largest logit. PyTorch's bfloat16 logits are 0.4 % from its float32 ones (measured on a CPU), and both sides
+# round at other places
+ALLOWED = 0.02
 # depth and columns of the products of a block, and of the head, at depths 12 and 24
 PRODUCTS = ((768, 2304), (768, 3072), (3072, 768), (1536, 4608), (1536, 6144), (6144, 1536), (1536, 32_768))
 # cuts to compare with the rule's: columns, depth, warps, turns in flight
