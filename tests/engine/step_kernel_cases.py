@@ -14,6 +14,7 @@ from intone.engine.engine import Engine
 from intone.engine.fixed import FixedAttention, FixedSteps, Shape
 from intone.engine.fused_decoder import LOGITS_BLOCK, FusedDecoder, StepRows, launch_options, small_product
 from intone.engine.kv import PageStore, page_groups
+from intone.engine.naive import generate_naive
 from intone.engine.pages import PAGE
 from intone.engine.requests import Request
 from intone.errors import UserError
@@ -150,8 +151,8 @@ def test_an_engine_says_the_same_texts_with_them(random_model, byte_tokenizer):
     for step_kernels in ("torch", "triton"):
         options = {"kernels": "torch", "steps": "captured", "step_kernels": step_kernels}
         with Engine(model, byte_tokenizer, **options) as engine:
-            assert engine.settings["step_kernels"] == (step_kernels, "as asked")
             found.append([samples[0].ids for samples in engine.generate(asked)])
+            assert engine.settings["step_kernels"] == (step_kernels, "as asked")
             assert engine._worker._ahead._steps._num_launched
     assert found[0] == found[1]
 
@@ -206,3 +207,22 @@ def test_the_likeliest_tokens_and_what_follows_are_those_of_pytorch(random_model
     assert torch.equal(state, expected) and torch.equal(out[2], expected_out[2])
     assert torch.equal(out[0, usable], expected_out[0, usable])
     assert state[4].tolist() == [1, 1, 0, 0, 1, 0, 1, 0, 0, 0, 1, 1, 1]
+
+
+def test_an_engine_whose_kernels_fail_goes_on_with_pytorchs_and_says_so(random_model, byte_tokenizer, monkeypatch):
+    model = random_model(vocab_size=265, depth=1, scale=0.2, context=2 * PAGE, dtype=torch.float32)
+    asked = [Request([7] * 5, max_tokens=7, temperature=0), Request([3, 4], max_tokens=5, temperature=0)]
+    expected, calls = [generate_naive(model, request.prompt, max_tokens=7).ids for request in asked], []
+
+    def failing(fused, rows, *, context):
+        calls.append(len(rows.token))
+        if len(calls) == 2:
+            raise ValueError("out of resource\nmore words")
+        return logits(fused, rows, context=context)
+
+    logits = FusedDecoder.logits
+    monkeypatch.setattr(FusedDecoder, "logits", failing)
+    with Engine(model, byte_tokenizer, kernels="torch", steps="captured", step_kernels="triton") as engine:
+        assert [samples[0].ids for samples in engine.generate(asked)] == [expected[0], expected[1][:5]]
+        assert engine.settings["step_kernels"] == ("torch", "ours failed here: out of resource")
+        assert len(calls) == 2 and engine._worker._ahead._steps._num_launched > 3

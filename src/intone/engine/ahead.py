@@ -59,6 +59,10 @@ class Ahead:
         """The weights are others: steps that were captured with the old ones are captured anew."""
         self._steps.forget()
 
+    def leave_kernels(self) -> bool:
+        """After a failure: PyTorch computes steps from here on -> False where it did that already."""
+        return self._steps.leave_kernels()
+
     def use_buckets(self, buckets: Sequence[int]) -> None:
         """Other lengths to make steps for; what was captured stays for when its length comes again."""
         self._steps.buckets = tuple(buckets)

@@ -150,6 +150,18 @@ class FixedSteps:
         assert not self._ahead, "a step still runs"
         self._steps.clear()
 
+    def leave_kernels(self) -> bool:
+        """After a failure of our step kernels: drops them and what is in flight, so that PyTorch computes what follows.
+
+        False, and nothing changed: PyTorch computed already.
+        """
+        if self._fused is None:
+            return False
+        self._fused = None
+        self._ahead = 0
+        self._steps.clear()
+        return True
+
     @property
     def num_ahead(self) -> int:
         """Steps whose results were not read."""

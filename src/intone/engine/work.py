@@ -218,12 +218,16 @@ class Worker:
         """Whether steps ran by themselves. Where a device cannot do that, the engine goes on step by step."""
         try:
             return ahead.run()
-        except RuntimeError as error:
-            if self.runner.device.type == "cpu":
-                raise  # nothing is captured there: it is a fault of ours
+        except Exception as error:  # triton's errors have nothing else in common
             # nothing is lost: tokens that were not read are computed again
+            words = next(iter(str(error).splitlines()), type(error).__name__)
+            if ahead.leave_kernels():
+                self.settled["step_kernels"] = ("torch", f"ours failed here: {words}")
+                return False
+            if self.runner.device.type == "cpu" or not isinstance(error, RuntimeError):
+                raise  # nothing is captured on a CPU: it is a fault of ours
             self._ahead = None
-            self.settled["steps"] = ("eager", f"captured steps failed here: {str(error).splitlines()[0]}")
+            self.settled["steps"] = ("eager", f"captured steps failed here: {words}")
             return False
 
     def _take_ahead(self, row: Row, result: Result) -> None:

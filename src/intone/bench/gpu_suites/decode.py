@@ -109,10 +109,11 @@ def one_batch(
             for side, engine in engines.items():
                 if side != "eager" or turn < EAGER_REPEATS:
                     times[side].append(timed_generation(engine, requests))
-        fast = engines["captured"]
-        how, why = fast.settings["steps"]
-        if how != "captured":
-            raise UserError(f"steps were not captured: {why}", value=how)
+        for side, asked in sides.items():
+            for setting, wanted in asked.items():
+                value, why = engines[side].settings[setting]
+                if value != wanted:
+                    raise UserError(f"{setting} {wanted} became {value}: {why}", value=value)
         for side, words in (("eager", "steps that the host launches one by one"), ("torch", "captured, by PyTorch")):
             if side in times:
                 count = len(times[side])
@@ -126,7 +127,8 @@ def one_batch(
         bench.row(name, statistics.median(rates), "tokens/s", low=rates[0], high=rates[-1], n=REPEATS)
         say_steps(bench, model.config, rows, times)
         if bench.device == "cuda":
-            profiled(bench, fast, requests, times["captured"], depth=model.config.depth, measure_idle=measure_idle)
+            profiled(bench, engines["captured"], requests, times["captured"], depth=model.config.depth,
+                     measure_idle=measure_idle)  # fmt: skip
 
 
 def first_texts(engine: Engine, requests: Sequence[Request]) -> list[list[int]]:
