@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from intone.engine import fixed, sample
+from intone.engine import ahead, fixed, sample
 from intone.engine.engine import Engine
 from intone.engine.kv import PageStore, page_groups
 from intone.engine.naive import generate_naive
@@ -20,9 +20,11 @@ def model(random_model):
     return random_model(vocab_size=265, depth=3, scale=0.2, context=4 * PAGE, window=70, heads_per_key=3)
 
 
-@pytest.fixture
-def small_sizes(monkeypatch):
-    """Sizes between which these tests move: of rows 1, 2, 3, 5 and 8, of tokens seen 64, 128 and all."""
+@pytest.fixture(params=[0.0, 10.0], ids=["single", "lumps"])
+def small_sizes(request, monkeypatch):
+    """Sizes between which these tests move: of rows 1, 2, 3, 5 and 8, of tokens seen 64, 128 and all; steps that are
+    launched one by one, and as many in a lump as there is room for."""
+    monkeypatch.setattr(ahead, "LUMP_S", request.param)
     monkeypatch.setattr(fixed, "ROWS", (1, 2, 3, 5, 8))
     monkeypatch.setattr(fixed, "CONTEXTS", (PAGE, 2 * PAGE))
 
@@ -53,8 +55,8 @@ def both(model, tokenizer, asked, **options):
         sizes = {"num_guesses": 0, "prompt_tokens": PAGE, **options}  # prompts come in parts, beside texts that grow
         with Engine(model, tokenizer, kernels="torch", steps=steps, **sizes) as engine:
             found.append(answers(engine, asked))
-            ahead = engine._worker._ahead
-    return *found, ahead._steps._num_launched
+            desk = engine._worker._ahead
+    return *found, desk._steps._num_launched
 
 
 # a third of the texts at temperature 1 are greedy, and in one slot each of them is alone: that is not done twice
@@ -190,3 +192,19 @@ def test_keys_may_be_read_narrower_than_queries_are_computed(random_model):
         found.append(attention(0, q, kv.bfloat16()))
     assert found[0].dtype == found[1].dtype == torch.float32
     torch.testing.assert_close(found[1], found[0], atol=0.03, rtol=0)  # bfloat16 has 8 bits: 0.4 % of 3
+
+
+@pytest.mark.parametrize(("lump_s", "most"), [(0.0, 2), (10.0, 16)])
+def test_so_many_steps_are_launched_before_their_results_are_read(model, byte_tokenizer, monkeypatch, lump_s, most):
+    monkeypatch.setattr(ahead, "LUMP_S", lump_s)
+    seen = []
+    launch = fixed.FixedSteps.launch
+
+    def counted(steps):
+        launch(steps)
+        seen.append(steps.num_ahead)
+
+    monkeypatch.setattr(fixed.FixedSteps, "launch", counted)
+    with Engine(model, byte_tokenizer, kernels="torch", steps="captured", num_guesses=0) as engine:
+        engine.generate([Request([3, 4], max_tokens=60, temperature=0.0)])
+    assert max(seen) == most and len(seen) == 59

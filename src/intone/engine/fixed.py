@@ -53,7 +53,7 @@ class FixedSteps:
     """
 
     def __init__(
-        self, decoder: Decoder, store: PageStore, *, context: int, scale: float, most_rows: int, num_slots: int = 2,
+        self, decoder: Decoder, store: PageStore, *, context: int, scale: float, most_rows: int, num_slots: int = 16,
         buckets: Sequence[int] | None = None, is_fused: bool = False,
     ) -> None:  # fmt: skip
         """buckets: lengths that steps are made for, ascending, besides the whole context; None: CONTEXTS.
@@ -161,6 +161,11 @@ class FixedSteps:
         self._ahead = 0
         self._steps.clear()
         return True
+
+    @property
+    def most_ahead(self) -> int:
+        """Steps that may be launched before one of their results is read."""
+        return len(self._slots)
 
     @property
     def num_ahead(self) -> int:

@@ -18,6 +18,7 @@ from intone.bench.infer_grid import step_bytes
 from intone.config import ModelConfig, model_config
 from intone.data.chat import SPECIALS
 from intone.data.tokenizer import Tokenizer
+from intone.engine.collector import spare_loaded
 from intone.engine.engine import Engine
 from intone.engine.requests import Request
 from intone.errors import UserError
@@ -104,6 +105,7 @@ def one_batch(
         }
         # allocations, first launches and captures
         texts = {side: first_texts(engine, requests) for side, engine in engines.items()}
+        spare_loaded()  # as every process of ours that generates
         times: dict[str, list[float]] = {side: [] for side in engines}
         for turn in range(REPEATS):
             for side, engine in engines.items():
