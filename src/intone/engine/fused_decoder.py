@@ -248,11 +248,12 @@ def blocks_of(num_rows: int, columns: int, depth: int) -> Blocks:
 
     One row: warps lie side by side along the depth, each thread reads 16 bytes of every column: so the row's own
     numbers need no exchange between threads, and all weights of a depth of few turns are on their way at once.
-    More rows: the fewest columns that the tensor cores take, so that there are many programs.
+    More rows: the fewest columns that the tensor cores take where there are few, so that every multiprocessor has some.
     """
     if num_rows > 1:
         wide = columns >= 8192
-        return Blocks(64 if wide else 16, min(128 if wide else 256, max(16, power_of_two(depth))), 4, 4)
+        own = 64 if wide else 16 if columns >= 2048 else 8
+        return Blocks(own, min(128 if wide else 256, max(16, power_of_two(depth))), 4, 4)
     own = 8 if columns >= 8192 else 4 if columns >= 2048 else 2
     turn = next((turn for turn in (2048, 1024, 512) if depth % turn == 0), min(1024, power_of_two(depth)))
     return Blocks(own, turn, max(1, turn // WARP_READS))

@@ -35,7 +35,7 @@ ALLOWED = 0.02
 PRODUCTS = ((768, 2304), (768, 3072), (3072, 768), (1536, 4608), (1536, 6144), (6144, 1536), (1536, 32_768))
 # cuts to compare with the rule's: columns, depth, warps, turns in flight
 ONE_ROW = (Blocks(2, 1024, 4), Blocks(4, 1024, 4), Blocks(8, 1024, 4), Blocks(4, 512, 2), Blocks(4, 2048, 8))
-FEW_ROWS = (Blocks(16, 256, 4, 4), Blocks(16, 512, 8, 3), Blocks(32, 128, 4, 5), Blocks(32, 256, 4, 3))
+FEW_ROWS = (Blocks(8, 256, 4, 4), Blocks(16, 256, 4, 4), Blocks(16, 512, 8, 3), Blocks(32, 128, 4, 5))
 ROTATED_BYTES = 200e6  # of copies of a weight that are read in turn: four times the cache of an H200
 REPEATS = 5
 
