@@ -30,7 +30,7 @@ UNITS_UNKNOWN = 4
 WARP_READS = 256  # numbers of 2 bytes that 32 threads read at once, 16 bytes each
 ENDING_BLOCK = 1024
 LOGITS_BLOCK = 8192
-OVERLAPS = False  # guess: bench.gpu_suites.decode measures what it is worth
+OVERLAPS = False  # not measured: bench.gpu_suites.decode says what it is worth
 EVERYTHING = 1 << 30  # a reach beyond every context
 
 
@@ -66,6 +66,11 @@ def _failure(device: torch.device) -> str | None:
     except Exception as error:  # whatever the driver, the compiler of launchers or triton itself may raise
         return f"triton does not run here: {error}"
     return None
+
+
+def can_overlap(device: torch.device) -> bool:
+    """Whether a kernel may begin before the one before it has ended: NVIDIA's GPUs from compute capability 9.0 on."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def is_interpreted() -> bool:
@@ -107,11 +112,12 @@ class FusedDecoder:
 
     def __init__(
         self, decoder: GPTDecoder, store: PageStore, *, trash: Sequence[int], scale: float, units: int | None = None,
-        overlaps: bool = OVERLAPS,
+        overlaps: bool | None = None,
     ) -> None:  # fmt: skip
         """trash: per group the page that rows write to that do not run. units: multiprocessors; None: the device's.
 
         overlaps: a kernel begins while the one before it ends, and reads weights already; for compute capability 9.0.
+        None: OVERLAPS where that is had.
         """
         from intone.engine import step_kernels
 
@@ -121,7 +127,7 @@ class FusedDecoder:
             is_cuda = store.device.type == "cuda"
             units = torch.cuda.get_device_properties(store.device).multi_processor_count if is_cuda else UNITS_UNKNOWN
         self._units = units
-        self._options = launch_options(overlaps)
+        self._options = launch_options(OVERLAPS and can_overlap(store.device) if overlaps is None else overlaps)
         # of rows and heads, for as many as are ever split
         self._arrived = torch.zeros(PROGRAMS_PER_UNIT * units, dtype=torch.int32, device=store.device)
 

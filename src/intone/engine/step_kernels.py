@@ -174,7 +174,6 @@ def attention_kernel(
     split = tl.program_id(2)
     kv_head = head // (HEADS // KV_HEADS)
     c = tl.arange(0, WIDTH)
-    place = tl.arange(0, PAGE)
     here = tl.load(position + row).to(tl.int32)
     low = tl.maximum(here - reach, 0)
     own_page = here // PAGE
@@ -183,25 +182,30 @@ def attention_kernel(
     last = tl.minimum(first + per_split, own_page + 1)
     is_own = (own_page >= first) & (own_page < last)
 
+    pages = table + row * table_width
+    at = stored + kv_head * WIDTH + c[None, :]
+    # few programs: each page is on its way while the query is turned or the page before it is attended to. Many
+    # programs hide each other's waits, and more of them fit with half the registers
+    if SPLITS > 1:
+        next_seen, next_key, next_value = _page(pages, first, last, at, low, here, KV_HEADS, WIDTH, PAGE)
     new = found + row.to(tl.int64) * found_width
     q = _turned(new + head * WIDTH, cos, sin, here, eps, WIDTH) * (scale * LOG2_E)
     largest = tl.full((PAGE,), FAR, tl.float32)
     total = tl.zeros((PAGE,), tl.float32)
     y = tl.zeros((PAGE, WIDTH), tl.float32)
     for page in range(first, last):
-        at_position = page * PAGE + place
-        seen = (at_position >= low) & (at_position < here)
-        entry = tl.load(table + row * table_width + page) * PAGE + place
-        at = stored + (entry * (2 * KV_HEADS) + kv_head)[:, None] * WIDTH + c[None, :]
-        key = tl.load(at, mask=seen[:, None], other=0.0).to(tl.float32)
-        value = tl.load(at + KV_HEADS * WIDTH, mask=seen[:, None], other=0.0).to(tl.float32)
-        score = tl.where(seen, tl.sum(key * q[None, :], 1), FAR)
+        if SPLITS > 1:
+            seen, key, value = next_seen, next_key, next_value
+            next_seen, next_key, next_value = _page(pages, page + 1, last, at, low, here, KV_HEADS, WIDTH, PAGE)
+        else:
+            seen, key, value = _page(pages, page, last, at, low, here, KV_HEADS, WIDTH, PAGE)
+        score = tl.where(seen, tl.sum(key.to(tl.float32) * q[None, :], 1), FAR)
         before = largest
         largest = tl.maximum(before, score)
         fading = tl.exp2(before - largest)
         share = tl.where(seen, tl.exp2(score - largest), 0.0)
         total = total * fading + share
-        y = y * fading[:, None] + share[:, None] * value
+        y = y * fading[:, None] + share[:, None] * value.to(tl.float32)
 
     # what the row itself adds, rounded as it is stored
     kind = stored.dtype.element_ty
@@ -213,8 +217,7 @@ def attention_kernel(
         value += gate * added.to(tl.float32)
     value = value.to(kind)
     is_writer = is_own & (head % (HEADS // KV_HEADS) == 0)
-    page = tl.load(table + row * table_width + own_page)
-    page = tl.where(tl.load(running + row) != 0, page, trash)
+    page = tl.where(tl.load(running + row) != 0, tl.load(pages + own_page), trash)
     at = stored + ((page * PAGE + here % PAGE) * (2 * KV_HEADS) + kv_head) * WIDTH + c
     tl.store(at, key, mask=is_writer)
     tl.store(at + KV_HEADS * WIDTH, value, mask=is_writer)
@@ -241,6 +244,22 @@ def attention_kernel(
             weight = tl.exp2(mosts - tl.max(mosts, 0))
             whole = tl.sum(tl.load(parts + each[:, None] * WIDTH + c[None, :]) * weight[:, None], 0)
             tl.store(out + at_head * WIDTH + c, whole / tl.sum(tl.load(sums + each) * weight, 0))
+
+
+@triton.jit
+def _page(
+    pages, page, last, at, low, here, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr
+):
+    """Which of a page's places a row sees, of those before its own, and their keys and values (PAGE, WIDTH); zeros for
+    the others, and from page last on."""
+    place = tl.arange(0, PAGE)
+    at_position = page * PAGE + place
+    seen = (at_position >= low) & (at_position < here) & (page < last)
+    entry = tl.load(pages + page, mask=page < last, other=0) * PAGE + place
+    own = at + entry[:, None] * (2 * KV_HEADS * WIDTH)
+    key = tl.load(own, mask=seen[:, None], other=0.0)
+    value = tl.load(own + KV_HEADS * WIDTH, mask=seen[:, None], other=0.0)
+    return seen, key, value
 
 
 @triton.jit
