@@ -46,17 +46,16 @@ def built(monkeypatch):
 @pytest.mark.parametrize(("head_width", "overlaps"), [*((width, False) for width in HEAD_WIDTHS), (64, True)])
 def test_every_kernel_of_a_step_is_built(built, head_width, overlaps):
     config = model_config("modern", depth=4, vocab_size=300, context=256, head_width=head_width)
-    for num_rows in (1, 3, 20):
+    for num_rows in (1, 3, 20) if head_width == 64 else (1,):
         step = OneStep.drawn(config, num_rows, torch.device("cpu"))
         fused = FusedDecoder(step.decoder, step.stores[0], trash=step.trash, scale=1.0, units=132, overlaps=overlaps)
         logits = fused.logits(step.rows, context=256)
         state, stops = torch.zeros((7, num_rows), dtype=torch.int64), torch.zeros((num_rows, 16), dtype=torch.int64)
         out = torch.zeros((3, num_rows), dtype=torch.float64)
         fused.take_likeliest(logits, state, stops, out, (1, 2, 4))
-    assert {name for name, _ in built} == {
-        "embed_kernel", "one_row_kernel", "few_rows_kernel", "attention_kernel", "added_kernel", "ending_kernel",
-        "likeliest_kernel",
-    }  # fmt: skip
+    names = {"embed_kernel", "one_row_kernel", "attention_kernel", "likeliest_kernel"}
+    names |= {"few_rows_kernel", "added_kernel", "ending_kernel"} if head_width == 64 else set()
+    assert {name for name, _ in built} == names
     for (name, _), kernel in built.items():
         assert len(kernel.asm["cubin"]) and kernel.metadata.shared <= MOST_SHARED_BYTES
         assert ("griddepcontrol.wait" in kernel.asm["ptx"]) == overlaps, name

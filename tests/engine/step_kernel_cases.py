@@ -99,14 +99,17 @@ def assert_same(case, **options):
 
 
 @pytest.mark.parametrize(
-    ("preset", "dtype"),
-    [("modern", torch.float32), ("modern", torch.bfloat16), ("modern", torch.float16), ("classic", torch.float32)],
+    ("preset", "dtype", "positions"),
+    [
+        ("modern", torch.float32, [200]), ("modern", torch.float32, [0, 63, 130]), ("modern", torch.bfloat16, [200]),
+        ("modern", torch.bfloat16, [130, 64]), ("modern", torch.float16, [1, 63]), ("classic", torch.float32, [200]),
+        ("classic", torch.float32, [64, 3]),
+    ],
     ids=str,
-)
-def test_logits_and_pages_are_those_of_the_decoder(random_model, preset, dtype):
-    model = random_model(preset, context=CONTEXT, window=70, depth=2)  # of two blocks one has a window, one gates
-    for positions in ([200], [0, 63, 130]):
-        assert_same(make_case(model, positions, dtype=dtype))
+)  # fmt: skip
+def test_logits_and_pages_are_those_of_the_decoder(random_model, preset, dtype, positions):
+    # of two blocks one has a window, one gates
+    assert_same(make_case(random_model(preset, context=CONTEXT, window=70, depth=2), positions, dtype=dtype))
 
 
 def test_rows_at_every_border_of_pages_and_windows(random_model):
