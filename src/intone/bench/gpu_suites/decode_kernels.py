@@ -50,7 +50,8 @@ def kernels_run(bench: Bench) -> bool:
         say("THE STEP KERNELS DO NOT WORK HERE: everything below is PyTorch's")
         return False
     if not child_ends_well("overlap"):
-        say("KERNELS THAT OVERLAP DO NOT WORK HERE: they are off by default")
+        say("KERNELS THAT OVERLAP DO NOT WORK HERE: everything below is PyTorch's")
+        return False
     return True
 
 
