@@ -229,3 +229,25 @@ def test_an_engine_whose_kernels_fail_goes_on_with_pytorchs_and_says_so(random_m
         assert [samples[0].ids for samples in engine.generate(asked)] == [expected[0], expected[1][:5]]
         assert engine.settings["step_kernels"] == ("torch", "ours failed here: out of resource")
         assert len(calls) == 2 and engine._worker._ahead._steps._num_launched > 3
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_kernels_whose_logits_are_not_pytorchs_are_left_before_their_first_token(
+    random_model, byte_tokenizer, monkeypatch, is_wrong
+):
+    logits, calls = FusedDecoder.logits, []
+
+    def planted(fused, rows, *, context):
+        calls.append(len(rows.token))
+        found = logits(fused, rows, context=context)
+        return found.roll(1, dims=1) if is_wrong else found
+
+    monkeypatch.setattr(FusedDecoder, "logits", planted)
+    model = random_model(vocab_size=265, depth=1, scale=0.2, context=2 * PAGE, dtype=torch.float32)
+    request = Request([7] * 5, max_tokens=7, temperature=0)
+    with Engine(model, byte_tokenizer, kernels="torch", steps="captured", step_kernels="triton") as engine:
+        found = engine.generate([request])[0][0].ids
+        value, why = engine.settings["step_kernels"]
+    assert found == generate_naive(model, request.prompt, max_tokens=7).ids
+    assert value == ("torch" if is_wrong else "triton") and ("off PyTorch's" in why) == is_wrong
+    assert len(calls) == (1 if is_wrong else 7)  # the check's, and one for each token behind the first

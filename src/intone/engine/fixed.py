@@ -10,7 +10,7 @@ from torch import Tensor
 
 from intone.engine import sample
 from intone.engine.decoder import Batch, Decoder, GPTDecoder, wide_dtype
-from intone.engine.fused_decoder import FusedDecoder, StepRows
+from intone.engine.fused_decoder import FEW_ROWS, FusedDecoder, StepRows
 from intone.engine.kv import PageStore
 from intone.engine.pages import PAGE
 from intone.engine.rows import Row
@@ -21,6 +21,8 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXTS = (512, 2048)
 MOST_STOPS = 16  # token ids that end a row, on the device; a row with more of them is stepped by the host
 RUNNING, FINITE, DECIDED = 1, 2, 4  # flags of a result
+# how far logits of two ways to compute a step may be apart, relative to their norm: ten times what rounding does
+LOGITS_DIFFER = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class FixedSteps:
         self._slots = [torch.zeros((3, size), dtype=torch.float64, pin_memory=is_cuda) for _ in range(num_slots)]
         self._events = [torch.cuda.Event() if is_cuda else None for _ in range(num_slots)]
         self._steps: dict[Shape, Callable[[], None]] = {}
+        self._checked: set[int] = set()  # ways of our kernels whose logits were compared
         self._pool = torch.cuda.graph_pool_handle() if is_cuda else None
         self._rows: list[Row] = []
         self._versions: list[int] = []
@@ -201,6 +204,7 @@ class FixedSteps:
         def plain() -> None:
             self._step(shape)
 
+        self._check_kernels(shape)
         if self._device.type != "cuda":
             return plain
         begin, count = self._whole.clone(), len(self._rows)
@@ -222,21 +226,40 @@ class FixedSteps:
         self._whole.copy_(begin)
         return graph.replay
 
+    def _check_kernels(self, shape: Shape) -> None:
+        """Raises StepsDiffer where our kernels' logits are not PyTorch's: whatever builds them here may do it wrongly.
+
+        Once for each way to cut the work (fused_decoder.py), before the first step that is taken so.
+        """
+        kind = min(shape.rows, 2) if shape.rows <= FEW_ROWS else shape.rows
+        if self._fused is None or kind in self._checked:
+            return
+        count = len(self._rows)
+        ours, theirs = (self._logits(shape, fused)[:count] for fused in (self._fused, None))
+        bound = LOGITS_DIFFER.get(self._decoder.dtype, LOGITS_DIFFER[torch.bfloat16])
+        far = (ours - theirs).norm(dim=1) / theirs.norm(dim=1).clamp_min(1e-3)
+        worst = float(torch.where(sample.usable(theirs), far, 0.0).max())
+        if not worst <= bound:
+            raise StepsDiffer(f"{shape.rows} rows have logits {worst:.1%} off PyTorch's")
+        self._checked.add(kind)
+
     def _step(self, shape: Shape) -> None:
         """One token of every running row, from its state to its state; without a decision of the host."""
+        self._choose(shape, self._logits(shape, self._fused))
+
+    def _logits(self, shape: Shape, fused: FusedDecoder | None) -> Tensor:
+        """The logits (B, V) of every row's next token, by our kernels or by PyTorch's; keys and values are stored."""
         size = shape.rows
         token, before, position, _, running, _, _ = self._whole[:, :size].unbind()
         tables = [table[:size] for table in self._tables]
-        if self._fused is not None:
-            logits = self._fused.logits(StepRows(token, before, position, running, tables), context=shape.context)
-        else:
-            attention = FixedAttention(
-                self._store, tables, self._trash, position, running > 0, context=shape.context, scale=self._scale,
-                wide=self._wide,
-            )  # fmt: skip
-            wanted = torch.arange(size, device=self._device)
-            logits = self._decoder.logits(Batch(token, before, position, wanted, attention))
-        self._choose(shape, logits)
+        if fused is not None:
+            return fused.logits(StepRows(token, before, position, running, tables), context=shape.context)
+        attention = FixedAttention(
+            self._store, tables, self._trash, position, running > 0, context=shape.context, scale=self._scale,
+            wide=self._wide,
+        )  # fmt: skip
+        wanted = torch.arange(size, device=self._device)
+        return self._decoder.logits(Batch(token, before, position, wanted, attention))
 
     def _choose(self, shape: Shape, logits: Tensor) -> None:
         """The next token of every running row from the logits (B, V), and what follows from it."""
