@@ -90,8 +90,10 @@ def write(root: Path) -> Written:
     )  # fmt: skip
     replace_once(
         root, STEP,
-        "            part, _ = self._model(ids, targets, documents, *more)\n            (part * factor).backward()\n",
-        '            with self._part("forward"):\n'
+        "            with fused_kernels(self._device):\n"
+        "                part, _ = self._model(ids, targets, documents, *more)\n"
+        "            (part * factor).backward()\n",
+        '            with self._part("forward"), fused_kernels(self._device):\n'
         '                part, _ = self._model(ids, targets, documents, *more)\n'
         '            with self._part("backward"):\n                (part * factor).backward()\n',
     )  # fmt: skip
