@@ -22,13 +22,13 @@ SUITES: dict[str, Suite] = {
     "facts": Suite("intone.bench.gpu_suites.facts:facts", 1.5, "bandwidth, products by dtype, attention by backend"),
     "train": Suite("intone.bench.gpu_suites.train:train", 23.0, "base training beside nanochat's", ("nanochat",)),
     "infer": Suite(
-        "intone.bench.gpu_suites.infer:infer", 4.0, "generation beside nanochat's, and bytes per step", ("nanochat",)
+        "intone.bench.gpu_suites.infer:infer", 5.5, "generation beside nanochat's, and bytes per step", ("nanochat",)
     ),
     "casestudy": Suite(
         "intone.bench.gpu_suites.casestudy:casestudy", 9.0, "the case study's SFT and generation, from its start on"
     ),
     "casestudy_base": Suite(
-        "intone.bench.gpu_suites.casestudy:casestudy_base", 5.0, "the case study's base training, likewise"
+        "intone.bench.gpu_suites.casestudy:casestudy_base", 6.0, "the case study's base training, likewise"
     ),
     "optimise": Suite(
         "intone.bench.gpu_suites.optimise:optimise", 6.0, "the case study's start handed to optimise: what it mends"

@@ -63,7 +63,7 @@ def casestudy(bench: Bench) -> None:
     """Rows casestudy.sft, casestudy.inference with those of their parts, and casestudy.gpu_busy."""
     shape = shape_of(bench)
     kit = make_kit(bench, shape)
-    if bench.may("SFT from the start to everything", "casestudy.sft", seconds=150):
+    if bench.may("SFT from the start to everything", "casestudy.sft", seconds=340):
         keep(bench, stage_table(kit, "sft", shape))
     if bench.may("generation from one row without a cache to everything", "casestudy.inference", seconds=90):
         processes, rounds = (None, None) if shape.quick else (PROCESSES, ROUNDS)
@@ -78,7 +78,7 @@ def casestudy(bench: Bench) -> None:
 def casestudy_base(bench: Bench) -> None:
     """Rows casestudy.base and those of its parts."""
     shape = shape_of(bench)
-    if bench.may("base training from the start to everything", "casestudy.base", seconds=150):
+    if bench.may("base training from the start to everything", "casestudy.base", seconds=340):
         keep(bench, stage_table(make_kit(bench, shape), "base", shape))
 
 
