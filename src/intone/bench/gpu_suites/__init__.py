@@ -20,7 +20,7 @@ class Suite(NamedTuple):
 SUITES: dict[str, Suite] = {
     "smoke": Suite("intone.bench.gpu_suites.smoke:smoke", 0.5, "training, resuming, generating: do they work here"),
     "facts": Suite("intone.bench.gpu_suites.facts:facts", 1.5, "bandwidth, products by dtype, attention by backend"),
-    "train": Suite("intone.bench.gpu_suites.train:train", 23.0, "base training beside nanochat's", ("nanochat",)),
+    "train": Suite("intone.bench.gpu_suites.train:train", 17.0, "base training beside nanochat's", ("nanochat",)),
     "infer": Suite(
         "intone.bench.gpu_suites.infer:infer", 5.5, "generation beside nanochat's, and bytes per step", ("nanochat",)
     ),
@@ -33,6 +33,6 @@ SUITES: dict[str, Suite] = {
     "optimise": Suite(
         "intone.bench.gpu_suites.optimise:optimise", 6.0, "the case study's start handed to optimise: what it mends"
     ),
-    "tune": Suite("intone.bench.gpu_suites.tune:tune", 2.3, "the search for a micro-batch beside all sizes"),
+    "tune": Suite("intone.bench.gpu_suites.tune:tune", 3.4, "the search for a micro-batch beside all sizes"),
     "decode": Suite("intone.bench.gpu_suites.decode:decode", 2.7, "the engine's tokens/s by rows, and its idle share"),
 }
